@@ -1,0 +1,1 @@
+"""wustore: the archive format, parallel reader and lossless converter for KBMOD WorkUnits."""

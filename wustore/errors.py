@@ -1,0 +1,150 @@
+"""Every error that wustore raises, in one tree.
+
+::
+
+    WuStoreError                 path, where; message = what, where, expected, found, cure
+     |- FormatError              (ValueError) the data does not follow the format
+     |   |- VersionError         written by a newer wustore than this one can read
+     |   |- IncompleteError      a conversion that has not finished
+     |   `- CorruptError         damaged: truncated, a failed checksum, a missing chunk
+     |- BackendError
+     |   |- UnknownFormatError   (LookupError) no backend knows this path
+     |   `- MissingDependencyError (ImportError) an optional package is needed
+     |- StoreExistsError         (FileExistsError)
+     |- StoreNotFoundError       (FileNotFoundError)
+     |- UsageError               (ValueError) an argument that cannot be meant
+     `- FidelityError            (ValueError) an export that cannot be exact
+
+Every leaf is also the builtin that a caller would catch. Damaged input raises only these,
+`OSError` and `MemoryError`.
+"""
+
+from __future__ import annotations
+
+from os import PathLike, fspath
+from typing import Any
+
+__all__ = [
+    "BackendError",
+    "CorruptError",
+    "FidelityError",
+    "FormatError",
+    "IncompleteError",
+    "MissingDependencyError",
+    "StoreExistsError",
+    "StoreNotFoundError",
+    "UnknownFormatError",
+    "UsageError",
+    "VersionError",
+    "WuStoreError",
+]
+
+
+class WuStoreError(Exception):
+    """Root of all errors of wustore.
+
+    Parameters
+    ----------
+    what
+        What went wrong, as a sentence without a full stop.
+    path
+        The file, directory or URL concerned.
+    where
+        The place inside it: an HDU, array, chunk, header card, row.
+    expected, found
+        What should have been there, and what was.
+    cure
+        What the reader of the message can do about it.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        path: str | PathLike[str] | None = None,
+        where: str | None = None,
+        expected: object = None,
+        found: object = None,
+        cure: str | None = None,
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.path = None if path is None else fspath(path)
+        self.where = where
+        self.expected = expected
+        self.found = found
+        self.cure = cure
+
+    def __str__(self) -> str:
+        text = self.what
+        place = ", ".join(part for part in (self.path, self.where) if part)
+        if place:
+            text += f" [{place}]"
+        if self.expected is not None:
+            text += f"; expected {self.expected}"
+        if self.found is not None:
+            text += f"; found {self.found}"
+        if self.cure:
+            text += f". {self.cure}"
+        return text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # OSError and ImportError subclasses would otherwise be rebuilt from `args` alone, and an error
+        # raised in a worker process would lose its place.
+        return _rebuild, (type(self), self.what, self.path, self.where, self.expected, self.found, self.cure)
+
+
+def _rebuild(
+    kind: type[WuStoreError],
+    what: str,
+    path: str | None,
+    where: str | None,
+    expected: object,
+    found: object,
+    cure: str | None,
+) -> WuStoreError:
+    return kind(what, path=path, where=where, expected=expected, found=found, cure=cure)
+
+
+class FormatError(WuStoreError, ValueError):
+    """The data does not follow the format it claims to have."""
+
+
+class VersionError(FormatError):
+    """The store was written by a newer version than this one can read."""
+
+
+class IncompleteError(FormatError):
+    """The store is a conversion that has not finished."""
+
+
+class CorruptError(FormatError):
+    """The data is damaged: truncated, changed, or with a part missing."""
+
+
+class BackendError(WuStoreError):
+    """No backend, or not this one, can do what was asked."""
+
+
+class UnknownFormatError(BackendError, LookupError):
+    """No backend recognises the path, or several do."""
+
+
+class MissingDependencyError(BackendError, ImportError):
+    """An optional package is needed; the message names the extra that brings it."""
+
+
+class StoreExistsError(WuStoreError, FileExistsError):
+    """The target exists and overwriting was not asked for."""
+
+
+class StoreNotFoundError(WuStoreError, FileNotFoundError):
+    """There is nothing at the path."""
+
+
+class UsageError(WuStoreError, ValueError):
+    """An argument has a value that cannot be meant."""
+
+
+class FidelityError(WuStoreError, ValueError):
+    """An export would not be exact; names the HDU and the first difference."""

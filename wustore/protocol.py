@@ -1,0 +1,232 @@
+"""The contract between wustore and a storage format: what a plug-in has to write.
+
+A format is a `Backend`: it recognises paths, opens a `Reader` and creates a `Writer`. Save, load and
+convert are all `wustore.transfer.copy` from one to the other. A third-party package adds a format by
+naming its `Backend` class in the entry-point group ``wustore.backends`` and proves it with the test
+class `wustore.testing.BackendConformance`.
+
+Rules that every implementation keeps:
+
+- ``open`` and ``meta`` read metadata only, never a pixel.
+- ``read`` and ``image`` touch only the chunks that the request intersects, and give native-endian,
+  C-contiguous arrays that the caller may write to.
+- Damage is an error, never data: `CorruptError` with the place.
+- A reader is immutable and safe to use from several threads; it pickles by address.
+- Nothing appears at the target path before ``commit``; after ``abort`` (or death) the target is as before.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wustore.model import LAYERS, Capsule, Image, Meta
+
+__all__ = ["Backend", "Index", "Reader", "Writer"]
+
+Index = tuple[slice, slice, slice]
+"""Three plain slices (time, y, x) with integer bounds inside the array and step 1."""
+
+
+class Reader(ABC):
+    """An open store: metadata at hand, pixels on request.
+
+    Attributes
+    ----------
+    format
+        The backend's name.
+    path
+        Where the store is, as given; pickling goes by it.
+    """
+
+    format: str
+    path: str
+
+    @property
+    @abstractmethod
+    def meta(self) -> Meta:
+        """Everything but pixels, PSF values and FITS leftovers."""
+
+    @abstractmethod
+    def read(self, layer: str, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Read a box of the padded array of a layer.
+
+        Parameters
+        ----------
+        layer
+            One of `wustore.model.LAYERS`.
+        index
+            Slices (time, y, x) within ``meta.layer_shape(layer)``, step 1.
+        out
+            Array of the box's shape and the layer's dtype to fill, instead of a new one.
+
+        Returns
+        -------
+        ndarray
+            Shape (time, y, x) of the box. Outside the true size of an image, and where an image lacks
+            the layer: NaN for floating dtypes, 0 for integers.
+
+        Raises
+        ------
+        CorruptError
+            Where the stored bytes are damaged or missing.
+        """
+
+    @abstractmethod
+    def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
+        """Read one image in its true shape and source dtypes.
+
+        Parameters
+        ----------
+        i
+            Index of the image, 0 <= i < n_images.
+        layers
+            The layers wanted. Science and variance of the result are empty arrays of shape (0, 0) where
+            they were not asked for; mask and PSF are None.
+        capsule
+            Whether to fill `Image.capsule` (costly for FITS: the bytes are regenerated to prove them).
+        """
+
+    def images(
+        self,
+        indices: Iterable[int] | None = None,
+        layers: Sequence[str] = LAYERS,
+        *,
+        capsule: bool = False,
+        workers: int | None = None,
+    ) -> Iterator[tuple[int, Image]]:
+        """Yield (i, image) in the order of ``indices`` (all by default), reading ahead with ``workers`` threads.
+
+        At most ``workers`` + 1 images are held at a time. The default implementation keeps a bounded window
+        of `image` calls in a thread pool; a backend overrides it where it knows better.
+        """
+        from wustore.transfer import read_ahead
+
+        wanted = range(self.meta.n_images) if indices is None else indices
+        return read_ahead(lambda i: self.image(i, layers, capsule=capsule), wanted, workers)
+
+    @abstractmethod
+    def chunks(self, layer: str) -> tuple[int, int, int]:
+        """Return the shape (time, y, x) of the smallest unit that can be read of this layer."""
+
+    def capsule(self) -> Capsule | None:
+        """Return the FITS leftovers, or None. For a FITS reader this reads and hashes the files once."""
+        return None
+
+    def checksums(self) -> NDArray[np.uint32] | None:
+        """Return the stored CRC-32C of every plane, shape (n_images, 4), or None (`wustore.layout.plane_checksum`)."""
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """Return facts of this store for ``wustore info``: JSON values, keys in the order to show them."""
+        return {}
+
+    def close(self) -> None:  # noqa: B027 - most readers hold nothing open
+        """Release files; reading afterwards is an error."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Writer(ABC):
+    """A store being written, invisible until `commit`."""
+
+    @abstractmethod
+    def write(self, i: int, image: Image) -> None:
+        """Write image ``i``. Each image is written once; any order; calls may come from several threads."""
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Finish: make all bytes durable, then let the store appear at the target path in one step.
+
+        Raises
+        ------
+        IncompleteError
+            Where an image was never written.
+        """
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Drop everything written. Safe to call twice, and after a failed `commit`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.abort()
+
+
+class Backend(ABC):
+    """A storage format.
+
+    Attributes
+    ----------
+    name
+        The format's name, as ``--format`` takes it.
+    suffixes
+        File name endings that mean this format when there is nothing to sniff, longest first.
+    description
+        One line for the help text.
+    """
+
+    name: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    description: ClassVar[str] = ""
+
+    @abstractmethod
+    def sniff(self, path: str) -> bool:
+        """Return whether what is at ``path`` is (or was meant to be) a store of this format, from its content."""
+
+    @abstractmethod
+    def open(self, path: str, **options: Any) -> Reader:
+        """Open an existing store.
+
+        Raises
+        ------
+        StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError
+        """
+
+    @abstractmethod
+    def create(
+        self,
+        path: str,
+        meta: Meta,
+        *,
+        capsule: Capsule | None = None,
+        overwrite: bool = False,
+        **options: Any,
+    ) -> Writer:
+        """Start a new store.
+
+        Parameters
+        ----------
+        path
+            Where it will appear.
+        meta
+            Everything but the pixels.
+        capsule
+            FITS leftovers of the source: a FITS backend regenerates the files from it, any other one keeps it.
+            ``None`` writes none.
+        overwrite
+            Whether an existing store may be replaced (it stays until the new one is whole).
+        options
+            Of the backend (``profile``, ``layout``, …); an unknown one is a `UsageError`.
+
+        Raises
+        ------
+        StoreExistsError
+            Where the target exists and ``overwrite`` is False.
+        """
