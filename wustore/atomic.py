@@ -1,0 +1,188 @@
+"""All or nothing: write beside the target, make it durable, then let it appear in one step.
+
+A `Staging` is a file or directory next to its target, on the same file system. Whatever dies before
+`commit` leaves the target as it was. Overwriting swaps old and new in one step where the system can
+(Linux ``renameat2``, macOS ``renamex_np``); elsewhere the old one is set aside first, and put back if
+the new one cannot take its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import shutil
+import socket
+import sys
+import uuid
+from pathlib import Path
+
+from wustore.errors import StoreExistsError, StoreNotFoundError
+
+__all__ = ["Staging", "partial_path", "sync_tree"]
+
+_MARK = ".wustore-partial"
+_SYNC_WHOLE_FILE_SYSTEM = 64
+"""Above this many files one ``syncfs`` is cheaper than an ``fsync`` each (about 1 ms a file on ext4)."""
+
+
+def partial_path(target: str | os.PathLike[str]) -> Path:
+    """Return where a conversion to ``target`` that can be resumed is kept until it is whole."""
+    path = Path(target)
+    return path.with_name(f".{path.name}{_MARK}")
+
+
+def _swap(a: Path, b: Path) -> bool:
+    """Exchange two directory entries in one step; False where the system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
+    old, new = os.fsencode(a), os.fsencode(b)
+    if sys.platform == "linux" and hasattr(libc, "renameat2"):
+        at_current_directory, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        return bool(libc.renameat2(at_current_directory, old, at_current_directory, new, exchange) == 0)
+    if sys.platform == "darwin" and hasattr(libc, "renamex_np"):
+        return bool(libc.renamex_np(old, new, 2) == 0)  # RENAME_SWAP
+    return False
+
+
+def _sync(path: Path) -> None:
+    if os.name != "posix" and path.is_dir():
+        return  # Windows cannot open a directory
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some file systems (FUSE, network) refuse to sync a directory; there is nothing more to do then.
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise
+    finally:
+        os.close(handle)
+
+
+def sync_tree(path: Path) -> None:
+    """Make a file, or a directory with all below it, durable."""
+    if not path.is_dir():
+        _sync(path)
+        return
+    entries = [Path(root) / name for root, _, names in os.walk(path) for name in names]
+    if len(entries) > _SYNC_WHOLE_FILE_SYSTEM and sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            if hasattr(libc, "syncfs") and libc.syncfs(handle) == 0:
+                return
+        finally:
+            os.close(handle)
+    for entry in entries:
+        _sync(entry)
+    for root, _, _ in os.walk(path, topdown=False):
+        _sync(Path(root))
+
+
+def remove(path: Path) -> None:
+    """Remove a file or directory; nothing happens where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _is_stale(name: str) -> bool:
+    """Return whether a private staging belongs to a process of this machine that is gone."""
+    parts = name.removesuffix(_MARK).rsplit("~", 2)
+    if len(parts) != 3 or not parts[2].split("-")[0].isdigit() or parts[1] != socket.gethostname():
+        return False
+    process = int(parts[2].split("-")[0])
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+class Staging:
+    """A temporary sibling of a target.
+
+    Parameters
+    ----------
+    target
+        The final path. Its directory must exist.
+    overwrite
+        Whether an existing target may be replaced.
+    keep
+        Use the one fixed name of `partial_path`, so that another process can continue or help; such a
+        staging survives `abort` unless asked otherwise. By default the name is private to this object.
+
+    Attributes
+    ----------
+    target, path
+        The final path, and where to write until `commit`. Nothing is created at ``path`` here.
+
+    Raises
+    ------
+    StoreExistsError
+        The target exists and ``overwrite`` is False.
+    StoreNotFoundError
+        The target's directory does not exist.
+    """
+
+    def __init__(self, target: str | os.PathLike[str], *, overwrite: bool = False, keep: bool = False) -> None:
+        self.target = Path(os.path.abspath(target))  # noqa: PTH100 - resolve() would follow a link at the target
+        self.overwrite = overwrite
+        self.keep = keep
+        self._check()
+        if keep:
+            self.path = partial_path(self.target)
+        else:
+            self._remove_stale()
+            token = f"{socket.gethostname()}~{os.getpid()}-{uuid.uuid4().hex[:8]}"
+            self.path = self.target.with_name(f".{self.target.name}~{token}{_MARK}")
+
+    def _check(self) -> None:
+        if os.path.lexists(self.target) and not self.overwrite:
+            raise StoreExistsError(
+                "the target exists already", path=self.target, cure="Choose another name, or allow overwriting."
+            )
+        if not self.target.parent.is_dir():
+            raise StoreNotFoundError(
+                "the target's directory does not exist", path=self.target.parent, cure="Create it first."
+            )
+
+    def _remove_stale(self) -> None:
+        with contextlib.suppress(OSError):
+            for entry in self.target.parent.glob(f".{self.target.name}~*{_MARK}"):
+                if _is_stale(entry.name):
+                    remove(entry)
+
+    def commit(self) -> None:
+        """Make what is at `path` durable and let it take the target's place in one step."""
+        sync_tree(self.path)
+        self._check()
+        if not os.path.lexists(self.target):
+            self.path.rename(self.target)
+        elif not self.path.is_dir() and not self.target.is_dir():
+            self.path.replace(self.target)
+        elif _swap(self.path, self.target):
+            remove(self.path)
+        else:
+            self._replace_in_two_steps()
+        _sync(self.target.parent)
+
+    def _replace_in_two_steps(self) -> None:
+        aside = self.path.with_name(f"{self.path.name}-old")
+        self.target.rename(aside)
+        try:
+            self.path.rename(self.target)
+        except BaseException:
+            aside.rename(self.target)
+            raise
+        remove(aside)
+
+    def abort(self, *, keep: bool | None = None) -> None:
+        """Drop what was written, unless it is to be kept for a resume (default: as constructed)."""
+        if not (self.keep if keep is None else keep):
+            remove(self.path)

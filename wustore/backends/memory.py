@@ -1,0 +1,187 @@
+"""WorkUnits in memory: the simplest backend, and the reader over arrays that are at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wustore.errors import IncompleteError, StoreExistsError, StoreNotFoundError, UsageError
+from wustore.layout import fill_value
+from wustore.model import LAYERS, Capsule, Image, Meta
+from wustore.protocol import Backend, Index, Reader, Writer
+
+__all__ = ["MemoryBackend", "MemoryReader", "padded_box"]
+
+PREFIX = "ram:"
+
+
+@dataclass(frozen=True, eq=False)
+class _Store:
+    meta: Meta
+    images: tuple[Image, ...]
+    capsule: Capsule | None
+
+
+_STORES: dict[str, _Store] = {}
+"""Stores of this process by their path (``ram:`` and a name)."""
+
+_EMPTY = np.empty((0, 0), dtype=np.float32)
+
+
+def padded_box(meta: Meta, layer: str, index: Index, planes: Sequence[NDArray[Any] | None]) -> NDArray[Any]:
+    """Return the box ``index`` of the padded array of a layer, from the true-shape planes of its images.
+
+    Parameters
+    ----------
+    meta
+        Metadata of the WorkUnit.
+    layer
+        One of `wustore.model.LAYERS`.
+    index
+        Slices (time, y, x), step 1.
+    planes
+        The plane of each image that ``index[0]`` names, or None where it has none.
+    """
+    times, rows, columns = index
+    dtype = meta.layer_dtype(layer)
+    box = np.full(
+        (times.stop - times.start, rows.stop - rows.start, columns.stop - columns.start), fill_value(dtype), dtype
+    )
+    for k, plane in enumerate(planes):
+        if plane is not None:
+            part = plane[rows, columns]
+            box[k, : part.shape[0], : part.shape[1]] = part
+    return box
+
+
+class MemoryReader(Reader):
+    """A reader over images in memory.
+
+    Parameters
+    ----------
+    meta
+        Metadata that describes ``images``.
+    images
+        One per time.
+    capsule
+        FITS leftovers, where there are any.
+    path
+        Its ``ram:`` name where it is registered; others cannot be pickled by address.
+    """
+
+    format = "memory"
+
+    def __init__(self, meta: Meta, images: Sequence[Image], capsule: Capsule | None = None, path: str = PREFIX) -> None:
+        self._meta = meta
+        self._images = images
+        self._capsule = capsule
+        self.path = path
+
+    @property
+    def meta(self) -> Meta:
+        """The metadata given."""
+        return self._meta
+
+    def read(self, layer: str, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Read a box; see `wustore.protocol.Reader.read`."""
+        planes = [self._images[i].layer(layer) for i in range(index[0].start, index[0].stop)]
+        box = padded_box(self._meta, layer, index, planes)
+        if out is None:
+            return box
+        out[...] = box
+        return out
+
+    def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
+        """Return a copy of image ``i``; see `wustore.protocol.Reader.image`."""
+        image = self._images[i]
+        wanted = {}
+        for layer in LAYERS:
+            plane = image.layer(layer) if layer in layers else None
+            wanted[layer] = None if plane is None else np.array(plane, order="C")
+        return Image(
+            science=_EMPTY if wanted["science"] is None else wanted["science"],
+            variance=_EMPTY if wanted["variance"] is None else wanted["variance"],
+            mask=wanted["mask"],
+            psf=wanted["psf"],
+            capsule=image.capsule if capsule else None,
+        )
+
+    def chunks(self, layer: str) -> tuple[int, int, int]:
+        """Return a single pixel: memory has no chunks."""
+        return 1, 1, 1
+
+    def capsule(self) -> Capsule | None:
+        """Return the FITS leftovers given."""
+        if self._capsule is None:
+            return None
+        return replace(self._capsule, piece=lambda i: self._images[i].capsule)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MemoryBackend().open, (self.path,)
+
+
+class _MemoryWriter(Writer):
+    def __init__(self, path: str, meta: Meta, capsule: Capsule | None) -> None:
+        self._path = path
+        self._meta = meta
+        self._capsule = capsule
+        self._images: list[Image | None] = [None] * meta.n_images
+
+    def write(self, i: int, image: Image) -> None:
+        # A copy: the caller may reuse its arrays.
+        planes = {
+            layer: None if (plane := image.layer(layer)) is None else np.array(plane, order="C") for layer in LAYERS
+        }
+        self._images[i] = replace(image, **planes)  # type: ignore[arg-type]
+
+    def commit(self) -> None:
+        images = [image for image in self._images if image is not None]
+        if len(images) != self._meta.n_images:
+            raise IncompleteError(
+                "not every image was written", path=self._path, expected=self._meta.n_images, found=len(images)
+            )
+        _STORES[self._path] = _Store(self._meta, tuple(images), self._capsule)
+
+    def abort(self) -> None:
+        self._images = [None] * self._meta.n_images
+
+
+class MemoryBackend(Backend):
+    """Stores in this process under ``ram:`` names."""
+
+    name = "memory"
+    description = "in this process's memory, under a name that starts with ram:"
+
+    def sniff(self, path: str) -> bool:
+        """Return whether a store of that name was written in this process."""
+        return path in _STORES
+
+    def open(self, path: str, **options: Any) -> MemoryReader:
+        """Open a store of this process; see `wustore.protocol.Backend.open`."""
+        _refuse(options)
+        if path not in _STORES:
+            raise StoreNotFoundError("no store of this name in memory", path=path, found=sorted(_STORES) or "none")
+        store = _STORES[path]
+        return MemoryReader(store.meta, store.images, store.capsule, path)
+
+    def create(
+        self, path: str, meta: Meta, *, capsule: Capsule | None = None, overwrite: bool = False, **options: Any
+    ) -> Writer:
+        """Start a store; see `wustore.protocol.Backend.create`."""
+        _refuse(options)
+        if path in _STORES and not overwrite:
+            raise StoreExistsError("the target exists already", path=path, cure="Allow overwriting.")
+        return _MemoryWriter(path, meta, capsule)
+
+    def remove(self, path: str) -> None:
+        """Forget a store; nothing happens where there is none."""
+        _STORES.pop(path, None)
+
+
+def _refuse(options: dict[str, Any]) -> None:
+    if options:
+        raise UsageError("unknown options", where="memory", expected="none", found=sorted(options))

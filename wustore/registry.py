@@ -1,0 +1,201 @@
+"""Which backend a path belongs to.
+
+Order of resolution: an explicit format name; the content, asked first of the backend whose suffix the
+path has; for a new store the suffix. A path that several backends claim by content alone is an error
+that names them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from wustore.atomic import partial_path
+from wustore.errors import IncompleteError, StoreNotFoundError, UnknownFormatError
+from wustore.protocol import Backend
+
+__all__ = ["GROUP", "backend_for_reading", "backend_for_writing", "backend_named", "format_names"]
+
+GROUP = "wustore.backends"
+"""Entry-point group in which other packages name their `Backend` classes."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A backend by name, imported when first needed (h5py and zarr take longer to import than a small job)."""
+
+    name: str
+    address: str
+    suffixes: tuple[str, ...]
+
+
+_BUILT_IN = (
+    _Entry("zarr", "wustore.backends.zarr:ZarrBackend", (".zarr",)),
+    _Entry("zarr-zip", "wustore.backends.zarr:ZarrZipBackend", (".zarr.zip",)),
+    _Entry("hdf5", "wustore.backends.hdf5:Hdf5Backend", (".hdf5", ".h5", ".hdf")),
+    _Entry(
+        "fits",
+        "wustore.backends.fits:FitsBackend",
+        (".fits.gz", ".fits.bz2", ".fits.zip", ".fit.gz", ".fits.fz", ".fits", ".fit", ".fts"),
+    ),
+    _Entry("sharded-fits", "wustore.backends.fits:ShardedFitsBackend", ()),
+    _Entry("kbmod-yaml", "wustore.backends.yaml_dump:YamlDumpBackend", (".yaml", ".yml")),
+    _Entry("memory", "wustore.backends.memory:MemoryBackend", ()),
+)
+
+
+@cache
+def _load(address: str) -> Backend:
+    module, _, name = address.partition(":")
+    kind: type[Backend] = getattr(importlib.import_module(module), name)
+    return kind()
+
+
+@cache
+def _plug_ins() -> dict[str, Backend]:
+    found: dict[str, Backend] = {}
+    for point in entry_points(group=GROUP):
+        if any(point.name == entry.name for entry in _BUILT_IN):
+            continue  # a plug-in cannot take over a built-in format
+        found[point.name] = point.load()()
+    return found
+
+
+def format_names() -> list[str]:
+    """Return the names of all formats, built in and plugged in."""
+    return [*(entry.name for entry in _BUILT_IN), *_plug_ins()]
+
+
+def backend_named(name: str) -> Backend:
+    """Return the backend of that name.
+
+    Raises
+    ------
+    UnknownFormatError
+    """
+    for entry in _BUILT_IN:
+        if entry.name == name:
+            return _load(entry.address)
+    if name in _plug_ins():
+        return _plug_ins()[name]
+    raise UnknownFormatError("no such format", expected=", ".join(format_names()), found=name)
+
+
+def _by_suffix(path: str) -> Iterator[Backend]:
+    """Yield the backends whose suffix the path has, longest suffix first."""
+    name = path.rstrip("/").lower()
+    built_in = [(s, entry) for entry in _BUILT_IN for s in entry.suffixes if name.endswith(s)]
+    for _, entry in sorted(built_in, key=lambda pair: -len(pair[0])):
+        yield _load(entry.address)
+    plugged = [(s, backend) for backend in _plug_ins().values() for s in backend.suffixes if name.endswith(s)]
+    for _, backend in sorted(plugged, key=lambda pair: -len(pair[0])):
+        yield backend
+
+
+def _is_url(path: str) -> bool:
+    return "://" in path
+
+
+def _check_exists(path: str) -> None:
+    if _is_url(path) or os.path.lexists(path):
+        return
+    partial = partial_path(path)
+    if partial.exists():
+        raise IncompleteError(
+            "the conversion to this store has not finished",
+            path=path,
+            found=f"its unfinished part {partial.name}",
+            cure="Run the same conversion again with --resume.",
+        )
+    raise StoreNotFoundError("there is nothing at this path", path=path, cure="Check the name.")
+
+
+def backend_for_reading(path: Any, name: str | None = None) -> Backend:
+    """Return the backend that reads what is at ``path``.
+
+    Parameters
+    ----------
+    path
+        A path, a URL, a ``ram:`` name, or a zarr Store object.
+    name
+        A format name that overrides what the content says.
+
+    Raises
+    ------
+    StoreNotFoundError, IncompleteError, UnknownFormatError
+    """
+    if not isinstance(path, str):
+        return backend_named(name or "zarr")
+    if path.startswith("ram:"):
+        return backend_named(name or "memory")
+    if name is not None:
+        backend = backend_named(name)
+        _check_exists(path)
+        return backend
+    _check_exists(path)
+    candidates: list[Backend] = []
+    for backend in _by_suffix(path):
+        if backend.sniff(path):
+            return _sharded_or(backend, path)
+        candidates.append(backend)
+    return _by_content(path, candidates)
+
+
+def _sharded_or(backend: Backend, path: str) -> Backend:
+    # A sharded set is named by its primary file, which has the same suffix as a single file.
+    if backend.name == "fits":
+        sharded = backend_named("sharded-fits")
+        if sharded.sniff(path):
+            return sharded
+    return backend
+
+
+def _by_content(path: str, asked: list[Backend]) -> Backend:
+    others = [_load(entry.address) for entry in _BUILT_IN if entry.name not in {b.name for b in asked}]
+    others += [backend for backend in _plug_ins().values() if backend not in asked]
+    claims = [backend for backend in others if backend.sniff(path)]
+    if {b.name for b in claims} == {"fits", "sharded-fits"}:
+        return backend_named("sharded-fits")
+    if len(claims) == 1:
+        return claims[0]
+    if claims:
+        raise UnknownFormatError(
+            "several formats recognise this path",
+            path=path,
+            found=", ".join(b.name for b in claims),
+            cure="Say which with format=… or --format.",
+        )
+    if asked:
+        return asked[0]  # its open() says best what is wrong with the file that carries its suffix
+    raise UnknownFormatError(
+        "no format recognises this path", path=path, expected=", ".join(format_names()), cure="Is it a WorkUnit?"
+    )
+
+
+def backend_for_writing(path: Any, name: str | None = None) -> Backend:
+    """Return the backend that writes a new store at ``path``: by name, else by suffix.
+
+    Raises
+    ------
+    UnknownFormatError
+    """
+    if name is not None:
+        return backend_named(name)
+    if not isinstance(path, str):
+        return backend_named("zarr")
+    if path.startswith("ram:"):
+        return backend_named("memory")
+    for backend in _by_suffix(path):
+        return backend
+    endings = sorted({s for entry in _BUILT_IN for s in entry.suffixes})
+    raise UnknownFormatError(
+        "the name does not say which format to write",
+        path=path,
+        expected=f"a name ending in {', '.join(endings)}",
+        cure="Use such an ending, or say format=… or --format.",
+    )

@@ -1,0 +1,120 @@
+"""The one path by which a WorkUnit moves: image by image from a reader to a writer."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from wustore.model import Image
+from wustore.protocol import Reader, Writer
+
+__all__ = ["copy", "default_workers", "read_ahead"]
+
+T = TypeVar("T")
+
+Progress = Callable[[int, int], None]
+"""Called with (images done, images in all)."""
+
+
+def default_workers() -> int:
+    """Return the number of processors this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else (os.cpu_count() or 1)
+
+
+def read_ahead(
+    fetch: Callable[[int], T], indices: Iterable[int], workers: int | None = None
+) -> Iterator[tuple[int, T]]:
+    """Yield (i, fetch(i)) in order, with a bounded number of calls ahead in threads.
+
+    Parameters
+    ----------
+    fetch
+        Thread-safe function of an image index.
+    indices
+        The indices, in the order wanted.
+    workers
+        Number of threads, the number of processors by default; 1 fetches in the calling thread.
+    """
+    workers = default_workers() if workers is None else max(workers, 1)
+    if workers == 1:
+        for i in indices:
+            yield i, fetch(i)
+        return
+    pending: deque[tuple[int, Future[T]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="wustore-read") as pool:
+        try:
+            for i in indices:
+                pending.append((i, pool.submit(fetch, i)))
+                if len(pending) > workers:
+                    ready, future = pending.popleft()
+                    yield ready, future.result()
+            while pending:
+                ready, future = pending.popleft()
+                yield ready, future.result()
+        finally:
+            for _, future in pending:
+                future.cancel()
+
+
+def copy(
+    reader: Reader,
+    writer: Writer,
+    *,
+    capsule: bool = True,
+    indices: Iterable[int] | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Copy every image from ``reader`` to ``writer`` and commit; on any error the writer is aborted.
+
+    Parameters
+    ----------
+    reader, writer
+        Open reader; writer created with the reader's ``meta`` (and its capsule, where that is to be kept).
+    capsule
+        Whether images carry their FITS leftovers along.
+    indices
+        The images still to be written (all by default): a resumed copy leaves out what is there.
+    workers
+        Threads that read ahead, the number of processors by default. Memory: ``workers`` + 2 images.
+    progress
+        Called after each image.
+    """
+    total = reader.meta.n_images
+    wanted = list(range(total)) if indices is None else list(indices)
+    done = total - len(wanted)
+    try:
+        for i, image in reader.images(wanted, capsule=capsule, workers=workers):
+            writer.write(i, _checked(image, reader, i))
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        writer.commit()
+    except BaseException:
+        writer.abort()
+        raise
+
+
+def _checked(image: Image, reader: Reader, i: int) -> Image:
+    """Return ``image`` after making sure that it is what the metadata says: writers rely on it."""
+    from wustore.errors import CorruptError
+    from wustore.model import LAYERS
+
+    for layer in LAYERS:
+        plane = image.layer(layer)
+        dtype = reader.meta.dtypes[layer][i]
+        expected = None if dtype is None else (reader.meta.shape_of(layer, i), dtype)
+        found = None if plane is None else (plane.shape, plane.dtype)
+        if expected != found:
+            raise CorruptError(
+                "an image does not have the shape and dtype that the metadata says",
+                path=reader.path,
+                where=f"image {i}, {layer}",
+                expected=expected,
+                found=found,
+            )
+    return image
