@@ -35,7 +35,9 @@ def partial_path(target: str | os.PathLike[str]) -> Path:
 
 def _swap(a: Path, b: Path) -> bool:
     """Exchange two directory entries in one step; False where the system cannot."""
-    libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
+    if os.name != "posix":
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
     old, new = os.fsencode(a), os.fsencode(b)
     if sys.platform == "linux" and hasattr(libc, "renameat2"):
         at_current_directory, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
