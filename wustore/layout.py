@@ -28,6 +28,7 @@ __all__ = [
     "ArraySpec",
     "LayerSpec",
     "arrays_of",
+    "cast_plane",
     "check_version",
     "checksum_array",
     "document_of",
@@ -342,6 +343,32 @@ def arrays_of(meta: Meta) -> list[ArraySpec]:
             ArraySpec("link_index", flat, ("link",), {"long_name": "index of a constituent image"}),
         ]
     return arrays + _table_parts(meta.constituents)[1]
+
+
+def cast_plane(plane: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return ``plane`` in a wider or narrower dtype, exactly, NaN payloads and signalling NaNs included.
+
+    Used where images of one layer differ in dtype: each goes into the array's common dtype and comes back.
+    A floating-point unit quietens a signalling NaN that it converts, so NaNs are moved as bits: a binary32
+    fraction is the upper 23 of the 52 bits of a binary64 one (IEEE 754-2019, 3.4).
+    """
+    if plane.dtype == dtype:
+        return plane
+    with np.errstate(invalid="ignore"):
+        cast = plane.astype(dtype)
+    pair = (plane.dtype.str[1:], cast.dtype.str[1:])
+    if pair not in {("f4", "f8"), ("f8", "f4")}:
+        return cast
+    where = np.isnan(plane)
+    if pair == ("f4", "f8"):
+        bits = np.ascontiguousarray(plane).view(np.uint32)[where].astype(np.uint64)
+        moved = (bits >> 31 << 63) | np.uint64(0x7FF << 52) | ((bits & 0x7FFFFF) << 29)
+        cast.view(np.uint64)[where] = moved
+    else:
+        wide = np.ascontiguousarray(plane).view(np.uint64)[where]
+        narrow = (wide >> 63 << 31) | np.uint64(0xFF << 23) | ((wide >> 29) & 0x7FFFFF)
+        cast.view(np.uint32)[where] = narrow.astype(np.uint32)
+    return cast
 
 
 CHECKSUM_DIMS = ("time", "checksum_layer")

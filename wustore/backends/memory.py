@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.errors import IncompleteError, StoreExistsError, StoreNotFoundError, UsageError
-from wustore.layout import fill_value
+from wustore.layout import cast_plane, fill_value
 from wustore.model import LAYERS, Capsule, Image, Meta
 from wustore.protocol import Backend, Index, Reader, Writer
 
@@ -53,7 +53,7 @@ def padded_box(meta: Meta, layer: str, index: Index, planes: Sequence[NDArray[An
     )
     for k, plane in enumerate(planes):
         if plane is not None:
-            part = plane[rows, columns]
+            part = cast_plane(plane[rows, columns], dtype)
             box[k, : part.shape[0], : part.shape[1]] = part
     return box
 
