@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from wustore.errors import MissingDependencyError
+from wustore.layout import cast_plane
 from wustore.protocol import Index, Reader
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Layer:
         if copy is False:
             raise ValueError("a lazy layer has no array in memory to share: np.asarray(layer) copies")
         array = self[...]
-        return array if dtype is None else array.astype(dtype, copy=False)
+        return array if dtype is None else cast_plane(array, np.dtype(dtype))
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
         """Read part of the layer.
@@ -109,7 +110,7 @@ class Layer:
             return np.empty(tuple(axis.length for axis in axes if not axis.dropped), self.dtype)
         index: Index = (axes[0].hull, axes[1].hull, axes[2].hull)
         box = self.reader.read(self.name, index)
-        return np.ascontiguousarray(box[tuple(axis.within for axis in axes)])
+        return np.asarray(box[tuple(axis.within for axis in axes)], order="C")
 
     def _select(self, wanted: NDArray[Any], rows: Any, columns: Any) -> NDArray[Any]:
         if wanted.dtype == bool:

@@ -1,0 +1,98 @@
+"""An example format: a WorkUnit in one numpy ``.npz`` archive. Small, not fast; shows what a backend must do."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from wustore.atomic import Staging
+from wustore.backends.memory import MemoryReader
+from wustore.errors import CorruptError, FormatError, IncompleteError, StoreNotFoundError, UsageError
+from wustore.layout import arrays_of, document_of, meta_from
+from wustore.model import LAYERS, Image
+from wustore.protocol import Backend, Writer
+
+
+class NpzReader(MemoryReader):
+    """Reads the whole archive when it is opened: a real format would read when it is asked."""
+
+    format = "npz"
+
+    def __reduce__(self):
+        return NpzBackend().open, (self.path,)
+
+
+class NpzWriter(Writer):
+    def __init__(self, path, meta, *, overwrite):
+        self._meta = meta
+        self._staging = Staging(path, overwrite=overwrite)
+        self._planes = {}
+
+    def write(self, i, image):
+        for layer in LAYERS:
+            plane = image.layer(layer)
+            if plane is not None:
+                self._planes[f"{layer}_{i}"] = plane.copy()
+
+    def commit(self):
+        missing = [i for i in range(self._meta.n_images) if f"science_{i}" not in self._planes]
+        if missing:
+            raise IncompleteError("not every image was written", path=self._staging.target, found=f"missing {missing}")
+        members = dict(self._planes)
+        for spec in arrays_of(self._meta):
+            # Text as JSON: a numpy object array would be pickled, and a pickle runs code.
+            text = spec.data.dtype == object
+            members[f"array/{spec.name}"] = np.array(json.dumps(spec.data.tolist())) if text else spec.data
+            members[f"text/{spec.name}"] = np.array(text)
+        members["document"] = np.array(json.dumps(document_of(self._meta)))
+        with self._staging.path.open("wb") as file:
+            np.savez_compressed(file, **members)
+        self._staging.commit()
+
+    def abort(self):
+        self._planes = {}
+        self._staging.abort()
+
+
+class NpzBackend(Backend):
+    name = "npz"
+    suffixes = (".wu.npz", ".npz")
+    description = "one numpy archive (example plug-in)"
+
+    def sniff(self, path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return "document.npy" in archive.namelist()
+        except (OSError, zipfile.BadZipFile):
+            return False
+
+    def open(self, path, **options):
+        if not Path(path).exists():
+            raise StoreNotFoundError("there is nothing at this path", path=path)
+        if not self.sniff(path):
+            raise FormatError("not a WorkUnit in an npz archive", path=path)
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return self._read(path, archive)
+        except (zipfile.BadZipFile, EOFError, KeyError, ValueError, OSError) as error:
+            raise CorruptError("the archive is damaged", path=path, found=str(error)) from error
+
+    def _read(self, path, archive):
+        def array(name):
+            data = archive[f"array/{name}"]
+            return np.array(json.loads(str(data)), dtype=object) if archive[f"text/{name}"] else data
+
+        meta = meta_from(json.loads(str(archive["document"])), array, path=path)
+        images = [
+            Image(**{n: archive.get(f"{n}_{i}") for n in LAYERS})
+            for i in range(meta.n_images)
+        ]
+        return NpzReader(meta, images, path=path)
+
+    def create(self, path, meta, *, capsule=None, overwrite=False, **options):
+        if options:
+            raise UsageError("unknown options", where="npz", expected="none", found=sorted(options))
+        return NpzWriter(path, meta, overwrite=overwrite)
