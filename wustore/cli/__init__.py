@@ -1,0 +1,68 @@
+"""The command line ``wustore``: one module per command, imported when the command is called.
+
+A command is a `click.Command` in a module of this package and a line in `COMMANDS`. Data goes to
+standard output, everything else to standard error. Exit codes: `wustore.cli.outcome`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from wustore import __version__
+from wustore.cli.outcome import guarded
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "info": ("info:info", "Say what a store holds, without reading a pixel."),
+    "convert": ("convert:convert", "Convert a WorkUnit into another format; nothing is lost."),
+    "diff": ("diff:diff", "Compare two stores bit for bit, whatever their formats."),
+    "verify": ("verify:verify", "Read everything and check it against its checksums."),
+    "formats": ("formats:formats", "List the formats, built in and plugged in."),
+    "demo": ("demo:demo", "Show the way from FITS to Zarr and HDF5 and back, in seconds."),
+}
+"""Name of a command: its ``module:attribute`` below this package, and its line in the overview."""
+
+
+class _LazyGroup(click.Group):
+    """A group that imports a command's module only when that command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(f"{__name__}.{module}"), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="wustore")
+@click.option("--debug", is_flag=True, help="Show the Python traceback of an error.")
+def cli(*, debug: bool) -> None:
+    """Archive format, parallel reader and lossless FITS converter for KBMOD WorkUnits.
+
+    \b
+    Exit codes: 0 ok, 1 differs or invalid, 2 usage, 3 damaged or unreadable
+    data, 4 incomplete; 130 and 143 after SIGINT and SIGTERM.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Parameters
+    ----------
+    arguments
+        What follows the program's name; by default that of this process.
+    """
+    return guarded(cli, arguments)

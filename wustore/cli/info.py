@@ -1,0 +1,190 @@
+"""``wustore info``: what a store holds, from its metadata alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from wustore import jsonio
+from wustore.cli.outcome import INCOMPLETE, OK, say
+from wustore.errors import IncompleteError
+from wustore.model import LAYERS, Meta
+from wustore.protocol import Reader
+
+__all__ = ["facts", "info"]
+
+_EXAMPLES = """
+\b
+Examples:
+  wustore info night.zarr
+  wustore info night.fits --json | jq .layers.science
+"""
+
+
+@click.command(epilog=_EXAMPLES)
+@click.argument("path")
+@click.option("--format", "format_name", metavar="NAME", help="Format, where the content must not decide.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON document.")
+def info(path: str, *, format_name: str | None, as_json: bool) -> int:
+    """Say what the store at PATH holds, without reading a pixel.
+
+    Exits 4 for a conversion that has not finished, saying how far it is.
+    """
+    from wustore.api import open_reader
+
+    try:
+        with open_reader(path, format=format_name) as reader:
+            found = facts(reader)
+    except IncompleteError as error:
+        unfinished = {"path": path, "complete": False, "state": error.what, "found": error.found, "cure": error.cure}
+        if as_json:
+            click.echo(json.dumps(unfinished, indent=2, default=str))
+        else:
+            click.echo("\n".join(_lines({key: value for key, value in unfinished.items() if value is not None})))
+        say(f"wustore: error: {error}")
+        return INCOMPLETE
+    if as_json:
+        click.echo(json.dumps(jsonio.encode(found), indent=2, allow_nan=False, ensure_ascii=False))
+    else:
+        click.echo("\n".join(_lines(found)))
+    return OK
+
+
+def facts(reader: Reader) -> dict[str, Any]:
+    """Return what ``wustore info`` shows of an open store, keys in the order to show them."""
+    meta = reader.meta
+    described = dict(reader.describe())
+    of_layers = described.pop("layers", {})
+    size = described.pop("bytes", None)
+    found: dict[str, Any] = {
+        "path": str(reader.path),
+        "format": reader.format,
+        "complete": True,
+        "bytes": _size_of(reader.path) if size is None else size,
+        "n_images": meta.n_images,
+        "image_shape": _shapes(meta.image_shape),
+        "psf_shape": _shapes(meta.psf_shape),
+        "times": _times(meta),
+        "wcs": meta.wcs is not None,
+        "observatory": None if meta.observatory is None else list(meta.observatory.geodetic),
+        "reprojected": meta.reprojected,
+        "reprojection_frame": meta.reprojection_frame,
+        "barycentric_distance": meta.barycentric_distance,
+        "configuration": None if meta.configuration is None else len(meta.configuration),
+        "n_constituents": meta.n_constituents,
+        "columns": {column.name: _column_kind(column.kind, column.values) for column in meta.constituents.columns},
+        "mask_flags": dict(meta.mask_flags),
+        "layers": {name: _layer(reader, name, of_layers.get(name, {})) for name in LAYERS if meta.has_layer(name)},
+        "source": dict(meta.source),
+        "history": [dict(edit) for edit in meta.history],
+    }
+    return found | described
+
+
+def _size_of(path: object) -> int | None:
+    """Return the bytes on disk of a file or directory; None for what is neither."""
+    if not isinstance(path, str) or not os.path.lexists(path):
+        return None
+    place = Path(path)
+    if not place.is_dir():
+        return place.stat().st_size
+    return sum((Path(root) / name).stat().st_size for root, _, names in os.walk(place) for name in names)
+
+
+def _shapes(shapes: np.ndarray[Any, Any]) -> list[int] | dict[str, list[int]]:
+    """Return the one size (y, x), or the smallest and largest extents where images differ."""
+    low, high = shapes.min(axis=0).tolist(), shapes.max(axis=0).tolist()
+    return low if low == high else {"smallest": low, "largest": high}
+
+
+def _times(meta: Meta) -> dict[str, Any]:
+    known = meta.times[np.isfinite(meta.times)]
+    return {
+        "first": float(known.min()) if known.size else None,
+        "last": float(known.max()) if known.size else None,
+        "missing": int(meta.n_images - known.size),
+    }
+
+
+def _column_kind(kind: str, values: np.ndarray[Any, Any]) -> str:
+    return str(values.dtype) if kind == "plain" else kind
+
+
+def _layer(reader: Reader, name: str, described: Mapping[str, Any]) -> dict[str, Any]:
+    meta = reader.meta
+    dtype, shape = meta.layer_dtype(name), meta.layer_shape(name)
+    in_memory = sum(
+        height * width * kind.itemsize
+        for (height, width), kind in zip(
+            (meta.psf_shape if name == "psf" else meta.image_shape).tolist(), meta.dtypes[name], strict=True
+        )
+        if kind is not None
+    )
+    layer: dict[str, Any] = {
+        "dtype": str(dtype),
+        "shape": list(shape),
+        "chunks": list(reader.chunks(name)),
+        "missing": sum(kind is None for kind in meta.dtypes[name]),
+        "bytes_in_memory": in_memory,
+        **described,
+    }
+    stored = layer.get("bytes")
+    if isinstance(stored, int) and stored:
+        layer["ratio"] = round(in_memory / stored, 2)
+    return layer
+
+
+# --- for people -----------------------------------------------------------------------------------------
+
+_INDENT = "  "
+
+
+def _lines(found: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
+    """Yield a line per fact, nested ones indented; what is empty or not there is left out."""
+    shown = {key: value for key, value in found.items() if value is not None and value not in ({}, [])}
+    width = max((len(key) for key, value in shown.items() if not _nests(value)), default=0)
+    for key, value in shown.items():
+        if isinstance(value, Mapping) and _nests(value):
+            yield f"{_INDENT * depth}{key}"
+            yield from _lines(value, depth + 1)
+        elif isinstance(value, list) and _nests(value):
+            yield f"{_INDENT * depth}{key}"
+            yield from (f"{_INDENT * (depth + 1)}{_inline(item)}" for item in value)
+        else:
+            yield f"{_INDENT * depth}{key:<{width}}  {_inline(value, key)}"
+
+
+def _nests(value: Any) -> bool:
+    """Return whether a value needs lines of its own: too long for one, or a mapping of mappings."""
+    if isinstance(value, Mapping):
+        return any(isinstance(item, Mapping) for item in value.values()) or len(_inline(value)) > 90
+    return isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
+
+
+def _inline(value: Any, key: str = "") -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and key.startswith("bytes"):
+        return _readable_bytes(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_inline(item, name)}" for name, item in value.items() if item is not None)
+    if isinstance(value, list | tuple):
+        numbers = all(isinstance(item, int) for item in value)
+        return (" x " if numbers else ", ").join(_inline(item) for item in value)
+    return str(value)
+
+
+def _readable_bytes(n: int) -> str:
+    """Return a number of bytes as people say it, powers of 1000."""
+    size = float(n)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{n} B" if unit == "B" else f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

@@ -1,0 +1,122 @@
+"""Read all of a store and check it against what it says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wustore.errors import MissingDependencyError, WuStoreError
+from wustore.layout import document_of, plane_checksum
+from wustore.model import LAYERS, Image
+from wustore.protocol import Reader
+from wustore.transfer import Progress, read_ahead
+
+__all__ = ["Problem", "problems"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a store.
+
+    Attributes
+    ----------
+    kind
+        ``damaged``: bytes lost or changed; ``invalid``: whole, but not as the format demands.
+    where
+        The image and layer, array, or place in the document.
+    what
+        What is wrong there.
+    """
+
+    kind: Literal["damaged", "invalid"]
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.where}: {self.what}"
+
+
+def problems(reader: Reader, *, workers: int | None = None, progress: Progress | None = None) -> Iterator[Problem]:
+    """Yield everything that is wrong with an open store; all of it is read.
+
+    The document is held against the packaged JSON Schema where ``jsonschema`` is installed; every plane
+    against the metadata's shape and dtype and, where the format stores it, against its CRC-32C; the FITS
+    leftovers are read. Damage in one image does not hide that in another.
+
+    Parameters
+    ----------
+    reader
+        An open store of any format.
+    workers
+        Images at a time, the number of processors by default.
+    progress
+        Called after each image.
+    """
+    yield from _document_problems(reader)
+    yield from _image_problems(reader, workers, progress)
+    yield from _capsule_problems(reader)
+
+
+def _document_problems(reader: Reader) -> Iterator[Problem]:
+    from wustore.schema import violations
+
+    try:
+        yield from (Problem("invalid", where, what) for where, what in violations(document_of(reader.meta)))
+    except MissingDependencyError:
+        return  # the reader has checked what it needs; the schema says no more than `meta_from` demands
+
+
+def _image_problems(reader: Reader, workers: int | None, progress: Progress | None) -> Iterator[Problem]:
+    try:
+        sums = reader.checksums()
+    except (WuStoreError, OSError) as error:
+        yield Problem("damaged", "checksums", str(error))
+        sums = None
+    total = reader.meta.n_images
+
+    def fetch(i: int) -> Image | Exception:
+        try:
+            return reader.image(i)
+        except (WuStoreError, OSError) as error:
+            return error
+
+    for i, image in read_ahead(fetch, range(total), workers):
+        if isinstance(image, Image):
+            yield from _plane_problems(reader, i, image, sums)
+        else:
+            yield Problem("damaged", f"image {i}", str(image))
+        if progress is not None:
+            progress(i + 1, total)
+
+
+def _plane_problems(reader: Reader, i: int, image: Image, sums: NDArray[np.uint32] | None) -> Iterator[Problem]:
+    for k, layer in enumerate(LAYERS):
+        where = f"image {i}, {layer}"
+        plane, dtype = image.layer(layer), reader.meta.dtypes[layer][i]
+        expected = None if dtype is None else (reader.meta.shape_of(layer, i), dtype)
+        found = None if plane is None else (plane.shape, plane.dtype)
+        if expected != found:
+            yield Problem("damaged", where, f"expected {expected}; found {found}")
+        elif sums is not None and plane_checksum(plane) != sums[i, k]:
+            yield Problem(
+                "damaged", where, f"checksum: expected {sums[i, k]:#010x}; found {plane_checksum(plane):#010x}"
+            )
+
+
+def _capsule_problems(reader: Reader) -> Iterator[Problem]:
+    try:
+        capsule = reader.capsule()
+    except (WuStoreError, OSError) as error:
+        yield Problem("damaged", "capsule", str(error))
+        return
+    if capsule is None:
+        return
+    for i in range(reader.meta.n_images):
+        try:
+            capsule.piece(i)
+        except (WuStoreError, OSError) as error:
+            yield Problem("damaged", f"capsule of image {i}", str(error))
