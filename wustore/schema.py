@@ -46,9 +46,9 @@ def violations(document: Mapping[str, Any], name: Name = "document") -> Iterator
             "jsonschema is not installed", cure="pip install 'wustore[validate]' brings it."
         ) from error
     validator = jsonschema.Draft202012Validator(load(name))
-    for error in validator.iter_errors(document):
-        found = error.message if len(error.message) <= 200 else error.message[:197] + "..."
-        yield error.json_path, found
+    for broken in validator.iter_errors(document):
+        found = broken.message if len(broken.message) <= 200 else broken.message[:197] + "..."
+        yield broken.json_path, found
 
 
 def validate(document: Mapping[str, Any], name: Name = "document") -> None:

@@ -45,16 +45,17 @@ class _LazyGroup(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
-@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+_EXIT_CODES = """
+Exit codes: 0 ok, 1 differs or invalid, 2 usage, 3 damaged or unreadable data, 4 incomplete;
+130 and 143 after SIGINT and SIGTERM.
+"""
+
+
+@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EXIT_CODES)
 @click.version_option(__version__, prog_name="wustore")
 @click.option("--debug", is_flag=True, help="Show the Python traceback of an error.")
 def cli(*, debug: bool) -> None:
-    """Archive format, parallel reader and lossless FITS converter for KBMOD WorkUnits.
-
-    \b
-    Exit codes: 0 ok, 1 differs or invalid, 2 usage, 3 damaged or unreadable
-    data, 4 incomplete; 130 and 143 after SIGINT and SIGTERM.
-    """
+    """Archive format, parallel reader and lossless FITS converter for KBMOD WorkUnits."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
