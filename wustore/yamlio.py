@@ -116,12 +116,15 @@ _Loader.add_constructor(_TAG + "tuple", _tuple)
 _Loader.add_constructor(_TAG + "complex", _complex)
 for _name in ("str", "unicode"):
     _Loader.add_constructor(_TAG + _name, _text)
-_Loader.add_constructor(_TAG + "none", yaml.SafeLoader.construct_yaml_null)
-_Loader.add_constructor(_TAG + "bool", yaml.SafeLoader.construct_yaml_bool)
-_Loader.add_constructor(_TAG + "float", yaml.SafeLoader.construct_yaml_float)
-_Loader.add_constructor(_TAG + "bytes", yaml.SafeLoader.construct_yaml_binary)
-for _name in ("int", "long"):
-    _Loader.add_constructor(_TAG + _name, yaml.SafeLoader.construct_yaml_int)
+for _name, _constructor in (
+    ("none", _Loader.construct_yaml_null),
+    ("bool", _Loader.construct_yaml_bool),
+    ("float", _Loader.construct_yaml_float),
+    ("bytes", _Loader.construct_yaml_binary),
+    ("int", _Loader.construct_yaml_int),
+    ("long", _Loader.construct_yaml_int),
+):
+    _Loader.add_constructor(_TAG + _name, _constructor)  # type: ignore[type-var]
 for _name in _NUMPY_SCALAR:
     _Loader.add_constructor(_TAG + "object/apply:" + _name, _numpy_scalar)
 for _name in _NUMPY_ARRAY:
@@ -203,7 +206,7 @@ def load_mapping(text: str) -> dict[str, Any]:
     if node is None:
         return {}
     if not isinstance(node, yaml.MappingNode):
-        raise FormatError("YAML text does not hold a mapping", expected="name: value", found=node.id)
+        raise FormatError("YAML text does not hold a mapping", expected="name: value", found=node.tag)
     result: dict[str, Any] = {}
     for key_node, value_node in node.value:
         key = _construct(loader, key_node, None)
