@@ -1,0 +1,294 @@
+"""Floats to scaled integers and back, bit for bit as cfitsio and astropy do it, a block of tiles at a time.
+
+The rules are those of section 10.2 of the FITS standard 4.0 (value = integer * ZSCALE + ZZERO, subtractive dithering
+and its random sequence); the choice of the zero point and of what is not quantised follows cfitsio's
+``fits_quantize_float``, which astropy calls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "BLANK",
+    "NO_DITHER",
+    "SUBTRACTIVE_DITHER_1",
+    "SUBTRACTIVE_DITHER_2",
+    "ZERO",
+    "Quantised",
+    "dequantise",
+    "dither_noise",
+    "quantise",
+    "requantise",
+]
+
+#: The integer that astropy writes for NaN.
+BLANK = -2147483648
+#: The integer that stands for exactly 0.0 under SUBTRACTIVE_DITHER_2.
+ZERO = -2147483646
+
+NO_DITHER = "NO_DITHER"
+SUBTRACTIVE_DITHER_1 = "SUBTRACTIVE_DITHER_1"
+SUBTRACTIVE_DITHER_2 = "SUBTRACTIVE_DITHER_2"
+
+_N_RANDOM = 10000
+_RESERVED = 10
+#: What cfitsio calls NULL_VALUE.
+_NULL = -2147483647
+_LARGEST = 2147483647.0
+
+Floats = NDArray[np.floating[Any]]
+Integers = NDArray[np.integer[Any]]
+
+
+@lru_cache(maxsize=1)
+def _random_sequence() -> NDArray[np.float32]:
+    """Return the 10,000 numbers of appendix I of the FITS standard (Park and Miller's generator)."""
+    values = np.empty(_N_RANDOM)
+    seed = 1
+    for i in range(_N_RANDOM):
+        seed = (16807 * seed) % 2147483647
+        values[i] = seed / 2147483647.0
+    return values.astype(np.float32)
+
+
+@lru_cache(maxsize=256)
+def _tile_noise(start: int, n_pixels: int) -> NDArray[np.float32]:
+    sequence = _random_sequence()
+    pieces = []
+    missing = n_pixels
+    while missing > 0:
+        first = int(sequence[start] * np.float32(500))
+        piece = sequence[first : first + missing]
+        pieces.append(piece)
+        missing -= piece.size
+        start = (start + 1) % _N_RANDOM
+    return np.concatenate(pieces) if pieces else sequence[:0]
+
+
+def dither_noise(rows: NDArray[np.int64], n_pixels: int) -> NDArray[np.float32]:
+    """Return the random offsets of tiles, of shape (tile, pixel).
+
+    Parameters
+    ----------
+    rows
+        Number of each tile counted from 1, plus ZDITHER0, minus 1: what the standard calls the seed.
+    n_pixels
+        Pixels of each tile.
+    """
+    noise = np.empty((len(rows), n_pixels), np.float32)
+    for i, row in enumerate(rows):
+        noise[i] = _tile_noise((int(row) - 1) % _N_RANDOM, n_pixels)
+    return noise
+
+
+def dequantise(
+    integers: Integers,
+    scale: NDArray[np.float64],
+    zero: NDArray[np.float64],
+    out: Floats,
+    *,
+    blank: int | NDArray[np.int64] | None = None,
+    dither: str = NO_DITHER,
+    rows: NDArray[np.int64] | None = None,
+    scratch: NDArray[np.float64] | None = None,
+) -> None:
+    """Write the values of quantised tiles to `out`.
+
+    The arithmetic is in double precision and rounded once, to the type of `out`, as astropy does.
+
+    Parameters
+    ----------
+    integers
+        Quantised pixels, of shape (tile, pixel).
+    scale, zero
+        ZSCALE and ZZERO of each tile.
+    out
+        float32 or float64, of the shape of `integers`.
+    blank
+        The integer that stands for NaN: one for all, or one per tile; None for none.
+    dither, rows
+        ZQUANTIZ, and with dithering the seed of each tile (see `dither_noise`).
+    scratch
+        float64 working space of the shape of `integers`.
+
+    Notes
+    -----
+    Measured on blocks of 32 rows of 2048 pixels, which stay in a 1 MB second-level cache with their float64
+    working copy: 1.6 ns a pixel, against 2.9 for two mixed-type operations and 12 for astropy's row by row.
+    """
+    work = np.empty(integers.shape) if scratch is None else scratch
+    with np.errstate(all="ignore"):
+        # Converting first and working in place is 1.7 times faster than operations of mixed type.
+        np.copyto(work, integers)
+        if dither != NO_DITHER:
+            assert rows is not None
+            work -= dither_noise(rows, integers.shape[1])
+            work += 0.5
+        work *= scale[:, None]
+        work += zero[:, None]
+        np.copyto(out, work, casting="same_kind")
+    if dither == SUBTRACTIVE_DITHER_2:
+        np.copyto(out, 0.0, where=integers == ZERO)
+    if blank is not None:
+        is_blank = integers == (blank if isinstance(blank, int) else blank[:, None])
+        np.copyto(out, np.nan, where=is_blank)
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """Tiles after quantisation.
+
+    Attributes
+    ----------
+    integers
+        int32, of shape (tile, pixel); NaN became `BLANK`. The content of failed tiles has no meaning.
+    scale, zero
+        ZSCALE and ZZERO of each tile; 0 where it failed.
+    failed
+        Which tiles must be stored without quantisation.
+    has_blank
+        Whether a tile that did not fail holds NaN.
+    """
+
+    integers: NDArray[np.int32]
+    scale: NDArray[np.float64]
+    zero: NDArray[np.float64]
+    failed: NDArray[np.bool_]
+    has_blank: bool
+
+
+def quantise(
+    values: Floats,
+    step: NDArray[np.float64] | float,
+    *,
+    dither: str = NO_DITHER,
+    rows: NDArray[np.int64] | None = None,
+) -> Quantised:
+    """Quantise tiles with a known step.
+
+    Parameters
+    ----------
+    values
+        float32 or float64 in native byte order, of shape (tile, pixel).
+    step
+        The distance between levels, one for all or one per tile; a tile with step 0 fails.
+    dither, rows
+        See `dequantise`.
+
+    Notes
+    -----
+    7 ms for 2048 x 2048 pixels of float32, where cfitsio's own loop takes 16 ms and astropy's way to it 60 ms.
+    """
+    n_tiles, n_pixels = values.shape
+    steps = np.broadcast_to(np.asarray(step, np.float64), (n_tiles,))
+    with np.errstate(all="ignore"):
+        low = np.fmin.reduce(values, axis=1)
+        high = np.fmax.reduce(values, axis=1)
+        # astropy puts the smallest value in the place of NaN, and 0 where there is nothing but NaN.
+        empty = np.isnan(low)
+        low[empty] = 0
+        high[empty] = 0
+        # cfitsio starts its search for the extremes from the largest finite float, which infinities of the
+        # other sign do not replace.
+        largest = np.finfo(values.dtype).max
+        np.minimum(low, largest, out=low)
+        np.maximum(high, -largest, out=high)
+        span = (high - low).astype(np.float64) / steps
+        failed = (span > 2.0 * _LARGEST - _RESERVED) | (steps == 0) | (n_pixels <= 1)
+        # Not a number: an infinity minus itself; cfitsio lets it pass both comparisons below.
+        if dither == SUBTRACTIVE_DITHER_2:
+            zero = low - steps * float(_NULL + _RESERVED)
+        else:
+            quotient = low / steps + 0.5
+            fudged = _truncate(quotient) * steps
+            zero = np.where(span < _LARGEST - _RESERVED, fudged, ((low + high) / values.dtype.type(2)))
+            if values.dtype != np.float64:
+                # The sum is single precision in C, its half is exact or denormal: halve in double precision.
+                zero = np.where(span < _LARGEST - _RESERVED, fudged, (low + high).astype(np.float64) / 2.0)
+        work = values.astype(np.float64)
+        work -= zero[:, None]
+        if steps.strides == (0,):
+            work /= steps[0] if n_tiles else 1.0
+        else:
+            work /= steps[:, None]
+        if dither != NO_DITHER:
+            assert rows is not None
+            noise = dither_noise(rows, n_pixels)
+            work += noise
+            work -= 0.5
+        # C rounds halves away from zero: (int)(x + 0.5), or (int)(x - 0.5) below zero. The two differ from
+        # the first alone only at or below -0.5, where very few pixels are.
+        below = np.flatnonzero(work <= -0.5)
+        rounded_below = _to_int32(work.ravel()[below] - 0.5) if below.size else None
+        work += 0.5
+        integers = _to_int32(work)
+        if rounded_below is not None:
+            integers.ravel()[below] = rounded_below
+        if dither == SUBTRACTIVE_DITHER_2:
+            integers[values == 0] = ZERO
+        missing = np.isnan(values)
+        has_blank = bool(missing.any()) and bool((missing.any(axis=1) & ~failed).any())
+        if has_blank:
+            np.copyto(integers, BLANK, where=missing)
+    scale = np.where(failed, 0.0, steps)
+    zero = np.where(failed, 0.0, zero)
+    return Quantised(integers, scale, zero, failed, has_blank)
+
+
+def _truncate(quotient: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what a C cast to a 64-bit integer and back leaves on x86-64: out of range becomes -2**63."""
+    whole = np.trunc(quotient)
+    whole += 0.0  # -0.0 becomes 0.0, as an integer has no signed zero
+    whole[~(np.abs(quotient) < 2.0**63)] = -(2.0**63)
+    return whole
+
+
+def _to_int32(numbers: NDArray[np.float64]) -> NDArray[np.int32]:
+    """Cast as C does on x86-64: what is out of range, NaN included, becomes -2**31."""
+    return numbers.astype(np.int32)
+
+
+def requantise(
+    values: Floats,
+    scale: NDArray[np.float64],
+    zero: NDArray[np.float64],
+    *,
+    blank: int | NDArray[np.int64] | None = None,
+    dither: str = NO_DITHER,
+    rows: NDArray[np.int64] | None = None,
+) -> NDArray[np.int32]:
+    """Recover the integers that `dequantise` turned into `values`.
+
+    The answer is exact wherever neighbouring integers have different values, that is while the spacing of floats
+    is below the step (for float32 and a step of 0.01: below 131072).
+
+    Parameters
+    ----------
+    values
+        Decoded tiles, of shape (tile, pixel).
+    scale, zero, blank, dither, rows
+        As given to `dequantise`.
+    """
+    with np.errstate(all="ignore"):
+        work = values.astype(np.float64)
+        work -= zero[:, None]
+        work /= scale[:, None]
+        if dither != NO_DITHER:
+            assert rows is not None
+            work += dither_noise(rows, values.shape[1])
+            work -= 0.5
+        np.rint(work, out=work)
+        np.clip(work, -2147483648.0, 2147483647.0, out=work)
+        integers = _to_int32(work)
+    if dither == SUBTRACTIVE_DITHER_2:
+        np.copyto(integers, ZERO, where=values == 0)
+    if blank is not None:
+        stand_in = np.asarray(blank if isinstance(blank, int) else blank[:, None], np.int64).astype(np.int32)
+        np.copyto(integers, stand_in, where=np.isnan(values))
+    return integers
