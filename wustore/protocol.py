@@ -77,6 +77,33 @@ class Reader(ABC):
             Where the stored bytes are damaged or missing.
         """
 
+    def read_boxes(self, layer: str, boxes: Sequence[Index]) -> list[NDArray[Any]]:
+        """Read many boxes of a layer, each chunk once however many boxes share it.
+
+        The default implementation (`wustore.boxes.read_boxes`) makes one `read` for each rectangle of
+        chunks that are needed, in threads; a backend overrides it where it knows better.
+
+        Parameters
+        ----------
+        layer
+            One of `wustore.model.LAYERS`.
+        boxes
+            As ``index`` of `read`; they may overlap and may be empty.
+
+        Returns
+        -------
+        list of ndarray
+            What `read` gives for each box, in order.
+
+        Raises
+        ------
+        CorruptError
+            Where the stored bytes are damaged or missing.
+        """
+        from wustore.boxes import read_boxes
+
+        return read_boxes(self, layer, boxes)
+
     @abstractmethod
     def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
         """Read one image in its true shape and source dtypes.
