@@ -1,0 +1,358 @@
+"""KBMOD's FITS files: one file, or a sharded set (a primary file and ``<i>_<name>`` for each image beside it)."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wustore.errors import CorruptError, FormatError, StoreNotFoundError, UsageError
+from wustore.fits import source
+from wustore.fits.cards import BLOCK
+from wustore.fits.layouts import Layout, interpret
+from wustore.fits.scan import Buffer, ScannedFile, is_fits, scan
+from wustore.layout import fill_value
+from wustore.model import LAYERS, Capsule, Image, Meta
+from wustore.protocol import Backend, Index, Reader, Writer
+
+__all__ = ["FitsBackend", "FitsFile", "FitsReader", "ShardedFitsBackend"]
+
+_OPEN_FILES = 64
+"""Files of a sharded set whose bytes are kept at hand at a time; a process may open about 1000."""
+
+_EMPTY = np.empty((0, 0), dtype=np.float32)
+
+
+class _Cache:
+    """The bytes of the files last used. An evicted mapping closes with its last user."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[str, Buffer] = OrderedDict()
+        self._closed = False
+
+    def get(self, path: str) -> Buffer:
+        with self._lock:
+            if self._closed:
+                raise UsageError("the reader is closed", path=path)
+            data = self._entries.get(path)
+            if data is None:
+                data = source.load(path)
+                self._entries[path] = data
+                if len(self._entries) > self._limit:
+                    self._entries.popitem(last=False)
+            else:
+                self._entries.move_to_end(path)
+            return data
+
+    def close(self) -> None:
+        with self._lock:
+            self._entries.clear()
+            self._closed = True
+
+
+class FitsFile:
+    """One file of a WorkUnit: its path, its bytes (unpacked where it is compressed) and its HDUs.
+
+    Parameters
+    ----------
+    path
+        The file.
+    cache
+        Where the bytes of the reader's files are kept.
+
+    Attributes
+    ----------
+    path
+        As given.
+    scan
+        The HDUs.
+    """
+
+    def __init__(self, path: str, cache: _Cache) -> None:
+        self.path = path
+        self._cache = cache
+        self._state = _state(path)
+        self.scan: ScannedFile = scan(cache.get(path), path)
+
+    @property
+    def data(self) -> Buffer:
+        """All bytes of the file.
+
+        Raises
+        ------
+        CorruptError
+            Where the file was changed since it was opened: what the scan found does not hold any more.
+        """
+        if _state(self.path) != self._state:
+            raise CorruptError("the file was changed after it was opened", path=self.path, cure="Open it again.")
+        return self._cache.get(self.path)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield path, bytes and scan, so that a file can be taken apart like a tuple."""
+        yield from (self.path, self.data, self.scan)
+
+
+def _state(path: str) -> tuple[int, int, int]:
+    try:
+        found = Path(path).stat()
+    except FileNotFoundError as error:
+        raise StoreNotFoundError("there is no file at this path", path=path, cure="Check the name.") from error
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _shard_path(primary: str, i: int) -> str:
+    directory, name = os.path.split(primary)
+    return str(Path(directory) / f"{i}_{name}") if directory else f"{i}_{name}"
+
+
+class FitsReader(Reader):
+    """A reader of a FITS file or of a sharded set.
+
+    Parameters
+    ----------
+    path
+        The file; of a sharded set the primary one.
+    form
+        ``fits`` or ``sharded-fits``.
+
+    Attributes
+    ----------
+    files
+        The files: of a sharded set the primary one, then the shards in order.
+    layout
+        What their HDUs mean.
+    pixels_decoded
+        How many pixels were decoded so far.
+    """
+
+    def __init__(self, path: str, form: str) -> None:
+        self.format = form
+        self.path = path
+        self._lock = threading.Lock()
+        self._cache = _Cache(_OPEN_FILES)
+        self.pixels_decoded = 0
+        self.files: list[FitsFile] = [FitsFile(path, self._cache)]
+        if form == "sharded-fits":
+            self.files += self._shards()
+        elif self._is_primary_of_set():
+            raise FormatError(
+                "the primary file of a sharded set: the images are in files beside it",
+                path=path,
+                cure="Open it as sharded-fits.",
+            )
+        self.layout: Layout = interpret(
+            [file.scan for file in self.files], lambda number: self.files[number].data, form
+        )
+
+    def _is_primary_of_set(self) -> bool:
+        scanned = self.files[0].scan
+        return scanned.get("SCI_0") is None and _has_shards(self.path, scanned)
+
+    def _shards(self) -> list[FitsFile]:
+        count = self.files[0].scan.hdus[0].header.get("NUMIMG")
+        shards: list[FitsFile] = []
+        for i in range(count if type(count) is int else 0):
+            path = _shard_path(self.path, i)
+            if not Path(path).is_file():
+                raise CorruptError(
+                    "a shard is missing",
+                    path=path,
+                    expected=f"{count} shards, 0_{Path(self.path).name} … (NUMIMG = {count})",
+                    found=f"no shard {i}",
+                    cure="Put the file back, beside the primary file.",
+                )
+            shards.append(FitsFile(path, self._cache))
+        return shards
+
+    @property
+    def meta(self) -> Meta:
+        """Everything but pixels."""
+        return self.layout.meta
+
+    def _read_plane(
+        self, i: int, layer: str, rows: slice | None = None, columns: slice | None = None, out: Any = None
+    ) -> NDArray[Any] | None:
+        image = self.layout.images[i]
+        plane = image.planes.get(layer)
+        if plane is None:
+            return None
+        values = plane.read(self.files[image.file].data, rows, columns, out)
+        height, width = plane.shape
+        count = plane.n_decoded(rows or slice(0, height), columns or slice(0, width))
+        with self._lock:
+            self.pixels_decoded += count
+        return values
+
+    def read(self, layer: str, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Read a box, decoding only the tiles it touches; see `wustore.protocol.Reader.read`."""
+        times, rows, columns = index
+        dtype = self.meta.layer_dtype(layer)
+        if out is None:
+            shape = tuple(part.stop - part.start for part in index)
+            out = np.empty(shape, dtype)
+        for k, i in enumerate(range(times.start, times.stop)):
+            height, width = self.meta.shape_of(layer, i)
+            y, x = slice(rows.start, min(rows.stop, height)), slice(columns.start, min(columns.stop, width))
+            box = out[k]
+            if self.meta.dtypes[layer][i] is None or y.stop <= y.start or x.stop <= x.start:
+                box[...] = fill_value(dtype)
+                continue
+            part = box[: y.stop - y.start, : x.stop - x.start]
+            if part.shape != box.shape:
+                box[...] = fill_value(dtype)
+            direct = part.dtype == self.meta.dtypes[layer][i] and part.flags.c_contiguous
+            values = self._read_plane(i, layer, y, x, part if direct else None)
+            if not direct:
+                part[...] = values
+        return out
+
+    def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
+        """Read one image; see `wustore.protocol.Reader.image`."""
+        planes = {layer: self._read_plane(i, layer) for layer in layers}
+        science, variance = planes.get("science"), planes.get("variance")
+        image = Image(
+            science=_EMPTY if science is None else science,
+            variance=_EMPTY if variance is None else variance,
+            mask=planes.get("mask"),
+            psf=planes.get("psf"),
+        )
+        if not capsule:
+            return image
+        from dataclasses import replace
+
+        from wustore.fits import capsule as leftovers
+
+        return replace(image, capsule=leftovers.piece(self, i, image))
+
+    def chunks(self, layer: str) -> tuple[int, int, int]:
+        """Return one tile of the first image that has the layer; one row of a plain image."""
+        for image in self.layout.images:
+            if layer in image.planes:
+                return 1, *image.planes[layer].tile_shape
+        return 1, 1, 1
+
+    def hdus_of(self, i: int) -> list[tuple[int, int, str]]:
+        """Return the HDUs of image ``i`` in file order: file number, HDU number, layer."""
+        image = self.layout.images[i]
+        return sorted((image.file, plane.hdu.index, layer) for layer, plane in image.planes.items())
+
+    def role_of(self, file: int, hdu: int) -> str:
+        """Return what an HDU is (`wustore.fits.layouts.Layout.roles`), ``foreign`` where it is nothing we know."""
+        return self.layout.roles.get((file, hdu), "foreign")
+
+    def capsule(self) -> Capsule | None:
+        """Return what gives the identical files back; reads and hashes them."""
+        from wustore.fits import capsule as leftovers
+
+        return leftovers.build(self)
+
+    def describe(self) -> dict[str, Any]:
+        """Return layout, compression and sizes; see `wustore.protocol.Reader.describe`."""
+        facts: dict[str, Any] = {
+            "layout": self.meta.source["layout"],
+            "files": len(self.files),
+            "hdus": sum(len(file.scan.hdus) for file in self.files),
+        }
+        outer = source.compression_of(self.path)
+        if outer is not None:
+            facts["file compression"] = outer
+        plane = self.layout.images[0].planes["science"]
+        facts["science compression"] = plane.compression
+        return facts
+
+    def close(self) -> None:
+        """Release the files."""
+        self._cache.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FitsReader, (self.path, self.format)
+
+
+def _has_shards(path: str, scanned: ScannedFile) -> bool:
+    count = scanned.hdus[0].header.get("NUMIMG")
+    if type(count) is not int:
+        return False
+    directory, name = os.path.split(path)
+    beside = set(os.listdir(directory or "."))
+    return any(f"{i}_{name}" in beside for i in range(min(count, len(beside))))
+
+
+def _starts_like_fits(path: str) -> bool:
+    try:
+        return Path(path).is_file() and is_fits(source.first_bytes(path, BLOCK))
+    except (OSError, FormatError):
+        return False
+
+
+def _path_of(path: str) -> str:
+    if Path(path).is_dir():
+        raise FormatError("a directory, not a FITS file", path=path)
+    return path
+
+
+class FitsBackend(Backend):
+    """A WorkUnit in one FITS file, plain or inside .gz, .bz2 or .zip."""
+
+    name = "fits"
+    suffixes = (".fits.gz", ".fits.bz2", ".fits.zip", ".fit.gz", ".fits.fz", ".fits", ".fit", ".fts")
+    description = "KBMOD's single FITS file, of any layout since 2023"
+
+    def sniff(self, path: str) -> bool:
+        """Return whether the file starts like FITS, unpacked where it is compressed."""
+        return _starts_like_fits(path)
+
+    def open(self, path: str, **options: Any) -> FitsReader:
+        """Open a file; see `wustore.protocol.Backend.open`."""
+        _refuse(options, self.name)
+        return FitsReader(_path_of(path), "fits")
+
+    def create(
+        self, path: str, meta: Meta, *, capsule: Capsule | None = None, overwrite: bool = False, **options: Any
+    ) -> Writer:
+        """Start a file; see `wustore.protocol.Backend.create` and `wustore.fits.writer.create` for the options."""
+        from wustore.fits import writer
+
+        return writer.create(path, meta, capsule=capsule, overwrite=overwrite, sharded=False, **options)
+
+
+class ShardedFitsBackend(Backend):
+    """A WorkUnit in a primary FITS file and one file for each image, named by the primary file."""
+
+    name = "sharded-fits"
+    description = "KBMOD's sharded set: a primary FITS file, and <i>_<name> for each image"
+
+    def sniff(self, path: str) -> bool:
+        """Return whether the file counts images without holding them, and has a shard beside it."""
+        if not _starts_like_fits(path):
+            return False
+        try:
+            scanned = scan(source.load(path), path)
+        except (OSError, FormatError):
+            return False
+        return scanned.get("SCI_0") is None and _has_shards(path, scanned)
+
+    def open(self, path: str, **options: Any) -> FitsReader:
+        """Open a set by its primary file; see `wustore.protocol.Backend.open`."""
+        _refuse(options, self.name)
+        return FitsReader(_path_of(path), "sharded-fits")
+
+    def create(
+        self, path: str, meta: Meta, *, capsule: Capsule | None = None, overwrite: bool = False, **options: Any
+    ) -> Writer:
+        """Start a set; see `wustore.protocol.Backend.create` and `wustore.fits.writer.create` for the options."""
+        from wustore.fits import writer
+
+        return writer.create(path, meta, capsule=capsule, overwrite=overwrite, sharded=True, **options)
+
+
+def _refuse(options: dict[str, Any], name: str) -> None:
+    if options:
+        raise UsageError("unknown options", where=name, expected="none", found=sorted(options))

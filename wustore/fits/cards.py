@@ -1,0 +1,227 @@
+"""FITS header cards: 80 characters to keyword, value and comment, only when asked for.
+
+Card syntax: FITS standard 4.0, section 4; CONTINUE: section 4.2.1.2; HIERARCH: the registered convention
+of that name. Where the standard leaves a card undefined, the value is the one astropy gives, because that
+is what KBMOD sees. Bytes outside ASCII are taken as Latin-1, so that no header is ever refused for them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from wustore.errors import CorruptError
+
+__all__ = ["BLOCK", "CARD", "Card", "Header"]
+
+CARD = 80
+"""Characters of a card (FITS 4.0, section 3.3.1)."""
+
+BLOCK = 2880
+"""Bytes of a FITS block (FITS 4.0, section 3.1)."""
+
+_COMMENTARY = frozenset({"", "COMMENT", "HISTORY", "END"})
+_NUMBER = r"[+-]? *(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?) *(?:[deDE] *[+-]? *[0-9]+)?"
+_COMMENT = r"(?:/ *(?P<comment>.*))?$"
+_TEXT = r"'(?P<text>[^\x00-\x1f\x7f]*?)'(?=$|/| )"
+# A number, a logical, a string or a complex number; nothing at all is an undefined value.
+_VALUE = re.compile(
+    rf" *(?:{_TEXT}|(?P<logical>[FT])|(?P<number>{_NUMBER})"
+    rf"|\( *(?P<real>{_NUMBER}) *, *(?P<imaginary>{_NUMBER}) *\))? *{_COMMENT}",
+    re.DOTALL,
+)
+_PART = re.compile(rf"(?:{_TEXT})? *{_COMMENT}", re.DOTALL)
+
+
+class Card(NamedTuple):
+    """One card, or a string with its CONTINUE cards.
+
+    Attributes
+    ----------
+    keyword
+        In capitals; that of a HIERARCH card without the word HIERARCH; empty for a blank card.
+    value
+        str, bool, int, float or complex; None where undefined; the text of a commentary card; the raw text
+        after the keyword where it cannot be parsed.
+    comment
+        Without the slash.
+    """
+
+    keyword: str
+    value: Any
+    comment: str
+
+
+def _number(text: str) -> int | float:
+    plain = text.replace(" ", "")
+    try:
+        return int(plain)
+    except ValueError:
+        return float(plain.replace("D", "E").replace("d", "e"))
+
+
+def _split(image: str) -> tuple[str, str | None]:
+    """Return the keyword of a card and the text that holds its value; None for a card without a value."""
+    keyword = image[:8].strip().upper()
+    if keyword in _COMMENTARY:
+        return keyword, None
+    if image[8:10] == "= ":
+        return keyword, image[10:]
+    if keyword == "CONTINUE":
+        return keyword, image[8:]
+    if keyword == "HIERARCH" and image[8:9] == " " and "=" in image:
+        name, _, rest = image.partition("=")
+        return name[9:].strip().upper(), rest
+    # Some writers put the sign too early, or forget the blank behind it.
+    at = image.find("= ")
+    if 0 <= at <= 8:
+        return image[:at].strip().upper(), image[at + 2 :]
+    return keyword, None
+
+
+def _parse(rest: str) -> tuple[Any, str]:
+    """Return value and comment of the text behind the keyword."""
+    match = _VALUE.match(rest.strip())
+    if match is None:
+        return rest.strip(), rest.partition("/")[2].strip()
+    parts = match.groupdict()
+    comment = (parts["comment"] or "").rstrip()
+    value: Any = None
+    if parts["text"] is not None:
+        value = parts["text"].replace("''", "'").rstrip()
+    elif parts["logical"] is not None:
+        value = parts["logical"] == "T"
+    elif parts["number"] is not None:
+        value = _number(parts["number"])
+    elif parts["real"] is not None:
+        value = complex(_number(parts["real"]), _number(parts["imaginary"]))
+    return value, comment
+
+
+def _parse_long(images: list[str]) -> tuple[Any, str]:
+    """Return value and comment of a string card and its CONTINUE cards."""
+    texts, comments = [], []
+    for image in images:
+        rest = (_split(image)[1] or "").strip()
+        match = _PART.match(rest)
+        if match is None:
+            return _parse(rest)
+        text = (match["text"] or "").rstrip()
+        texts.append(text[:-1] if text.endswith("&") else text)
+        if match["comment"]:
+            comments.append(match["comment"].rstrip())
+    return "".join(texts).replace("''", "'").rstrip(), " ".join(comments)
+
+
+class Header(Mapping[str, Any]):
+    """The cards of one HDU over their raw text; nothing is parsed before it is asked for.
+
+    As a mapping it gives the value of the first card of a keyword (in capitals).
+
+    Parameters
+    ----------
+    text
+        The cards without END, 80 characters each, in one string.
+    """
+
+    __slots__ = ("_places", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._places: dict[str, int] | None = None
+
+    @property
+    def places(self) -> dict[str, int]:
+        """Keyword to the offset of its first card in `text`."""
+        if self._places is None:
+            text = self.text
+            places: dict[str, int] = {}
+            # Backwards, so that of duplicate keywords the first one stays.
+            for at in range(len(text) - CARD, -1, -CARD):
+                if text[at + 8 : at + 10] == "= ":
+                    keyword = text[at : at + 8].rstrip()
+                    if keyword.isupper():
+                        places[keyword] = at
+                        continue
+                places[_split(text[at : at + CARD])[0]] = at
+            self._places = places
+        return self._places
+
+    def __contains__(self, keyword: object) -> bool:
+        return keyword in self.places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def get(self, keyword: str, default: Any = None) -> Any:
+        """Return the value of the first card of that keyword (in capitals), or ``default``.
+
+        An undefined value is None, whatever the default.
+        """
+        at = self.places.get(keyword)
+        return default if at is None else self._card_at(at)[0].value
+
+    def __getitem__(self, keyword: str) -> Any:
+        at = self.places.get(keyword)
+        if at is None:
+            raise KeyError(keyword)
+        return self._card_at(at)[0].value
+
+    def integer(self, keyword: str, default: int | None = None, *, path: str | None = None, where: str = "") -> int:
+        """Return an integer that the file's structure rests on.
+
+        Raises
+        ------
+        CorruptError
+            Where the card is missing (and there is no default) or holds something else.
+        """
+        value = self.get(keyword, default)
+        if type(value) is not int:
+            raise CorruptError(
+                f"the header card {keyword} does not hold an integer",
+                path=path,
+                where=where or None,
+                expected="an integer",
+                found="no such card" if keyword not in self else repr(value)[:80],
+            )
+        return value
+
+    def _card_at(self, at: int) -> tuple[Card, int]:
+        """Return the card at an offset and the offset of the next one."""
+        text = self.text
+        image = text[at : at + CARD]
+        after = at + CARD
+        if text[after : after + 8] == "CONTINUE":
+            images = [image]
+            while text[after : after + 8] == "CONTINUE":
+                images.append(text[after : after + CARD])
+                after += CARD
+            keyword, rest = _split(image)
+            if rest is None:
+                return Card(keyword, "".join(part[8:] for part in images).rstrip(), ""), after
+            return Card(keyword, *_parse_long(images)), after
+        keyword, rest = _split(image)
+        if rest is None:
+            return Card(keyword, image[8:].rstrip(), ""), after
+        return Card(keyword, *_parse(rest)), after
+
+    def cards(self) -> Iterator[Card]:
+        """Yield every card in order, duplicates included, CONTINUE cards joined to theirs."""
+        at = 0
+        while at < len(self.text):
+            card, at = self._card_at(at)
+            yield card
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Yield keyword and raw text of every card in order; the text includes the CONTINUE cards."""
+        text, at = self.text, 0
+        while at < len(text):
+            after = at + CARD
+            while text[after : after + 8] == "CONTINUE":
+                after += CARD
+            yield _split(text[at : at + CARD])[0], text[at:after]
+            at = after

@@ -1,0 +1,172 @@
+"""The bytes of a FITS file, plain or inside a .gz, .bz2 or .zip file.
+
+A plain file is mapped, never copied. What is compressed as a whole is unpacked once: in memory while it is
+small, else into a temporary file that disappears with its last user.
+"""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import mmap
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from wustore.errors import CorruptError, FormatError, StoreNotFoundError
+from wustore.fits.scan import Buffer
+
+__all__ = ["compression_of", "first_bytes", "load"]
+
+_IN_MEMORY = 64 << 20
+"""Bytes of an unpacked file that are kept in memory; more go to a temporary file."""
+
+_STEP = 1 << 20
+
+_MAGIC = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"PK\x03\x04", "zip"))
+
+
+def compression_of(path: str) -> str | None:
+    """Return how a file is compressed as a whole: ``gzip``, ``bzip2``, ``zip``, or None for a plain one."""
+    with _open(path) as file:
+        start = file.read(4)
+    return next((name for magic, name in _MAGIC if start.startswith(magic)), None)
+
+
+def _open(path: str) -> IO[bytes]:
+    try:
+        return Path(path).open("rb")
+    except FileNotFoundError as error:
+        raise StoreNotFoundError("there is no file at this path", path=path, cure="Check the name.") from error
+    except IsADirectoryError as error:
+        raise FormatError("a directory, not a FITS file", path=path) from error
+
+
+def _gzip_steps(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the unpacked bytes of a gzip file, all its members; zero padding behind them is ignored."""
+    pending = b""
+    first = True
+    while True:
+        pending = pending or file.read(_STEP)
+        if not first:
+            while pending and not pending.strip(b"\0"):
+                pending = file.read(_STEP)
+            pending = pending.lstrip(b"\0")
+        if not pending:
+            return
+        first = False
+        engine = zlib.decompressobj(31)
+        while not engine.eof:
+            piece = engine.decompress(pending, _STEP)
+            pending = engine.unconsumed_tail or (b"" if engine.eof else file.read(_STEP))
+            if piece:
+                yield piece
+            elif not pending and not engine.eof:
+                raise EOFError("the gzip stream ends early")
+        pending = engine.unused_data
+
+
+def _bzip2_steps(file: IO[bytes]) -> Iterator[bytes]:
+    with bz2.BZ2File(file) as stream:
+        while piece := stream.read(_STEP):
+            yield piece
+
+
+def _zip_steps(file: IO[bytes]) -> Iterator[bytes]:
+    with zipfile.ZipFile(file) as archive:
+        members = [item for item in archive.infolist() if not item.is_dir()]
+        if len(members) != 1:
+            raise FormatError(
+                "a zip file must hold one FITS file",
+                expected="1 file inside",
+                found=[item.filename for item in members][:5],
+            )
+        with archive.open(members[0]) as stream:
+            while piece := stream.read(_STEP):
+                yield piece
+
+
+_STEPS = {"gzip": _gzip_steps, "bzip2": _bzip2_steps, "zip": _zip_steps}
+
+
+def _unpacked(path: str, kind: str) -> Iterator[bytes]:
+    try:
+        with _open(path) as file:
+            yield from _STEPS[kind](file)
+    except FormatError as error:
+        error.path = path
+        raise
+    except (
+        EOFError,
+        zlib.error,
+        lzma.LZMAError,
+        zipfile.BadZipFile,
+        ValueError,
+        RuntimeError,
+        NotImplementedError,
+    ) as error:
+        raise _damaged(path, kind, error) from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise _damaged(path, kind, error) from error  # bz2 says "Invalid data stream" without an errno
+
+
+def _damaged(path: str, kind: str, error: Exception) -> CorruptError:
+    return CorruptError(
+        f"the {kind} stream is damaged or truncated", path=path, found=error, cure="Fetch the file again."
+    )
+
+
+def first_bytes(path: str, count: int) -> bytes:
+    """Return the first bytes of the FITS file at ``path``, unpacked where it is compressed.
+
+    Raises
+    ------
+    StoreNotFoundError, CorruptError
+    """
+    kind = compression_of(path)
+    if kind is None:
+        with _open(path) as file:
+            return file.read(count)
+    start = b""
+    for piece in _unpacked(path, kind):
+        start += piece
+        if len(start) >= count:
+            break
+    return start[:count]
+
+
+def _mapped(file: IO[Any]) -> Buffer:
+    if os.fstat(file.fileno()).st_size == 0:
+        return b""
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def load(path: str) -> Buffer:
+    """Return all bytes of the FITS file at ``path``: mapped where it is plain, else unpacked.
+
+    Raises
+    ------
+    StoreNotFoundError
+    FormatError
+        For a directory, or a zip file with more than one file inside.
+    CorruptError
+        Where the compressed stream is damaged.
+    """
+    kind = compression_of(path)
+    if kind is None:
+        with _open(path) as file:
+            return _mapped(file)
+    with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as spool:
+        for piece in _unpacked(path, kind):
+            spool.write(piece)
+        spool.flush()
+        if spool.tell() <= _IN_MEMORY:
+            spool.seek(0)
+            return bytes(spool.read())
+        return _mapped(spool)
