@@ -1,0 +1,130 @@
+"""What README and docs show is true: their code runs, their files exist, their tables are those of the code.
+
+In each page the ``python`` and ``console`` blocks run one after the other, in one empty directory. A console
+block holds commands behind ``$``; lines below one are what it prints, ``...`` standing for anything. A command
+must end with 0, or with the N of a comment ``# exit code N`` behind it. Other blocks (``sh``, ``text``) are not run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+from wustore import layout
+from wustore.cli import COMMANDS
+from wustore.cli.outcome import DAMAGED, DIFFERS, INCOMPLETE, OK, USAGE
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page):
+    """The fenced blocks of a page as (language, text)."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands(text):
+    """The commands of a console block as (command, exit code, expected output)."""
+    parts = re.split(r"^\$ ", text, flags=re.MULTILINE)
+    assert not parts[0].strip(), "output without a command"
+    for part in parts[1:]:
+        command, _, output = part.partition("\n")
+        code = re.search(r"# exit code (\d+)$", command)
+        yield command, int(code[1]) if code else 0, output.strip()
+
+
+def run_python(text, page, directory):
+    # A process of its own: a script that a reader pastes into a file.
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", text], cwd=directory, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{page.name}:\n{text}\n{done.stderr}"
+
+
+def run_console(text, page, directory):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    for command, code, expected in commands(text):
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=directory, capture_output=True, text=True, env=os.environ | {"PATH": path},
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == code, f"{page.name}: {command}\n{done.stdout}\n{done.stderr}"
+        pattern = re.sub(r"([\[?])", r"[\1]", expected).replace("...", "*")
+        assert not expected or fnmatchcase(done.stdout.strip(), pattern), f"{command}\n{done.stdout}"
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if any(b[0] in {"python", "console"} for b in blocks(p))], ids=lambda p: p.name)
+def test_blocks_run(page, tmp_path):
+    for language, text in blocks(page):
+        if language == "python":
+            run_python(text, page, tmp_path)
+        elif language == "console":
+            run_console(text, page, tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_and_files_exist(page):
+    text = page.read_text("utf-8")
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        assert "://" in target or (page.parent / target).exists(), target
+    for name in re.findall(r"`((?:tests|docs|schemas|wustore)/[\w./-]+\.\w+)", text):
+        assert (ROOT / name).is_file(), name
+    for file, test in re.findall(r"`(tests/\w+\.py)::(\w+)", text):
+        assert f"def {test}(" in (ROOT / file).read_text("utf-8"), f"{file}::{test}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_exist(page):
+    for name in re.findall(r"`wustore (\w+)", page.read_text("utf-8")):
+        assert name in COMMANDS, name
+
+
+def test_readme_opens_with_the_two_commands():
+    language, text = blocks(ROOT / "README.md")[0]
+    first, second = text.splitlines()
+    assert language == "sh"
+    assert first == "python -m venv .venv && .venv/bin/pip install . && .venv/bin/wustore demo"
+    assert second == "python -m venv .venv && .venv/bin/pip install '.[test]' && .venv/bin/pytest"
+    assert (ROOT / "README.md").read_text("utf-8").index("```") < 400
+
+
+def test_readme_has_every_command_and_exit_code():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert all(f"`wustore {name}" in text for name in COMMANDS)
+    listed = [int(code) for code in re.findall(r"^\| (\d) \|", text, re.MULTILINE)]
+    assert listed == [OK, DIFFERS, USAGE, DAMAGED, INCOMPLETE]
+
+
+def test_extras_are_those_of_the_package():
+    import tomllib
+
+    text = (ROOT / "README.md").read_text("utf-8")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    listed = set(re.findall(r"^\| `(\w+)` \|", text[text.index("## Extras") :], re.MULTILINE))
+    assert listed == set(extras)
+    users = {name for name in extras if name not in {"all", "test", "lint"}}
+    assert extras["all"] == [f"wustore[{','.join(name for name in extras if name in users)}]"]
+
+
+def test_spec_has_the_versions_of_the_code():
+    text = (ROOT / "docs" / "spec.md").read_text("utf-8")
+    assert f"version **{layout.VERSION}**" in text
+    assert f"`min_reader` **{layout.MIN_READER}**" in text
+
+
+def test_spec_names_every_array_and_key():
+    from wustore.schema import load
+
+    text = (ROOT / "docs" / "spec.md").read_text("utf-8")
+    for name in load("layout")["properties"]["arrays"]["properties"]:
+        assert f"`{name}`" in text, name
+    document = load("document")
+    keys = [*document["properties"], *document["$defs"]["layer"]["properties"], *document["$defs"]["column"]["properties"]]
+    for key in keys:
+        assert f"`{key}`" in text, key

@@ -1,0 +1,171 @@
+"""Verification reads everything and names each place that is wrong."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wustore.api import convert, open_reader
+from wustore.backends.memory import MemoryReader
+from wustore.cli import main
+from wustore.errors import CorruptError, WuStoreError
+from wustore.layout import plane_checksum
+from wustore.model import LAYERS
+from wustore.testing import SAMPLES, sample, with_capsule
+from wustore.transfer import copy
+from wustore.verify import Problem, problems
+
+
+class Reader(MemoryReader):
+    """A memory reader with checksums, and damage where it is told."""
+
+    def __init__(self, source, broken=()):
+        super().__init__(source.meta, [source.image(i, capsule=True) for i in range(source.meta.n_images)])
+        self._source = source
+        self.broken = set(broken)
+
+    def image(self, i, layers=LAYERS, *, capsule=False):
+        if i in self.broken:
+            raise CorruptError("a chunk is damaged", path="here", where=f"image {i}")
+        return super().image(i, layers, capsule=capsule)
+
+    def checksums(self):
+        planes = [[self._source.image(i).layer(layer) for layer in LAYERS] for i in range(self.meta.n_images)]
+        return np.array([[plane_checksum(plane) for plane in row] for row in planes], dtype=np.uint32)
+
+    def capsule(self):
+        capsule = self._source.capsule()
+        if capsule is None:
+            return None
+
+        def piece(i):
+            if i in self.broken:
+                raise CorruptError("the piece is damaged", path="here")
+            return b""
+
+        return replace(capsule, piece=piece)
+
+
+@pytest.mark.parametrize("name", list(SAMPLES))
+def test_samples_are_sound(name):
+    assert list(problems(Reader(sample(name)))) == []
+
+
+def test_all_damage_is_found():
+    reader = Reader(with_capsule(sample("ragged")), broken={1, 3})
+    reader._images[2].variance[0, 0] += 1
+    found = list(problems(reader))
+    assert [(p.kind, p.where) for p in found] == [
+        ("damaged", "image 1"),
+        ("damaged", "image 2, variance"),
+        ("damaged", "image 3"),
+        ("damaged", "capsule of image 1"),
+        ("damaged", "capsule of image 3"),
+    ]
+
+
+def test_an_image_of_another_shape():
+    source = sample("simple")
+    images = [source.image(i) for i in range(3)]
+    images[1] = replace(images[1], mask=images[1].mask.astype(np.int16), psf=None)
+    assert [p.where for p in problems(MemoryReader(source.meta, images))] == ["image 1, mask", "image 1, psf"]
+
+
+def test_an_invalid_document():
+    source = sample("simple")
+    reader = MemoryReader(replace(source.meta, reprojected="yes"), [source.image(i) for i in range(3)])
+    (problem,) = problems(reader)
+    assert isinstance(problem, Problem)
+    assert (problem.kind, problem.where) == ("invalid", "$.reprojected")
+
+
+def test_progress():
+    seen = []
+    list(problems(Reader(sample("simple")), workers=2, progress=lambda done, total: seen.append((done, total))))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+# --- stores on disk -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["zarr", "zarr.zip", "h5"])
+def store(request, tmp_path):
+    path = tmp_path / f"night.{request.param}"
+    source = sample("rich")
+    name = "ram:verify"
+    from wustore.backends.memory import MemoryBackend
+
+    copy(source, MemoryBackend().create(name, source.meta, overwrite=True))
+    convert(name, path)
+    MemoryBackend().remove(name)
+    return path
+
+
+def files_of(path):
+    return sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
+
+
+def test_a_sound_store(store, capsys):
+    assert main(["verify", str(store), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ok"] is True
+    assert found["checksums"] is True
+
+
+def test_flipped_bits_are_found(store, capsys):
+    """Whatever bit flips, verify says so or the values are the same as before."""
+    rng = np.random.default_rng(1)
+    with open_reader(store) as reader:
+        expected = [reader.image(i) for i in range(reader.meta.n_images)]
+        meta = reader.meta
+    n_found = 0
+    for _ in range(40):
+        file = Path(rng.choice([str(f) for f in files_of(store)]))
+        before = file.read_bytes()
+        data = bytearray(before)
+        data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+        file.write_bytes(data)
+        code = main(["verify", str(store)])
+        if code == 0:
+            with open_reader(store) as reader:
+                from wustore.diff import differences
+
+                same = MemoryReader(meta, expected)
+                assert not list(map(str, differences(same, reader))), file
+        else:
+            assert code in {1, 2, 3}, file
+            n_found += 1
+        file.write_bytes(before)
+    capsys.readouterr()
+    assert n_found > 10
+    assert main(["verify", str(store)]) == 0
+
+
+def test_a_truncated_store(store, capsys):
+    for file in files_of(store)[-3:]:
+        before = file.read_bytes()
+        file.write_bytes(before[: len(before) // 2])
+        assert main(["verify", str(store)]) in {2, 3}, file
+        assert "Traceback" not in capsys.readouterr().err
+        file.write_bytes(before)
+
+
+def test_a_missing_shard(tmp_path):
+    source = sample("chunked")
+    from wustore.backends.zarr import ZarrBackend
+
+    path = tmp_path / "night.zarr"
+    copy(source, ZarrBackend().create(str(path), source.meta))
+    shard = sorted(f for f in (path / "science").rglob("*") if f.is_file() and f.name != "zarr.json")[1]
+    shard.unlink()
+    try:
+        with open_reader(path) as reader:
+            found = list(problems(reader))
+    except WuStoreError as error:
+        assert isinstance(error, CorruptError)  # noqa: PT017 - either refused when opened, or found when read
+    else:
+        assert [p.where for p in found] == ["image 1"]
