@@ -1,0 +1,22 @@
+"""The Zarr backends: the conformance class, and what is Zarr's own."""
+
+from __future__ import annotations
+
+from wustore.backends.zarr import ZarrBackend, ZarrZipBackend
+from wustore.testing import BackendConformance
+
+
+class TestZarr(BackendConformance):
+    backend = ZarrBackend()
+    suffix = ".zarr"
+
+
+class TestZarrZip(BackendConformance):
+    backend = ZarrZipBackend()
+    suffix = ".zarr.zip"
+
+
+class TestZarrPortable(BackendConformance):
+    backend = ZarrBackend()
+    suffix = ".zarr"
+    options = {"profile": "portable", "layout": "cutouts", "chunks": (5, 4), "workers": 2}

@@ -1,0 +1,154 @@
+"""What a conversion has written so far: one small document per image, so that it can be resumed or shared.
+
+Below ``.wustore-journal/`` of an unfinished store: ``plan.json`` says what is being written, and
+``images/<i>.json`` is written when image i is whole, with size and CRC-32C of each of its shards. The
+journal is dropped when the store is finished.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from wustore.errors import CorruptError, IncompleteError, UsageError
+from wustore.zarrio.codecs import crc32c
+from wustore.zarrio.keys import Keys
+
+__all__ = ["JOURNAL", "Entry", "Journal"]
+
+JOURNAL = ".wustore-journal/"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What was written of one image.
+
+    Attributes
+    ----------
+    written
+        Key to (size, CRC-32C) of every value.
+    checksums
+        CRC-32C of each plane, in the order of `wustore.model.LAYERS`.
+    has_capsule
+        Whether the image brought FITS leftovers.
+    """
+
+    written: Mapping[str, tuple[int, int]]
+    checksums: tuple[int, ...]
+    has_capsule: bool
+
+
+class Journal:
+    """The journal of a store being written.
+
+    Parameters
+    ----------
+    keys
+        The unfinished store.
+    """
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+
+    def begin(self, plan: Mapping[str, Any]) -> None:
+        """Record what is to be written, or join a conversion that has the same plan.
+
+        Raises
+        ------
+        UsageError
+            Where another conversion has been started here.
+        """
+        text = json.dumps(plan, sort_keys=True, ensure_ascii=False).encode()
+        found = self._keys.get(f"{JOURNAL}plan.json")
+        if found is None:
+            self._keys.set(f"{JOURNAL}plan.json", text)
+        elif found != text:
+            raise UsageError(
+                "an unfinished conversion of something else, or with other options, stands here",
+                path=self._keys.name,
+                found=_difference(found, plan),
+                cure="Finish it with the options it was started with, or remove it and start again.",
+            )
+
+    def capsule_key(self, i: int) -> str:
+        """Return the key that holds the FITS leftovers of image ``i`` until the end."""
+        return f"{JOURNAL}images/{i}.capsule"
+
+    def record(self, i: int, entry: Entry) -> None:
+        """Record that image ``i`` is whole."""
+        document = {
+            "written": {key: list(value) for key, value in entry.written.items()},
+            "checksums": list(entry.checksums),
+            "has_capsule": entry.has_capsule,
+        }
+        self._keys.set(f"{JOURNAL}images/{i}.json", json.dumps(document).encode())
+
+    def entry(self, i: int) -> Entry | None:
+        """Return what was recorded of image ``i``; None where nothing (whole) was."""
+        text = self._keys.get(f"{JOURNAL}images/{i}.json")
+        if text is None:
+            return None
+        try:
+            document = json.loads(text)
+            written = {key: (int(size), int(crc)) for key, (size, crc) in document["written"].items()}
+            return Entry(written, tuple(map(int, document["checksums"])), bool(document["has_capsule"]))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def is_whole(self, i: int) -> bool:
+        """Return whether image ``i`` was recorded and all its bytes are still what was written."""
+        entry = self.entry(i)
+        if entry is None:
+            return False
+        for key, (size, crc) in entry.written.items():
+            value = self._keys.get(key)
+            if value is None or len(value) != size or crc32c(value) != crc:
+                return False
+        return True
+
+    def inventory(self, n_images: int) -> list[Entry]:
+        """Return the entries of all images after checking that every value is there in its size.
+
+        Raises
+        ------
+        IncompleteError, CorruptError
+        """
+        entries = [self.entry(i) for i in range(n_images)]
+        missing = [i for i, entry in enumerate(entries) if entry is None]
+        if missing:
+            raise IncompleteError(
+                "not every image was written",
+                path=self._keys.name,
+                expected=f"{n_images} images",
+                found=f"{n_images - len(missing)}; missing: {', '.join(map(str, missing[:10]))}"
+                + (" …" if len(missing) > 10 else ""),
+            )
+        whole = [entry for entry in entries if entry is not None]
+        for i, entry in enumerate(whole):
+            for key, (size, _) in entry.written.items():
+                found = self._keys.size(key)
+                if found != size:
+                    raise CorruptError(
+                        "a part that was written is not there any more",
+                        path=self._keys.name,
+                        where=f"image {i}, {key}",
+                        expected=f"{size} bytes",
+                        found="none" if found is None else found,
+                        cure="Write this image again.",
+                    )
+        return whole
+
+    def drop(self) -> None:
+        """Remove the journal."""
+        self._keys.delete_below(JOURNAL)
+
+
+def _difference(found: bytes, plan: Mapping[str, Any]) -> str:
+    try:
+        other = json.loads(found)
+        keys = sorted(key for key in {*other, *plan} if other.get(key) != plan.get(key))
+    except (ValueError, AttributeError, TypeError):
+        return "an unreadable plan"
+    return f"a different {', '.join(keys)}"

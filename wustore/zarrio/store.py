@@ -1,0 +1,77 @@
+"""Where a path, URL or Store object leads: to its keys."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from wustore.errors import BackendError, FormatError, MissingDependencyError, StoreNotFoundError
+from wustore.zarrio.keys import DirectoryKeys, Keys, StoreKeys, ZipKeys
+
+__all__ = ["is_local", "open_keys", "writable_keys"]
+
+
+def is_local(address: Any) -> bool:
+    """Return whether ``address`` is a path of a local file system."""
+    return isinstance(address, str) and "://" not in address
+
+
+def _from_url(url: str, *, read_only: bool) -> Keys:
+    try:
+        import fsspec  # noqa: F401
+        from zarr.storage import FsspecStore
+
+        return StoreKeys(FsspecStore.from_url(url, read_only=read_only), url)
+    except ImportError as error:
+        raise MissingDependencyError(
+            "reading and writing URLs needs optional packages",
+            path=url,
+            found=error,
+            cure="Install them with: pip install 'wustore[cloud]'.",
+        ) from error
+    except ValueError as error:
+        raise BackendError("the URL cannot be used", path=url, found=error) from error
+
+
+def open_keys(address: Any) -> Keys:
+    """Return the keys of an existing store.
+
+    Parameters
+    ----------
+    address
+        Directory, zip file, URL, or zarr Store object.
+
+    Raises
+    ------
+    StoreNotFoundError, FormatError, CorruptError, MissingDependencyError
+    """
+    if not isinstance(address, str):
+        return StoreKeys(address)
+    if not is_local(address):
+        return _from_url(address, read_only=True)
+    if os.path.isdir(address):  # noqa: PTH112
+        return DirectoryKeys(address)
+    if not os.path.lexists(address):
+        raise StoreNotFoundError("there is nothing at this path", path=address, cure="Check the name.")
+    if not is_zip(address):
+        raise FormatError("not a Zarr store", path=address, expected="a directory, or a zip file")
+    return ZipKeys(address)
+
+
+def writable_keys(address: Any) -> Keys:
+    """Return the keys of a URL or Store object to write to.
+
+    Raises
+    ------
+    MissingDependencyError, BackendError
+    """
+    return StoreKeys(address) if not isinstance(address, str) else _from_url(address, read_only=False)
+
+
+def is_zip(path: str) -> bool:
+    """Return whether a file begins as a zip file does (an empty archive included)."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            return file.read(4) in {b"PK\x03\x04", b"PK\x05\x06"}
+    except OSError:
+        return False

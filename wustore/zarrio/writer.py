@@ -1,0 +1,306 @@
+"""Writing a store: whole shards image by image, the metadata last."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from wustore.atomic import Staging
+from wustore.errors import UsageError
+from wustore.layout import (
+    CONVENTIONS,
+    ArraySpec,
+    arrays_of,
+    cast_plane,
+    checksum_array,
+    document_of,
+    layers_of,
+    plane_checksum,
+)
+from wustore.model import LAYERS, Capsule, Image, Meta
+from wustore.protocol import Writer
+from wustore.transfer import default_workers
+from wustore.zarrio.arrays import (
+    array_metadata,
+    chunk_key,
+    document_checksum,
+    encode_small,
+    group_metadata,
+    pack,
+    small_metadata,
+    to_json,
+)
+from wustore.zarrio.capsule import DATA, bound_spec, data_metadata, write_data
+from wustore.zarrio.codecs import Hints, crc32c
+from wustore.zarrio.journal import Entry, Journal
+from wustore.zarrio.keys import DirectoryKeys, Keys
+from wustore.zarrio.packing import pack_directory
+from wustore.zarrio.profiles import grid_for, hints_for
+from wustore.zarrio.shards import encode_shard
+
+__all__ = ["DirectoryTarget", "Options", "StoreTarget", "Target", "ZarrWriter", "ZipTarget", "options_from"]
+
+_EMPTY_PLANE = np.empty((0, 0))
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to write.
+
+    Attributes
+    ----------
+    profile, layout
+        Names; see `wustore.zarrio.profiles`.
+    chunks
+        Shape (y, x) of the inner chunks, instead of the layout's.
+    workers
+        Threads that encode, the number of processors by default. The bytes do not depend on it.
+    resume
+        Keep what is written under a fixed name until it is whole, and go on from what is there.
+    fingerprint
+        What the images come from: a conversion is only resumed with the same one.
+    """
+
+    profile: str = "compact"
+    layout: str = "images"
+    chunks: Sequence[int] | None = None
+    workers: int | None = None
+    resume: bool = False
+    fingerprint: str | None = None
+
+
+class Target(ABC):
+    """Where the keys are written to, and how they become the store.
+
+    Attributes
+    ----------
+    keys
+        To write to.
+    """
+
+    keys: Keys
+
+    @abstractmethod
+    def publish(self) -> None:
+        """Let the finished store appear."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Remove what was written."""
+
+
+class DirectoryTarget(Target):
+    """A directory written beside its place."""
+
+    def __init__(self, staging: Staging) -> None:
+        self.staging = staging
+        self.keys = DirectoryKeys(staging.path, str(staging.target))
+
+    def publish(self) -> None:
+        """Make it durable and move it to its place."""
+        self.staging.commit()
+
+    def discard(self) -> None:
+        """Remove the directory, unless it is kept for a resume."""
+        self.staging.abort()
+
+
+class ZipTarget(DirectoryTarget):
+    """A directory that is packed into one file at the end, so that the bytes do not depend on the order of writing."""
+
+    def publish(self) -> None:
+        """Pack, then move the file to its place."""
+        pack_directory(self.staging.path)
+        self.staging.commit()
+
+
+class StoreTarget(Target):
+    """A zarr Store: nothing can be renamed there, so the root document, written last, is what makes it a store."""
+
+    def __init__(self, keys: Keys, *, keep: bool) -> None:
+        self.keys = keys
+        self._keep = keep
+
+    def publish(self) -> None:
+        """Do nothing: the root document stands."""
+
+    def discard(self) -> None:
+        """Remove every key, unless they are kept for a resume."""
+        if not self._keep:
+            self.keys.delete_below("")
+
+
+class ZarrWriter(Writer):
+    """A Zarr store being written.
+
+    Parameters
+    ----------
+    target
+        Where to.
+    meta, capsule
+        See `wustore.protocol.Backend.create`.
+    options
+        How.
+    """
+
+    def __init__(self, target: Target, meta: Meta, capsule: Capsule | None, options: Options) -> None:
+        self._target = target
+        self._keys = target.keys
+        self._meta = meta
+        self._capsule = capsule
+        self._options = options
+        self._workers = default_workers() if options.workers is None else max(options.workers, 1)
+        self._layers = layers_of(meta)
+        self._grids = {
+            spec.name: grid_for(
+                spec.name,
+                spec.shape[1:],
+                spec.dtype,
+                profile=options.profile,
+                layout=options.layout,
+                chunks=options.chunks,
+            )
+            for spec in self._layers
+        }
+        self._small = arrays_of(meta)
+        self._packed = pack(self._small)
+        self._document = self._make_document()
+        self._journal = Journal(self._keys)
+        self._journal.begin(
+            {
+                "document": self._document,
+                "fingerprint": options.fingerprint,
+                "arrays": crc32c(self._packed.tobytes()),
+                "layers": {name: self._layer_metadata(name) for name in self._grids},
+                "capsule_head": None if capsule is None else crc32c(capsule.head),
+            }
+        )
+        # A conversion killed while it finished has a root document already: it counts for nothing until the end.
+        self._keys.delete("zarr.json")
+
+    def _make_document(self) -> dict[str, Any]:
+        document = document_of(self._meta)
+        document["storage"] = {"profile": self._options.profile, "layout": self._options.layout}
+        if self._options.chunks is not None:
+            document["storage"] = {"profile": self._options.profile, "layout": list(self._options.chunks)}
+        document["packed"] = True
+        if self._capsule is not None:
+            document["capsule"] = dict(self._capsule.document)
+        document["crc32c"] = document_checksum(document)
+        return document
+
+    def _layer_metadata(self, name: str) -> dict[str, Any]:
+        spec = next(spec for spec in self._layers if spec.name == name)
+        grid = self._grids[name]
+        return array_metadata(
+            spec.shape,
+            spec.dtype,
+            spec.dims,
+            chunk=(1, *grid.shape),
+            codecs=[grid.codec()],
+            fill=spec.fill,
+            attributes=spec.attributes,
+        )
+
+    # --- images -------------------------------------------------------------------------------------------
+
+    def is_written(self, i: int) -> bool:
+        """Return whether image ``i`` is there and whole: its bytes are read and compared with their checksums."""
+        return self._journal.is_whole(i)
+
+    def unwritten(self) -> list[int]:
+        """Return the images that a resumed conversion still has to write."""
+        return [i for i in range(self._meta.n_images) if not self.is_written(i)]
+
+    def write(self, i: int, image: Image) -> None:
+        """Write an image; the same image written twice, by whomever, gives the same bytes."""
+        written: dict[str, tuple[int, int]] = {}
+        checksums = [plane_checksum(image.layer(name)) for name in LAYERS]
+        for spec in self._layers:
+            if 0 in spec.shape:
+                continue
+            plane = image.layer(spec.name)
+            stored = _EMPTY_PLANE.astype(spec.dtype) if plane is None else cast_plane(plane, spec.dtype)
+            grid = self._grids[spec.name]
+            hints = hints_for(stored) if grid.chain.method == "pcodec" else Hints()
+            value = encode_shard(stored, grid, spec.fill, hints, self._workers)
+            self._set(chunk_key(spec.name, (i, 0, 0)), value, written)
+        has_capsule = self._capsule is not None and image.capsule is not None
+        if has_capsule and image.capsule is not None:
+            self._set(self._journal.capsule_key(i), image.capsule, written)
+        self._journal.record(i, Entry(written, tuple(checksums), has_capsule))
+
+    def _set(self, key: str, value: bytes, written: dict[str, tuple[int, int]]) -> None:
+        self._keys.set(key, value)
+        written[key] = (len(value), crc32c(value))
+
+    # --- the end ------------------------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """Write the metadata, drop the journal, and let the store appear."""
+        entries = self._journal.inventory(self._meta.n_images)
+        rows = np.array([entry.checksums for entry in entries], dtype=np.uint32)
+        packed = ArraySpec("packed", self._packed, ("packed_byte",), {"long_name": "all small arrays, for a quick opening"})
+        small = [*self._small, checksum_array(rows), packed]
+        nodes: dict[str, dict[str, Any]] = {spec.name: self._layer_metadata(spec.name) for spec in self._layers}
+        if self._capsule is not None:
+            small.append(self._write_capsule(self._capsule, entries, nodes))
+        for spec in small:
+            nodes[spec.name] = small_metadata(spec)
+            value = encode_small(spec.data)
+            if value is not None:
+                self._keys.set(chunk_key(spec.name, (0,) * spec.data.ndim), value)
+        for group in sorted({name.rpartition("/")[0] for name in nodes} - {""}):
+            nodes[group] = group_metadata()
+        for name, node in nodes.items():
+            self._keys.set(f"{name}/zarr.json", to_json(node))
+        root = group_metadata(
+            {"Conventions": CONVENTIONS, "zarr_conventions": [], "wustore": self._document}
+        )
+        root["consolidated_metadata"] = {
+            "kind": "inline",
+            "must_understand": False,
+            "metadata": {name: nodes[name] for name in sorted(nodes)},
+        }
+        # Last of all: without it nothing here opens as a store.
+        self._keys.set("zarr.json", to_json(root))
+        self._journal.drop()
+        self._target.publish()
+
+    def _write_capsule(self, capsule: Capsule, entries: Sequence[Entry], nodes: dict[str, dict[str, Any]]) -> ArraySpec:
+        sizes = [len(capsule.head)]
+        for i, entry in enumerate(entries):
+            sizes.append(entry.written[self._journal.capsule_key(i)][0] if entry.has_capsule else 0)
+
+        def pieces() -> Iterator[bytes]:
+            yield capsule.head
+            for i, entry in enumerate(entries):
+                if entry.has_capsule:
+                    yield self._keys.get(self._journal.capsule_key(i)) or b""
+
+        total = sum(sizes)
+        nodes[DATA] = data_metadata(total)
+        write_data(self._keys, total, pieces())
+        return bound_spec(sizes)
+
+    def abort(self) -> None:
+        """Drop what was written; a conversion that can be resumed keeps it."""
+        self._target.discard()
+
+
+def options_from(options: Mapping[str, Any]) -> Options:
+    """Return checked options.
+
+    Raises
+    ------
+    UsageError
+    """
+    known = Options.__dataclass_fields__
+    unknown = sorted(options.keys() - known.keys())
+    if unknown:
+        raise UsageError("unknown options", where="zarr", expected=", ".join(known), found=", ".join(unknown))
+    return Options(**options)
