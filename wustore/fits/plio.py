@@ -11,14 +11,7 @@ from numpy.typing import NDArray
 
 from wustore.errors import CorruptError
 
-__all__ = ["decode_plio", "minimum_words"]
-
-_LONGEST_RUN = 4095
-
-
-def minimum_words(n_pixels: int) -> int:
-    """Return the fewest words that a line list of so many pixels can have."""
-    return 7 + -(-n_pixels // _LONGEST_RUN) if n_pixels else 0
+__all__ = ["decode_plio"]
 
 
 def decode_plio(data: NDArray[np.int16], n_pixels: int, name: int) -> NDArray[np.int32]:
@@ -40,22 +33,12 @@ def decode_plio(data: NDArray[np.int16], n_pixels: int, name: int) -> NDArray[np
     """
     pixels = np.zeros(n_pixels, np.int32)
     words: list[int] = data.tolist()
-    if len(words) < 3:
-        raise _short(name, 3, len(words))
-    if words[2] > 0:
-        length, first = words[2], 3
-    else:
-        if len(words) < 5:
-            raise _short(name, 5, len(words))
-        length, first = (words[4] << 15) + words[3], words[1]
-    if length > len(words) or first < 0:
-        raise _short(name, length, len(words))
+    i, length = _instructions(words, name)
     position, value = 0, 1
-    i = first
     while i < length and position < n_pixels:
         word = words[i]
-        operation, number = (word >> 12 if word >= 0 else -(-word // 4096)), word & 4095
         i += 1
+        operation, number = (word >> 12 if word >= 0 else -(-word // 4096)), word & 4095
         if operation in (0, 4, 5):
             stop = position + number
             if operation == 4:
@@ -66,15 +49,26 @@ def decode_plio(data: NDArray[np.int16], n_pixels: int, name: int) -> NDArray[np
         elif operation == 1:
             if i >= len(words):
                 raise _short(name, i + 1, len(words))
-            value = (words[i] << 12) + number
+            value = _wrap((words[i] << 12) + number)
             i += 1
         elif operation in (2, 3, 6, 7):
-            value += number if operation in (2, 6) else -number
-            if operation in (6, 7):
-                pixels[position] = _wrap(value)
+            value = _wrap(value + (number if operation in (2, 6) else -number))
+            if operation >= 6:
+                pixels[position] = value
                 position += 1
-        value = _wrap(value)
     return pixels
+
+
+def _instructions(words: list[int], name: int) -> tuple[int, int]:
+    """Return where the instructions begin and end: both forms of the header are known."""
+    first, length = 3, words[2] if len(words) > 2 else 0
+    if length <= 0:
+        if len(words) < 5:
+            raise _short(name, 5, len(words))
+        first, length = words[1], (words[4] << 15) + words[3]
+    if length > len(words) or first < 0:
+        raise _short(name, length, len(words))
+    return first, length
 
 
 def _wrap(value: int) -> int:
