@@ -281,7 +281,7 @@ def _has_shards(path: str, scanned: ScannedFile) -> bool:
     if type(count) is not int:
         return False
     directory, name = os.path.split(path)
-    beside = set(os.listdir(directory or "."))
+    beside = {entry.name for entry in os.scandir(directory or ".")}
     return any(f"{i}_{name}" in beside for i in range(min(count, len(beside))))
 
 

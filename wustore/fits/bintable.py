@@ -76,6 +76,8 @@ def read_table(header: Header, data: bytes | memoryview, *, path: str, where: st
         raise CorruptError(
             "a table is longer than its data", path=path, where=where, expected=row_size * n_rows, found=len(data)
         )
+    if row_size == 0:
+        return []  # rows without bytes hold nothing, however many the header counts
     fields = _fields(header, n_fields, row_size, path, where)
     if any(_unusual(header, field) for field in fields):
         return _by_astropy(header, data, path, where)
@@ -145,7 +147,8 @@ def _values(header: Header, field: _Field, rows: NDArray[np.uint8]) -> NDArray[A
         return _strings(cells, _shape(header, field) if f"TDIM{field.number}" in header else (field.repeat,))
     shape = (n_rows, *_shape(header, field))
     if field.code == "L":
-        return (cells == ord("T")).reshape(shape)
+        true: NDArray[np.bool_] = cells == ord("T")
+        return true.reshape(shape)
     raw = cells.view(_KINDS[field.code]).reshape(shape) if cells.size else np.empty(shape, _KINDS[field.code])
     zero = int(_number(header, f"TZERO{field.number}", 0))
     if zero == 0:
@@ -153,7 +156,8 @@ def _values(header: Header, field: _Field, rows: NDArray[np.uint8]) -> NDArray[A
     # Adding the offset flips the highest bit, whatever the width.
     target = np.dtype(_UNSIGNED[field.code, zero])
     unsigned = raw.astype(raw.dtype.newbyteorder("=")).view(f"u{target.itemsize}")
-    return (unsigned ^ unsigned.dtype.type(1 << (8 * target.itemsize - 1))).view(target)
+    flipped: NDArray[Any] = unsigned ^ unsigned.dtype.type(1 << (8 * target.itemsize - 1))
+    return flipped.view(target)
 
 
 def _strings(cells: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[Any]:
@@ -165,7 +169,7 @@ def _strings(cells: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[Any]:
     text = cells.reshape(-1, width).copy()
     ended = np.logical_or.accumulate(text == 0, axis=1)
     text[ended] = 0
-    strings = np.char.rstrip(text.view(f"S{width}").reshape(outer), b" ").astype(f"S{width}")
+    strings: NDArray[Any] = np.char.rstrip(text.view(f"S{width}").reshape(outer), b" ").astype(f"S{width}")
     if cells.max() < 128:
         return strings.astype(f"U{width}")
     return strings

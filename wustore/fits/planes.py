@@ -154,10 +154,10 @@ class Plane:
     def n_decoded(self, rows: slice, columns: slice) -> int:
         """Return how many pixels reading a window decodes."""
         if self._way == "tiles":
-            return tiles.count_tiles(self.layout(), rows, columns).pixels
+            return int(tiles.count_tiles(self.layout(), rows, columns).pixels)
         if self._way == "scaled":
             return self.shape[0] * self.shape[1]
-        return (rows.stop - rows.start) * (columns.stop - columns.start)
+        return int((rows.stop - rows.start) * (columns.stop - columns.start))
 
     def read(
         self, data: Buffer, rows: slice | None = None, columns: slice | None = None, out: NDArray[Any] | None = None
@@ -213,12 +213,12 @@ class Plane:
                 found=self.hdu.data_length,
             )
         plane = np.frombuffer(data, dtype=raw, count=height * width, offset=self.hdu.data_start)
-        window = plane.reshape(height, width)[rows, columns]
+        window: NDArray[Any] = plane.reshape(height, width)[rows, columns]
         if self._way == "plain":
             return window
         # Adding the offset of the unsigned convention flips the highest bit, whatever the width.
         bits = raw.itemsize * 8
-        flipped = window.astype(f"u{raw.itemsize}") ^ np.array(1 << (bits - 1), dtype=f"u{raw.itemsize}")
+        flipped: NDArray[Any] = window.astype(f"u{raw.itemsize}") ^ np.array(1 << (bits - 1), dtype=f"u{raw.itemsize}")
         return flipped.view(self.dtype)
 
     def _by_astropy(self, data: Buffer) -> NDArray[Any]:

@@ -9,7 +9,7 @@ and 6.1.1 (random groups).
 from __future__ import annotations
 
 import mmap
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from wustore.errors import CorruptError, FormatError
 from wustore.fits.cards import BLOCK, CARD, Header
@@ -28,7 +28,8 @@ def is_fits(start: bytes) -> bool:
     return start[: len(_SIGNATURE)] == _SIGNATURE
 
 
-class Hdu(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Hdu:
     """One HDU and where it lies.
 
     Attributes
