@@ -18,7 +18,7 @@ Rules that every implementation keeps:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -149,6 +149,21 @@ class Reader(ABC):
         """Return the stored CRC-32C of every plane, shape (n_images, 4), or None (`wustore.layout.plane_checksum`)."""
         return None
 
+    def document(self) -> Mapping[str, Any] | None:
+        """Return the root document as it is stored, or None for a format that has none."""
+        return None
+
+    def audit(self) -> Iterator[tuple[str, str]]:
+        """Yield (place, what is wrong there) for stored parts that reading does not touch.
+
+        Such are copies kept for other programs and metadata that only they look at; ``wustore verify`` asks.
+        """
+        return iter(())
+
+    def places(self) -> list[str]:
+        """Return the files or URLs this store consists of, as far as they tell whether it has changed."""
+        return [self.path]
+
     def describe(self) -> dict[str, Any]:
         """Return facts of this store for ``wustore info``: JSON values, keys in the order to show them."""
         return {}
@@ -249,6 +264,9 @@ class Backend(ABC):
             ``None`` writes none.
         overwrite
             Whether an existing store may be replaced (it stays until the new one is whole).
+        workers
+            Threads that encode, the number of processors by default; 1 encodes in the calling thread. The
+            result does not depend on it.
         options
             Of the backend (``profile``, ``layout``, …); an unknown one is a `UsageError`.
 

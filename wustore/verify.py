@@ -45,7 +45,8 @@ def problems(reader: Reader, *, workers: int | None = None, progress: Progress |
 
     The document is held against the packaged JSON Schema where ``jsonschema`` is installed; every plane
     against the metadata's shape and dtype and, where the format stores it, against its CRC-32C; the FITS
-    leftovers are read. Damage in one image does not hide that in another.
+    leftovers are read; copies kept for other programs are compared. Damage in one image does not hide that
+    in another.
 
     Parameters
     ----------
@@ -57,6 +58,7 @@ def problems(reader: Reader, *, workers: int | None = None, progress: Progress |
         Called after each image.
     """
     yield from _document_problems(reader)
+    yield from (Problem("damaged", where, what) for where, what in reader.audit())
     yield from _image_problems(reader, workers, progress)
     yield from _capsule_problems(reader)
 
@@ -64,8 +66,11 @@ def problems(reader: Reader, *, workers: int | None = None, progress: Progress |
 def _document_problems(reader: Reader) -> Iterator[Problem]:
     from wustore.schema import violations
 
+    stored = reader.document()
     try:
-        yield from (Problem("invalid", where, what) for where, what in violations(document_of(reader.meta)))
+        # Formats without a document of their own are held to what they would say in ours.
+        document = document_of(reader.meta) if stored is None else stored
+        yield from (Problem("invalid", where, what) for where, what in violations(document))
     except MissingDependencyError:
         return  # the reader has checked what it needs; the schema says no more than `meta_from` demands
 

@@ -16,6 +16,7 @@ from wustore.model import LAYERS, Capsule, Image, Meta
 from wustore.protocol import Index, Reader
 from wustore.transfer import default_workers, read_ahead
 from wustore.zarrio.arrays import chunk_key, decode_small, document_checksum, unpack
+from wustore.zarrio.audit import audit
 from wustore.zarrio.capsule import BOUND, DATA, CapsuleBytes
 from wustore.zarrio.codecs import DamagedChunk
 from wustore.zarrio.fallback import ForeignArray
@@ -276,6 +277,14 @@ class ZarrReader(Reader):
         if sums.shape != expected or sums.dtype != np.uint32:
             raise CorruptError("the array of checksums has the wrong shape", path=self.path, where="checksum")
         return sums
+
+    def document(self) -> Mapping[str, Any]:
+        """Return the root document as it is stored."""
+        return self._document
+
+    def audit(self) -> Iterator[tuple[str, str]]:
+        """Yield what is wrong with the copies that other readers of Zarr use; see `wustore.protocol.Reader.audit`."""
+        return audit(self._keys, self._nodes, self._meta, self._small)
 
     def describe(self) -> dict[str, Any]:
         """Return profile, layout and the cut of every layer."""
