@@ -1,0 +1,100 @@
+"""Sky positions in the pixels of each image."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from wustore.errors import UsageError
+from wustore.model import Meta
+
+__all__ = ["image_wcs", "sky_to_pixel", "text_sky_to_pixel"]
+
+WCS_COLUMN = "per_image_wcs"
+
+
+def image_wcs(meta: Meta, i: int) -> str:
+    """Return the header text of the WCS that image ``i`` has: the global one, else that of its one constituent.
+
+    Raises
+    ------
+    UsageError
+        Where it has none.
+    """
+    if meta.wcs is not None:
+        return meta.wcs
+    column = meta.constituents.get(WCS_COLUMN)
+    linked = (i,) if meta.links is None and meta.n_constituents == meta.n_images else (meta.links or {i: ()})[i]
+    if column is not None and len(linked) == 1 and isinstance(column.values[linked[0]], str):
+        return str(column.values[linked[0]])
+    raise UsageError(
+        "an image has no WCS, so no sky position can be found in it",
+        where=f"image {i}",
+        cure="Give positions in pixels.",
+    )
+
+
+def text_sky_to_pixel(text: str, ra: ArrayLike, dec: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the pixel positions (x, y), from 0, of sky positions (ICRS) [deg] in the WCS of some header text.
+
+    NaN where the projection does not reach.
+
+    Raises
+    ------
+    FormatError
+        Where the text is no WCS.
+    UsageError
+        Where the distortion of the WCS cannot be inverted there.
+    """
+    from astropy.coordinates import SkyCoord
+    from astropy.wcs import NoConvergence
+
+    from wustore.wcs import text_to_wcs
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            position = SkyCoord(np.asarray(ra, float), np.asarray(dec, float), unit="deg")
+            x, y = text_to_wcs(text).world_to_pixel(position)
+    except NoConvergence as error:
+        raise UsageError(
+            "a sky position is too far from the image for its WCS", found=f"RA {ra!r}, dec {dec!r}"
+        ) from error
+    except ValueError as error:
+        raise UsageError("not a sky position in degrees", found=f"RA {ra!r}, dec {dec!r}", cure=str(error)) from error
+    return np.asarray(x, np.float64), np.asarray(y, np.float64)
+
+
+def sky_to_pixel(
+    meta: Meta, ra: ArrayLike, dec: ArrayLike, images: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return where sky positions are in each image.
+
+    Parameters
+    ----------
+    meta
+        Metadata that names the WCS of each image.
+    ra, dec
+        ICRS [deg], shape S.
+    images
+        Indices of the images, shape (time,).
+
+    Returns
+    -------
+    x, y : ndarray
+        Pixel positions from 0, shape S + (time,).
+
+    Raises
+    ------
+    UsageError
+        Where an image has no WCS, or one that cannot be inverted there.
+    """
+    ra, dec = np.broadcast_arrays(np.asarray(ra, float), np.asarray(dec, float))
+    texts = [image_wcs(meta, i) for i in images.tolist()]
+    found = {text: text_sky_to_pixel(text, ra, dec) for text in dict.fromkeys(texts)}
+    x = np.stack([found[text][0] for text in texts], axis=-1) if texts else np.empty((*ra.shape, 0))
+    y = np.stack([found[text][1] for text in texts], axis=-1) if texts else np.empty((*ra.shape, 0))
+    return x, y
