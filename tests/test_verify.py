@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wustore.api import convert, open_reader
+from wustore.api import open_reader
+from wustore.conversion import convert
 from wustore.backends.memory import MemoryReader
 from wustore.cli import main
 from wustore.errors import CorruptError, WuStoreError

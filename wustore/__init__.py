@@ -13,8 +13,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wustore.api import convert, open, open_reader, save  # noqa: A004
+    from wustore.api import open, open_reader, save  # noqa: A004
     from wustore.configuration import SearchConfiguration
+    from wustore.conversion import convert
     from wustore.errors import (
         BackendError,
         CorruptError,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "convert": "api",
+    "convert": "conversion",
     "open": "api",
     "open_reader": "api",
     "save": "api",

@@ -1,12 +1,11 @@
-"""Open, save and convert: the functions most users need."""
+"""Open and save: two of the three functions most users need; `wustore.conversion` has the third."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from wustore.errors import UsageError
 from wustore.protocol import Reader
 from wustore.registry import backend_for_reading, backend_for_writing
 from wustore.transfer import Progress, copy
@@ -14,10 +13,10 @@ from wustore.transfer import Progress, copy
 if TYPE_CHECKING:
     from wustore.work_unit import WorkUnit
 
-__all__ = ["convert", "open", "open_reader", "save"]
+__all__ = ["address_of", "open", "open_reader", "save", "write"]
 
 
-def _address(path: Any) -> Any:
+def address_of(path: Any) -> Any:
     """Return a path as text; names in memory, URLs and zarr Store objects as they are."""
     return os.fspath(path) if isinstance(path, str | os.PathLike) else path
 
@@ -38,7 +37,7 @@ def open_reader(path: Any, *, format: str | None = None, **options: Any) -> Read
     ------
     StoreNotFoundError, UnknownFormatError, FormatError, VersionError, IncompleteError, CorruptError
     """
-    address = _address(path)
+    address = address_of(path)
     return backend_for_reading(address, format).open(address, **options)
 
 
@@ -102,72 +101,12 @@ def save(
     """
     from wustore.edge import reader_of
 
-    address = _address(path)
+    address = address_of(path)
     reader = reader_of(work_unit)
-    _write(reader, address, format, overwrite=overwrite, capsule=True, workers=None, progress=progress, options=options)
+    write(reader, address, format, overwrite=overwrite, capsule=True, workers=None, progress=progress, options=options)
 
 
-def convert(
-    source: Any,
-    target: Any,
-    *,
-    source_format: str | None = None,
-    format: str | None = None,  # noqa: A002
-    overwrite: bool = False,
-    capsule: bool = True,
-    workers: int | None = None,
-    progress: Progress | None = None,
-    **options: Any,
-) -> None:
-    """Convert a store into another format, or another profile of the same; nothing is lost.
-
-    Parameters
-    ----------
-    source, target
-        Paths, URLs, ``ram:`` names or zarr Store objects. A sharded FITS set is named by its primary file.
-    source_format, format
-        Format names of source and target, where content and suffix must not decide.
-    overwrite
-        Whether an existing target may be replaced. It stays until the new one is whole.
-    capsule
-        Keep what gives back the identical FITS files.
-    workers
-        Threads that read ahead; the number of processors by default.
-    progress
-        Called with (images done, images in all).
-    options
-        Of the target's backend (``profile``, ``layout``, …).
-
-    Raises
-    ------
-    StoreNotFoundError, StoreExistsError, UnknownFormatError, FormatError, CorruptError, FidelityError, UsageError
-    """
-    source, target = _address(source), _address(target)
-    _refuse_same(source, target)
-    with open_reader(source, format=source_format) as reader:
-        _write(
-            reader,
-            target,
-            format,
-            overwrite=overwrite,
-            capsule=capsule,
-            workers=workers,
-            progress=progress,
-            options=options,
-        )
-
-
-def _refuse_same(source: Any, target: Any) -> None:
-    same = source is target or source == target
-    if isinstance(source, str) and isinstance(target, str) and Path(source).exists() and Path(target).exists():
-        same = same or Path(source).samefile(target)
-    if same:
-        raise UsageError(
-            "source and target are the same", path=str(source), cure="Write to another name, then move it."
-        )
-
-
-def _write(
+def write(
     reader: Reader,
     target: Any,
     format_name: str | None,
@@ -177,8 +116,10 @@ def _write(
     workers: int | None,
     progress: Progress | None,
     options: dict[str, Any],
+    check: Callable[[], None] | None = None,
 ) -> None:
+    """Write what ``reader`` reads to a new store: what `save` and `wustore.convert` have in common."""
     backend = backend_for_writing(target, format_name)
     leftovers = reader.capsule() if capsule else None
-    writer = backend.create(target, reader.meta, capsule=leftovers, overwrite=overwrite, **options)
-    copy(reader, writer, capsule=leftovers is not None, workers=workers, progress=progress)
+    writer = backend.create(target, reader.meta, capsule=leftovers, overwrite=overwrite, workers=workers, **options)
+    copy(reader, writer, capsule=leftovers is not None, workers=workers, progress=progress, check=check)

@@ -16,7 +16,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.api import convert, open_reader
+from wustore.api import open_reader
+from wustore.conversion import convert
 from wustore.diff import differences
 from wustore.layer import Layer
 

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from wustore.model import Image
+from wustore.errors import CorruptError
+from wustore.model import LAYERS, Image, Meta
 from wustore.protocol import Reader, Writer
 
-__all__ = ["copy", "default_workers", "read_ahead"]
+__all__ = ["bytes_per_image", "copy", "copy_images", "default_workers", "read_ahead", "workers_within"]
 
 T = TypeVar("T")
 
@@ -23,6 +24,39 @@ def default_workers() -> int:
     """Return the number of processors this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity is not None else (os.cpu_count() or 1)
+
+
+IMAGE_BUFFERS = 4
+"""Copies of an image's decoded bytes that a worker holds at most: the source's bytes, the decoded planes,
+the cast or re-encoded ones of the capsule's proof, and the encoded shards."""
+
+
+def bytes_per_image(meta: Meta) -> int:
+    """Return how many bytes a worker needs for the largest image of ``meta``."""
+    planes = 0
+    for layer in LAYERS:
+        if meta.has_layer(layer):
+            _, height, width = meta.layer_shape(layer)
+            planes += height * width * meta.layer_dtype(layer).itemsize
+    return planes * IMAGE_BUFFERS
+
+
+def workers_within(meta: Meta, workers: int | None, max_memory: int | None) -> int:
+    """Return how many images may be in work at a time.
+
+    Parameters
+    ----------
+    meta
+        Of the source.
+    workers
+        As asked for; the number of processors by default.
+    max_memory
+        Bytes for all of them together; at least one image is always in work.
+    """
+    wanted = default_workers() if workers is None else max(workers, 1)
+    if max_memory is None:
+        return wanted
+    return max(1, min(wanted, max_memory // max(bytes_per_image(meta), 1)))
 
 
 def read_ahead(
@@ -68,6 +102,7 @@ def copy(
     indices: Iterable[int] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
+    check: Callable[[], None] | None = None,
 ) -> None:
     """Copy every image from ``reader`` to ``writer`` and commit; on any error the writer is aborted.
 
@@ -80,30 +115,49 @@ def copy(
     indices
         The images still to be written (all by default): a resumed copy leaves out what is there.
     workers
-        Threads that read ahead, the number of processors by default. Memory: ``workers`` + 2 images.
+        Threads that read and write an image each, the number of processors by default. So many images are in
+        memory at a time.
     progress
         Called after each image.
+    check
+        Called before the commit; what it raises aborts the writer.
     """
-    total = reader.meta.n_images
-    wanted = list(range(total)) if indices is None else list(indices)
-    done = total - len(wanted)
     try:
-        for i, image in reader.images(wanted, capsule=capsule, workers=workers):
-            writer.write(i, _checked(image, reader, i))
-            done += 1
-            if progress is not None:
-                progress(done, total)
+        copy_images(reader, writer, capsule=capsule, indices=indices, workers=workers, progress=progress)
+        if check is not None:
+            check()
         writer.commit()
     except BaseException:
         writer.abort()
         raise
 
 
+def copy_images(
+    reader: Reader,
+    writer: Writer,
+    *,
+    capsule: bool = True,
+    indices: Iterable[int] | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Copy images without committing; parameters as for `copy`."""
+    total = reader.meta.n_images
+    wanted = list(range(total)) if indices is None else list(indices)
+    done = total - len(wanted)
+
+    def move(i: int) -> None:
+        writer.write(i, _checked(reader.image(i, capsule=capsule), reader, i))
+
+    # `read_ahead` bounds how far the threads run before the oldest image is through.
+    for _ in read_ahead(move, wanted, workers):
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+
 def _checked(image: Image, reader: Reader, i: int) -> Image:
     """Return ``image`` after making sure that it is what the metadata says: writers rely on it."""
-    from wustore.errors import CorruptError
-    from wustore.model import LAYERS
-
     for layer in LAYERS:
         plane = image.layer(layer)
         dtype = reader.meta.dtypes[layer][i]

@@ -92,7 +92,7 @@ class NpzBackend(Backend):
         ]
         return NpzReader(meta, images, path=path)
 
-    def create(self, path, meta, *, capsule=None, overwrite=False, **options):
+    def create(self, path, meta, *, capsule=None, overwrite=False, workers=None, **options):
         if options:
             raise UsageError("unknown options", where="npz", expected="none", found=sorted(options))
         return NpzWriter(path, meta, overwrite=overwrite)

@@ -169,7 +169,14 @@ class MemoryBackend(Backend):
         return MemoryReader(store.meta, store.images, store.capsule, path)
 
     def create(
-        self, path: str, meta: Meta, *, capsule: Capsule | None = None, overwrite: bool = False, **options: Any
+        self,
+        path: str,
+        meta: Meta,
+        *,
+        capsule: Capsule | None = None,
+        overwrite: bool = False,
+        workers: int | None = None,
+        **options: Any,
     ) -> Writer:
         """Start a store; see `wustore.protocol.Backend.create`."""
         _refuse(options)

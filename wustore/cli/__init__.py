@@ -19,6 +19,9 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS: dict[str, tuple[str, str]] = {
     "info": ("info:info", "Say what a store holds, without reading a pixel."),
     "convert": ("convert:convert", "Convert a WorkUnit into another format; nothing is lost."),
+    "plan": ("jobs:plan", "Divide a conversion into parts for a cluster."),
+    "part": ("jobs:part", "Write one part of a planned conversion."),
+    "finish": ("jobs:finish", "End a planned conversion: check it and let the store appear."),
     "diff": ("diff:diff", "Compare two stores bit for bit, whatever their formats."),
     "verify": ("verify:verify", "Read everything and check it against its checksums."),
     "formats": ("formats:formats", "List the formats, built in and plugged in."),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import click
 
+from wustore.cli.options import format_options, target_options
 from wustore.cli.progress import progress_bar
+from wustore.cli.sizes import SIZE
 from wustore.errors import UsageError
 
 __all__ = ["convert"]
@@ -20,27 +19,24 @@ Examples:
   wustore convert night.zarr again.fits
   wustore convert night.zarr out/night.fits --format sharded-fits
   wustore convert night.fits small.zarr --profile portable
+  wustore convert night.fits night.zarr --resume --workers 8 --max-memory 4G
+  wustore convert night.fits night.zarr --dry-run
 """
 
 
 @click.command(epilog=_EXAMPLES)
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
-@click.option("--format", "target_format", metavar="NAME", help="Format of DST; by default its name says it.")
-@click.option("--from-format", "source_format", metavar="NAME", help="Format of SRC; by default its content says it.")
-@click.option("--profile", metavar="NAME", help="Compression of a Zarr or HDF5 DST: compact, portable, fast, none.")
-@click.option("--layout", metavar="NAME", help="Chunking of a Zarr or HDF5 DST: images, cutouts, balanced.")
-@click.option(
-    "--option",
-    "-o",
-    "others",
-    metavar="NAME=VALUE",
-    multiple=True,
-    help="An option of DST's format, such as compression_type=GZIP_2 for FITS. May be repeated.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace DST where it exists; it stays until the new one is whole.")
-@click.option("--no-capsule", is_flag=True, help="Leave out what gives back the identical FITS files.")
+@target_options
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Images at a time; as many as processors.")
+@click.option(
+    "--processes/--threads", default=None, help="What a worker is (processes: Zarr only); threads up to 4 workers."
+)
+@click.option("--max-memory", type=SIZE, metavar="SIZE", help="Memory for the images in work, such as 2G; lowers N.")
+@click.option("--resume", is_flag=True, help="Go on where a killed conversion stopped; keep what is written (Zarr).")
+@click.option("--scheduler", metavar="ADDRESS", help="Run the parts on the Dask cluster of this scheduler (Zarr).")
+@click.option("--dry-run", is_flag=True, help="Estimate size, files, memory, time and free space; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="With --dry-run: the estimate as JSON.")
 def convert(
     source: str,
     target: str,
@@ -53,16 +49,39 @@ def convert(
     overwrite: bool,
     no_capsule: bool,
     workers: int | None,
+    processes: bool | None,
+    max_memory: int | None,
+    resume: bool,
+    scheduler: str | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Convert SRC into DST; nothing is lost.
 
     Formats are found from content (SRC) and name (DST); ``wustore formats`` lists them. A sharded FITS set
     is named by its primary file. DST appears when it is whole, or not at all.
     """
-    from wustore.api import convert as run
+    options = format_options(profile, layout, others)
+    if as_json and not dry_run:
+        raise UsageError("--json goes with --dry-run", where="--json", cure="A conversion prints no data.")
+    if dry_run:
+        from wustore.cli.dry_run import show_estimate
 
-    options = _options(others)
-    options |= {name: value for name, value in (("profile", profile), ("layout", layout)) if value is not None}
+        show_estimate(
+            source,
+            target,
+            source_format=source_format,
+            format=target_format,
+            capsule=not no_capsule,
+            overwrite=overwrite,
+            workers=workers,
+            max_memory=max_memory,
+            options=options,
+            as_json=as_json,
+        )
+        return
+    from wustore.conversion import convert as run
+
     with progress_bar("converting") as progress:
         run(
             source,
@@ -72,20 +91,10 @@ def convert(
             overwrite=overwrite,
             capsule=not no_capsule,
             workers=workers,
+            processes=processes,
+            max_memory=max_memory,
+            resume=resume,
+            scheduler=scheduler,
             progress=progress,
             **options,
         )
-
-
-def _options(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """Return ``NAME=VALUE`` pairs as options; a value that is JSON is taken as such, any other as text."""
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals or not name.isidentifier():
-            raise UsageError("an option of the format is not NAME=VALUE", where="--option", found=pair)
-        try:
-            options[name] = json.loads(text)
-        except ValueError:
-            options[name] = text
-    return options

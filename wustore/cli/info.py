@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
 from wustore import jsonio
 from wustore.cli.outcome import INCOMPLETE, OK, say
-from wustore.errors import IncompleteError
+from wustore.errors import IncompleteError, WuStoreError
 from wustore.model import LAYERS, Meta
 from wustore.protocol import Reader
 
@@ -43,6 +45,7 @@ def info(path: str, *, format_name: str | None, as_json: bool) -> int:
             found = facts(reader)
     except IncompleteError as error:
         unfinished = {"path": path, "complete": False, "state": error.what, "found": error.found, "cure": error.cure}
+        unfinished |= _progress(path)
         if as_json:
             click.echo(json.dumps(unfinished, indent=2, default=str))
         else:
@@ -56,17 +59,31 @@ def info(path: str, *, format_name: str | None, as_json: bool) -> int:
     return OK
 
 
+def _progress(path: str) -> dict[str, Any]:
+    """Return how far an unfinished conversion is; nothing where its plan does not stand yet."""
+    from wustore.jobs import progress_of
+
+    try:
+        written, images = progress_of(path)
+    except WuStoreError:
+        return {}
+    return {"images_written": written, "n_images": images}
+
+
 def facts(reader: Reader) -> dict[str, Any]:
     """Return what ``wustore info`` shows of an open store, keys in the order to show them."""
     meta = reader.meta
     described = dict(reader.describe())
     of_layers = described.pop("layers", {})
-    size = described.pop("bytes", None)
+    described.pop("chunks", None)  # stands with the layers
+    sizes = _sizes(reader.path)
+    document = reader.document() or {}
     found: dict[str, Any] = {
         "path": str(reader.path),
         "format": reader.format,
+        "version": document.get("version"),
         "complete": True,
-        "bytes": _size_of(reader.path) if size is None else size,
+        "bytes": described.pop("bytes", sum(sizes.values()) if sizes else None),
         "n_images": meta.n_images,
         "image_shape": _shapes(meta.image_shape),
         "psf_shape": _shapes(meta.psf_shape),
@@ -76,28 +93,38 @@ def facts(reader: Reader) -> dict[str, Any]:
         "reprojected": meta.reprojected,
         "reprojection_frame": meta.reprojection_frame,
         "barycentric_distance": meta.barycentric_distance,
-        "configuration": None if meta.configuration is None else len(meta.configuration),
+        "configuration": _configuration(meta),
         "n_constituents": meta.n_constituents,
         "columns": {column.name: _column_kind(column.kind, column.values) for column in meta.constituents.columns},
         "mask_flags": dict(meta.mask_flags),
-        "layers": {name: _layer(reader, name, of_layers.get(name, {})) for name in LAYERS if meta.has_layer(name)},
+        "layers": {
+            name: _layer(reader, name, {"bytes": sizes.get(name)} | of_layers.get(name, {}))
+            for name in LAYERS
+            if meta.has_layer(name)
+        },
         "source": dict(meta.source),
         "history": [dict(edit) for edit in meta.history],
     }
-    return found | described
+    capsule = _capsule(document)
+    return found | described | ({} if capsule is None else {"capsule": capsule})
 
 
-def _size_of(path: object) -> int | None:
-    """Return the bytes on disk of a file or directory; None for what is neither."""
+def _sizes(path: object) -> dict[str, int]:
+    """Return the bytes on disk: of a file under its name, of a directory by what is right below it."""
     if not isinstance(path, str) or not os.path.lexists(path):
-        return None
-    place = Path(path)
-    if not place.is_dir():
-        return place.stat().st_size
-    return sum((Path(root) / name).stat().st_size for root, _, names in os.walk(place) for name in names)
+        return {}
+    top = Path(path)
+    if not top.is_dir():
+        return {top.name: top.stat().st_size}
+    sizes: Counter[str] = Counter()
+    for root, _, names in os.walk(top):
+        place = Path(root)
+        parts = place.relative_to(top).parts
+        sizes[parts[0] if parts else ""] += sum((place / name).stat().st_size for name in names)
+    return dict(sizes)
 
 
-def _shapes(shapes: np.ndarray[Any, Any]) -> list[int] | dict[str, list[int]]:
+def _shapes(shapes: NDArray[np.int32]) -> list[int] | dict[str, list[int]]:
     """Return the one size (y, x), or the smallest and largest extents where images differ."""
     low, high = shapes.min(axis=0).tolist(), shapes.max(axis=0).tolist()
     return low if low == high else {"smallest": low, "largest": high}
@@ -112,37 +139,52 @@ def _times(meta: Meta) -> dict[str, Any]:
     }
 
 
-def _column_kind(kind: str, values: np.ndarray[Any, Any]) -> str:
+def _configuration(meta: Meta) -> dict[str, int] | None:
+    """Return how large the configuration is: its parameters, and the bytes of its JSON text."""
+    if meta.configuration is None:
+        return None
+    return {"parameters": len(meta.configuration), "bytes": len(jsonio.dumps(dict(meta.configuration)).encode())}
+
+
+def _column_kind(kind: str, values: NDArray[Any]) -> str:
     return str(values.dtype) if kind == "plain" else kind
 
 
 def _layer(reader: Reader, name: str, described: Mapping[str, Any]) -> dict[str, Any]:
     meta = reader.meta
-    dtype, shape = meta.layer_dtype(name), meta.layer_shape(name)
+    shapes = (meta.psf_shape if name == "psf" else meta.image_shape).tolist()
     in_memory = sum(
-        height * width * kind.itemsize
-        for (height, width), kind in zip(
-            (meta.psf_shape if name == "psf" else meta.image_shape).tolist(), meta.dtypes[name], strict=True
-        )
-        if kind is not None
+        height * width * dtype.itemsize
+        for (height, width), dtype in zip(shapes, meta.dtypes[name], strict=True)
+        if dtype is not None
     )
     layer: dict[str, Any] = {
-        "dtype": str(dtype),
-        "shape": list(shape),
+        "dtype": str(meta.layer_dtype(name)),
+        "shape": list(meta.layer_shape(name)),
         "chunks": list(reader.chunks(name)),
-        "missing": sum(kind is None for kind in meta.dtypes[name]),
+        "missing": sum(dtype is None for dtype in meta.dtypes[name]),
         "bytes_in_memory": in_memory,
         **described,
     }
-    stored = layer.get("bytes")
-    if isinstance(stored, int) and stored:
-        layer["ratio"] = round(in_memory / stored, 2)
+    stored = layer["bytes"]
+    layer["ratio"] = round(in_memory / stored, 2) if stored else None
     return layer
+
+
+def _capsule(document: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what the FITS leftovers will give back: the form, the files, and how each was compressed as a whole."""
+    capsule = document.get("capsule")
+    if not isinstance(capsule, Mapping):
+        return None
+    files = capsule.get("files", [])
+    return {"form": capsule.get("form"), "files": files, "bytes": sum(file.get("size", 0) for file in files)}
 
 
 # --- for people -----------------------------------------------------------------------------------------
 
 _INDENT = "  "
+_LISTED = 8
+"""Entries of a list that are shown: a sharded set has a file for every image."""
 
 
 def _lines(found: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
@@ -150,14 +192,31 @@ def _lines(found: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
     shown = {key: value for key, value in found.items() if value is not None and value not in ({}, [])}
     width = max((len(key) for key, value in shown.items() if not _nests(value)), default=0)
     for key, value in shown.items():
-        if isinstance(value, Mapping) and _nests(value):
+        if key == "layers" and depth == 0:
+            yield key
+            yield from (f"{_INDENT}{name:<8}  {_layer_line(layer)}" for name, layer in value.items())
+        elif isinstance(value, Mapping) and _nests(value):
             yield f"{_INDENT * depth}{key}"
             yield from _lines(value, depth + 1)
         elif isinstance(value, list) and _nests(value):
             yield f"{_INDENT * depth}{key}"
-            yield from (f"{_INDENT * (depth + 1)}{_inline(item)}" for item in value)
+            yield from (f"{_INDENT * (depth + 1)}{_inline(item)}" for item in value[:_LISTED])
+            if len(value) > _LISTED:
+                yield f"{_INDENT * (depth + 1)}and {len(value) - _LISTED} more (--json lists them all)"
         else:
             yield f"{_INDENT * depth}{key:<{width}}  {_inline(value, key)}"
+
+
+def _layer_line(layer: Mapping[str, Any]) -> str:
+    line = f"{layer['dtype']} {_inline(layer['shape'])} in chunks of {_inline(layer['chunks'])}"
+    line += f", {_readable_bytes(layer['bytes_in_memory'])}"
+    if layer["bytes"]:
+        line += f" -> {_readable_bytes(layer['bytes'])} ({layer['ratio']} x)"
+    if layer["missing"]:
+        line += f", missing in {layer['missing']} images"
+    known = {"dtype", "shape", "chunks", "bytes_in_memory", "bytes", "ratio", "missing"}
+    others = _inline({key: value for key, value in layer.items() if key not in known})
+    return f"{line}, {others}" if others else line
 
 
 def _nests(value: Any) -> bool:

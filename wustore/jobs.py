@@ -1,0 +1,389 @@
+"""Conversions in pieces: over several processes, after a kill, and as the parts of a cluster job.
+
+A conversion that can be resumed writes into one fixed place beside its target
+(`wustore.atomic.partial_path`). What is being done stands there in ``.wustore-journal/job.json``, the FITS
+leftovers of the whole beside it, and one entry per finished image. So any process that knows the target
+can help (`part`) and any one can end it (`finish`); doing something twice does no harm, because the same
+image gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wustore.atomic import Staging, partial_path
+from wustore.errors import CorruptError, IncompleteError, UsageError, WuStoreError
+from wustore.model import Capsule
+from wustore.protocol import Reader
+from wustore.registry import backend_for_reading, backend_for_writing, backend_named
+from wustore.transfer import Progress, copy_images
+from wustore.zarrio.journal import JOURNAL
+from wustore.zarrio.keys import DirectoryKeys, Keys
+from wustore.zarrio.store import is_local, writable_keys
+from wustore.zarrio.writer import ZarrWriter
+
+__all__ = ["Job", "check_unchanged", "discard", "finish", "part", "plan", "progress_of", "run", "source_state"]
+
+_JOB = f"{JOURNAL}job.json"
+_CAPSULE = f"{JOURNAL}capsule.bin"
+_RESUMABLE = ("zarr", "zarr-zip")
+"""Formats whose images are files of their own, so that processes can write them side by side."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a resumable conversion does.
+
+    Attributes
+    ----------
+    source, source_format
+        Where the images come from; an absolute path, or a URL.
+    target, format
+        Where the store will appear.
+    options
+        Of the target's backend.
+    overwrite
+        Whether a store at the target may be replaced.
+    capsule
+        The capsule's document, or None where FITS leftovers are not kept.
+    n_images
+        The number of images.
+    parts
+        Into how many parts a cluster job divides them.
+    state
+        What the source looked like (`source_state`): a source that has changed is refused.
+    """
+
+    source: str
+    source_format: str
+    target: str
+    format: str
+    n_images: int
+    state: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    overwrite: bool = False
+    capsule: Mapping[str, Any] | None = None
+    parts: int = 1
+
+    def images_of(self, k: int) -> range:
+        """Return the images of part ``k``: neighbours, so that a part reads its source in one sweep."""
+        if not 0 <= k < self.parts:
+            raise UsageError("no such part", path=self.target, expected=f"0 … {self.parts - 1}", found=k)
+        return range(k * self.n_images // self.parts, (k + 1) * self.n_images // self.parts)
+
+
+def source_state(reader: Reader) -> str:
+    """Return a digest of names, sizes and modification times of the files of a store."""
+    digest = hashlib.sha256()
+    for path in reader.places():
+        place = Path(path)
+        place = place / "zarr.json" if place.is_dir() else place
+        found = place.stat() if place.exists() else None
+        facts = [place.name] if found is None else [place.name, found.st_size, found.st_mtime_ns]
+        digest.update(json.dumps(facts).encode())
+    return digest.hexdigest()
+
+
+def _keys(target: str, *, must_exist: bool = True) -> Keys:
+    """Return the keys of the unfinished store for ``target``."""
+    if not is_local(target):
+        return writable_keys(target)
+    place = partial_path(target)
+    if must_exist and not place.is_dir():
+        done = Path(target).exists()
+        raise (UsageError if done else IncompleteError)(
+            "there is no unfinished conversion to this target",
+            path=target,
+            found="a finished store" if done else None,
+            cure="Nothing is left to do." if done else "Start it with wustore plan, or wustore convert --resume.",
+        )
+    return DirectoryKeys(place, target)
+
+
+def _load(target: str) -> tuple[Job, Capsule | None]:
+    keys = _keys(target)
+    text = keys.get(_JOB)
+    if text is None:
+        raise IncompleteError(
+            "there is no unfinished conversion to this target", path=target, cure="Start it with wustore plan."
+        )
+    try:
+        job = Job(**json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise CorruptError("the plan of a conversion is damaged", path=target, where=_JOB, found=error) from error
+    if job.capsule is None:
+        return job, None
+    head = keys.get(_CAPSULE)
+    if head is None:
+        raise CorruptError("the plan of a conversion lacks its capsule", path=target, where=_CAPSULE)
+    return job, Capsule(job.capsule, head, lambda i: None)
+
+
+def _same_job(found: Job, wanted: Job, target: str) -> None:
+    """Refuse to go on with a conversion of something else."""
+    for name in ("source", "source_format", "format", "n_images", "options", "state"):
+        left, right = getattr(found, name), getattr(wanted, name)
+        if left != right:
+            changed = name == "state"
+            raise UsageError(
+                "the source has changed since the conversion began"
+                if changed
+                else "an unfinished conversion of something else stands at this target",
+                path=target,
+                where=name,
+                expected=None if changed else left,
+                found=None if changed else right,
+                cure=f"Remove {partial_path(target).name} beside the target and start again.",
+            )
+
+
+def plan(
+    source: str,
+    target: str,
+    *,
+    source_format: str | None = None,
+    format: str | None = None,  # noqa: A002
+    overwrite: bool = False,
+    capsule: bool = True,
+    parts: int = 1,
+    **options: Any,
+) -> Job:
+    """Prepare a conversion that can be resumed and shared; the one that is there already is joined.
+
+    Parameters
+    ----------
+    source, target
+        Paths or URLs; the target is Zarr (a directory or URL) or a Zarr zip file.
+    source_format, format, overwrite, capsule, options
+        As for `wustore.convert`.
+    parts
+        Number of parts for `part`.
+
+    Raises
+    ------
+    UsageError
+        Another conversion has begun at this target, the source has changed since, or the format cannot be
+        written in pieces.
+    """
+    backend = backend_for_writing(target, format)
+    if backend.name not in _RESUMABLE:
+        raise UsageError(
+            "this format cannot be written in pieces",
+            path=target,
+            expected=" or ".join(_RESUMABLE),
+            found=backend.name,
+            cure="Convert to Zarr first, or leave out --resume.",
+        )
+    if is_local(target):
+        Staging(target, overwrite=overwrite, keep=True)  # refuses an existing target before anything is read
+    with backend_for_reading(source, source_format).open(source) as reader:
+        wanted = Job(
+            source=os.path.abspath(source) if is_local(source) else source,  # noqa: PTH100 - links stay links
+            source_format=reader.format,
+            target=os.path.abspath(target) if is_local(target) else target,  # noqa: PTH100
+            format=backend.name,
+            n_images=reader.meta.n_images,
+            state=source_state(reader),
+            options=json.loads(json.dumps(options)),
+            overwrite=overwrite,
+            parts=max(1, min(parts, reader.meta.n_images)),
+        )
+        keys = _keys(target, must_exist=False)
+        if keys.get(_JOB) is not None:
+            found, _ = _load(target)
+            _same_job(found, wanted, target)
+            return found
+        leftovers = reader.capsule() if capsule else None
+        if leftovers is not None:
+            wanted = Job(**{**asdict(wanted), "capsule": dict(leftovers.document)})
+            keys.set(_CAPSULE, leftovers.head)
+        _create(wanted, reader, leftovers)
+        # Last: with this file the plan stands.
+        keys.set(_JOB, json.dumps(asdict(wanted), sort_keys=True).encode())
+    return wanted
+
+
+def _create(job: Job, reader: Reader, capsule: Capsule | None, workers: int | None = 1) -> ZarrWriter:
+    backend = backend_named(job.format)
+    writer = backend.create(
+        job.target,
+        reader.meta,
+        capsule=capsule,
+        overwrite=job.overwrite,
+        workers=workers,
+        resume=True,
+        fingerprint=job.state,
+        **job.options,
+    )
+    assert isinstance(writer, ZarrWriter)
+    return writer
+
+
+def _open_both(target: str, workers: int | None = 1) -> tuple[Job, Reader, ZarrWriter]:
+    """Open source and unfinished store of a conversion that is under way."""
+    job, capsule = _load(target)
+    reader = backend_named(job.source_format).open(job.source)
+    try:
+        check_unchanged(reader, job.state)
+        return job, reader, _create(job, reader, capsule, workers)
+    except BaseException:
+        reader.close()
+        raise
+
+
+def check_unchanged(reader: Reader, state: str) -> None:
+    """Refuse to go on where the files of a store are not what `source_state` found before.
+
+    Raises
+    ------
+    CorruptError
+    """
+    if source_state(reader) != state:
+        raise CorruptError(
+            "the source has changed since the conversion began",
+            path=reader.path,
+            cure="Start the conversion again; an unfinished one with --resume must be removed first.",
+        )
+
+
+def part(target: str, k: int, *, workers: int | None = None, progress: Progress | None = None) -> int:
+    """Write the images of one part that are not written yet.
+
+    Parameters
+    ----------
+    target
+        The target of a `plan`.
+    k
+        Which part, 0 <= k < parts.
+    workers
+        Threads; the number of processors by default.
+    progress
+        Called with (images done, images in this part).
+
+    Returns
+    -------
+    int
+        How many images were written now.
+    """
+    job, reader, writer = _open_both(target, workers)
+    with reader:
+        images = job.images_of(k)
+        left = [i for i in images if not writer.is_written(i)]
+        done = len(images) - len(left)
+
+        def report(count: int, total: int) -> None:
+            if progress is not None:
+                progress(done + count - (total - len(left)), len(images))
+
+        copy_images(reader, writer, capsule=job.capsule is not None, indices=left, workers=workers, progress=report)
+    return len(left)
+
+
+def finish(target: str) -> None:
+    """Check that every image is there, and let the store appear.
+
+    Raises
+    ------
+    IncompleteError
+        Where images are missing; the message names them.
+    CorruptError
+        Where the source changed while it was read, or what was written is damaged.
+    """
+    _, reader, writer = _open_both(target)
+    with reader:
+        writer.commit()
+
+
+def progress_of(target: str) -> tuple[int, int]:
+    """Return (images recorded as written, images in all) of the unfinished conversion to ``target``."""
+    job, _ = _load(target)
+    keys = _keys(target)
+    recorded = sum(key.endswith(".json") for key in keys.list(f"{JOURNAL}images/"))
+    return min(recorded, job.n_images), job.n_images
+
+
+def discard(target: str) -> None:
+    """Remove what an unfinished conversion has written."""
+    _keys(target).delete_below("")
+    if is_local(target):
+        Staging(target, overwrite=True, keep=True).abort(keep=False)
+
+
+# --- processes ----------------------------------------------------------------------------------------
+
+_OPEN: tuple[Job, Reader, ZarrWriter] | None = None
+"""Source and store of this worker process."""
+
+
+def _start_worker(target: str) -> None:
+    global _OPEN  # noqa: PLW0603 - a worker process serves one conversion
+    _OPEN = _open_both(target)
+
+
+def _write_one(i: int) -> int:
+    assert _OPEN is not None
+    job, reader, writer = _OPEN
+    copy_images(reader, writer, capsule=job.capsule is not None, indices=[i], workers=1)
+    return i
+
+
+def _in_processes(target: str, indices: Iterable[int], workers: int, report: Callable[[int], None]) -> None:
+    # Spawned, not forked: threads of this process (the bar's, HDF5's lock) do not survive a fork whole.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(target,)) as pool:
+        try:
+            for future in as_completed([pool.submit(_write_one, i) for i in indices]):
+                report(future.result())
+        except BrokenProcessPool as error:
+            raise WuStoreError(
+                "a worker process died (killed, perhaps for want of memory)",
+                path=target,
+                cure="Run the same conversion again with --resume, with fewer --workers or less --max-memory.",
+            ) from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def run(job: Job, *, workers: int, processes: bool = False, progress: Progress | None = None) -> None:
+    """Write what is left of a conversion, then finish it.
+
+    Parameters
+    ----------
+    job
+        From `plan`.
+    workers
+        Images at a time.
+    processes
+        Whether each worker is a process of its own; by default threads of this one.
+    progress
+        Called with (images done, images in all).
+    """
+    _, reader, writer = _open_both(job.target, workers)
+    with reader:
+        left = writer.unwritten()
+        done = job.n_images - len(left)
+        if not processes or workers == 1 or len(left) < 2:
+            copy_images(
+                reader, writer, capsule=job.capsule is not None, indices=left, workers=workers, progress=progress
+            )
+        else:
+
+            def report(_: int) -> None:
+                nonlocal done
+                done += 1
+                if progress is not None:
+                    progress(done, job.n_images)
+
+            _in_processes(job.target, left, min(workers, len(left)), report)
+        check_unchanged(reader, job.state)
+        writer.commit()
