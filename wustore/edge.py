@@ -1,0 +1,382 @@
+"""Where the model becomes KBMOD's view and back: Meta and Image <-> WorkUnit.
+
+Only here are masks applied and dtypes changed. Reading as KBMOD does: a pixel whose mask is greater than 0 is
+NaN in science and variance (a negative flag does not mask), values are float32, an image without PSF has a
+single pixel of 1, and the no-data value of the files of 2023 (-9999) is NaN.
+
+Writing keeps what KBMOD's view does not show: as long as the pixels of a WorkUnit are still those in its
+store, its reader is handed on, with the metadata that was changed since, if any.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wustore.backends.memory import MemoryReader, padded_box
+from wustore.configuration import SearchConfiguration
+from wustore.errors import FormatError
+from wustore.images import ImageStack, LazyPlanes
+from wustore.metadata import constituents_to_table, create_image_metadata, table_to_constituents
+from wustore.model import LAYERS, Column, ConstituentTable, Image, Meta
+from wustore.observatory import location_of, observatory_of
+from wustore.protocol import Index, Reader
+from wustore.transfer import Progress, default_workers
+from wustore.wcs import text_to_wcs, wcs_to_text
+
+if TYPE_CHECKING:
+    from astropy.table import Table
+
+    from wustore.work_unit import WorkUnit
+
+__all__ = ["StoreSource", "links_of", "meta_of", "reader_of", "table_of", "work_unit_from"]
+
+_PIXELS = ("science", "variance", "mask", "psf")
+
+
+# --- from a store -------------------------------------------------------------------------------------
+
+
+def _single(plane: NDArray[Any]) -> NDArray[Any]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return plane.astype(np.float32, copy=False)
+
+
+def _identity_psf() -> NDArray[Any]:
+    return np.ones((1, 1), dtype=np.float32)
+
+
+class StoreSource:
+    """The planes of a store as KBMOD sees them; see `wustore.images.PlaneSource`.
+
+    Parameters
+    ----------
+    reader
+        The open store.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self._no_data = reader.meta.source.get("no_data")
+
+    def shape(self, layer: str, i: int) -> tuple[int, int]:
+        """Return a plane's shape without reading it."""
+        if layer == "psf" and self.reader.meta.dtypes["psf"][i] is None:
+            return 1, 1
+        return self.reader.meta.shape_of(layer, i)
+
+    def plane(self, layer: str, i: int) -> NDArray[Any]:
+        """Read one plane (and the mask that goes with it)."""
+        image = self.reader.image(i, (layer,) if layer == "psf" else (layer, "mask"))
+        plane = image.layer(layer)
+        if plane is None:
+            return _identity_psf()
+        return _single(plane) if layer == "psf" else self._seen(plane, self._masked(image))
+
+    @staticmethod
+    def _masked(image: Image) -> NDArray[np.bool_] | None:
+        return None if image.mask is None else image.mask > 0
+
+    def _seen(self, plane: NDArray[Any], masked: NDArray[np.bool_] | None) -> NDArray[Any]:
+        """Return a plane as KBMOD sees it; the array itself is changed where it can be."""
+        plane = _single(plane)
+        if not plane.flags.writeable:
+            plane = plane.copy()
+        if self._no_data is not None:
+            plane[plane == np.float32(self._no_data)] = np.nan
+        if masked is not None:
+            np.copyto(plane, np.float32(np.nan), where=masked)
+        return plane
+
+    def _finish(self, image: Image) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        masked = self._masked(image)
+        psf = _identity_psf() if image.psf is None else _single(image.psf)
+        return self._seen(image.science, masked), self._seen(image.variance, masked), psf
+
+    def load(
+        self, indices: Sequence[int], progress: Progress | None = None
+    ) -> tuple[list[NDArray[Any]], list[NDArray[Any]], list[NDArray[Any]]]:
+        """Read images, decoding several at once; memory: the result and a few images more."""
+        workers = default_workers()
+        done: list[Future[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]] = []
+        with ThreadPoolExecutor(workers, thread_name_prefix="wustore-mask") as pool:
+            for k, (_, image) in enumerate(self.reader.images(list(indices), _PIXELS)):
+                done.append(pool.submit(self._finish, image))
+                if k >= workers:
+                    done[k - workers].result()
+                if progress is not None:
+                    progress(k + 1, len(indices))
+        planes = [future.result() for future in done]
+        return [p[0] for p in planes], [p[1] for p in planes], [p[2] for p in planes]
+
+
+def table_of(meta: Meta) -> Table:
+    """Return the table of constituent images as KBMOD completes it.
+
+    The standard columns come first; where no constituent has a WCS each gets the global one;
+    ``geocentric_distance``, which KBMOD's files hold as text, is numbers again.
+    """
+    stored = constituents_to_table(meta.constituents)
+    if "geocentric_distance" in stored.colnames and stored["geocentric_distance"].dtype.kind in "US":
+        stored["geocentric_distance"] = _numbers(stored["geocentric_distance"].tolist())
+    table = create_image_metadata(meta.n_constituents, stored)
+    if meta.wcs is not None and all(wcs is None for wcs in table["per_image_wcs"]):
+        table["per_image_wcs"] = np.full(meta.n_constituents, text_to_wcs(meta.wcs))
+    return table
+
+
+def _numbers(texts: list[Any]) -> NDArray[Any]:
+    values = np.empty(len(texts), dtype=object)
+    for k, text in enumerate(texts):
+        try:
+            values[k] = None if text in {"None", ""} else float(text)
+        except ValueError:
+            values[k] = text
+    return values.astype(float) if all(isinstance(value, float) for value in values) else values
+
+
+def work_unit_from(reader: Reader, *, lazy: bool = True, progress: Progress | None = None) -> WorkUnit:
+    """Return the WorkUnit that a store holds.
+
+    Parameters
+    ----------
+    reader
+        The open store; the WorkUnit keeps it while it is lazy.
+    lazy
+        Leave the pixels in the store until they are touched.
+    progress
+        Called after each image that is loaded.
+
+    Raises
+    ------
+    CorruptError, FormatError
+        Where the store is damaged.
+    """
+    from wustore.work_unit import WorkUnit
+
+    meta = reader.meta
+    source = StoreSource(reader)
+    stack = ImageStack.over(source, meta.times)
+    if not lazy:
+        stack.sci, stack.var, stack.psfs = source.load(range(meta.n_images), progress)
+    return WorkUnit._of_store(reader, stack)
+
+
+def links_of(meta: Meta) -> list[list[int]]:
+    """Return the constituents of each image; one to one where the source does not say."""
+    if meta.links is None:
+        return [[i] for i in range(meta.n_images)]
+    return [list(indices) for indices in meta.links]
+
+
+# --- to a store ---------------------------------------------------------------------------------------
+
+
+class _EditedReader(Reader):
+    """A reader with other metadata, and perhaps fewer images in another order; the pixels are the source's."""
+
+    def __init__(self, reader: Reader, meta: Meta, indices: Sequence[int]) -> None:
+        self._reader = reader
+        self._meta = meta
+        self._indices = tuple(indices)
+        self.format = reader.format
+        self.path = reader.path
+
+    @property
+    def meta(self) -> Meta:
+        return self._meta
+
+    def read(self, layer: str, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        images, rows, columns = index
+        chosen = self._indices[images]
+        if self._reader.meta.layer_shape(layer)[1:] == self._meta.layer_shape(layer)[1:] and (
+            self._reader.meta.layer_dtype(layer) == self._meta.layer_dtype(layer)
+        ):
+            parts = [self._reader.read(layer, (slice(i, i + 1), rows, columns))[0] for i in chosen]
+            box = np.stack(parts) if parts else np.empty((0, 0, 0), self._meta.layer_dtype(layer))
+        else:  # the largest image is gone: other padding
+            box = padded_box(self._meta, layer, index, [self._reader.image(i, (layer,)).layer(layer) for i in chosen])
+        if out is None:
+            return box
+        out[...] = box
+        return out
+
+    def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
+        return self._reader.image(self._indices[i], layers)
+
+    def images(
+        self,
+        indices: Any = None,
+        layers: Sequence[str] = LAYERS,
+        *,
+        capsule: bool = False,
+        workers: int | None = None,
+    ) -> Any:
+        wanted = range(len(self._indices)) if indices is None else list(indices)
+        source = [self._indices[i] for i in wanted]
+        for i, (_, image) in zip(wanted, self._reader.images(source, layers, workers=workers), strict=True):
+            yield i, image
+
+    def chunks(self, layer: str) -> tuple[int, int, int]:
+        return 1, *self._reader.chunks(layer)[1:]
+
+
+def reader_of(work_unit: WorkUnit) -> Reader:
+    """Return a reader over a WorkUnit: the way to save it.
+
+    A lazy WorkUnit that nobody changed gives its own reader, so that full masks, values under them, source
+    dtypes and FITS leftovers go on. A lazy one with changed metadata or fewer images reads the same pixels
+    under the new metadata. A loaded one is read from its arrays.
+
+    Raises
+    ------
+    FormatError
+        Where something cannot be stored; the message names it.
+    """
+    stack, reader = work_unit.im_stack, work_unit._reader
+    planes = stack.sci
+    if not isinstance(planes, LazyPlanes) or reader is None:
+        return _memory_reader(work_unit)
+    meta = meta_of(work_unit)
+    whole = planes.indices == tuple(range(reader.meta.n_images))
+    if whole and meta is reader.meta:
+        return reader
+    return _EditedReader(reader, meta, planes.indices)
+
+
+def _memory_reader(work_unit: WorkUnit) -> MemoryReader:
+    stack = work_unit.im_stack
+    stack.load()
+    images = []
+    for k in range(stack.num_times):
+        psf = np.asarray(stack.psfs[k])
+        if psf.ndim != 2:
+            raise FormatError("a PSF kernel must have two axes", where=f"image {k}", found=psf.shape)
+        # No mask layer: what is masked in memory is NaN, in one layer or both, and stays exactly that.
+        images.append(Image(np.asarray(stack.sci[k]), np.asarray(stack.var[k]), None, psf))
+    return MemoryReader(meta_of(work_unit), images)
+
+
+def _same_cells(a: Column, b: Column) -> bool:
+    if (a.name, a.kind, a.unit, a.description, a.format) != (b.name, b.kind, b.unit, b.description, b.format):
+        return False
+    if a.values.dtype != b.values.dtype or a.values.shape != b.values.shape:
+        return False
+    if a.mask is None or b.mask is None:
+        if a.mask is not b.mask:
+            return False
+    elif not np.array_equal(a.mask, b.mask):
+        return False
+    if a.values.dtype == object:
+        return all(repr(x) == repr(y) for x, y in zip(a.values, b.values, strict=True)) and dict(a.meta) == dict(b.meta)
+    return a.values.tobytes() == b.values.tobytes() and dict(a.meta) == dict(b.meta)
+
+
+def _same_table(a: ConstituentTable, b: ConstituentTable) -> bool:
+    return (
+        a.n_rows == b.n_rows
+        and len(a.columns) == len(b.columns)
+        and all(_same_cells(x, y) for x, y in zip(a.columns, b.columns, strict=True))
+        and dict(a.meta) == dict(b.meta)
+    )
+
+
+def _constituents(work_unit: WorkUnit, stored: Meta | None) -> ConstituentTable:
+    table = work_unit._table
+    if stored is not None and table is None:
+        return stored.constituents  # never looked at
+    current = table_to_constituents(work_unit.org_img_meta)
+    if stored is not None and _same_table(current, table_to_constituents(table_of(stored))):
+        return stored.constituents
+    return current
+
+
+def _pixel_meta(work_unit: WorkUnit, stored: Meta | None) -> dict[str, Any]:
+    """Return the parts of `Meta` that describe the arrays."""
+    stack = work_unit.im_stack
+    if isinstance(stack.sci, LazyPlanes) and stored is not None:
+        chosen = list(stack.sci.indices)
+        return {
+            "image_shape": stored.image_shape[chosen],
+            "psf_shape": stored.psf_shape[chosen],
+            "dtypes": {layer: tuple(stored.dtypes[layer][i] for i in chosen) for layer in LAYERS},
+        }
+    n = stack.num_times
+    return {
+        "image_shape": np.array([plane.shape for plane in stack.sci], dtype=np.int32).reshape(n, 2),
+        "psf_shape": np.array([np.shape(psf) for psf in stack.psfs], dtype=np.int32).reshape(n, 2),
+        "dtypes": {
+            "science": tuple(plane.dtype for plane in stack.sci),
+            "variance": tuple(plane.dtype for plane in stack.var),
+            "mask": (None,) * n,
+            "psf": tuple(np.asarray(psf).dtype for psf in stack.psfs),
+        },
+    }
+
+
+def meta_of(work_unit: WorkUnit) -> Meta:
+    """Return the metadata of a WorkUnit; each part that is as its store has it is the store's own.
+
+    Raises
+    ------
+    FormatError, FidelityError
+        Where a part has no stored form.
+    """
+    reader = work_unit._reader
+    stored = None if reader is None else reader.meta
+    lazy = isinstance(work_unit.im_stack.sci, LazyPlanes)
+    wcs = None if work_unit.wcs is None else wcs_to_text(work_unit.wcs)
+    links: tuple[tuple[int, ...], ...] | None = tuple(
+        tuple(int(j) for j in indices) for indices in work_unit.per_image_indices
+    )
+    configuration = None if work_unit.config is None else work_unit.config.to_dict()
+    parts: dict[str, Any] = _pixel_meta(work_unit, stored) | {
+        "times": np.array(work_unit.im_stack.times, dtype=np.float64),
+        "constituents": _constituents(work_unit, stored),
+        "wcs": wcs,
+        "reprojected": bool(work_unit.reprojected),
+        "reprojection_frame": work_unit.reprojection_frame,
+        "barycentric_distance": _number(work_unit.barycentric_distance),
+        "observatory": observatory_of(work_unit.observatory) if work_unit.observatory_given else None,
+    }
+    if stored is None:
+        return Meta(links=links, configuration=configuration, **parts)
+    if links == tuple(tuple(indices) for indices in links_of(stored)):
+        links = stored.links
+    if work_unit.config == SearchConfiguration(stored.configuration):
+        configuration = None if stored.configuration is None else dict(stored.configuration)
+    if not work_unit.reprojected and not stored.reprojected:
+        parts["reprojected"] = stored.reprojected
+    if work_unit.observatory_given and stored.observatory is not None:
+        same = observatory_of(location_of(stored.observatory)) == parts["observatory"]
+        parts["observatory"] = stored.observatory if same else parts["observatory"]
+    if lazy:
+        parts |= {"mask_flags": stored.mask_flags, "source": stored.source, "history": stored.history}
+    meta = Meta(links=links, configuration=configuration, **parts)
+    return stored if lazy and _same_meta(meta, stored) else meta
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _same_meta(a: Meta, b: Meta) -> bool:
+    for field in dataclasses.fields(Meta):
+        left, right = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(left, np.ndarray):
+            if not np.array_equal(left, right, equal_nan=left.dtype.kind == "f"):
+                return False
+        elif isinstance(left, ConstituentTable):
+            if left is not right:
+                return False
+        elif field.name == "configuration":
+            if (left is None) != (right is None) or repr(left) != repr(dict(right) if right is not None else None):
+                return False
+        elif left is not right and left != right:
+            return False
+    return True

@@ -1,0 +1,41 @@
+"""`wustore.model.Observatory` <-> `astropy.coordinates.EarthLocation`, and KBMOD's default."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from wustore.model import Observatory
+
+if TYPE_CHECKING:
+    from astropy.coordinates import EarthLocation
+
+__all__ = ["default_observatory", "location_of", "observatory_of"]
+
+_RUBIN = (-30.24463333, -70.74941667, 2662.75)
+"""Latitude [deg], longitude [deg], height [m] of the Rubin Observatory, as KBMOD has them."""
+
+
+def location_of(observatory: Observatory) -> EarthLocation:
+    """Return the place as astropy has it: from the geocentric form where that is known."""
+    from astropy import units
+    from astropy.coordinates import EarthLocation
+
+    if observatory.geocentric is not None:
+        x, y, z = observatory.geocentric
+        return EarthLocation.from_geocentric(x, y, z, unit=units.m)
+    latitude, longitude, height = observatory.geodetic
+    return EarthLocation(lat=latitude * units.deg, lon=longitude * units.deg, height=height * units.m)
+
+
+def observatory_of(location: EarthLocation) -> Observatory:
+    """Return both forms of a place; the geodetic one is what KBMOD writes as OBS_LAT, OBS_LON, OBS_ELEV."""
+    x, y, z = (float(value.to_value("m")) for value in (location.x, location.y, location.z))
+    geodetic = (float(location.lat.deg), float(location.lon.deg), float(location.height.to_value("m")))
+    return Observatory(geodetic, (x, y, z))
+
+
+@cache
+def default_observatory() -> Observatory:
+    """Return the Rubin Observatory, which KBMOD assumes (and writes) where no place is given."""
+    return observatory_of(location_of(Observatory(_RUBIN)))

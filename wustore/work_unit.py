@@ -1,0 +1,1034 @@
+"""WorkUnit under KBMOD's names and signatures, over memory or over an open store of any format.
+
+A pipeline switches from KBMOD by changing its import line. What KBMOD itself does wrong is done right:
+the observatory survives sharded files, positions are indexed by position, a missing PSF is the identity,
+a lazy WorkUnit can be used and written. Arguments keep KBMOD's names and order.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from wustore import edge
+from wustore.configuration import SearchConfiguration
+from wustore.errors import CorruptError, FormatError, StoreExistsError, StoreNotFoundError, UsageError
+from wustore.images import ImageStack, LayeredImage, match_times
+from wustore.metadata import create_image_metadata, hdu_to_image_metadata_table, image_metadata_table_to_hdu
+from wustore.observatory import default_observatory, location_of, observatory_of
+from wustore.parallax import image_positions_to_original_icrs, offline, sky_to_pixel
+from wustore.protocol import Reader
+from wustore.registry import backend_named
+from wustore.transfer import copy as copy_store
+from wustore.wcs import append_wcs_to_hdu_header, calc_ecliptic_angle, extract_wcs_from_hdu_header, text_to_wcs
+
+if TYPE_CHECKING:
+    from astropy.coordinates import EarthLocation
+    from astropy.io.fits import HDUList
+    from astropy.table import Table
+    from astropy.wcs import WCS
+
+    from wustore.layer import Layer
+    from wustore.stamps import Stamps
+
+__all__ = [
+    "WorkUnit",
+    "add_image_data_to_hdul",
+    "create_image_metadata",
+    "hdu_to_image_metadata_table",
+    "image_metadata_table_to_hdu",
+    "load_layered_image_from_shard",
+    "read_image_data_from_hdul",
+]
+
+logger = logging.getLogger(__name__)
+
+_MATCH_DAYS = 0.02
+"""KBMOD's threshold for the image that belongs to a time [days]."""
+
+
+def _stack_of(given: Any) -> ImageStack:
+    """Return an image stack; KBMOD's own is taken over by its attributes, sharing the arrays."""
+    if isinstance(given, ImageStack):
+        return given
+    try:
+        if len(given.sci) == 0:
+            return ImageStack()
+        return ImageStack(given.times, list(given.sci), list(given.var), psfs=list(given.psfs))
+    except AttributeError as error:
+        raise UsageError("not an image stack", expected="times, sci, var, psfs", found=type(given).__name__) from error
+
+
+def _configuration_of(given: Any) -> SearchConfiguration | None:
+    """Return a configuration; KBMOD's own is taken over by its values, in their order."""
+    if given is None or isinstance(given, SearchConfiguration):
+        return given
+    if isinstance(given, Mapping):
+        return SearchConfiguration(given)
+    values = getattr(given, "_params", None)
+    if not isinstance(values, Mapping):
+        raise UsageError("not a configuration", expected="SearchConfiguration or dict", found=type(given).__name__)
+    configuration = SearchConfiguration()
+    configuration._params = copy.deepcopy(dict(values))
+    return configuration
+
+
+class WorkUnit:
+    """The images, configuration and provenance of a KBMOD run.
+
+    Parameters
+    ----------
+    im_stack
+        The images: `ImageStack`, or KBMOD's ``ImageStackPy``.
+    config
+        `SearchConfiguration`, KBMOD's, a dict, or None.
+    wcs
+        Global WCS of all images, where they share one pixel grid.
+    per_image_wcs
+        One WCS per constituent image; takes the place of that column of ``org_image_meta``.
+    reprojected
+        Whether the images were reprojected; needs a global WCS.
+    reprojection_frame
+        ``original`` or ``ebd``.
+    per_image_indices
+        For each image the constituents it is made of; one to one by default.
+    barycentric_distance
+        Distance of the EBD reprojection [au].
+    lazy
+        Whether the images are still in the files ``file_paths``.
+    file_paths
+        Shard files of a lazy WorkUnit.
+    obstimes
+        Mid-exposure times [MJD, UTC]; those of the stack by default.
+    org_image_meta
+        Table with a row per constituent image.
+    observatory
+        Where the telescope stands; the Rubin Observatory by default.
+
+    Attributes
+    ----------
+    im_stack, config, wcs, reprojected, reprojection_frame, barycentric_distance, file_paths, observatory
+        As given.
+    n_constituents
+        Number of constituent images.
+    per_image_indices
+        For each image its constituents (KBMOD's ``_per_image_indices`` is the same list).
+    observatory_given
+        False where ``observatory`` is the default.
+
+    Raises
+    ------
+    FormatError
+        Where numbers of images, rows, links and WCSes do not agree.
+
+    Warns
+    -----
+    UserWarning
+        Where an image has no WCS.
+    """
+
+    def __init__(
+        self,
+        im_stack: Any,
+        config: Any,
+        wcs: WCS | None = None,
+        per_image_wcs: Sequence[WCS | None] | None = None,
+        reprojected: bool = False,
+        reprojection_frame: str | None = None,
+        per_image_indices: Sequence[Sequence[int]] | None = None,
+        barycentric_distance: float | None = None,
+        lazy: bool = False,
+        file_paths: Sequence[str] | None = None,
+        obstimes: ArrayLike | None = None,
+        org_image_meta: Table | None = None,
+        observatory: EarthLocation | None = None,
+    ) -> None:
+        self._reader: Reader | None = None
+        self.im_stack = _stack_of(im_stack)
+        self.config = _configuration_of(config)
+        self._lazy = bool(lazy)
+        self.file_paths = None if file_paths is None else list(file_paths)
+        self._obstimes = None if obstimes is None else np.asarray(obstimes, dtype=float)
+        if not self.lazy and logger.isEnabledFor(logging.WARNING):
+            self.im_stack.validate()
+
+        if org_image_meta is not None:
+            self.n_constituents = len(org_image_meta)
+        elif per_image_wcs is not None:
+            self.n_constituents = len(per_image_wcs)
+        else:
+            self.n_constituents = self.im_stack.num_times or (0 if self._obstimes is None else len(self._obstimes))
+        self.wcs = wcs
+        self._table: Table | None = _completed(
+            create_image_metadata(self.n_constituents, org_image_meta), wcs, per_image_wcs
+        )
+        self.reprojected = reprojected
+        self.reprojection_frame = reprojection_frame
+        self.barycentric_distance = barycentric_distance
+        self._set_observatory(observatory)
+        if per_image_indices is None:
+            self.per_image_indices = [[i] for i in range(self.n_constituents)]
+        else:
+            self.per_image_indices = [list(indices) for indices in per_image_indices]
+        self._check()
+
+    @classmethod
+    def _of_store(cls, reader: Reader, stack: ImageStack) -> Self:
+        """Return the WorkUnit of a reader; its table is decoded when it is first asked for."""
+        meta = reader.meta
+        self = cls.__new__(cls)
+        self._reader = reader
+        self.im_stack = stack
+        self.config = SearchConfiguration(copy.deepcopy(dict(meta.configuration or {})))
+        self._lazy = False
+        self.file_paths = None
+        self._obstimes = None
+        self.n_constituents = meta.n_constituents
+        self.wcs = None if meta.wcs is None else text_to_wcs(meta.wcs)
+        self._table = None
+        self.reprojected = bool(meta.reprojected)
+        self.reprojection_frame = meta.reprojection_frame
+        self.barycentric_distance = meta.barycentric_distance
+        self._set_observatory(None if meta.observatory is None else location_of(meta.observatory))
+        self.per_image_indices = edge.links_of(meta)
+        self._check()
+        return self
+
+    def _set_observatory(self, observatory: EarthLocation | None) -> None:
+        self.observatory_given = observatory is not None
+        if observatory is None:
+            logger.info("No observatory given: the Rubin Observatory is assumed.")
+            observatory = location_of(default_observatory())
+        self._observatory = observatory
+
+    def _check(self) -> None:
+        if self.reprojected and self.wcs is None:
+            raise FormatError("Global WCS required for reprojected data.")
+        for i, indices in enumerate(self.per_image_indices):
+            if len(indices) and not 0 <= min(indices) <= max(indices) < self.n_constituents:
+                raise FormatError(
+                    "an image points to a constituent image that is not there",
+                    where=f"image {i}",
+                    expected=f"indices from 0 to {self.n_constituents - 1}",
+                    found=list(indices)[:10],
+                )
+
+    # -- what it is --
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return self.im_stack.num_times
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the store of a lazy WorkUnit; what is loaded stays."""
+        if self._reader is not None:
+            self._reader.close()
+
+    @property
+    def lazy(self) -> bool:
+        """Whether images are still in the store; `load_images` brings them into memory."""
+        return self.im_stack.lazy or self._lazy
+
+    @lazy.setter
+    def lazy(self, value: bool) -> None:
+        self._lazy = bool(value)
+
+    @property
+    def observatory(self) -> EarthLocation:
+        """Where the telescope stands."""
+        return self._observatory
+
+    @observatory.setter
+    def observatory(self, location: EarthLocation) -> None:
+        self._set_observatory(location)
+
+    @property
+    def org_img_meta(self) -> Table:
+        """Table with a row per constituent image; decoded from the store at first use."""
+        if self._table is None:
+            assert self._reader is not None
+            self._table = edge.table_of(self._reader.meta)
+        return self._table
+
+    @org_img_meta.setter
+    def org_img_meta(self, table: Table) -> None:
+        self._table = table
+
+    @property
+    def _per_image_indices(self) -> list[list[int]]:
+        return self.per_image_indices
+
+    @_per_image_indices.setter
+    def _per_image_indices(self, indices: list[list[int]]) -> None:
+        self.per_image_indices = indices
+
+    def get_num_images(self) -> int:
+        """Return the number of images."""
+        return len(self.per_image_indices)
+
+    def print_stats(self) -> None:
+        """Print numbers of images, reprojection and statistics of every image."""
+        print("WorkUnit:")
+        print(f"  Num Constituent Images ({self.n_constituents}):")
+        print(f"  Reprojected: {self.reprojected}")
+        if self.reprojected:
+            print(f"  Reprojected Frame: {self.reprojection_frame}")
+            print(f"  Barycentric Distance: {self.barycentric_distance}")
+        self.im_stack.print_stats()
+
+    def layer(self, name: str) -> Layer:
+        """Return a layer of all images as one lazy array (time, y, x), as the store holds it.
+
+        Parameters
+        ----------
+        name
+            ``science``, ``variance``, ``mask`` or ``psf``.
+        """
+        from wustore.layer import Layer as LazyLayer
+
+        return LazyLayer(edge.reader_of(self), name)
+
+    # -- constituents and WCS --
+
+    def get_constituent_meta(self, column: str | Iterable[str]) -> list[Any] | dict[str, list[Any]]:
+        """Return the values of a column of the table of constituents, or of several.
+
+        Parameters
+        ----------
+        column
+            A name, or several names; of several, those that the table lacks are left out.
+
+        Returns
+        -------
+        list or dict
+            The values of one column, or name to values.
+        """
+        if isinstance(column, str):
+            values: list[Any] = self.org_img_meta[column].tolist()
+            return values
+        if not isinstance(column, Iterable):
+            raise TypeError(f"column names are text, not {type(column).__name__}")
+        return {name: self.org_img_meta[name].tolist() for name in column if name in self.org_img_meta.colnames}
+
+    def get_wcs(self, img_num: int) -> WCS | None:
+        """Return the global WCS, or where there is none that of constituent ``img_num``; None where it has none."""
+        return self.wcs if self.wcs is not None else self.org_img_meta["per_image_wcs"][img_num]
+
+    def get_pixel_coordinates(
+        self, ra: ArrayLike, dec: ArrayLike, times: ArrayLike | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the pixels of sky positions.
+
+        Parameters
+        ----------
+        ra, dec
+            ICRS [deg]. Shape (n,).
+        times
+            When each is meant [MJD, UTC], to choose the image where there is no global WCS. By default position
+            k belongs to image k.
+
+        Returns
+        -------
+        x, y : ndarray
+            Pixels, from 0. Shape (n,).
+
+        Raises
+        ------
+        UsageError
+            Where lengths differ, a time matches no image within 0.02 days, or an image has no WCS.
+        """
+        from astropy.coordinates import SkyCoord
+
+        ra, dec = np.atleast_1d(np.asarray(ra, dtype=float)), np.atleast_1d(np.asarray(dec, dtype=float))
+        n = len(ra)
+        if len(dec) != n:
+            raise UsageError("Mismatched array sizes of RA and dec", expected=n, found=len(dec))
+        if times is not None and np.size(times) != n:
+            raise UsageError("Mismatched array sizes of RA and times", expected=n, found=np.size(times))
+        coords = SkyCoord(ra, dec, unit="deg")
+        if self.wcs is not None:
+            pixels = sky_to_pixel(coords, self.wcs)
+            return pixels[:, 0], pixels[:, 1]
+        if times is not None:
+            images = match_times(self.get_all_obstimes(), np.atleast_1d(np.asarray(times, dtype=float)), _MATCH_DAYS)
+            if np.any(images < 0):
+                unmatched = np.atleast_1d(np.asarray(times))[images < 0]
+                raise UsageError("a time belongs to no image", expected="within 0.02 days of one", found=unmatched[0])
+        elif n == len(self):
+            images = np.arange(n)
+        else:
+            raise UsageError("without a global WCS, times are needed to choose the image of each position")
+        pixels = np.empty((n, 2))
+        wcses = [self.org_img_meta["per_image_wcs"][i] for i in images]
+        for wcs in {id(wcs): wcs for wcs in wcses}.values():
+            if wcs is None:
+                raise UsageError("an image has no WCS")
+            chosen = np.array([other is wcs for other in wcses])
+            pixels[chosen] = sky_to_pixel(coords[chosen], wcs)
+        return pixels[:, 0], pixels[:, 1]
+
+    def compute_ecliptic_angle(self) -> float | None:
+        """Return the angle of the ecliptic in the pixels of the first image [rad], None without WCS."""
+        wcs = self.get_wcs(0)
+        if wcs is None:
+            logger.warning("A WCS is needed to compute the ecliptic angle.")
+            return None
+        with offline():
+            return calc_ecliptic_angle(wcs, (self.im_stack.width / 2, self.im_stack.height / 2))
+
+    def image_positions_to_original_icrs(
+        self,
+        image_indices: Sequence[int] | NDArray[np.integer[Any]],
+        positions: Any,
+        input_format: str = "xy",
+        output_format: str = "xy",
+        filter_in_frame: bool = True,
+    ) -> list[Any]:
+        """Return where positions in reprojected images were in the original images.
+
+        Parameters
+        ----------
+        image_indices
+            The image of each position.
+        positions
+            Pairs (x, y), or SkyCoord objects, one per entry of ``image_indices``.
+        input_format, output_format
+            ``xy`` or ``radec``.
+        filter_in_frame
+            Keep only positions within an original image.
+
+        Returns
+        -------
+        list
+            See `wustore.parallax.image_positions_to_original_icrs`.
+
+        Raises
+        ------
+        UsageError
+            Where the WorkUnit was not reprojected, or arguments cannot be meant.
+        """
+        if not self.reprojected:
+            raise UsageError("the WorkUnit was not reprojected: its positions are the original ones")
+        frame = self.reprojection_frame
+        if frame is None and self.barycentric_distance is not None:
+            frame = "ebd"  # files of 2024 hold the distance but not the frame's name
+        return image_positions_to_original_icrs(
+            image_indices,
+            positions,
+            self.wcs,
+            list(self.org_img_meta["per_image_wcs"]),
+            self.get_all_obstimes(),
+            self.observatory,
+            input_format=input_format,
+            output_format=output_format,
+            filter_in_frame=filter_in_frame,
+            reprojection_frame=frame,
+            barycentric_distance=self.barycentric_distance,
+            per_image_indices=self.per_image_indices,
+            image_locations=self.org_img_meta["data_loc"],
+        )
+
+    # -- times --
+
+    def get_all_obstimes(self) -> NDArray[np.float64]:
+        """Return the times of all images [MJD, UTC]. Shape (n_images,)."""
+        return np.array(self.im_stack.times if self._obstimes is None else self._obstimes, dtype=float)
+
+    def get_unique_obstimes_and_indices(self) -> tuple[NDArray[np.float64], list[list[int]]]:
+        """Return the different times in order, and for each the images that have it."""
+        unique, inverse = np.unique(self.get_all_obstimes(), return_inverse=True)
+        order = np.argsort(inverse, kind="stable")
+        bounds = np.searchsorted(inverse[order], np.arange(len(unique) + 1))
+        return unique, [order[a:b].tolist() for a, b in pairwise(bounds)]
+
+    def disorder_obstimes(self) -> None:
+        """Shift every time by a random number of days, then sort the images by their new times.
+
+        Images that share a time still do. For tests and training data in which nothing real can be found.
+        """
+        times = self.get_all_obstimes()
+        unique, inverse = np.unique(times, return_inverse=True)
+        if len(unique) == 0:
+            raise UsageError("No obstimes provided for WorkUnit.")
+        span = max(unique[-1] - unique[0] + 1, len(times))
+        # numpy's global generator, so that np.random.seed makes it repeatable as in KBMOD
+        offsets = np.random.choice(np.arange(0, span), len(unique), replace=False)  # noqa: NPY002
+        self.im_stack.times = times + offsets[inverse]
+        order = self.im_stack.sort_by_time().tolist()
+        self._obstimes = None
+        if self.file_paths is not None:
+            self.file_paths = [self.file_paths[i] for i in order]
+        if self._one_to_one():
+            self.org_img_meta = self.org_img_meta[order]
+        else:
+            self.per_image_indices = [self.per_image_indices[i] for i in order]
+
+    # -- choice and pixels --
+
+    def _one_to_one(self) -> bool:
+        return self.per_image_indices == [[i] for i in range(self.n_constituents)]
+
+    def filter_images(self, mask: ArrayLike) -> None:
+        """Keep the images where ``mask`` is True.
+
+        Of a reprojected WorkUnit all constituents stay, of another only those of the kept images.
+
+        Parameters
+        ----------
+        mask
+            One boolean per image.
+
+        Raises
+        ------
+        UsageError
+            Where there is not one per image.
+        """
+        keep = np.asarray(mask, dtype=bool)
+        n = self.get_num_images()
+        if keep.shape != (n,):
+            raise UsageError("one boolean per image is needed", expected=(n,), found=keep.shape)
+        if keep.all():
+            return
+        chosen = np.flatnonzero(keep).tolist()
+        if self.im_stack.num_times:
+            self.im_stack.filter_images(keep)
+        if self.file_paths is not None:
+            self.file_paths = [self.file_paths[i] for i in chosen]
+        if self._obstimes is not None:
+            self._obstimes = self._obstimes[keep]
+        if self.reprojected:
+            self.per_image_indices = [self.per_image_indices[i] for i in chosen]
+        elif self._one_to_one():
+            self.org_img_meta = self.org_img_meta[keep]
+            self.n_constituents = len(chosen)
+            self.per_image_indices = [[i] for i in range(self.n_constituents)]
+        else:
+            rows = sorted({j for i in chosen for j in self.per_image_indices[i]})
+            new = {old: k for k, old in enumerate(rows)}
+            self.org_img_meta = self.org_img_meta[rows]
+            self.n_constituents = len(rows)
+            self.per_image_indices = [[new[j] for j in self.per_image_indices[i]] for i in chosen]
+
+    def apply_color_scale(self, color_scale: Mapping[str, float] | None = None) -> None:
+        """Scale every image by the magnitude correction of its filter, and note it in column ``color_scale``.
+
+        Parameters
+        ----------
+        color_scale
+            Filter name to correction [mag]; nothing happens without.
+
+        Raises
+        ------
+        UsageError
+            Where filters are not known, mixed within an image, or missing from ``color_scale``.
+        """
+        if color_scale is None:
+            return
+        if "filter" not in self.org_img_meta.colnames:
+            raise UsageError("No filter information in WorkUnit to apply color scaling.")
+        filters = [str(name) for name in self.org_img_meta["filter"]]
+        missing = sorted(set(filters) - set(color_scale))
+        if missing:
+            raise UsageError("a filter has no color scale", expected=missing[0], found=sorted(color_scale))
+        factors = np.zeros(len(self))
+        for i, indices in enumerate(self.per_image_indices):
+            names = {filters[j] for j in indices}
+            if len(names) != 1:
+                raise UsageError("an image is made of several filters", where=f"image {i}", found=sorted(names))
+            factors[i] = color_scale[names.pop()]
+        self.load_if_lazy()
+        self.im_stack.scale_images(factors, is_magnitude=True)
+        self.org_img_meta["color_scale"] = np.array([color_scale[name] for name in filters])
+
+    def load_images(self) -> None:
+        """Read all images of a lazy WorkUnit into memory.
+
+        Raises
+        ------
+        UsageError
+            Where they are there already.
+        StoreNotFoundError, CorruptError
+            Where a file is gone or damaged.
+        """
+        if not self.lazy:
+            raise UsageError("the images are loaded already")
+        self.load_if_lazy()
+
+    def load_if_lazy(self) -> None:
+        """Read all images into memory where they are not."""
+        if self.im_stack.lazy:
+            self.im_stack.load()
+        elif self._lazy and self.file_paths is not None:
+            stack = ImageStack()
+            for path in self.file_paths:
+                stack.append_layered_image(load_layered_image_from_shard(path))
+            self.im_stack = stack
+        self._lazy = False
+
+    # -- stamps and smaller WorkUnits --
+
+    def stamps(
+        self,
+        x: ArrayLike | None = None,
+        y: ArrayLike | None = None,
+        radius: int = 10,
+        times: tuple[float | None, float | None] | None = None,
+        **options: Any,
+    ) -> Stamps:
+        """Cut stamps around fixed positions out of every image; see `wustore.stamps.stamps`."""
+        from wustore.stamps import stamps
+
+        return stamps(edge.reader_of(self), x, y, radius, times, **options)
+
+    def trajectory_stamps(
+        self,
+        trajectories: Any,
+        radius: int = 10,
+        times: tuple[float | None, float | None] | None = None,
+        **options: Any,
+    ) -> Stamps:
+        """Cut stamps along linear motions; see `wustore.stamps.trajectory_stamps`."""
+        from wustore.stamps import trajectory_stamps
+
+        return trajectory_stamps(edge.reader_of(self), trajectories, radius, times, **options)
+
+    def cutout(
+        self,
+        x: float | None = None,
+        y: float | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        **options: Any,
+    ) -> WorkUnit:
+        """Return a lazy WorkUnit of a window of all images; see `wustore.cutout.cutout`."""
+        from wustore.cutout import cutout
+
+        return edge.work_unit_from(cutout(edge.reader_of(self), x, y, width, height, **options))
+
+    def select(
+        self,
+        times: tuple[float | None, float | None] | None = None,
+        images: Sequence[int] | NDArray[Any] | None = None,
+        filters: Sequence[str] | None = None,
+    ) -> WorkUnit:
+        """Return a lazy WorkUnit of some of the images; see `wustore.cutout.select`."""
+        from wustore.cutout import select
+
+        return edge.work_unit_from(select(edge.reader_of(self), times, images, filters))
+
+    # -- FITS --
+
+    @classmethod
+    def from_fits(cls, filename: str | PathLike[str], show_progress: bool | None = None) -> WorkUnit:
+        """Load a WorkUnit from a single FITS file, of any layout that KBMOD ever wrote.
+
+        Parameters
+        ----------
+        filename
+            The file; ``.gz``, ``.bz2`` and ``.zip`` are unpacked.
+        show_progress
+            Show a progress bar; by default in a notebook or interactive session.
+
+        Raises
+        ------
+        StoreNotFoundError, FormatError, CorruptError
+        """
+        return _load("fits", filename, lazy=False, show_progress=show_progress)
+
+    @classmethod
+    def from_sharded_fits(
+        cls, filename: str | PathLike[str], directory: str | PathLike[str], lazy: bool = False
+    ) -> WorkUnit:
+        """Load a WorkUnit from a primary FITS file and one file per image beside it.
+
+        Parameters
+        ----------
+        filename
+            Name of the primary file.
+        directory
+            Where the files are.
+        lazy
+            Leave the images in the files until they are touched.
+
+        Raises
+        ------
+        StoreNotFoundError, FormatError, CorruptError
+        """
+        directory, name = Path(directory), os.fspath(filename)
+        work_unit = _load("sharded-fits", directory / name, lazy=lazy)
+        if lazy:
+            work_unit.file_paths = [str(directory / f"{i}_{name}") for i in range(len(work_unit))]
+        return work_unit
+
+    def to_fits(
+        self,
+        filename: str | PathLike[str],
+        overwrite: bool = False,
+        compression_type: str = "RICE_1",
+        quantize_level: float = -0.01,
+        *,
+        lossless: bool = False,
+    ) -> None:
+        """Write a single FITS file as KBMOD does.
+
+        Parameters
+        ----------
+        filename
+            The file; endings ``.gz`` and ``.bz2`` compress it.
+        overwrite
+            Replace an existing file; it stays until the new one is whole.
+        compression_type
+            Of science and variance: NOCOMPRESS, RICE_1, GZIP_1, GZIP_2 or HCOMPRESS_1.
+        quantize_level
+            Step of the quantisation: negative absolute, positive relative to the noise, 0 none.
+        lossless
+            Write every pixel exactly (GZIP_2 without quantisation), which KBMOD reads.
+
+        Raises
+        ------
+        StoreExistsError, UsageError, OSError
+        """
+        options = _fits_options(compression_type, quantize_level, lossless=lossless)
+        self._write("fits", os.fspath(filename), overwrite=overwrite, kbmod=True, **options)
+
+    def to_sharded_fits(
+        self,
+        filename: str | PathLike[str],
+        directory: str | PathLike[str],
+        overwrite: bool = False,
+        compression_type: str = "RICE_1",
+        quantize_level: float = -0.01,
+        *,
+        lossless: bool = False,
+    ) -> None:
+        """Write a primary FITS file and one file per image (``<i>_<filename>``) as KBMOD does.
+
+        Parameters
+        ----------
+        filename
+            Name of the primary file.
+        directory
+            Where to write; one directory for each set is best.
+        overwrite, compression_type, quantize_level, lossless
+            As in `to_fits`.
+
+        Raises
+        ------
+        StoreExistsError, UsageError, OSError
+        """
+        options = _fits_options(compression_type, quantize_level, lossless=lossless)
+        path = os.fspath(Path(directory) / os.fspath(filename))
+        self._write("sharded-fits", path, overwrite=overwrite, kbmod=True, **options)
+
+    def metadata_to_hdul(self) -> HDUList:
+        """Return PRIMARY, KBMOD_CONFIG and IMG_META as KBMOD writes them."""
+        from astropy.io import fits
+
+        primary = fits.PrimaryHDU()
+        header = primary.header
+        header["NUMIMG"] = self.get_num_images()
+        header["NCON"] = self.n_constituents
+        header["REPRJCTD"] = self.reprojected
+        header["REPFRAME"] = self.reprojection_frame
+        header["BARY"] = self.barycentric_distance
+        place = observatory_of(self.observatory).geodetic
+        for keyword, value in zip(("OBS_LAT", "OBS_LON", "OBS_ELEV"), place, strict=True):
+            header[keyword] = value
+        append_wcs_to_hdu_header(self.wcs, header)
+        configuration = (SearchConfiguration() if self.config is None else self.config).to_hdu()
+        configuration.name = "kbmod_config"
+        table = image_metadata_table_to_hdu(self.org_img_meta, "IMG_META")
+        return fits.HDUList([primary, configuration, table])
+
+    # -- Zarr and HDF5 --
+
+    @classmethod
+    def from_zarr(cls, path: Any, *, lazy: bool = False, show_progress: bool | None = None) -> WorkUnit:
+        """Load a WorkUnit from a Zarr store (directory, ``.zip``, URL or zarr Store object).
+
+        Parameters
+        ----------
+        path
+            Where it is.
+        lazy
+            Leave the images in the store until they are touched.
+        show_progress
+            Show a progress bar; by default in an interactive session.
+
+        Raises
+        ------
+        StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError
+        """
+        zipped = isinstance(path, str | PathLike) and os.fspath(path).endswith(".zip")
+        return _load("zarr-zip" if zipped else "zarr", path, lazy=lazy, show_progress=show_progress)
+
+    def to_zarr(self, path: Any, *, overwrite: bool = False, **options: Any) -> None:
+        """Write a Zarr store; nothing is lost.
+
+        Parameters
+        ----------
+        path
+            Directory, ``.zarr.zip`` file, URL or zarr Store object.
+        overwrite
+            Replace an existing store; it stays until the new one is whole.
+        options
+            ``profile``, ``layout``, … of the backend.
+
+        Raises
+        ------
+        StoreExistsError, UsageError, OSError
+        """
+        zipped = isinstance(path, str | PathLike) and os.fspath(path).endswith(".zip")
+        self._write("zarr-zip" if zipped else "zarr", path, overwrite=overwrite, **options)
+
+    @classmethod
+    def from_hdf5(cls, path: str | PathLike[str], *, lazy: bool = False, show_progress: bool | None = None) -> WorkUnit:
+        """Load a WorkUnit from an HDF5 file; parameters and errors as in `from_zarr`."""
+        return _load("hdf5", path, lazy=lazy, show_progress=show_progress)
+
+    def to_hdf5(self, path: str | PathLike[str], *, overwrite: bool = False, **options: Any) -> None:
+        """Write an HDF5 file; nothing is lost. Parameters and errors as in `to_zarr`."""
+        self._write("hdf5", path, overwrite=overwrite, **options)
+
+    def _write(self, format_name: str, path: Any, *, overwrite: bool, kbmod: bool = False, **options: Any) -> None:
+        if self._lazy and not self.im_stack.lazy:
+            self.load_if_lazy()
+        target = os.fspath(path) if isinstance(path, str | PathLike) else path
+        reader = edge.reader_of(self)
+        meta, capsule = reader.meta, None
+        if kbmod:
+            # KBMOD writes the place it assumes, and a configuration in any case.
+            if meta.observatory is None:
+                meta = replace(meta, observatory=default_observatory())
+            if meta.configuration is None:
+                meta = replace(meta, configuration=SearchConfiguration().to_dict())
+        else:
+            capsule = reader.capsule()
+        writer = backend_named(format_name).create(target, meta, capsule=capsule, overwrite=overwrite, **options)
+        copy_store(reader, writer, capsule=capsule is not None)
+
+    # -- results --
+
+    def write_config(self, overwrite: bool = False) -> None:
+        """Write the configuration into the provenance directory beside the results file.
+
+        For results ``/d/name.ecsv`` that is ``/d/name_provenance/name_config.yaml``.
+
+        Parameters
+        ----------
+        overwrite
+            Allow the directory to exist.
+
+        Raises
+        ------
+        UsageError
+            Where the configuration has no absolute ``result_filename``.
+        StoreExistsError
+            Where the directory exists.
+        """
+        name = None if self.config is None else self.config["result_filename"]
+        if name is None or not Path(name).is_absolute():
+            raise UsageError("write_config needs an absolute result_filename in the configuration", found=name)
+        assert self.config is not None
+        base = Path(name).name.split(".ecsv")[0]
+        directory = Path(name).parent / f"{base}_provenance"
+        if directory.exists() and not overwrite:
+            raise StoreExistsError("the provenance directory exists already", path=directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.config.to_file(directory / f"{base}_config.yaml", overwrite)
+
+
+def _completed(table: Table, wcs: WCS | None, per_image_wcs: Sequence[WCS | None] | None) -> Table:
+    """Return the table with its WCS column filled: from the list, or with the global WCS where it is empty."""
+    n = len(table)
+    if per_image_wcs is not None:
+        if len(per_image_wcs) != n:
+            raise FormatError("Incorrect number of WCS provided", expected=n, found=len(per_image_wcs))
+        column = np.empty(n, dtype=object)
+        column[:] = list(per_image_wcs)
+        table["per_image_wcs"] = column
+    if all(entry is None for entry in table["per_image_wcs"]):
+        table["per_image_wcs"] = np.full(n, wcs)
+    if any(entry is None for entry in table["per_image_wcs"]):
+        warnings.warn("At least one image does not have a WCS.", UserWarning, stacklevel=3)
+    return table
+
+
+def _fits_options(compression_type: str, quantize_level: float, *, lossless: bool) -> dict[str, Any]:
+    if lossless:
+        return {"compression_type": "GZIP_2", "quantize_level": 0}
+    return {"compression_type": compression_type, "quantize_level": quantize_level}
+
+
+def _load(format_name: str, path: Any, *, lazy: bool, show_progress: bool | None = None) -> WorkUnit:
+    address = os.fspath(path) if isinstance(path, str | PathLike) else path
+    if isinstance(address, str) and "://" not in address and not Path(address).exists():
+        raise StoreNotFoundError("no WorkUnit there", path=address)
+    reader = backend_named(format_name).open(address)
+    show = hasattr(sys, "ps1") if show_progress is None else show_progress
+    if lazy or not show:
+        return edge.work_unit_from(reader, lazy=lazy)
+    from tqdm import tqdm
+
+    with tqdm(total=reader.meta.n_images, desc="Loading images") as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.update(done - bar.n)
+
+        return edge.work_unit_from(reader, lazy=False, progress=progress)
+
+
+# --- one image in FITS --------------------------------------------------------------------------------
+
+
+def load_layered_image_from_shard(file_path: str | PathLike[str]) -> LayeredImage:
+    """Return the image of one file of a sharded set.
+
+    Parameters
+    ----------
+    file_path
+        ``<i>_<name>``: the number says which HDUs hold the image.
+
+    Raises
+    ------
+    StoreNotFoundError
+        Where there is no such file.
+    FormatError, CorruptError
+        Where it does not hold the image that its name says.
+    """
+    from astropy.io import fits
+
+    path = Path(file_path)
+    if not path.is_file():
+        raise StoreNotFoundError("no shard there", path=path)
+    number = path.name.split("_")[0]
+    if not number.isdecimal():
+        raise FormatError("a shard's name starts with its image's number", path=path, expected="<i>_<name>")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with fits.open(path) as hdul:
+                sci, var, mask, obstime, psf, _ = read_image_data_from_hdul(hdul, int(number))
+        except FormatError as error:
+            error.path = str(path)
+            raise
+        except (OSError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+            raise CorruptError("a shard cannot be read", path=path, found=f"{type(error).__name__}: {error}") from error
+    return LayeredImage(sci, var, mask, time=obstime, psf=psf)
+
+
+def add_image_data_to_hdul(
+    hdul: HDUList,
+    idx: int,
+    sci: NDArray[Any],
+    var: NDArray[Any],
+    mask: NDArray[Any],
+    obstime: float,
+    psf_kernel: NDArray[Any] | None = None,
+    wcs: WCS | None = None,
+    compression_type: str = "RICE_1",
+    quantize_level: float = -0.01,
+) -> None:
+    """Append the HDUs SCI_i, VAR_i, MSK_i and PSF_i of an image, as KBMOD does.
+
+    Parameters
+    ----------
+    hdul
+        Where to append.
+    idx
+        The image's number i.
+    sci, var, mask
+        Shape (y, x). The mask layer holds 1 where ``mask`` > 0 or a layer is not finite.
+    obstime
+        Mid-exposure time [MJD, UTC].
+    psf_kernel
+        Shape (psf_y, psf_x); a single pixel of 1 by default.
+    wcs
+        Goes into the headers of the first three.
+    compression_type, quantize_level
+        Of science and variance, as in `WorkUnit.to_fits`.
+    """
+    from astropy.io import fits
+
+    made = []
+    for name, plane in (("SCI", sci), ("VAR", var)):
+        hdu = fits.CompImageHDU(plane, compression_type=compression_type, quantize_level=quantize_level)
+        hdu.name = f"{name}_{idx}"
+        made.append(hdu)
+    masked = (np.asarray(mask) > 0) | ~np.isfinite(sci) | ~np.isfinite(var)
+    made.append(fits.ImageHDU(masked.astype(np.int8), name=f"MSK_{idx}"))
+    for hdu in made:
+        hdu.header["MJD"] = obstime
+        append_wcs_to_hdu_header(wcs, hdu.header)
+    kernel = np.array([[1.0]]) if psf_kernel is None else psf_kernel
+    hdul.extend([*made, fits.ImageHDU(kernel, name=f"PSF_{idx}")])
+
+
+def read_image_data_from_hdul(
+    hdul: HDUList, idx: int
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], float, NDArray[Any], WCS | None]:
+    """Return science, variance, mask, time, PSF and WCS of an image in an open FITS file.
+
+    Masked pixels are NaN in science and variance. Without MSK_i nothing is masked, without PSF_i the PSF is a
+    single pixel of 1.
+
+    Parameters
+    ----------
+    hdul
+        The open file.
+    idx
+        The image's number i.
+
+    Returns
+    -------
+    sci, var, mask : ndarray
+        Shape (y, x), float32.
+    obstime : float
+        Mid-exposure time [MJD, UTC].
+    psf_kernel : ndarray
+        Shape (psf_y, psf_x), float32.
+    wcs : astropy.wcs.WCS or None
+        From the science header.
+
+    Raises
+    ------
+    FormatError
+        Where SCI_i, VAR_i or the time is missing.
+    """
+    for name in (f"SCI_{idx}", f"VAR_{idx}"):
+        if name not in hdul:
+            raise FormatError("an image layer is missing", where=name)
+    science = hdul[f"SCI_{idx}"]
+    if "MJD" not in science.header:
+        raise FormatError("an image has no time", where=f"SCI_{idx}", expected="MJD")
+    sci, var = science.data.astype(np.float32), hdul[f"VAR_{idx}"].data.astype(np.float32)
+    mask = np.zeros_like(sci)
+    if f"MSK_{idx}" in hdul:
+        mask = hdul[f"MSK_{idx}"].data.astype(np.float32)
+        sci[mask > 0] = np.nan
+        var[mask > 0] = np.nan
+    psf = np.ones((1, 1), dtype=np.float32)
+    if f"PSF_{idx}" in hdul:
+        psf = hdul[f"PSF_{idx}"].data.astype(np.float32)
+    return sci, var, mask, float(science.header["MJD"]), psf, extract_wcs_from_hdu_header(science.header)
