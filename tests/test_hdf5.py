@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from wustore.backends.hdf5 import Hdf5Backend
 from wustore.testing import BackendConformance
 
@@ -14,10 +16,10 @@ class TestHdf5(BackendConformance):
 class TestHdf5Fast(BackendConformance):
     backend = Hdf5Backend()
     suffix = ".h5"
-    options = {"profile": "fast", "layout": "balanced"}
+    options: ClassVar = {"profile": "fast", "layout": "balanced"}
 
 
 class TestHdf5None(BackendConformance):
     backend = Hdf5Backend()
     suffix = ".h5"
-    options = {"profile": "none", "chunks": (100, 70)}
+    options: ClassVar = {"profile": "none", "chunks": (100, 70)}

@@ -5,15 +5,16 @@ Layout and rules: docs/spec.md. The names of groups and arrays are those of the 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import h5py
 import numpy as np
@@ -31,7 +32,7 @@ from wustore.errors import (
 )
 from wustore.hdf5io import filters as h5filters
 from wustore.hdf5io import netcdf
-from wustore.hdf5io.chunks import ChunkReader, Job, run, split_axis
+from wustore.hdf5io.chunks import ChunkReader, Job, RawFile, Work, run, split_axis
 from wustore.hdf5io.filters import Pipeline
 from wustore.layout import (
     CONVENTIONS,
@@ -79,7 +80,7 @@ _SPOOLED_IN_MEMORY = 1 << 23
 
 
 def _is_hdf5(path: str) -> bool:
-    """Return whether the file has HDF5's signature where the format allows it: at 0, 512, 1024, 2048 …"""
+    """Return whether the file has HDF5's signature where the format allows it: at 0, 512, 1024, 2048 and so on."""
     try:
         with Path(path).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -118,7 +119,7 @@ class Hdf5Backend(Backend):
         try:
             with h5py.File(path, "r", locking=False) as file:
                 return _DOCUMENT in file.attrs
-        except Exception:  # noqa: BLE001 - h5py raises anything; opening it will say what is wrong
+        except Exception:
             return True
 
     def open(self, path: str, **options: Any) -> Hdf5Reader:
@@ -229,8 +230,10 @@ class Hdf5Reader(Reader):
         self.path = path
         self._workers = workers
         self._file: h5py.File | None = _open_file(path)
+        self._raw = RawFile(self._file)
         self._lock = threading.Lock()
         self._readers: dict[str, ChunkReader] = {}
+        self._capsule: tuple[NDArray[Any], ChunkReader] | None = None
         try:
             self._document = self._read_document()
             self._meta = meta_from(self._document, self._array, path=path)
@@ -309,7 +312,7 @@ class Hdf5Reader(Reader):
                 expected=(spec.shape, spec.dtype),
                 found=(dataset.shape, dataset.dtype),
             )
-        reader = ChunkReader(dataset, self.path)
+        reader = ChunkReader(dataset, self._raw, self.path)
         if not reader.decodes and any(not h5py.h5z.filter_avail(number) for number in reader.filters):
             _need_plugins()
         return reader
@@ -347,6 +350,40 @@ class Hdf5Reader(Reader):
 
     def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
         """Read one image; see `wustore.protocol.Reader.image`."""
+        pending = _PendingImage(self, i, layers, capsule=capsule)
+        return pending.start(self._workers).image()
+
+    def images(
+        self,
+        indices: Iterable[int] | None = None,
+        layers: Sequence[str] = LAYERS,
+        *,
+        capsule: bool = False,
+        workers: int | None = None,
+    ) -> Iterator[tuple[int, Image]]:
+        """Yield images in order; see `wustore.protocol.Reader.images`.
+
+        The chunks of the next image are decoded while the caller has the last one; two images are held.
+        """
+        workers = _count(workers, "workers")
+        ahead: deque[tuple[int, _PendingImage]] = deque()
+        try:
+            for i in range(self._meta.n_images) if indices is None else indices:
+                ahead.append((i, _PendingImage(self, i, layers, capsule=capsule).start(workers)))
+                if len(ahead) > 1:
+                    ready, pending = ahead.popleft()
+                    yield ready, pending.image()
+            while ahead:
+                ready, pending = ahead.popleft()
+                yield ready, pending.image()
+        finally:
+            for _, pending in ahead:
+                pending.cancel()
+
+    def image_jobs(
+        self, i: int, layers: Sequence[str], *, capsule: bool
+    ) -> tuple[list[Job], dict[str, NDArray[Any]], NDArray[np.uint8] | None]:
+        """Return the work of reading image ``i``, and the planes and capsule bytes that it fills."""
         if not 0 <= i < self._meta.n_images:
             raise UsageError("no such image", path=self.path, expected=f"0 … {self._meta.n_images - 1}", found=i)
         planes: dict[str, NDArray[Any]] = {}
@@ -357,46 +394,52 @@ class Hdf5Reader(Reader):
                 more, (box,) = self._jobs(layer, [(slice(i, i + 1), slice(0, height), slice(0, width))])
                 planes[layer] = box[0]
                 jobs += more
-        run(jobs, self._workers)
-        for layer, plane in planes.items():
-            dtype = self._meta.dtypes[layer][i]
-            assert dtype is not None
-            planes[layer] = cast_plane(plane, dtype)
-        empty = np.empty((0, 0), np.float32)
-        return Image(
-            science=planes.get("science", empty),
-            variance=planes.get("variance", empty),
-            mask=planes.get("mask"),
-            psf=planes.get("psf"),
-            capsule=self._piece(i + 1) if capsule and self._has_capsule() else None,
-        )
+        if not capsule or not self._has_capsule():
+            return jobs, planes, None
+        more, piece = self._piece(i + 1)
+        return jobs + more, planes, piece
 
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return the shape of a chunk of a layer."""
-        return self._chunks(layer).chunks
+        times, height, width = self._chunks(layer).chunks
+        return times, height, width
 
     def _has_capsule(self) -> bool:
         return self._document.get("capsule") is not None
 
-    def _piece(self, k: int) -> bytes:
-        """Return part ``k`` of the capsule: 0 the head, then one for each image."""
-        bound = self._array(_CAPSULE_BOUND)
-        if len(bound) != self._meta.n_images + 2 or bound[0] != 0 or np.any(np.diff(bound) < 0):
-            raise CorruptError("the bounds of the FITS leftovers are wrong", path=self.path, where=_CAPSULE_BOUND)
+    def _piece(self, k: int) -> tuple[list[Job], NDArray[np.uint8]]:
+        """Return the work of reading part ``k`` of the capsule (0 the head, then one an image), and its place."""
+        bound, data = self._capsule_parts()
         start, stop = int(bound[k]), int(bound[k + 1])
-        with netcdf.wrapped(self.path, _CAPSULE_DATA):
-            data = self._open()[_CAPSULE_DATA]
-            if data.ndim != 1 or data.dtype != np.uint8 or len(data) != bound[-1]:
-                raise CorruptError(
-                    "the FITS leftovers have the wrong length",
-                    path=self.path,
-                    where=_CAPSULE_DATA,
-                    expected=f"{int(bound[-1])} bytes",
-                    found=f"{data.shape} {data.dtype}",
-                )
-            if len(data) and data.id.get_num_chunks() != -(-len(data) // data.chunks[0]):
-                raise CorruptError("chunks are missing", path=self.path, where=_CAPSULE_DATA)
-            return bytes(data[start:stop])
+        piece = np.empty(stop - start, np.uint8)
+        return ([] if start == stop else data.jobs([(slice(start, stop),)], [piece])), piece
+
+    def _capsule_parts(self) -> tuple[NDArray[Any], ChunkReader]:
+        file = self._open()
+        with self._lock:
+            if self._capsule is None:
+                bound = self._array(_CAPSULE_BOUND)
+                if len(bound) != self._meta.n_images + 2 or bound[0] != 0 or np.any(np.diff(bound) < 0):
+                    raise CorruptError(
+                        "the bounds of the FITS leftovers are wrong", path=self.path, where=_CAPSULE_BOUND
+                    )
+                with netcdf.wrapped(self.path, _CAPSULE_DATA):
+                    data = file[_CAPSULE_DATA]
+                    if data.shape != (bound[-1],) or data.dtype != np.uint8:
+                        raise CorruptError(
+                            "the FITS leftovers have the wrong length",
+                            path=self.path,
+                            where=_CAPSULE_DATA,
+                            expected=f"{int(bound[-1])} bytes",
+                            found=f"{data.shape} {data.dtype}",
+                        )
+                    self._capsule = bound, ChunkReader(data, self._raw, self.path)
+            return self._capsule
+
+    def _piece_bytes(self, k: int) -> bytes:
+        jobs, piece = self._piece(k)
+        run(jobs, self._workers)
+        return piece.tobytes()
 
     def capsule(self) -> Capsule | None:
         """Return the FITS leftovers, or None."""
@@ -405,7 +448,7 @@ class Hdf5Reader(Reader):
         document = jsonio.decode(self._document["capsule"])
         if not isinstance(document, dict):
             raise CorruptError("the capsule's document is not a JSON object", path=self.path, where="capsule")
-        return Capsule(document, self._piece(0), lambda i: self._piece(i + 1))
+        return Capsule(document, self._piece_bytes(0), lambda i: self._piece_bytes(i + 1))
 
     def checksums(self) -> NDArray[np.uint32] | None:
         """Return the stored CRC-32C of every plane, shape (n_images, 4)."""
@@ -413,7 +456,11 @@ class Hdf5Reader(Reader):
         expected = (self._meta.n_images, len(LAYERS))
         if sums.shape != expected or sums.dtype != np.uint32:
             raise CorruptError(
-                "the checksums have the wrong shape", path=self.path, where="checksum", expected=expected, found=sums.shape
+                "the checksums have the wrong shape",
+                path=self.path,
+                where="checksum",
+                expected=expected,
+                found=sums.shape,
             )
         return sums
 
@@ -429,12 +476,45 @@ class Hdf5Reader(Reader):
     def close(self) -> None:
         """Close the file; reading afterwards is a UsageError."""
         file, self._file = self._file, None
-        self._readers = {}
+        self._readers, self._capsule = {}, None
         if file is not None:
             file.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.path, self._workers)
+
+
+class _PendingImage:
+    """An image whose chunks are being decoded."""
+
+    def __init__(self, reader: Hdf5Reader, i: int, layers: Sequence[str], *, capsule: bool) -> None:
+        self._jobs, self._planes, self._piece = reader.image_jobs(i, layers, capsule=capsule)
+        self._dtypes = {layer: reader.meta.dtypes[layer][i] for layer in LAYERS}
+        self._work: Work | None = None
+
+    def start(self, workers: int) -> Self:
+        self._work = Work(self._jobs, workers)
+        return self
+
+    def cancel(self) -> None:
+        if self._work is not None:
+            self._work.cancel()
+
+    def image(self) -> Image:
+        if self._work is not None:
+            self._work.wait()
+        planes = {}
+        for layer, plane in self._planes.items():
+            dtype = self._dtypes[layer]
+            planes[layer] = plane if dtype is None else cast_plane(plane, dtype)
+        empty = np.empty((0, 0), np.float32)
+        return Image(
+            science=planes.get("science", empty),
+            variance=planes.get("variance", empty),
+            mask=planes.get("mask"),
+            psf=planes.get("psf"),
+            capsule=None if self._piece is None else self._piece.tobytes(),
+        )
 
 
 def _reopen(path: str, workers: int) -> Hdf5Reader:
@@ -599,10 +679,8 @@ class Hdf5Writer(Writer):
         with self._lock:
             file, self._file = self._file, None
         if file is not None:
-            try:
+            with contextlib.suppress(OSError, RuntimeError):  # a full disk: what is not flushed is removed next
                 file.close()
-            except (OSError, RuntimeError):
-                pass  # a full disk: what could not be flushed is removed next
         self._staging.abort()
         self._end()
 
@@ -635,9 +713,7 @@ class _LayerWriter:
         )
         netcdf.set_attributes(self._dataset, spec.attributes)
 
-    def encode(
-        self, i: int, plane: NDArray[Any] | None
-    ) -> tuple[list[Job], list[tuple[tuple[int, ...], int, bytes]]]:
+    def encode(self, i: int, plane: NDArray[Any] | None) -> tuple[list[Job], list[tuple[tuple[int, ...], int, bytes]]]:
         """Return the jobs that encode image ``i``, and the list (place, filters left out, bytes) they fill."""
         _, height, width = self.spec.shape
         _, dy, dx = self._chunks
@@ -695,7 +771,7 @@ class _Pieces:
     """Capsule pieces on their way into the file: they may come in any order and be large."""
 
     def __init__(self, n_images: int, directory: Path) -> None:
-        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(_SPOOLED_IN_MEMORY, dir=directory)  # noqa: SIM115
+        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(_SPOOLED_IN_MEMORY, dir=str(directory))  # noqa: SIM115
         self._offsets = [0] * n_images
         self.lengths = [0] * n_images
         self._end = 0

@@ -1,4 +1,7 @@
-"""Boxes of a chunked HDF5 dataset, read around the library: known offsets, pread, decoding in threads."""
+"""Boxes of a chunked HDF5 dataset, read around the library: known offsets, pread, decoding in threads.
+
+h5py serves one thread at a time, so it gives only the places of the chunks; bytes are read and decoded here.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
@@ -19,36 +22,54 @@ from numpy.typing import NDArray
 from wustore.errors import CorruptError
 from wustore.hdf5io.filters import DamagedChunkError, Pipeline, Target, filters_of, pipeline_of
 from wustore.hdf5io.netcdf import wrapped
-from wustore.protocol import Index
 
-__all__ = ["ChunkReader", "run", "split_axis"]
+__all__ = ["ChunkReader", "Job", "RawFile", "Work", "run", "split_axis"]
 
 _BATCHES_PER_THREAD = 4
 """Batches of chunks handed to each thread: enough to even out chunks of unequal cost, few enough that
 handing over (30 us a batch) stays below 2 % of decoding a 256 x 256 chunk (0.6 ms)."""
 
 Job = Callable[[], None]
-Place = tuple[int, int, int]
+Box = tuple[slice, ...]
+"""One plain slice for each axis."""
+Place = tuple[int, ...]
 """Number of a chunk along each axis."""
+
+
+class Work:
+    """Jobs in progress in up to ``workers`` threads."""
+
+    def __init__(self, jobs: Sequence[Job], workers: int) -> None:
+        self._jobs: Sequence[Job] = ()
+        self._futures: list[Future[None]] = []
+        if workers <= 1 or len(jobs) <= 1:
+            self._jobs = jobs  # in the thread that waits
+            return
+        size = -(-len(jobs) // (workers * _BATCHES_PER_THREAD))
+        pool = _pool(os.getpid(), workers)
+        self._futures = [pool.submit(_finish, jobs[k : k + size]) for k in range(0, len(jobs), size)]
+
+    def wait(self) -> None:
+        """Return when all jobs have ended; raise the first error."""
+        _finish(self._jobs)
+        wait(self._futures)
+        for future in self._futures:
+            future.result()
+
+    def cancel(self) -> None:
+        """Drop what has not begun, without waiting for the rest."""
+        for future in self._futures:
+            future.cancel()
+
+
+def _finish(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        job()
 
 
 def run(jobs: Sequence[Job], workers: int) -> None:
     """Run jobs in up to ``workers`` threads; the first error is raised when all have ended."""
-    if workers <= 1 or len(jobs) <= 1:
-        for job in jobs:
-            job()
-        return
-    size = -(-len(jobs) // (workers * _BATCHES_PER_THREAD))
-    batches = [jobs[k : k + size] for k in range(0, len(jobs), size)]
-
-    def finish(batch: Sequence[Job]) -> None:
-        for job in batch:
-            job()
-
-    futures = [_pool(os.getpid(), workers).submit(finish, batch) for batch in batches]
-    errors = [error for future in futures if (error := future.exception()) is not None]
-    if errors:
-        raise errors[0]
+    Work(jobs, workers).wait()
 
 
 @cache
@@ -63,13 +84,39 @@ def split_axis(size: int, target: int) -> int:
     return max(1, -(-size // parts))
 
 
+class RawFile:
+    """The bytes of an open HDF5 file, readable from any thread until nobody needs them.
+
+    It has a file handle of its own: work in progress when the file is closed must never read from
+    another file that got the same handle.
+    """
+
+    def __init__(self, file: h5py.File) -> None:
+        self._handle = -1
+        if hasattr(os, "pread") and file.driver == "sec2" and file.userblock_size == 0:
+            self._handle = os.dup(file.id.get_vfd_handle())
+
+    def __bool__(self) -> bool:
+        return self._handle >= 0
+
+    def __del__(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return ``size`` bytes at ``offset``, fewer where the file ends before."""
+        return os.pread(self._handle, size, offset)
+
+
 class ChunkReader:
-    """The chunks of one layer of an open file.
+    """The chunks of one dataset of an open file.
 
     Parameters
     ----------
     dataset
-        Open h5py dataset, axes (time, y, x).
+        Open h5py dataset with at least one axis; axis 0 counts images where there are three.
+    raw
+        The bytes of its file.
     path
         For messages.
 
@@ -81,21 +128,17 @@ class ChunkReader:
         How many chunks have been asked for so far.
     """
 
-    def __init__(self, dataset: h5py.Dataset, path: str) -> None:
+    def __init__(self, dataset: h5py.Dataset, raw: RawFile, path: str) -> None:
         self.name = dataset.name.lstrip("/")
         self.path = path
-        self.shape: tuple[int, int, int] = dataset.shape
-        self.chunks: tuple[int, int, int] = dataset.chunks or (1, *dataset.shape[1:])
+        self.shape: tuple[int, ...] = dataset.shape
+        self.chunks: tuple[int, ...] = dataset.chunks or (1, *dataset.shape[1:])
         self.chunks_read = 0
         self._dataset = dataset
+        self._raw = raw
         self._lock = threading.Lock()
         self._table: _Table | None = None
-        self._pipeline: Pipeline | None = None
-        self._handle = -1
-        file = dataset.file
-        if hasattr(os, "pread") and file.driver == "sec2" and file.userblock_size == 0:
-            self._pipeline = pipeline_of(dataset)
-            self._handle = file.id.get_vfd_handle()
+        self._pipeline: Pipeline | None = pipeline_of(dataset) if raw else None
 
     @property
     def decodes(self) -> bool:
@@ -111,13 +154,13 @@ class ChunkReader:
         """Return the bytes that the layer takes in the file."""
         return int(self._dataset.id.get_storage_size())
 
-    def jobs(self, boxes: Sequence[Index], outs: Sequence[NDArray[Any]]) -> list[Job]:
+    def jobs(self, boxes: Sequence[Box], outs: Sequence[NDArray[Any]]) -> list[Job]:
         """Return the work of filling ``outs`` with ``boxes``: one job for each chunk that any of them touches.
 
         Parameters
         ----------
         boxes
-            Slices (time, y, x) within `shape`, step 1.
+            Slices within `shape`, step 1.
         outs
             C-contiguous arrays of the boxes' shapes and the dataset's dtype, native.
 
@@ -127,7 +170,7 @@ class ChunkReader:
             Where a chunk is missing.
         """
         table = self._chunk_table()
-        wanted: dict[Place, list[tuple[int, Index, Index]]] = {}
+        wanted: dict[Place, list[tuple[int, Box, Box]]] = {}
         for k, box in enumerate(boxes):
             for place, source, destination in _parts(box, self.chunks):
                 wanted.setdefault(place, []).append((k, source, destination))
@@ -153,15 +196,17 @@ class ChunkReader:
             return self._table
 
     def _where(self, place: Place) -> str:
-        i, y, x = (int(k) * step for k, step in zip(place, self.chunks, strict=True))
-        return f"{self.name}, image {i}, chunk at (y, x) = ({y}, {x})"
+        corner = [k * step for k, step in zip(place, self.chunks, strict=True)]
+        if len(corner) == 3:
+            return f"{self.name}, image {corner[0]}, chunk at (y, x) = ({corner[1]}, {corner[2]})"
+        return f"{self.name}, chunk at {tuple(corner)}"
 
     def _fill(self, place: Place, table: _Table | None, targets: list[Target]) -> None:
         if self._pipeline is None or table is None:
             self._fill_with_library(place, targets)
             return
         size = int(table.sizes[place])
-        stored = os.pread(self._handle, size, int(table.offsets[place]))
+        stored = self._raw.read(int(table.offsets[place]), size)
         try:
             if len(stored) != size:
                 raise DamagedChunkError(f"{len(stored)} of {size} bytes in the file")
@@ -215,7 +260,7 @@ def _read_table(dataset: h5py.Dataset) -> _Table:
     return table
 
 
-def _parts(box: Index, chunks: tuple[int, int, int]) -> Iterator[tuple[Place, Index, Index]]:
+def _parts(box: Box, chunks: tuple[int, ...]) -> Iterator[tuple[Place, Box, Box]]:
     """Yield (chunk, part of the chunk, part of the box) for every chunk that a box touches."""
     axes = []
     for part, step in zip(box, chunks, strict=True):
@@ -224,5 +269,5 @@ def _parts(box: Index, chunks: tuple[int, int, int]) -> Iterator[tuple[Place, In
             low, high = max(part.start, k * step), min(part.stop, (k + 1) * step)
             pieces.append((k, slice(low - k * step, high - k * step), slice(low - part.start, high - part.start)))
         axes.append(pieces)
-    for t, y, x in product(*axes):
-        yield (t[0], y[0], x[0]), (t[1], y[1], x[1]), (t[2], y[2], x[2])
+    for cell in product(*axes):
+        yield tuple(k for k, _, _ in cell), tuple(s for _, s, _ in cell), tuple(d for _, _, d in cell)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import h5py
 import imagecodecs
@@ -111,7 +111,7 @@ class Pipeline:
             elif number == BLOSC:
                 compressor, shuffle = self.blosc
                 data = imagecodecs.blosc_encode(
-                    plain, level=self.level, compressor=compressor, shuffle=shuffle, numthreads=1
+                    cast(Any, plain), level=self.level, compressor=compressor, shuffle=shuffle, numthreads=1
                 )
             else:
                 data = bytes(data)

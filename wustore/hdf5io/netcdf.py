@@ -26,9 +26,9 @@ __all__ = [
     "create_file",
     "read_array",
     "set_attributes",
+    "set_text",
     "stored_dtype",
     "stored_layer_dtype",
-    "set_text",
     "wrapped",
 ]
 
