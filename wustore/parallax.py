@@ -69,7 +69,7 @@ def observed_from_barycentric(
         ICRS, without distance. Shape (n,).
     """
     from astropy import units
-    from astropy.coordinates import GCRS, ICRS, CartesianRepresentation, SkyCoord
+    from astropy.coordinates import GCRS, ICRS, CartesianRepresentation, SkyCoord, UnitSphericalRepresentation
     from astropy.time import Time
 
     icrs = coords.icrs
@@ -79,7 +79,7 @@ def observed_from_barycentric(
         points = SkyCoord(icrs.ra, icrs.dec, distance=np.full(icrs.shape, distance) * units.au, frame="icrs")
         apparent = points.transform_to(seen_from)
         # Without the distance the way back to ICRS is that of a star: aberration off, parallax kept.
-        direction = seen_from.realize_frame(apparent.data.represent_as("unitspherical"))
+        direction = seen_from.realize_frame(apparent.data.represent_as(UnitSphericalRepresentation))
         return SkyCoord(direction.transform_to(ICRS()))
 
 
