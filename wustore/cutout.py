@@ -350,7 +350,8 @@ def cutout(
     if size is not None:
         if width is not None or height is not None:
             raise UsageError("two sizes of the window", expected="width and height, or size")
-        width = height = max(int(np.ceil(size / scale)), 1) if size > 0 else 0
+        # A thousandth of a pixel is no reason for one more: no scale is that exact.
+        width = height = max(int(np.ceil(size / scale - 1e-3)), 1) if size > 0 else 0
     if width is None or width < 1 or (height is not None and height < 1):
         raise UsageError("the window has no size", expected="width and height in pixels, or size in arcseconds")
     height = width if height is None else height

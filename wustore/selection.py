@@ -90,10 +90,9 @@ def _within(meta: Meta, times: TimeRange) -> NDArray[np.bool_]:
 def _filters_of(meta: Meta) -> list[set[str]]:
     """Return the filters of each image's constituents."""
     names = [column.name for column in meta.constituents.columns]
-    name = next(
-        (name for wanted in FILTER_COLUMNS for name in (wanted, *names) if name in names and name.lower() == wanted),
-        None,
-    )
+    fitting = [name for wanted in FILTER_COLUMNS for name in names if name == wanted]
+    fitting += [name for wanted in FILTER_COLUMNS for name in names if name.lower() == wanted]
+    name = fitting[0] if fitting else None
     column = None if name is None else meta.constituents.get(name)
     if column is None:
         raise UsageError(
