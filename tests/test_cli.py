@@ -144,7 +144,7 @@ def test_info_json(store, run):
     assert found["times"] == {"first": meta.times.min(), "last": meta.times.max(), "missing": 0}
     assert found["wcs"] is True
     assert found["observatory"] == list(meta.observatory.geodetic)
-    assert found["configuration"] == len(meta.configuration)
+    assert found["configuration"]["parameters"] == len(meta.configuration)
     assert found["n_constituents"] == 7
     assert list(found["columns"]) == [column.name for column in meta.constituents.columns]
     assert found["layers"]["science"]["dtype"] == "float32"
