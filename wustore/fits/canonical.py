@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from wustore.errors import UsageError
 from wustore.fits.headers import HeaderText, card, padding
-from wustore.fits.losses import KBMOD_COLUMNS
+from wustore.fits.options import KBMOD_COLUMNS, FitsOptions
 from wustore.fits.tiles import EncodedPlane, encode_plane
 from wustore.jsonio import RawYaml
 from wustore.model import Column, Image, Meta
@@ -26,8 +25,6 @@ from wustore.wcs import kbmod_header_cards, text_to_kbmod_json
 from wustore.yamlio import dump_value, plain
 
 __all__ = ["FitsOptions", "head_hdus", "image_hdus", "image_wcs"]
-
-COMPRESSION_TYPES = ("NOCOMPRESS", "RICE_1", "GZIP_1", "GZIP_2", "HCOMPRESS_1")
 
 _PARAMETER_COMMENTS = {
     "BLOCKSIZE": ("compression block size", "pixels per block"),
@@ -37,39 +34,6 @@ _PARAMETER_COMMENTS = {
     "NOISEBIT": ("floating point quantization level",) * 2,
 }
 _BITPIX = {"f4": -32, "f8": -64, "u1": 8, "i1": 8, "i2": 16, "u2": 16, "i4": 32, "u4": 32, "i8": 64, "u8": 64}
-
-
-@dataclass(frozen=True)
-class FitsOptions:
-    """How the pixels are written.
-
-    Attributes
-    ----------
-    compression_type, quantize_level
-        As KBMOD's ``to_fits`` takes them.
-    exact
-        Write every layer with its own dtype and values, and none that is absent (except the PSF, without which KBMOD
-        cannot read the file), instead of what KBMOD makes of them.
-    """
-
-    compression_type: str = "RICE_1"
-    quantize_level: float = -0.01
-    exact: bool = False
-
-    def __post_init__(self) -> None:
-        if self.compression_type not in COMPRESSION_TYPES:
-            raise UsageError(
-                "an unknown compression type",
-                where="compression_type",
-                expected=", ".join(COMPRESSION_TYPES),
-                found=repr(self.compression_type),
-            )
-        if self.compression_type == "HCOMPRESS_1" and self.quantize_level == 0:
-            raise UsageError(
-                "HCOMPRESS_1 without quantisation gives a file that nobody can read",
-                where="quantize_level",
-                cure="Use lossless=True (GZIP_2).",
-            )
 
 
 # --- metadata HDUs ------------------------------------------------------------------------------------

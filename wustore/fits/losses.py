@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.fits.headers import float_text
+from wustore.fits.options import KBMOD_COLUMNS, FitsOptions
 from wustore.jsonio import RawYaml
 from wustore.model import Column, Image, Meta
 from wustore.yamlio import plain
@@ -114,10 +115,6 @@ def meta_losses(meta: Meta) -> Iterator[str]:
         yield "the metadata of the table of constituent images"
 
 
-KBMOD_COLUMNS = ("data_loc", "ebd_wcs", "geocentric_distance", "per_image_wcs")
-"""The columns that every WorkUnit of KBMOD has, in its order."""
-
-
 def _sample(plane: NDArray[Any]) -> NDArray[np.float64]:
     step = max(1, plane.size // _SAMPLE // max(plane.shape[1], 1) + 1) if plane.size > _SAMPLE else 1
     return plane[::step].astype(np.float64)
@@ -132,9 +129,11 @@ def _noise(plane: NDArray[Any]) -> float:
     return 1.4826 * float(np.median(steps)) / math.sqrt(2) if steps.size else 0.0
 
 
-def image_losses(i: int, image: Image, compression_type: str, quantize_level: float) -> Iterator[str]:
+def image_losses(i: int, image: Image, options: FitsOptions) -> Iterator[str]:
     """Yield what of the pixels of image ``i`` these options lose, with numbers."""
-    if image.mask is not None and image.mask.size and image.mask.dtype.kind in "iuf" and image.mask.max() > 1:
+    compression_type, quantize_level = options.compression_type, options.quantize_level
+    mask = image.mask
+    if not options.exact and mask is not None and mask.size and mask.dtype.kind in "iuf" and mask.max() > 1:
         yield f"the flag values of MSK_{i} (written as 0 and 1)"
     for name, plane in (("SCI", image.science), ("VAR", image.variance)):
         if plane.dtype.kind != "f":
