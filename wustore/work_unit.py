@@ -703,14 +703,15 @@ class WorkUnit:
         quantize_level
             Step of the quantisation: negative absolute, positive relative to the noise, 0 none.
         lossless
-            Write every pixel exactly (GZIP_2 without quantisation), which KBMOD reads.
+            Write every pixel exactly (GZIP_2 without quantisation, whatever the two before say), and what
+            KBMOD's layout cannot carry in an HDU of its own. KBMOD reads the file.
 
         Raises
         ------
         StoreExistsError, UsageError, OSError
         """
         options = _fits_options(compression_type, quantize_level, lossless=lossless)
-        self._write("fits", os.fspath(filename), overwrite=overwrite, kbmod=True, **options)
+        self._write("fits", os.fspath(filename), overwrite=overwrite, kbmod=not lossless, capsule=False, **options)
 
     def to_sharded_fits(
         self,
@@ -739,7 +740,7 @@ class WorkUnit:
         """
         options = _fits_options(compression_type, quantize_level, lossless=lossless)
         path = os.fspath(Path(directory) / os.fspath(filename))
-        self._write("sharded-fits", path, overwrite=overwrite, kbmod=True, **options)
+        self._write("sharded-fits", path, overwrite=overwrite, kbmod=not lossless, capsule=False, **options)
 
     def metadata_to_hdul(self) -> HDUList:
         """Return PRIMARY, KBMOD_CONFIG and IMG_META as KBMOD writes them."""
@@ -811,22 +812,30 @@ class WorkUnit:
         """Write an HDF5 file; nothing is lost. Parameters and errors as in `to_zarr`."""
         self._write("hdf5", path, overwrite=overwrite, **options)
 
-    def _write(self, format_name: str, path: Any, *, overwrite: bool, kbmod: bool = False, **options: Any) -> None:
+    def _write(
+        self,
+        format_name: str,
+        path: Any,
+        *,
+        overwrite: bool,
+        kbmod: bool = False,
+        capsule: bool = True,
+        **options: Any,
+    ) -> None:
         if self._lazy and not self.im_stack.lazy:
             self.load_if_lazy()
         target = os.fspath(path) if isinstance(path, str | PathLike) else path
         reader = edge.reader_of(self)
-        meta, capsule = reader.meta, None
+        meta = reader.meta
         if kbmod:
             # KBMOD writes the place it assumes, and a configuration in any case.
             if meta.observatory is None:
                 meta = replace(meta, observatory=default_observatory())
             if meta.configuration is None:
                 meta = replace(meta, configuration=SearchConfiguration().to_dict())
-        else:
-            capsule = reader.capsule()
-        writer = backend_named(format_name).create(target, meta, capsule=capsule, overwrite=overwrite, **options)
-        copy_store(reader, writer, capsule=capsule is not None)
+        leftovers = reader.capsule() if capsule else None
+        writer = backend_named(format_name).create(target, meta, capsule=leftovers, overwrite=overwrite, **options)
+        copy_store(reader, writer, capsule=leftovers is not None)
 
     # -- results --
 
@@ -877,8 +886,8 @@ def _completed(table: Table, wcs: WCS | None, per_image_wcs: Sequence[WCS | None
 
 def _fits_options(compression_type: str, quantize_level: float, *, lossless: bool) -> dict[str, Any]:
     if lossless:
-        return {"compression_type": "GZIP_2", "quantize_level": 0}
-    return {"compression_type": compression_type, "quantize_level": quantize_level}
+        return {"mode": "archive", "lossless": True}
+    return {"mode": "kbmod", "compression_type": compression_type, "quantize_level": quantize_level}
 
 
 def _load(format_name: str, path: Any, *, lazy: bool, show_progress: bool | None = None) -> WorkUnit:
