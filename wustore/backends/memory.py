@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -70,16 +71,17 @@ class MemoryReader(Reader):
     capsule
         FITS leftovers, where there are any.
     path
-        Its ``ram:`` name where it is registered; others cannot be pickled by address.
+        Its ``ram:`` name where it is registered, and pickles by address; others get a name of their own, so that
+        no two are taken for the same, and pickle with their images.
     """
 
     format = "memory"
 
-    def __init__(self, meta: Meta, images: Sequence[Image], capsule: Capsule | None = None, path: str = PREFIX) -> None:
+    def __init__(self, meta: Meta, images: Sequence[Image], capsule: Capsule | None = None, path: str = "") -> None:
         self._meta = meta
         self._images = images
         self._capsule = capsule
-        self.path = path
+        self.path = path or f"{PREFIX}unnamed-{uuid.uuid4().hex}"
 
     @property
     def meta(self) -> Meta:
@@ -121,7 +123,9 @@ class MemoryReader(Reader):
         return replace(self._capsule, piece=lambda i: self._images[i].capsule)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MemoryBackend().open, (self.path,)
+        if self.path in _STORES:
+            return MemoryBackend().open, (self.path,)
+        return MemoryReader, (self._meta, tuple(self._images), None, self.path)
 
 
 class _MemoryWriter(Writer):
