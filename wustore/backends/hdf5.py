@@ -464,6 +464,14 @@ class Hdf5Reader(Reader):
             )
         return sums
 
+    def document(self) -> Mapping[str, Any]:
+        """Return the root document as it is stored."""
+        return self._document
+
+    def audit(self) -> Iterator[tuple[str, str]]:
+        """Yield the objects that HDF5 cannot read, dimension scales and attributes among them."""
+        yield from netcdf.unreadable(self._open(), self.path)
+
     def describe(self) -> dict[str, Any]:
         """Return the filters and stored sizes of the layers, and whether FITS leftovers are kept."""
         layers = {}
@@ -471,7 +479,7 @@ class Hdf5Reader(Reader):
             with netcdf.wrapped(self.path, layer):
                 reader = self._chunks(layer)
                 layers[layer] = {"bytes": reader.stored_bytes(), "filters": list(map(_filter_name, reader.filters))}
-        return {"version": self._document.get("version"), "capsule": self._has_capsule(), "layers": layers}
+        return {"capsule": self._has_capsule(), "layers": layers}
 
     def close(self) -> None:
         """Close the file; reading afterwards is a UsageError."""

@@ -71,7 +71,9 @@ def guarded(command: click.Command, arguments: Sequence[str] | None) -> int:
     debug = "--debug" in words
     with _signals(), _plain_warnings():
         try:
-            result = command.main(args=words, prog_name="wustore", standalone_mode=False)
+            # Not command.main(): it would end with 1, which means something here, when our output is cut off.
+            with command.make_context("wustore", words) as context:
+                result = command.invoke(context)
             sys.stdout.flush()
         except click.exceptions.Exit as finished:
             return finished.exit_code

@@ -29,6 +29,7 @@ __all__ = [
     "set_text",
     "stored_dtype",
     "stored_layer_dtype",
+    "unreadable",
     "wrapped",
 ]
 
@@ -251,3 +252,20 @@ def _read_text(dataset: h5py.Dataset, name: str, path: str) -> NDArray[Any]:
     array = np.empty(len(texts), dtype=object)
     array[:] = texts
     return array.reshape(stored.shape)
+
+
+def unreadable(file: h5py.File, path: str) -> Iterator[tuple[str, str]]:
+    """Yield (name, what is wrong) of the objects whose header or attributes do not read; arrays are not read."""
+    names: list[str] = ["/"]
+    try:
+        with wrapped(path, "links"):
+            file.visit(names.append)
+    except CorruptError as error:
+        yield "links", str(error)
+    for name in names:
+        try:
+            with wrapped(path, name):
+                for key in file[name].attrs:
+                    file[name].attrs.get_id(key)
+        except CorruptError as error:
+            yield name, str(error)
