@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.errors import CorruptError, FormatError, StoreNotFoundError, UsageError
-from wustore.fits import source
+from wustore.fits import sidecar, source
+from wustore.fits.capsule import meta_digest
 from wustore.fits.cards import BLOCK
 from wustore.fits.layouts import Layout, interpret
 from wustore.fits.scan import Buffer, ScannedFile, is_fits, scan
@@ -151,6 +152,18 @@ class FitsReader(Reader):
         self.layout: Layout = interpret(
             [file.scan for file in self.files], lambda number: self.files[number].data, form
         )
+        self._meta = self._exact_meta()
+
+    def _exact_meta(self) -> Meta:
+        """Return the metadata of our own HDU where there is one that belongs to this content, else the layout's."""
+        plain = self.layout.meta
+        hdu = self.files[0].scan.get(sidecar.NAME)
+        if hdu is None or hdu.kind != "IMAGE":
+            return plain
+        data = bytes(memoryview(self.files[0].data)[hdu.data_start : hdu.data_start + hdu.data_length])
+        exact, digest = sidecar.read_wustore_hdu(data, path=self.path)
+        # Another digest: the file was edited by something that does not know the HDU.
+        return exact if digest == meta_digest(plain) else plain
 
     def _is_primary_of_set(self) -> bool:
         scanned = self.files[0].scan
@@ -175,16 +188,21 @@ class FitsReader(Reader):
     @property
     def meta(self) -> Meta:
         """Everything but pixels."""
-        return self.layout.meta
+        return self._meta
 
     def _read_plane(
         self, i: int, layer: str, rows: slice | None = None, columns: slice | None = None, out: Any = None
     ) -> NDArray[Any] | None:
         image = self.layout.images[i]
         plane = image.planes.get(layer)
-        if plane is None:
+        dtype = self.meta.dtypes[layer][i]
+        if plane is None or dtype is None:  # KBMOD needs a PSF in the file even where there is none
             return None
-        values = plane.read(self.files[image.file].data, rows, columns, out)
+        values = plane.read(self.files[image.file].data, rows, columns, out if plane.dtype == dtype else None)
+        if plane.dtype != dtype:  # FITS has no such dtype: the values are the same
+            values = values.astype(dtype)
+            if out is not None:
+                out[...] = values
         height, width = plane.shape
         count = plane.n_decoded(rows or slice(0, height), columns or slice(0, width))
         with self._lock:
@@ -253,6 +271,10 @@ class FitsReader(Reader):
         from wustore.fits import capsule as leftovers
 
         return leftovers.build(self)
+
+    def places(self) -> list[str]:
+        """Return all files of the set."""
+        return [file.path for file in self.files]
 
     def describe(self) -> dict[str, Any]:
         """Return layout, compression and sizes; see `wustore.protocol.Reader.describe`."""
