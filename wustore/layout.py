@@ -385,7 +385,7 @@ def plane_checksum(plane: NDArray[Any] | None) -> int:
     import google_crc32c
 
     little = np.ascontiguousarray(plane).astype(plane.dtype.newbyteorder("<"), copy=False)
-    return int(google_crc32c.value(little.tobytes()))
+    return int(google_crc32c.value(little.reshape(-1).view(np.uint8)))
 
 
 def checksum_array(rows: NDArray[np.uint32]) -> ArraySpec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import Any, ClassVar
 
 from wustore.atomic import Staging
@@ -37,7 +37,7 @@ class ZarrBackend(Backend):
     def sniff(self, path: str) -> bool:
         """Return whether a Zarr hierarchy (of any version or kind) has its root here."""
         if is_local(path):
-            return os.path.isdir(path) and any(os.path.exists(f"{path}/{name}") for name in _ROOTS)  # noqa: PTH
+            return any(Path(path, name).is_file() for name in _ROOTS)
         keys = open_keys(path)
         return any(keys.size(name) is not None for name in _ROOTS)
 
@@ -97,7 +97,7 @@ class ZarrZipBackend(ZarrBackend):
 
     def sniff(self, path: str) -> bool:
         """Return whether this is a zip file with a Zarr root in it."""
-        if not is_local(path) or not os.path.isfile(path) or not is_zip(path):  # noqa: PTH113
+        if not is_local(path) or not is_zip(path):
             return False
         import zipfile
 

@@ -30,7 +30,7 @@ __all__ = [
 SEPARATOR = "."
 """Between the numbers of a chunk key: one file a shard and no directories, for quotas that count both."""
 
-_TEXT_CODECS = [
+_TEXT_CODECS: list[dict[str, Any]] = [
     {"name": "vlen-utf8"},
     {"name": "zstd", "configuration": {"level": 5, "checksum": False}},
     {"name": "crc32c"},
@@ -54,12 +54,12 @@ def array_metadata(
     *,
     chunk: tuple[int, ...],
     codecs: list[dict[str, Any]],
-    fill: float | str = 0,
+    fill: Any = 0,
     attributes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the metadata document of an array."""
     if dtype.kind == "f":
-        fill = "NaN" if fill != fill else float(fill)
+        fill = "NaN" if np.isnan(fill) else float(fill)
     elif dtype.kind == "b":
         fill = bool(fill)
     return {

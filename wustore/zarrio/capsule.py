@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -32,7 +33,9 @@ def _chunk_length(total: int) -> int:
 def bound_spec(sizes: Iterable[int]) -> ArraySpec:
     """Return the array of bounds: piece k, the head being piece 0, is data[bound[k]:bound[k + 1]]."""
     bounds = np.cumsum([0, *sizes], dtype=np.int64)
-    return ArraySpec(BOUND, bounds, ("fits_bound",), {"long_name": "head, then image i, is data[bound[k]:bound[k + 1]]"})
+    return ArraySpec(
+        BOUND, bounds, ("fits_bound",), {"long_name": "head, then image i, is data[bound[k]:bound[k + 1]]"}
+    )
 
 
 def data_metadata(total: int) -> dict[str, Any]:
@@ -93,7 +96,7 @@ class CapsuleBytes:
         except (KeyError, TypeError, ValueError):
             known, total = False, 0
         places = bounds.tolist() if bounds.ndim == 1 else []
-        ordered = all(a <= b for a, b in zip(places, places[1:], strict=False))
+        ordered = all(a <= b for a, b in itertools.pairwise(places))
         if not known or len(places) != n_images + 2 or places[0] != 0 or places[-1] != total or not ordered:
             raise CorruptError("the FITS leftovers are not stored as they should be", path=keys.name, where="fits")
         self._bounds = places

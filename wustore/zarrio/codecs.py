@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import google_crc32c
 import numpy as np
@@ -18,9 +18,7 @@ from numpy.typing import NDArray
 
 __all__ = ["PCODEC_DTYPES", "Chain", "DamagedChunk", "Hints", "crc32c", "parse_chain", "strip_crc", "with_crc"]
 
-PCODEC_DTYPES = frozenset(
-    np.dtype(name) for name in ("u2", "u4", "u8", "i2", "i4", "i8", "f2", "f4", "f8")
-)
+PCODEC_DTYPES = frozenset(np.dtype(name) for name in ("u2", "u4", "u8", "i2", "i4", "i8", "f2", "f4", "f8"))
 """What pcodec compresses under its Zarr name ``numcodecs.pcodec``."""
 
 
@@ -34,13 +32,16 @@ class Hints:
 
     Attributes
     ----------
+    mode
+        ``multiples`` of ``base`` (nearly); ``classic``: no structure in the values; ``auto`` lets pcodec find out.
     base
-        The values are multiples of this (nearly); None lets pcodec find out.
+        For ``multiples``.
     order
         Differences of this order are smaller than the values themselves.
     """
 
-    base: float | None = None
+    mode: Literal["auto", "classic", "multiples"] = "auto"
+    base: float = 1.0
     order: int = 0
 
 
@@ -114,7 +115,9 @@ class Chain:
         if self.method == "pcodec":
             from pcodec import standalone
 
-            return with_crc(standalone.simple_compress(chunk.reshape(-1), _pcodec_config(self.settings["level"], hints)))
+            return with_crc(
+                standalone.simple_compress(chunk.reshape(-1), _pcodec_config(self.settings["level"], hints))
+            )
         little = chunk.astype(chunk.dtype.newbyteorder("<"), copy=False)
         if self.method == "raw":
             return with_crc(little.tobytes())
@@ -160,7 +163,10 @@ def _bytes_codec(dtype: np.dtype[Any]) -> dict[str, Any]:
 def _pcodec_config(level: int, hints: Hints) -> Any:
     from pcodec import ChunkConfig, DeltaSpec, ModeSpec
 
-    mode = ModeSpec.auto() if hints.base is None else ModeSpec.try_float_mult(hints.base)
+    if hints.mode == "multiples":
+        mode = ModeSpec.try_float_mult(hints.base)
+    else:
+        mode = ModeSpec.classic() if hints.mode == "classic" else ModeSpec.auto()
     if hints.order:
         delta = DeltaSpec.try_consecutive(hints.order)
     else:

@@ -10,6 +10,7 @@ import struct
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
 
 __all__ = ["DirectoryKeys", "Keys", "StoreKeys", "ZipKeys"]
+
+_FLUSHED_BYTES = 1 << 18
+"""Values from this size on are flushed while the next ones are encoded: at the end only the small ones are left."""
 
 
 class Keys(ABC):
@@ -85,6 +89,8 @@ class DirectoryKeys(Keys):
         self.name = name or self.root
         self._serial = itertools.count()
         self._made: set[str] = set()
+        self._flusher: ThreadPoolExecutor | None = None
+        self._flushes: list[Future[None]] = []
 
     def _path(self, key: str) -> str:
         return f"{self.root}/{key}"
@@ -96,6 +102,7 @@ class DirectoryKeys(Keys):
             return None
 
     def get(self, key: str) -> bytes | None:
+        """Return the value, or None; see `Keys.get`."""
         handle = self._open(key)
         if handle is None:
             return None
@@ -107,6 +114,7 @@ class DirectoryKeys(Keys):
             os.close(handle)
 
     def get_tail(self, key: str, length: int) -> bytes | None:
+        """Return the last bytes, or None; see `Keys.get_tail`."""
         handle = self._open(key)
         if handle is None:
             return None
@@ -119,6 +127,7 @@ class DirectoryKeys(Keys):
             os.close(handle)
 
     def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
+        """Return the bytes of each range, or None; see `Keys.get_ranges`."""
         handle = self._open(key)
         if handle is None:
             return None
@@ -128,25 +137,30 @@ class DirectoryKeys(Keys):
             os.close(handle)
 
     def size(self, key: str) -> int | None:
+        """Return the length, or None; see `Keys.size`."""
         try:
             return os.stat(self._path(key)).st_size  # noqa: PTH116 - a Path object a key costs more than the call
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def list(self, prefix: str) -> Iterator[str]:
+        """Yield the keys below; see `Keys.list`."""
         top = Path(self.root, prefix)
         for folder, _, names in os.walk(top):
             for name in names:
                 yield Path(folder, name).relative_to(self.root).as_posix()
 
     def set(self, key: str, value: bytes) -> None:
+        """Write the value; see `Keys.set`."""
         path = self._path(key)
         folder, _, leaf = path.rpartition("/")
         if folder not in self._made:
             Path(folder).mkdir(parents=True, exist_ok=True)
             self._made.add(folder)
         # The name is private to this call: parts of a cluster job may write the same key at the same time.
-        beside = f"{folder}/.{leaf}~{os.uname().nodename if hasattr(os, 'uname') else ''}~{os.getpid()}-{next(self._serial)}"
+        beside = (
+            f"{folder}/.{leaf}~{os.uname().nodename if hasattr(os, 'uname') else ''}~{os.getpid()}-{next(self._serial)}"
+        )
         try:
             with open(beside, "wb", buffering=0) as file:  # noqa: PTH123 - unbuffered, hot path
                 view = memoryview(value)
@@ -157,14 +171,44 @@ class DirectoryKeys(Keys):
             with contextlib.suppress(OSError):
                 os.unlink(beside)  # noqa: PTH108
             raise
+        if len(value) >= _FLUSHED_BYTES:
+            if self._flusher is None:
+                self._flusher = ThreadPoolExecutor(1, thread_name_prefix="wustore-flush")
+            self._flushes.append(self._flusher.submit(_flush, path))
+
+    def settle(self) -> None:
+        """Wait until the values that are being flushed are on disk.
+
+        Raises
+        ------
+        OSError
+            Where one could not be written.
+        """
+        flushes, self._flushes = self._flushes, []
+        for flush in flushes:
+            flush.result()
+        if self._flusher is not None:
+            self._flusher.shutdown()
+            self._flusher = None
 
     def delete(self, key: str) -> None:
+        """Remove the key; see `Keys.delete`."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(self._path(key))  # noqa: PTH108
 
     def delete_below(self, prefix: str) -> None:
+        """Remove the keys below; see `Keys.delete_below`."""
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self._path(prefix))
+
+
+def _flush(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):  # aborted, or replaced by another part of the same job
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _read(handle: int, size: int) -> bytes:
@@ -225,6 +269,7 @@ class ZipKeys(Keys):
             raise CorruptError("a member of the zip file cannot be read", path=self.name, where=key) from error
 
     def get(self, key: str) -> bytes | None:
+        """Return the value, or None; see `Keys.get`."""
         size = self.size(key)
         if size is None:
             return None
@@ -232,6 +277,7 @@ class ZipKeys(Keys):
         return os.pread(self._handle, size, self._start(key)) if unpacked is None else unpacked
 
     def get_tail(self, key: str, length: int) -> bytes | None:
+        """Return the last bytes, or None; see `Keys.get_tail`."""
         size = self.size(key)
         if size is None:
             return None
@@ -239,6 +285,7 @@ class ZipKeys(Keys):
         return None if ranges is None else ranges[0]
 
     def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
+        """Return the bytes of each range, or None; see `Keys.get_ranges`."""
         size = self.size(key)
         if size is None:
             return None
@@ -246,24 +293,27 @@ class ZipKeys(Keys):
         if unpacked is not None:
             return [unpacked[start : start + length] for start, length in ranges]
         base = self._start(key)
-        return [
-            os.pread(self._handle, max(min(length, size - start), 0), base + start) for start, length in ranges
-        ]
+        return [os.pread(self._handle, max(min(length, size - start), 0), base + start) for start, length in ranges]
 
     def size(self, key: str) -> int | None:
+        """Return the length, or None; see `Keys.size`."""
         info = self._members.get(key)
         return None if info is None else info.file_size
 
     def list(self, prefix: str) -> Iterator[str]:
+        """Yield the keys below; see `Keys.list`."""
         return (key for key in self._members if key.startswith(prefix))
 
     def set(self, key: str, value: bytes) -> None:
+        """Write the value; see `Keys.set`."""
         raise NotImplementedError("zip files are written whole")
 
     def delete(self, key: str) -> None:
+        """Remove the key; see `Keys.delete`."""
         raise NotImplementedError("zip files are written whole")
 
     def close(self) -> None:
+        """Release files; see `Keys.close`."""
         self._zip.close()
         if self._handle >= 0:
             os.close(self._handle)
@@ -271,7 +321,7 @@ class ZipKeys(Keys):
 
 
 class StoreKeys(Keys):
-    """Any zarr Store object: memory, fsspec, obstore, …
+    """Any zarr Store object: memory, fsspec, obstore and others.
 
     Parameters
     ----------
@@ -289,6 +339,7 @@ class StoreKeys(Keys):
         self._prototype = default_buffer_prototype()
 
     def get(self, key: str) -> bytes | None:
+        """Return the value, or None; see `Keys.get`."""
         return self._get(key, None)
 
     def _get(self, key: str, byte_range: Any) -> bytes | None:
@@ -298,11 +349,13 @@ class StoreKeys(Keys):
         return None if value is None else value.to_bytes()
 
     def get_tail(self, key: str, length: int) -> bytes | None:
+        """Return the last bytes, or None; see `Keys.get_tail`."""
         from zarr.abc.store import SuffixByteRequest
 
         return self._get(key, SuffixByteRequest(length))
 
     def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
+        """Return the bytes of each range, or None; see `Keys.get_ranges`."""
         from zarr.abc.store import RangeByteRequest
         from zarr.core.sync import sync
 
@@ -322,6 +375,7 @@ class StoreKeys(Keys):
         return sync(gather())
 
     def size(self, key: str) -> int | None:
+        """Return the length, or None; see `Keys.size`."""
         from zarr.core.sync import sync
 
         try:
@@ -330,6 +384,7 @@ class StoreKeys(Keys):
             return None
 
     def list(self, prefix: str) -> Iterator[str]:
+        """Yield the keys below; see `Keys.list`."""
         from zarr.core.sync import sync
 
         async def gather() -> list[str]:
@@ -338,11 +393,13 @@ class StoreKeys(Keys):
         return iter(sync(gather()))
 
     def set(self, key: str, value: bytes) -> None:
+        """Write the value; see `Keys.set`."""
         from zarr.core.sync import sync
 
         sync(self.store.set(key, self._prototype.buffer.from_bytes(value)))
 
     def delete(self, key: str) -> None:
+        """Remove the key; see `Keys.delete`."""
         from zarr.core.sync import sync
 
         sync(self.store.delete(key))

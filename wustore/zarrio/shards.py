@@ -8,7 +8,6 @@ the CRC-32C of that index.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -123,9 +122,7 @@ def parse_grid(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> ShardGrid |
     return ShardGrid((chunk[1], chunk[2]), (shard[1] // chunk[1], shard[2] // chunk[2]), chain)
 
 
-def encode_shard(
-    plane: NDArray[Any], grid: ShardGrid, fill: float, hints: Hints, workers: int
-) -> bytes:
+def encode_shard(plane: NDArray[Any], grid: ShardGrid, fill: float, hints: Hints, workers: int) -> bytes:
     """Return the bytes of a shard; they do not depend on ``workers``.
 
     Parameters
@@ -280,7 +277,9 @@ class ShardedLayer:
 
         def decode(k: int) -> None:
             if len(raw[k]) != ranges[k][1]:
-                raise self._corrupt(i, "a shard is truncated", places[k], expected=f"{ranges[k][1]} bytes", found=len(raw[k]))
+                raise self._corrupt(
+                    i, "a shard is truncated", places[k], expected=f"{ranges[k][1]} bytes", found=len(raw[k])
+                )
             try:
                 self._decode(raw[k], places[k], [boxes[b] for b in wanted[places[k]]])
             except DamagedChunk as error:
@@ -288,16 +287,16 @@ class ShardedLayer:
 
         in_threads(decode, range(len(places)), workers)
 
-    def _ranges(
-        self, i: int, index: NDArray[np.uint64], places: Iterable[tuple[int, int]]
-    ) -> list[tuple[int, int]]:
+    def _ranges(self, i: int, index: NDArray[np.uint64], places: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         ranges = []
         for place in places:
             start, length = (int(value) for value in index[place])
             if start == _MISSING and length == _MISSING:
                 raise self._corrupt(i, "a chunk is missing in its shard", place)
             if start + length >= 1 << 62:
-                raise self._corrupt(i, "the index of a shard is damaged", place, found=f"offset {start}, length {length}")
+                raise self._corrupt(
+                    i, "the index of a shard is damaged", place, found=f"offset {start}, length {length}"
+                )
             ranges.append((start, length))
         return ranges
 
@@ -319,10 +318,10 @@ class ShardedLayer:
         if len(boxes) == 1:
             box = boxes[0]
             target = box.out[max(y - box.rows[0], 0) : y + height - box.rows[0]]
-            if box.rows[0] <= y and box.columns == (x, x + width) and target.shape == self.grid.chunk:
-                if target.flags.c_contiguous:
-                    self.grid.chain.decode(raw, target)
-                    return
+            inside = box.rows[0] <= y and box.columns == (x, x + width) and target.shape == self.grid.chunk
+            if inside and target.flags.c_contiguous:
+                self.grid.chain.decode(raw, target)
+                return
         chunk = scratch(self.grid.chain.dtype, self.grid.chunk)
         self.grid.chain.decode(raw, chunk)
         for box in boxes:
@@ -331,10 +330,3 @@ class ShardedLayer:
             box.out[top - box.rows[0] : bottom - box.rows[0], left - box.columns[0] : right - box.columns[0]] = chunk[
                 top - y : bottom - y, left - x : right - x
             ]
-
-
-def count(layers: Mapping[str, ShardedLayer]) -> Counter[str]:
-    """Return the inner chunks read of every layer, and under ``shards`` the shards asked for."""
-    counted = Counter({name: layer.chunks_read for name, layer in layers.items()})
-    counted["shards"] = sum(layer.shards_opened for layer in layers.values())
-    return counted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,14 +99,18 @@ class DirectoryTarget(Target):
 
     def __init__(self, staging: Staging) -> None:
         self.staging = staging
-        self.keys = DirectoryKeys(staging.path, str(staging.target))
+        self._directory = DirectoryKeys(staging.path, str(staging.target))
+        self.keys = self._directory
 
     def publish(self) -> None:
         """Make it durable and move it to its place."""
+        self._directory.settle()
         self.staging.commit()
 
     def discard(self) -> None:
         """Remove the directory, unless it is kept for a resume."""
+        with contextlib.suppress(OSError):
+            self._directory.settle()
         self.staging.abort()
 
 
@@ -115,7 +120,7 @@ class ZipTarget(DirectoryTarget):
     def publish(self) -> None:
         """Pack, then move the file to its place."""
         pack_directory(self.staging.path)
-        self.staging.commit()
+        super().publish()
 
 
 class StoreTarget(Target):
@@ -244,7 +249,9 @@ class ZarrWriter(Writer):
         """Write the metadata, drop the journal, and let the store appear."""
         entries = self._journal.inventory(self._meta.n_images)
         rows = np.array([entry.checksums for entry in entries], dtype=np.uint32)
-        packed = ArraySpec("packed", self._packed, ("packed_byte",), {"long_name": "all small arrays, for a quick opening"})
+        packed = ArraySpec(
+            "packed", self._packed, ("packed_byte",), {"long_name": "all small arrays, for a quick opening"}
+        )
         small = [*self._small, checksum_array(rows), packed]
         nodes: dict[str, dict[str, Any]] = {spec.name: self._layer_metadata(spec.name) for spec in self._layers}
         if self._capsule is not None:
@@ -258,9 +265,7 @@ class ZarrWriter(Writer):
             nodes[group] = group_metadata()
         for name, node in nodes.items():
             self._keys.set(f"{name}/zarr.json", to_json(node))
-        root = group_metadata(
-            {"Conventions": CONVENTIONS, "zarr_conventions": [], "wustore": self._document}
-        )
+        root = group_metadata({"Conventions": CONVENTIONS, "zarr_conventions": [], "wustore": self._document})
         root["consolidated_metadata"] = {
             "kind": "inline",
             "must_understand": False,
