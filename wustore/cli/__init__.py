@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("jobs:plan", "Divide a conversion into parts for a cluster."),
     "part": ("jobs:part", "Write one part of a planned conversion."),
     "finish": ("jobs:finish", "End a planned conversion: check it and let the store appear."),
+    "stamp": ("stamp:stamp", "Cut stamps through time, at a position or along trajectories."),
+    "cutout": ("cutout:cutout", "Write a smaller WorkUnit: a window, some of the images, or both."),
     "diff": ("diff:diff", "Compare two stores bit for bit, whatever their formats."),
     "verify": ("verify:verify", "Read everything and check it against its checksums."),
     "formats": ("formats:formats", "List the formats, built in and plugged in."),

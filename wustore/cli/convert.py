@@ -72,7 +72,6 @@ def convert(
             target,
             source_format=source_format,
             format=target_format,
-            capsule=not no_capsule,
             overwrite=overwrite,
             workers=workers,
             max_memory=max_memory,

@@ -16,9 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _TARGET_OPTIONS = (
     click.option("--format", "target_format", metavar="NAME", help="Format of DST; by default its name says it."),
-    click.option(
-        "--from-format", "source_format", metavar="NAME", help="Format of SRC; by default its content says it."
-    ),
+    click.option("--from-format", "source_format", metavar="NAME", help="Format of SRC; by default from its content."),
     click.option("--profile", metavar="NAME", help="Compression of a Zarr or HDF5 DST: compact, portable, fast, none."),
     click.option("--layout", metavar="NAME", help="Chunking of a Zarr or HDF5 DST: images, cutouts, balanced."),
     click.option(
