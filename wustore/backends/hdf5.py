@@ -196,13 +196,15 @@ def _chunk_sides(chunks: Any, side: int) -> tuple[int, int] | int:
 
 def _need_plugins() -> None:
     try:
-        import hdf5plugin  # noqa: F401 - importing it registers the filters
+        import hdf5plugin
     except ImportError as error:
         raise MissingDependencyError(
             "this needs HDF5 filter plug-ins, which are not installed",
             expected="hdf5plugin",
             cure="pip install 'wustore[plugins]' brings it; or use profile='portable'.",
         ) from error
+    # By force: netCDF4 points HDF5 to a Blosc built for its own copy of the library, which fails in h5py's.
+    hdf5plugin.register("blosc", force=True)
 
 
 # --- reading ------------------------------------------------------------------------------------------
@@ -313,9 +315,19 @@ class Hdf5Reader(Reader):
                 found=(dataset.shape, dataset.dtype),
             )
         reader = ChunkReader(dataset, self._raw, self.path)
-        if not reader.decodes and any(not h5py.h5z.filter_avail(number) for number in reader.filters):
-            _need_plugins()
+        if not reader.decodes:
+            self._need_filters(reader.filters, spec.name)
         return reader
+
+    def _need_filters(self, numbers: Sequence[int], layer: str) -> None:
+        if all(map(h5py.h5z.filter_avail, numbers)):
+            return
+        _need_plugins()
+        missing = [number for number in numbers if not h5py.h5z.filter_avail(number)]
+        if missing:
+            raise MissingDependencyError(
+                "no plug-in has the HDF5 filters of this layer", path=self.path, where=layer, found=missing
+            )
 
     def read(self, layer: str, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Read a box; see `wustore.protocol.Reader.read`."""
@@ -584,6 +596,7 @@ class Hdf5Writer(Writer):
             netcdf.set_text(self._file, _DOCUMENT_CHECKSUM, hashlib.sha256(text.encode()).hexdigest())
             for spec in layers_of(meta):
                 self._layers.append(_LayerWriter(self._file, spec, profile, chunks))
+            netcdf.add_group(self._file, "constituents")  # there even where the table has no columns
             for array in specs:
                 netcdf.add_array(self._file, array)
         except BaseException:
