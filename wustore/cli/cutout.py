@@ -1,0 +1,94 @@
+"""``wustore cutout``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from wustore.cli.progress import progress_bar
+from wustore.errors import UsageError
+
+__all__ = ["cutout"]
+
+_EXAMPLES = """
+\b
+Examples:
+  wustore cutout night.zarr small.fits --x 1000 --y 1200 --width 200 --height 100
+  wustore cutout night.fits small.zarr --ra 351.42 --dec -5.51 --size 60
+  wustore cutout night.zarr green.zarr --filters g --times 60000.1 60000.2
+"""
+
+
+@click.command(epilog=_EXAMPLES)
+@click.argument("source", metavar="PATH")
+@click.argument("target", metavar="OUT")
+@click.option("--x", type=float, metavar="PIXEL", help="Centre in x, from 0.")
+@click.option("--y", type=float, metavar="PIXEL", help="Centre in y, from 0.")
+@click.option("--width", type=click.IntRange(min=1), metavar="N", help="Size in x.")
+@click.option("--height", type=click.IntRange(min=1), metavar="N", help="Size in y; as the width by default.")
+@click.option("--ra", type=float, metavar="DEG", help="Centre in right ascension, ICRS.")
+@click.option("--dec", type=float, metavar="DEG", help="Centre in declination, ICRS.")
+@click.option("--size", type=float, metavar="ARCSEC", help="Size on the sky, instead of width and height.")
+@click.option("--times", type=float, nargs=2, metavar="START STOP", help="Only images in this range of MJD.")
+@click.option("--images", metavar="LIST", help="Only these images, such as 0,3-7; from 0.")
+@click.option("--filters", metavar="LIST", help="Only images through these filters, such as g,r.")
+@click.option("--format", "target_format", metavar="NAME", help="Format of OUT; by default its name says it.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT where it exists; it stays until the new one is whole.")
+def cutout(
+    source: str,
+    target: str,
+    *,
+    x: float | None,
+    y: float | None,
+    width: int | None,
+    height: int | None,
+    ra: float | None,
+    dec: float | None,
+    size: float | None,
+    times: tuple[float, float] | None,
+    images: str | None,
+    filters: str | None,
+    target_format: str | None,
+    overwrite: bool,
+) -> None:
+    """Write a smaller WorkUnit: a window of the pixels of PATH, some of its images, or both.
+
+    The WCS moves along, and constituents go with their images. Only the chunks that are needed are read.
+    """
+    from wustore.api import open_reader
+    from wustore.cutout import cutout as window
+    from wustore.cutout import select
+    from wustore.registry import backend_for_writing
+    from wustore.transfer import copy
+
+    is_window = any(value is not None for value in (x, y, width, height, ra, dec, size))
+    is_selection = any(value is not None for value in (times, images, filters))
+    if not (is_window or is_selection):
+        raise UsageError("nothing is cut out", expected="a window, or some of the images")
+    if Path(source).exists() and Path(target).exists() and Path(source).samefile(target):
+        raise UsageError("source and target are the same", path=target, cure="Write to another name.")
+    with open_reader(source) as reader:
+        view = reader
+        if is_selection:
+            chosen = None if images is None else _indices(images)
+            view = select(view, times, chosen, None if filters is None else filters.split(","))
+        if is_window:
+            view = window(view, x, y, width, height, ra=ra, dec=dec, size=size)
+        backend = backend_for_writing(target, target_format)
+        with (
+            backend.create(target, view.meta, overwrite=overwrite) as writer,
+            progress_bar("cutting") as progress,
+        ):
+            copy(view, writer, capsule=False, progress=progress)
+
+
+def _indices(text: str) -> list[int]:
+    """Return the numbers of a list such as ``0,3-7``."""
+    chosen: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise UsageError("not a list of images", where="--images", expected="such as 0,3-7", found=text)
+        chosen += range(int(first), int(last if dash else first) + 1)
+    return chosen
