@@ -279,7 +279,7 @@ class FitsReader(Reader):
     def describe(self) -> dict[str, Any]:
         """Return layout, compression and sizes; see `wustore.protocol.Reader.describe`."""
         facts: dict[str, Any] = {
-            "layout": self.meta.source["layout"],
+            "layout": self.meta.source.get("layout"),
             "files": len(self.files),
             "hdus": sum(len(file.scan.hdus) for file in self.files),
         }
