@@ -148,7 +148,7 @@ def recognise_gzip(stream: bytes, data: bytes | None = None, *, thorough: bool =
         Its content, if known already.
     thorough
         Try every level, memory level and strategy (some 200 compressions) instead of the likely settings and
-        the nine levels.
+        the ten levels.
 
     Returns
     -------
@@ -195,7 +195,7 @@ def _read_header(raw: bytes) -> bytes | None:
 def _candidates(extra_flags: int, *, thorough: bool) -> Iterable[tuple[int, int, int, int]]:
     tried = set()
     likely = sorted(ASTROPY_LIKELY, key=lambda item: {2: item[0] != 9, 4: item[0] != 1}.get(extra_flags, 0))
-    plain = [(level, memory, 0, 15) for memory in (8, 9) for level in (9, 1, 6, 5, 4, 3, 2, 7, 8)]
+    plain = [(level, memory, 0, 15) for memory in (8, 9) for level in (9, 1, 6, 5, 4, 3, 2, 7, 8, 0)]
     every = [
         (level, memory, strategy, window)
         for window in (15, 14, 13)
