@@ -134,7 +134,12 @@ def dequantise(
         work *= scale[:, None]
         work += zero[:, None]
         np.copyto(out, work, casting="same_kind")
-    if dither == SUBTRACTIVE_DITHER_2:
+    if dither == NO_DITHER:
+        # Of two NaN it depends on the order of the operands which one comes out: do here as astropy does.
+        for i in np.flatnonzero(~(np.isfinite(scale) & np.isfinite(zero))):
+            with np.errstate(all="ignore"):
+                out[i] = integers[i] * scale[i] + zero[i]
+    elif dither == SUBTRACTIVE_DITHER_2:
         np.copyto(out, 0.0, where=integers == ZERO)
     if blank is not None:
         is_blank = integers == (blank if isinstance(blank, int) else blank[:, None])
@@ -210,8 +215,13 @@ def quantise(
     spare = scratch or Scratch(values.shape)
     work, integers, mask = spare.floats, spare.integers, spare.mask
     with np.errstate(all="ignore"):
-        zero, failed = _zero_points(values, steps, dither)
-        np.copyto(work, values)
+        # Multiplying makes signalling NaN quiet, which the search for the extremes needs: numpy's fmin and fmax
+        # forget what they found before a signalling one.
+        if values.dtype == np.float64:
+            np.multiply(values, 1.0, out=work)
+        else:
+            np.copyto(work, values)
+        zero, failed = _zero_points(work, steps, dither, values.dtype)
         work -= zero[:, None]
         work /= step if isinstance(step, float) else steps[:, None]
         if dither != NO_DITHER:
@@ -237,17 +247,17 @@ def quantise(
 
 
 def _zero_points(
-    values: Floats, steps: NDArray[np.float64], dither: str
+    values: NDArray[np.float64], steps: NDArray[np.float64], dither: str, kind: np.dtype[Any]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return the zero point of each tile, and which tiles cannot be quantised."""
-    low = np.fmin.reduce(values, axis=1)
-    high = np.fmax.reduce(values, axis=1)
+    low = np.fmin.reduce(values, axis=1).astype(kind)
+    high = np.fmax.reduce(values, axis=1).astype(kind)
     # astropy puts the smallest value in the place of NaN, and 0 where there is nothing but NaN.
     empty = np.isnan(low)
     low[empty] = 0
     high[empty] = 0
     # cfitsio looks for the extremes from the largest finite float on, which infinities do not replace.
-    largest = np.finfo(values.dtype).max
+    largest = np.finfo(kind).max
     np.minimum(low, largest, out=low)
     np.maximum(high, -largest, out=high)
     span = (high - low).astype(np.float64) / steps
