@@ -102,7 +102,9 @@ def _configuration(meta: Meta) -> bytes:
 def _per_image_wcs(meta: Meta) -> list[str | None]:
     """Return the WCS of every constituent as KBMOD's constructor fills them in: the global one where there is none."""
     column = meta.constituents.get("per_image_wcs")
-    texts = [None] * meta.n_constituents if column is None else [value or None for value in column.values.tolist()]
+    texts: list[str | None] = (
+        [None] * meta.n_constituents if column is None else [value or None for value in column.values.tolist()]
+    )
     if all(text is None for text in texts):
         return [meta.wcs] * meta.n_constituents
     return texts
@@ -280,7 +282,8 @@ def _tiled_hdu(encoded: EncodedPlane, name: str, cards: dict[str, str]) -> Itera
 def _mask(image: Image) -> NDArray[np.int8]:
     """Return the mask as KBMOD writes it: flags become 1, and so do pixels that are not finite."""
     flags = np.zeros(image.science.shape, bool) if image.mask is None else image.mask > 0
-    return (flags | ~np.isfinite(image.science) | ~np.isfinite(image.variance)).view(np.int8)
+    bad: NDArray[np.bool_] = flags | ~np.isfinite(image.science) | ~np.isfinite(image.variance)
+    return bad.view(np.int8)
 
 
 def image_hdus(meta: Meta, i: int, image: Image, options: FitsOptions, *, sharded: bool = False) -> Iterator[bytes]:
@@ -299,10 +302,8 @@ def image_hdus(meta: Meta, i: int, image: Image, options: FitsOptions, *, sharde
     time = {"MJD": card("MJD", float(meta.times[i]))}
     wcs = image_wcs(meta, i)
     cards = time if wcs is None else time | _wcs_cards(wcs)
-    if meta.links is not None:
-        links = meta.links[i]
-    else:
-        links = (i,) if i < meta.n_constituents else ()
+    identity = (i,) if i < meta.n_constituents else ()
+    links = identity if meta.links is None else meta.links[i]
     index_cards = {"NIND": card("NIND", len(links))}
     index_cards |= {f"IND_{j}": card(f"IND_{j}", index) for j, index in enumerate(links)}
 

@@ -1,7 +1,7 @@
 """The FITS capsule: what, beside the pixels and the metadata, gives back the identical files.
 
-A capsule has a *document* (JSON: form, files, sizes, sha256), a *head* (bytes that belong to no image) and a *piece* for
-every image. Head and pieces are opaque to all but this module. Their encoding, version 1::
+A capsule has a *document* (JSON: form, files, sizes, sha256), a *head* (bytes that belong to no image) and a *piece*
+for every image. Head and pieces are opaque to all but this module. Their encoding, version 1::
 
     head  = "WUH1" | deflate(block)          piece = "WUP1" | deflate(block, dictionary = the head's template)
     block = uint32 length of control | control (JSON) | parts, one after another (lengths in the control)
@@ -14,7 +14,6 @@ file and a CRC-32; every plane its CRC-32C.
 
 from __future__ import annotations
 
-import bz2
 import hashlib
 import json
 import re
@@ -22,7 +21,7 @@ import struct
 import threading
 import weakref
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,12 +30,12 @@ import numpy as np
 
 from wustore.errors import CorruptError, FidelityError, WuStoreError
 from wustore.fits.blocks import Recipe, rebuild, record
-from wustore.fits.gzip_tiles import GzipParameters, gzip_with, recognise_gzip
+from wustore.fits.outer import describe_outer
 from wustore.fits.scan import Buffer, Hdu, ScannedFile
 from wustore.layout import arrays_of, document_of, plane_checksum
 from wustore.model import LAYERS, Capsule, Image, Meta
 
-__all__ = ["ENCODING", "ChangedError", "Block", "Head", "build", "meta_digest", "piece", "regenerate", "repack_outer"]
+__all__ = ["ENCODING", "Block", "ChangedError", "Head", "build", "meta_digest", "piece", "regenerate"]
 
 ENCODING = 1
 """Version of head and pieces."""
@@ -46,8 +45,6 @@ _TEMPLATE = 32768
 """Bytes that deflate can refer back to."""
 _IMAGE_HDU = re.compile(r"(SCI|VAR|MSK|PSF)_(0|[1-9]\d*)")
 _LAYER_OF = {"SCI": 0, "VAR": 1, "MSK": 2, "PSF": 3}
-_LARGEST_RECOGNISED = 1 << 28
-"""Bytes of a compressed file up to which its compressor's settings are looked for: each try compresses it once."""
 
 
 class ChangedError(WuStoreError):
@@ -153,8 +150,17 @@ def _decode(magic: bytes, data: bytes, template: bytes = b"") -> tuple[Any, memo
     return json.loads(payload[4 : 4 + size]), memoryview(payload)[4 + size :]
 
 
-_DAMAGE = (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError, struct.error, zlib.error,
-           RecursionError)
+_DAMAGE = (
+    KeyError,
+    IndexError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    RecursionError,
+)
 
 
 def _damaged(where: str, error: Exception) -> CorruptError:
@@ -185,48 +191,6 @@ def meta_digest(meta: Meta) -> str:
         else:
             digest.update(np.ascontiguousarray(values).astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
     return digest.hexdigest()
-
-
-def _outer(path: str, content: Buffer) -> dict[str, Any] | None:
-    """Return how a file is compressed as a whole, with the compressor's settings where they can be recognised."""
-    with Path(path).open("rb") as file:
-        start = file.read(4)
-        if not start.startswith((b"\x1f\x8b", b"BZh", b"PK\x03\x04")):
-            return None
-        file.seek(0)
-        name = {b"\x1f\x8b": "gzip", b"BZ": "bzip2"}.get(start[:2], "zip")
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    size = Path(path).stat().st_size
-    outer: dict[str, Any] = {"format": name, "size": size, "sha256": digest, "exact": False}
-    if len(content) > _LARGEST_RECOGNISED:
-        return outer
-    raw = Path(path).read_bytes()
-    inner = bytes(content)
-    if name == "gzip" and (found := recognise_gzip(raw, inner)) is not None:
-        outer |= {"exact": True, "header": found.header.hex()}
-        outer["settings"] = [found.level, found.memory_level, found.strategy, found.window_bits]
-    elif name == "bzip2" and start[3:4] in b"123456789":
-        level = int(start[3:4])
-        if bz2.compress(inner, level) == raw:
-            outer |= {"exact": True, "settings": [level]}
-    return outer
-
-
-def repack_outer(outer: Mapping[str, Any], content: bytes) -> bytes:
-    """Compress a whole file with recognised settings.
-
-    Raises
-    ------
-    CorruptError
-        The settings are damaged.
-    """
-    try:
-        settings = [int(value) for value in outer["settings"]]
-        if outer["format"] == "gzip":
-            return gzip_with(GzipParameters(bytes.fromhex(outer["header"]), *settings), content)
-        return bz2.compress(content, *settings)
-    except _DAMAGE as error:
-        raise _damaged("outer compression", error) from error
 
 
 def _head(plan: _Plan) -> bytes:
@@ -266,7 +230,7 @@ def build(source: FitsSource) -> Capsule:
             "size": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),
         }
-        outer = _outer(file.path, content)
+        outer = describe_outer(file.path, content)
         if outer is not None:
             entry["outer"] = outer
         files.append(entry)

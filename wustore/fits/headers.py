@@ -51,10 +51,7 @@ def card(keyword: str, value: Any, comment: str = "") -> str:
     ``None`` and numbers that FITS cannot write (NaN, infinities) give an undefined value.
     """
     text = _value_text(value)
-    if len(keyword) > 8:
-        image = f"HIERARCH {keyword} = {text.strip()}"
-    else:
-        image = f"{keyword:8}= {text}"
+    image = f"{keyword:8}= {text}" if len(keyword) <= 8 else f"HIERARCH {keyword} = {text.strip()}"
     if comment:
         image = f"{image:30} / {comment}"
     if len(image) > CARD or (isinstance(value, str) and len(text) > _LONGEST_STRING + 2):

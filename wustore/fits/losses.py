@@ -38,9 +38,7 @@ def warn_of(losses: Iterator[str] | list[str], stacklevel: int = 3) -> None:
     if found:
         more = f" (and {len(found) - 20} more)" if len(found) > 20 else ""
         message = "the FITS file cannot hold everything: " + "; ".join(found[:20]) + more
-        warnings.warn(
-            f"{message}. The Zarr and HDF5 stores keep it all.", FitsLossWarning, stacklevel=stacklevel + 1
-        )
+        warnings.warn(f"{message}. The Zarr and HDF5 stores keep it all.", FitsLossWarning, stacklevel=stacklevel + 1)
 
 
 def _listed(indices: list[int]) -> str:
@@ -65,8 +63,6 @@ def _ascii(values: NDArray[Any]) -> bool:
 
 def _column_losses(column: Column) -> Iterator[str]:
     values, name = column.values, f"column {column.name!r}"
-    if not column.name.isascii():
-        yield f"the non-ASCII name of {name}"
     if column.kind == "json":
         present = [value for value in values if value is not None]
         if not present:
@@ -85,6 +81,12 @@ def _column_losses(column: Column) -> Iterator[str]:
             yield f"trailing blanks in {name}"
     elif values.dtype == np.int8 or values.dtype.kind in "mM" or values.dtype == np.float16:
         yield f"the type {values.dtype} of {name}"
+
+
+def _attribute_losses(column: Column) -> Iterator[str]:
+    name = f"column {column.name!r}"
+    if not column.name.isascii():
+        yield f"the non-ASCII name of {name}"
     if column.mask is not None and column.mask.any():
         yield f"the masked cells of {name}"
     extras = [key for key in ("unit", "description", "format") if getattr(column, key) is not None]
@@ -103,7 +105,7 @@ def meta_losses(meta: Meta) -> Iterator[str]:
         yield "that there is no configuration (an empty one is written)"
     for key, value in (meta.configuration or {}).items():
         if not isinstance(value, RawYaml) and plain(value) is not value:
-            yield f"the type of the configuration value {key} ({type(value).__name__}, written so that KBMOD can read it)"
+            yield f"the type of the configuration value {key} ({type(value).__name__})"
     if meta.barycentric_distance is not None and not _survives(meta.barycentric_distance):
         yield "the last digits of the barycentric distance"
     for column in meta.constituents.columns:
@@ -111,12 +113,14 @@ def meta_losses(meta: Meta) -> Iterator[str]:
         if column.name in KBMOD_COLUMNS and all(value is None for value in column.values):
             continue
         yield from _column_losses(column)
+        yield from _attribute_losses(column)
     if meta.constituents.meta:
         yield "the metadata of the table of constituent images"
 
 
 def _sample(plane: NDArray[Any]) -> NDArray[np.float64]:
-    step = max(1, plane.size // _SAMPLE // max(plane.shape[1], 1) + 1) if plane.size > _SAMPLE else 1
+    wanted = -(-_SAMPLE // max(plane.shape[1], 1))
+    step = max(1, plane.shape[0] // wanted)
     return plane[::step].astype(np.float64)
 
 

@@ -1,4 +1,4 @@
-"""The files being written: one, or a sharded set; invisible until `commit`, compressed as a whole where the name says so."""
+"""The files being written: one, or a sharded set; invisible until `commit`, compressed if the name says so."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from wustore.atomic import Staging, remove, sync_tree
 from wustore.errors import StoreExistsError
-from wustore.fits.capsule import repack_outer
+from wustore.fits.outer import repack_outer
 
 __all__ = ["Output", "shard_name"]
 

@@ -1,9 +1,9 @@
 """The HDU ``WUSTORE``: our own metadata inside a FITS file, where KBMOD's layout cannot carry them exactly.
 
-A one-dimensional image of bytes: a zlib stream (RFC 1950) of JSON with the root document (`wustore.layout.document_of`),
-the small arrays (`arrays_of`), and a digest of what the plain layout of the same file reads as. Readers that do not
-know it skip it, as they do any foreign HDU; where the digest does not fit, the file was edited since and the plain
-layout holds.
+A one-dimensional image of bytes: a zlib stream (RFC 1950) of JSON with the root document (see
+`wustore.layout.document_of`), the small arrays (`arrays_of`), and a digest of what the plain layout of the same file
+reads as. Readers that do not know it skip it, as they do any foreign HDU; where the digest does not fit, the file was
+edited since and the plain layout holds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LARGEST_RATIO = 1032
 """No deflate stream expands more."""
 
 
-def wustore_hdu(meta: Meta, plain_digest: str | None) -> bytes:
+def wustore_hdu(meta: Meta, plain_digest: str) -> bytes:
     """Return the HDU.
 
     Parameters
@@ -63,7 +63,7 @@ def wustore_hdu(meta: Meta, plain_digest: str | None) -> bytes:
     return header.block() + data + bytes(padding(len(data)))
 
 
-def read_wustore_hdu(data: bytes, *, path: str | None = None) -> tuple[Meta, str | None]:
+def read_wustore_hdu(data: bytes, *, path: str | None = None) -> tuple[Meta, str]:
     """Return the metadata, and the digest of the plain layout, from the data of the HDU (padding may follow).
 
     Raises

@@ -10,13 +10,14 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import IO, Any, Literal
 
 from wustore.diff import meta_differences
-from wustore.errors import CorruptError, FidelityError, FormatError, IncompleteError, UsageError
+from wustore.errors import CorruptError, FidelityError, IncompleteError, UsageError
 from wustore.fits.canonical import FitsOptions, head_hdus, image_hdus
 from wustore.fits.capsule import ENCODING, Block, ChangedError, Head, meta_digest, regenerate
-from wustore.fits.cards import CARD, Header
+from wustore.fits.cards import CARD
 from wustore.fits.headers import HeaderText, card, padding
 from wustore.fits.losses import FitsLossWarning, image_losses, meta_losses, warn_of
 from wustore.fits.output import Output
@@ -121,7 +122,7 @@ def create(
 
 def _warn_changed(reason: str) -> None:
     warnings.warn(
-        f"the original files cannot be given back: {reason}. KBMOD's canonical layout is written instead, losing nothing",
+        f"the original files cannot be given back: {reason}; KBMOD's canonical layout is written, losing nothing",
         StoreChangedWarning,
         stacklevel=4,
     )
@@ -310,12 +311,8 @@ def _add_sidecar(output: Output, meta: Meta, end: int) -> None:
     from wustore.backends.fits import FitsReader
 
     output.flush()
-    try:
-        with FitsReader(output.path, "sharded-fits" if output.sharded else "fits") as reader:
-            plain = reader.meta
-    except FormatError:
-        output.write_at(0, end, wustore_hdu(meta, None))
-        return
+    with FitsReader(output.path, "sharded-fits" if output.sharded else "fits") as reader:
+        plain = reader.meta
     if next(meta_differences(meta, plain), None) is not None:
         output.write_at(0, end, wustore_hdu(meta, meta_digest(plain)))
 
@@ -345,7 +342,9 @@ class _FromCapsule(_Parallel):
         output = Output(path, meta.n_images if sharded else None, overwrite=overwrite, outers=outers)
         super().__init__(meta.n_images, output, workers)
         self._fallback: Writer | None = None
-        self._again = (path, meta, options), {"sharded": sharded, "overwrite": overwrite, "workers": workers}
+        self._canonical = partial(
+            _Canonical, path, meta, options, sharded=sharded, overwrite=overwrite, workers=workers
+        )
         self._done: dict[int, list[tuple[int, int, int, int]]] = {}
 
     def _blocks(self, i: int, blocks: list[Block]) -> Iterator[tuple[int, int, Block]]:
@@ -386,8 +385,7 @@ class _FromCapsule(_Parallel):
 
     def _fall_back(self, i: int) -> None:
         _warn_changed(f"the pixels of image {i} were changed after the import")
-        arguments, keywords = self._again
-        self._fallback = _Canonical(*arguments, **keywords)
+        self._fallback = self._canonical()
         for done, places in sorted(self._done.items()):
             self._fallback.write(
                 done,
@@ -490,30 +488,22 @@ class _Transcribed(_FromCapsule):
         if self._fallback is not None or isinstance(made, Image):
             super()._store(i, made)
             return
-        blocks = [
-            block for block in made if block.name != "trailing bytes" and not (block.layer < 0 and _is_empty(block.data))
-        ]
+        blocks = [b for b in made if b.name != "trailing bytes" and not (b.layer < 0 and _is_empty(b.data))]
         if not blocks:
             raise CorruptError("the FITS capsule is damaged", where=f"image {i}", found="no HDU")
         pieces = [block.data + bytes(padding(len(block.data))) for block in blocks]
-        if self._sharded:
-            if not pieces[0].startswith(b"SIMPLE"):
-                pieces.insert(0, _EMPTY_PRIMARY)
-            self._output.write_at(1 + i, 0, *pieces)
-            at, number = len(pieces[0]) if len(pieces) > len(blocks) else 0, 1 + i
-        else:
-            pieces = [_as_extension(piece) for piece in pieces]
-            self._order.add(i, pieces)
-            return self._remember(i, made)
-        places = self._done[i] = []
-        for block, piece in zip(blocks, pieces[len(pieces) - len(blocks) :], strict=True):
-            places.append((number, at, len(piece), block.layer))
-            at += len(piece)
-        return None
-
-    def _remember(self, i: int, made: list[Block]) -> None:
-        """Keep what a fallback needs: the order of images decides their places, so the blocks are found by name."""
+        # Where the images of a single file stand is known only when all are there: found by name, in `_fall_back`.
         self._done[i] = []
+        if not self._sharded:
+            self._order.add(i, [_as_extension(piece) for piece in pieces])
+            return
+        at = 0
+        if not pieces[0].startswith(b"SIMPLE"):
+            at = self._output.write_at(1 + i, 0, _EMPTY_PRIMARY)
+        self._output.write_at(1 + i, at, *pieces)
+        for block, piece in zip(blocks, pieces, strict=True):
+            self._done[i].append((1 + i, at, len(piece), block.layer))
+            at += len(piece)
 
     def _fall_back(self, i: int) -> None:
         if not self._sharded and self._done:
@@ -551,7 +541,7 @@ def _as_extension(hdu: bytes) -> bytes:
     if not hdu.startswith(b"SIMPLE"):
         return hdu
     found = scan(hdu, "").hdus[0]
-    images = list(found.header.images())
+    images = [found.header.text[at : at + CARD] for at in range(0, len(found.header.text), CARD)]
     structure = [image for image in images if _STRUCTURE.fullmatch(image[:8]) and image[:6] not in ("SIMPLE", "EXTEND")]
     counts = [image for image in structure if image[:6] in ("PCOUNT", "GCOUNT")]
     if not counts:
