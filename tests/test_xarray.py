@@ -1,0 +1,238 @@
+"""Datasets: lazy, the same in every format, on dask workers of other processes too."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import pickle
+from dataclasses import replace
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_boxes import Chunked
+
+from wustore.api import open_reader
+from wustore.backends.memory import MemoryReader
+from wustore.errors import StoreNotFoundError
+from wustore.layer import Layer
+from wustore.model import LAYERS
+from wustore.registry import backend_for_writing
+from wustore.testing import WCS_TEXT, sample
+from wustore.transfer import copy
+from wustore.xarray_backend import WuStoreEntrypoint, mjd_to_datetime, to_xarray
+
+ENGINE = WuStoreEntrypoint
+
+
+def with_meta(reader, **fields):
+    images = [reader.image(i) for i in range(reader.meta.n_images)]
+    return MemoryReader(replace(reader.meta, **fields), images)
+
+
+def survey():
+    return with_meta(sample("chunked"), times=60000 + np.array([0.25, 0.5, 1.0]), wcs=WCS_TEXT)
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("xarray")
+    source = survey()
+    paths = {}
+    for name in ("wu.zarr", "wu.h5", "wu.fits"):
+        path = str(folder / name)
+        options = {"lossless": True} if name == "wu.fits" else {}
+        try:
+            writer = backend_for_writing(path).create(path, source.meta, **options)
+        except TypeError:
+            continue
+        copy(source, writer)
+        paths[name] = path
+    return paths
+
+
+def test_what_a_dataset_holds():
+    source = survey()
+    dataset = to_xarray(source)
+    assert dict(dataset.sizes) == {"time": 3, "y": 600, "x": 530, "psf_y": 3, "psf_x": 3}
+    assert list(dataset.data_vars) == list(LAYERS)
+    assert dataset.science.dims == ("time", "y", "x")
+    assert dataset.science.dtype == np.float32
+    assert dataset.mjd.values.tolist() == source.meta.times.tolist()
+    assert (
+        dataset.time.values.tolist()
+        == np.array(["2023-02-25T06", "2023-02-25T12", "2023-02-26T00"], "datetime64[ns]").tolist()
+    )
+    assert dataset.attrs["wcs"] == WCS_TEXT
+    for layer in LAYERS:
+        assert dataset[layer].values.tobytes() == Layer(source, layer)[...].tobytes()
+    assert list(to_xarray(sample("bare")).data_vars) == ["science", "variance"]
+
+
+def test_each_image_has_its_own_wcs():
+    dataset = to_xarray(select_rich())
+    assert "wcs" not in dataset.attrs
+    assert dataset.image_wcs.values.tolist() == ["", WCS_TEXT]
+
+
+def select_rich():
+    from wustore.cutout import select
+
+    meta = sample("rich").meta
+    return select(with_meta(sample("rich"), wcs=None, links=((0,), (2,), (5, 3), ()), times=meta.times), images=[0, 1])
+
+
+def test_nothing_is_read_before_it_is_needed():
+    source = Chunked(survey(), (1, 64, 64))
+    dataset = to_xarray(source)
+    repr(dataset)
+    part = dataset.variance.isel(time=2, y=slice(10, 20), x=5)
+    assert source.asked == []
+    assert part.shape == (10,)
+    assert part.values.shape == (10,)
+    assert source.asked == [("variance", (slice(2, 3), slice(10, 20), slice(5, 6)))]
+    source.asked.clear()
+    dataset.science.isel(time=[0, 2], y=[3, 7]).load()
+    assert source.asked == [("science", (slice(i, i + 1), slice(3, 8), slice(0, 530))) for i in (0, 2)]
+
+
+WHOLE = survey()
+ARRAY = Layer(WHOLE, "mask")[...]
+
+
+def part(n):
+    # xarray itself fails on empty slices that go backwards.
+    slices = st.slices(n).filter(lambda s: (s.step or 1) > 0 or len(range(*s.indices(n))) > 0)
+    return (
+        st.integers(-n, n - 1)
+        | slices
+        | st.lists(st.integers(-n, n - 1), max_size=4).map(lambda found: np.array(found, int))
+    )
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.tuples(*(part(n) for n in ARRAY.shape)), st.booleans())
+def test_indexing_as_xarray(key, twice):
+    dims = ("time", "y", "x")
+    chosen = dict(zip(dims, key, strict=True))
+    lazy = to_xarray(WHOLE).mask.isel(chosen)
+    eager = xr.DataArray(ARRAY, dims=dims).isel(chosen)
+    if twice and lazy.ndim and lazy.shape[0]:
+        lazy, eager = (
+            lazy.isel({lazy.dims[0]: slice(None, None, -2)}),
+            eager.isel({eager.dims[0]: slice(None, None, -2)}),
+        )
+    assert lazy.dims == eager.dims
+    assert lazy.values.tobytes() == np.ascontiguousarray(eager.values).tobytes()
+
+
+def test_pointwise_indexing():
+    points = {"time": xr.DataArray([0, 2], dims="p"), "y": xr.DataArray([5, 599], dims="p")}
+    found = to_xarray(WHOLE).mask.isel(points)
+    assert np.array_equal(found.values, ARRAY[[0, 2], [5, 599]])
+
+
+def test_times_to_the_microsecond():
+    mjd = np.array([0.0, 60000.123456789, np.nan, -1.5, 88068.0])
+    times = mjd_to_datetime(mjd)
+    assert times.dtype == np.dtype("datetime64[ns]")
+    assert np.isnat(times[2])
+    back = (times - np.datetime64("1858-11-17", "ns")) / np.timedelta64(1, "D")
+    assert np.nanmax(np.abs(back - mjd)) < 1e-11
+    assert mjd_to_datetime(np.array([1e9])) is None
+    assert mjd_to_datetime(np.array([np.inf])) is None
+    far = to_xarray(with_meta(survey(), times=np.array([0.0, 1e9, 2.0])))
+    assert far.time.values.tolist() == [0.0, 1e9, 2.0]
+    assert far.time.attrs["units"].startswith("days since 1858-11-17")
+
+
+def test_every_format_gives_the_same(stores):
+    expected = to_xarray(survey()).load()
+    assert len(stores) == 3
+    for path in stores.values():
+        with xr.open_dataset(path, engine=ENGINE) as dataset:
+            for layer in LAYERS:
+                assert dataset[layer].values.tobytes() == expected[layer].values.tobytes(), (path, layer)
+            assert dataset.time.values.tobytes() == expected.time.values.tobytes()
+            assert dataset.attrs["wcs"] == WCS_TEXT
+        with xr.open_dataset(path, engine=ENGINE, chunks={}, drop_variables="psf") as dataset:
+            assert "psf" not in dataset
+            assert dataset.science.chunks == ((1, 1, 1), (600,), (530,))
+            with dask.config.set(scheduler="threads"):
+                assert dataset.mask.sum().compute() == expected.mask.sum()
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
+def test_zarr_opened_without_the_engine_has_the_same_times(stores):
+    with xr.open_zarr(stores["wu.zarr"]) as plain, xr.open_dataset(stores["wu.zarr"], engine=ENGINE) as dataset:
+        difference = np.abs(plain.time.values - dataset.time.values)
+        assert difference.max() < np.timedelta64(1, "us")
+        assert plain.science.values.tobytes() == dataset.science.values.tobytes()
+
+
+def test_datasets_pickle_by_address(stores):
+    with xr.open_dataset(stores["wu.zarr"], engine=ENGINE) as dataset:
+        text = pickle.dumps(dataset)
+        assert len(text) < 10_000
+        assert pickle.loads(text).science.values.tobytes() == dataset.science.values.tobytes()
+        names = {tuple(dataset.chunk({})[layer].data.name for layer in LAYERS) for _ in range(2)}
+        assert len(names) == 1
+        assert len(set(next(iter(names)))) == len(LAYERS)
+
+
+def test_saving_a_dataset(stores, tmp_path):
+    with xr.open_dataset(stores["wu.zarr"], engine=ENGINE) as dataset:
+        dataset.isel(y=slice(0, 20), x=slice(0, 30)).to_netcdf(tmp_path / "part.nc", engine="h5netcdf")
+        with xr.open_dataset(tmp_path / "part.nc", engine="h5netcdf") as back:
+            assert back.science.values.tobytes() == dataset.science.values[:, :20, :30].tobytes()
+            assert back.attrs["wcs"] == WCS_TEXT
+
+
+def test_missing_and_foreign(tmp_path, stores):
+    with pytest.raises(StoreNotFoundError):
+        xr.open_dataset(tmp_path / "none.fits", engine=ENGINE)
+    from astropy.io import fits
+
+    fits.PrimaryHDU(np.zeros((3, 3))).writeto(tmp_path / "plain.fits")
+    guess = ENGINE().guess_can_open
+    assert guess(stores["wu.fits"])
+    for path in (stores["wu.zarr"], stores["wu.h5"], str(tmp_path / "plain.fits"), str(tmp_path / "none.fits"), 5):
+        assert not guess(path)
+
+
+def test_the_engine_is_registered():
+    points = {point.name: point.value for point in importlib.metadata.entry_points(group="xarray.backends")}
+    if "wustore" not in points:
+        pytest.skip("the installed metadata is older than the entry point: install again")
+    assert points["wustore"] == "wustore.xarray_backend:WuStoreEntrypoint"
+    assert "wustore" in xr.backends.list_engines()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    distributed = pytest.importorskip("distributed")
+    with (
+        dask.config.set({"distributed.admin.tick.limit": "60s", "distributed.comm.timeouts.connect": "60s"}),
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
+        ) as running,
+        distributed.Client(running) as client,
+    ):
+        yield client
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wu.zarr", "wu.h5", "wu.fits"])
+def test_on_a_distributed_cluster(stores, cluster, name):
+    with open_reader(stores[name]) as reader:
+        for layer in ("science", "mask"):
+            array = Layer(reader, layer).dask()
+            found = cluster.compute(array, sync=True)
+            assert found.tobytes() == Layer(survey(), layer)[...].tobytes()
+            again = Layer(reader, layer).dask(chunks=(1, 256, 256))
+            assert np.array_equal(cluster.compute(again.max(axis=0), sync=True), found.max(axis=0), equal_nan=True)
+    with xr.open_dataset(stores[name], engine=ENGINE, chunks={}) as dataset:
+        total = cluster.compute((dataset.mask > 0).sum(("y", "x")), sync=True)
+        assert total.values.tolist() == (ARRAY > 0).sum((1, 2)).tolist()
