@@ -236,3 +236,15 @@ def test_on_a_distributed_cluster(stores, cluster, name):
     with xr.open_dataset(stores[name], engine=ENGINE, chunks={}) as dataset:
         total = cluster.compute((dataset.mask > 0).sum(("y", "x")), sync=True)
         assert total.values.tolist() == (ARRAY > 0).sum((1, 2)).tolist()
+
+
+def test_of_a_work_unit(stores):
+    import wustore
+
+    with wustore.open(stores["wu.zarr"]) as work_unit:
+        dataset = work_unit.to_xarray()
+        assert dataset.mask.values.tobytes() == ARRAY.tobytes()
+        work_unit.load_images()
+        loaded = work_unit.to_xarray()
+        expected = np.where(ARRAY > 0, np.float32(np.nan), Layer(WHOLE, "science")[...])
+        assert np.array_equal(loaded.science.values, expected, equal_nan=True)

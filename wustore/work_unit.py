@@ -36,6 +36,7 @@ from wustore.transfer import copy as copy_store
 from wustore.wcs import append_wcs_to_hdu_header, calc_ecliptic_angle, extract_wcs_from_hdu_header, text_to_wcs
 
 if TYPE_CHECKING:
+    import xarray as xr
     from astropy.coordinates import EarthLocation
     from astropy.io.fits import HDUList
     from astropy.table import Table
@@ -636,6 +637,12 @@ class WorkUnit:
         from wustore.cutout import select
 
         return edge.work_unit_from(select(edge.reader_of(self), times, images, filters))
+
+    def to_xarray(self) -> xr.Dataset:
+        """Return the layers as a lazy dataset with named dimensions; see `wustore.xarray_backend.to_xarray`."""
+        from wustore.xarray_backend import to_xarray
+
+        return to_xarray(edge.reader_of(self))
 
     # -- FITS --
 
