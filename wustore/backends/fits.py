@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.errors import CorruptError, FormatError, StoreNotFoundError, UsageError
-from wustore.fits import sidecar, source
+from wustore.errors import CorruptError, FormatError, UsageError
+from wustore.fits import parallel, sidecar, source
 from wustore.fits.capsule import meta_digest
 from wustore.fits.cards import BLOCK
 from wustore.fits.layouts import Layout, interpret
@@ -21,6 +22,7 @@ from wustore.fits.scan import Buffer, ScannedFile, is_fits, scan
 from wustore.layout import fill_value
 from wustore.model import LAYERS, Capsule, Image, Meta
 from wustore.protocol import Backend, Index, Reader, Writer
+from wustore.transfer import default_workers, read_ahead
 
 __all__ = ["FitsBackend", "FitsFile", "FitsReader", "ShardedFitsBackend"]
 
@@ -75,12 +77,14 @@ class FitsFile:
         As given.
     scan
         The HDUs.
+    state
+        Size, time and inode of the file when it was opened.
     """
 
     def __init__(self, path: str, cache: _Cache) -> None:
         self.path = path
         self._cache = cache
-        self._state = _state(path)
+        self.state = source.state_of(path)
         self.scan: ScannedFile = scan(cache.get(path), path)
 
     @property
@@ -92,7 +96,7 @@ class FitsFile:
         CorruptError
             Where the file was changed since it was opened: what the scan found does not hold any more.
         """
-        if _state(self.path) != self._state:
+        if source.state_of(self.path) != self.state:
             raise CorruptError("the file was changed after it was opened", path=self.path, cure="Open it again.")
         return self._cache.get(self.path)
 
@@ -101,17 +105,18 @@ class FitsFile:
         yield from (self.path, self.data, self.scan)
 
 
-def _state(path: str) -> tuple[int, int, int]:
-    try:
-        found = Path(path).stat()
-    except FileNotFoundError as error:
-        raise StoreNotFoundError("there is no file at this path", path=path, cure="Check the name.") from error
-    return found.st_size, found.st_mtime_ns, found.st_ino
-
-
 def _shard_path(primary: str, i: int) -> str:
     directory, name = os.path.split(primary)
     return str(Path(directory) / f"{i}_{name}") if directory else f"{i}_{name}"
+
+
+def _image(planes: Mapping[str, NDArray[Any]]) -> Image:
+    return Image(
+        science=planes.get("science", _EMPTY),
+        variance=planes.get("variance", _EMPTY),
+        mask=planes.get("mask"),
+        psf=planes.get("psf"),
+    )
 
 
 class FitsReader(Reader):
@@ -205,8 +210,7 @@ class FitsReader(Reader):
                 out[...] = values
         height, width = plane.shape
         count = plane.n_decoded(rows or slice(0, height), columns or slice(0, width))
-        with self._lock:
-            self.pixels_decoded += count
+        self._count(count)
         return values
 
     def read(self, layer: str, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -234,21 +238,58 @@ class FitsReader(Reader):
 
     def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
         """Read one image; see `wustore.protocol.Reader.image`."""
-        planes = {layer: self._read_plane(i, layer) for layer in layers}
-        science, variance = planes.get("science"), planes.get("variance")
-        image = Image(
-            science=_EMPTY if science is None else science,
-            variance=_EMPTY if variance is None else variance,
-            mask=planes.get("mask"),
-            psf=planes.get("psf"),
-        )
+        planes = {layer: values for layer in layers if (values := self._read_plane(i, layer)) is not None}
+        image = _image(planes)
         if not capsule:
             return image
-        from dataclasses import replace
-
         from wustore.fits import capsule as leftovers
 
         return replace(image, capsule=leftovers.piece(self, i, image))
+
+    def images(
+        self,
+        indices: Iterable[int] | None = None,
+        layers: Sequence[str] = LAYERS,
+        *,
+        capsule: bool = False,
+        workers: int | None = None,
+    ) -> Iterator[tuple[int, Image]]:
+        """Yield images in order; where there is much to decode, other processes decode too.
+
+        See `wustore.protocol.Reader.images`.
+        """
+        wanted = list(range(self.meta.n_images) if indices is None else indices)
+        workers = default_workers() if workers is None else max(workers, 1)
+        n_workers = min(workers, len(wanted))
+        if capsule or n_workers < 2 or not parallel.available() or self._n_coded(wanted, layers) < parallel.WORTHWHILE:
+            yield from super().images(wanted, layers, capsule=capsule, workers=workers)
+            return
+        with parallel.Engines(n_workers) as engines:
+
+            def fetch(i: int) -> Image:
+                image = self.layout.images[i]
+                file = self.files[image.file]
+                chosen = {layer: plane for layer, plane in image.planes.items() if layer in layers}
+                if source.compression_of(file.path) is None:
+                    planes = engines.decode(parallel.Job(file.path, file.state, chosen), lambda: file.data)
+                    self._count(sum(plane.size for plane in planes.values()))
+                    return _image(planes)
+                return self.image(i, layers)
+
+            yield from read_ahead(fetch, wanted, n_workers)
+
+    def _n_coded(self, indices: Sequence[int], layers: Sequence[str]) -> int:
+        """Return how many tile-compressed pixels these images have."""
+        return sum(
+            plane.shape[0] * plane.shape[1]
+            for i in indices
+            for layer, plane in self.layout.images[i].planes.items()
+            if layer in layers and plane.compression != "none"
+        )
+
+    def _count(self, pixels: int) -> None:
+        with self._lock:
+            self.pixels_decoded += pixels
 
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return one tile of the first image that has the layer; one row of a plain image."""

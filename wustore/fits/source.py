@@ -20,7 +20,7 @@ from typing import IO, Any
 from wustore.errors import CorruptError, FormatError, StoreNotFoundError
 from wustore.fits.scan import Buffer
 
-__all__ = ["compression_of", "first_bytes", "load"]
+__all__ = ["compression_of", "first_bytes", "load", "state_of"]
 
 _IN_MEMORY = 64 << 20
 """Bytes of an unpacked file that are kept in memory; more go to a temporary file."""
@@ -44,6 +44,20 @@ def _open(path: str) -> IO[bytes]:
         raise StoreNotFoundError("there is no file at this path", path=path, cure="Check the name.") from error
     except IsADirectoryError as error:
         raise FormatError("a directory, not a FITS file", path=path) from error
+
+
+def state_of(path: str) -> tuple[int, int, int]:
+    """Return size, modification time and inode of a file, by which a change is noticed.
+
+    Raises
+    ------
+    StoreNotFoundError
+    """
+    try:
+        found = Path(path).stat()
+    except FileNotFoundError as error:
+        raise StoreNotFoundError("there is no file at this path", path=path, cure="Check the name.") from error
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def _gzip_steps(file: IO[bytes]) -> Iterator[bytes]:
