@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pickle
 import tempfile
 import threading
 from collections import deque
@@ -75,8 +76,14 @@ _DOCUMENT_CHECKSUM = "wustore_sha256"
 _CAPSULE_DATA, _CAPSULE_BOUND = "fits/data", "fits/bound"
 _CAPSULE_CHUNK = 1 << 18
 _CAPSULE_LEVEL = 6
+_EARLY_IN_MEMORY = 1 << 26
+"""Bytes of encoded images kept in memory that were written before their turn; more go to an unnamed file."""
 _SPOOLED_IN_MEMORY = 1 << 23
 """Bytes of capsule kept in memory while writing; more goes to an unnamed file beside the target."""
+
+
+_Chunk = tuple[tuple[int, ...], int, bytes]
+"""Corner of a chunk, mask of the filters left out, stored bytes."""
 
 
 def _is_hdf5(path: str) -> bool:
@@ -557,7 +564,8 @@ def _filter_name(number: int) -> str:
 class Hdf5Writer(Writer):
     """An HDF5 store being written beside its target.
 
-    The same images written in the same order give the same bytes, whatever the number of threads.
+    The same images give the same bytes, whatever the number of threads and the order of writing: chunks go
+    into the file in the order of the images, and what is written early waits.
     """
 
     def __init__(
@@ -578,6 +586,8 @@ class Hdf5Writer(Writer):
         self._written = np.zeros(meta.n_images, bool)
         self._sums = np.zeros((meta.n_images, len(LAYERS)), np.uint32)
         self._pieces: _Pieces | None = None
+        self._early = _Early(staging.target.parent)
+        self._next = 0
         self._file: h5py.File | None = None
         self._layers: list[_LayerWriter] = []
         document = document_of(meta)
@@ -608,7 +618,7 @@ class Hdf5Writer(Writer):
     def write(self, i: int, image: Image) -> None:
         """Write image ``i``; see `wustore.protocol.Writer.write`."""
         self._check(i, image)
-        encoded: list[list[tuple[tuple[int, ...], int, bytes]]] = []
+        encoded: list[list[_Chunk]] = []
         jobs: list[Job] = []
         for layer in self._layers:
             more, chunks = layer.encode(i, image.layer(layer.spec.name))
@@ -620,10 +630,13 @@ class Hdf5Writer(Writer):
         with self._lock:
             if self._file is None:
                 raise UsageError("the writer has ended", path=self._staging.target)
-            for layer, chunks in zip(self._layers, encoded, strict=True):
-                layer.store(chunks)
             if self._pieces is not None:
                 self._pieces.add(i, image.capsule or b"")
+            self._early.add(i, encoded)
+            while self._next in self._early:
+                for layer, chunks in zip(self._layers, self._early.pop(self._next), strict=True):
+                    layer.store(chunks)
+                self._next += 1
             self._written[i] = True
 
     def _note_sum(self, i: int, k: int, plane: NDArray[Any] | None) -> None:
@@ -707,6 +720,7 @@ class Hdf5Writer(Writer):
 
     def _end(self) -> None:
         self._layers = []
+        self._early.close()
         if self._pieces is not None:
             self._pieces.close()
             self._pieces = None
@@ -734,12 +748,12 @@ class _LayerWriter:
         )
         netcdf.set_attributes(self._dataset, spec.attributes)
 
-    def encode(self, i: int, plane: NDArray[Any] | None) -> tuple[list[Job], list[tuple[tuple[int, ...], int, bytes]]]:
+    def encode(self, i: int, plane: NDArray[Any] | None) -> tuple[list[Job], list[_Chunk]]:
         """Return the jobs that encode image ``i``, and the list (place, filters left out, bytes) they fill."""
         _, height, width = self.spec.shape
         _, dy, dx = self._chunks
         corners = [(y, x) for y in range(0, height, dy) for x in range(0, width, dx)]
-        chunks: list[tuple[tuple[int, ...], int, bytes]] = [((i, y, x), 0, b"") for y, x in corners]
+        chunks: list[_Chunk] = [((i, y, x), 0, b"") for y, x in corners]
 
         def job(k: int, y: int, x: int) -> None:
             chunks[k] = ((i, y, x), *self._encoded(plane, y, x))
@@ -760,7 +774,7 @@ class _LayerWriter:
             part = whole
         return self._pipeline.encode(part)
 
-    def store(self, chunks: list[tuple[tuple[int, ...], int, bytes]]) -> None:
+    def store(self, chunks: list[_Chunk]) -> None:
         """Write encoded chunks; the caller holds the lock."""
         for place, skipped, data in chunks:
             self._dataset.id.write_direct_chunk(place, data, skipped)
@@ -786,6 +800,51 @@ def _declared(pipeline: Pipeline) -> dict[str, Any]:
     elif h5filters.BLOSC in pipeline.filters:
         declared |= {"compression": h5filters.BLOSC, "compression_opts": h5filters.blosc_options(pipeline)}
     return declared
+
+
+class _Early:
+    """Encoded images that wait for the ones before them: some in memory, the rest in an unnamed file."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = str(directory)
+        self._images: dict[int, list[list[_Chunk]] | int] = {}
+        self._held = 0
+        self._file: IO[bytes] | None = None
+
+    def __contains__(self, i: int) -> bool:
+        return i in self._images
+
+    def add(self, i: int, image: list[list[_Chunk]]) -> None:
+        size = _size(image)
+        if self._held + size <= _EARLY_IN_MEMORY or not self._images:
+            self._held += size
+            self._images[i] = image
+            return
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115 - closed by close()
+        start = self._file.seek(0, os.SEEK_END)
+        pickle.dump(image, self._file, protocol=5)
+        self._images[i] = start
+
+    def pop(self, i: int) -> list[list[_Chunk]]:
+        held = self._images.pop(i)
+        if isinstance(held, list):
+            self._held -= _size(held)
+            return held
+        assert self._file is not None
+        self._file.seek(held)
+        image: list[list[_Chunk]] = pickle.load(self._file)  # our own bytes, from a file without a name
+        return image
+
+    def close(self) -> None:
+        self._images = {}
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _size(image: list[list[_Chunk]]) -> int:
+    return sum(len(data) for layer in image for _, _, data in layer)
 
 
 class _Pieces:
