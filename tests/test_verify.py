@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from wustore.api import open_reader
-from wustore.conversion import convert
 from wustore.backends.memory import MemoryReader
 from wustore.cli import main
+from wustore.conversion import convert
 from wustore.errors import CorruptError, WuStoreError
 from wustore.layout import plane_checksum
 from wustore.model import LAYERS
 from wustore.testing import SAMPLES, sample, with_capsule
 from wustore.transfer import copy
-from wustore.verify import Problem, problems
+from wustore.verify import Problem, fits_problems, problems
 
 
 class Reader(MemoryReader):
@@ -170,3 +170,49 @@ def test_a_missing_shard(tmp_path):
         assert isinstance(error, CorruptError)  # noqa: PT017 - either refused when opened, or found when read
     else:
         assert [p.where for p in found] == ["image 1"]
+
+
+# --- the FITS files come back ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fits_file(tmp_path):
+    from wustore.demo import build
+
+    path = tmp_path / "night.fits"
+    build().to_fits(str(path))
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["zarr", "h5"])
+def test_fits_come_back(fits_file, suffix, tmp_path, capsys):
+    store = tmp_path / f"night.{suffix}"
+    convert(fits_file, store)
+    assert main(["verify", "--fits", str(store)]) == 0
+    assert "come back" in capsys.readouterr().out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["night.fits", store.name]
+
+
+def test_fits_that_do_not_come_back(fits_file, tmp_path, capsys):
+    store = tmp_path / "night.h5"
+    convert(fits_file, store, capsule=False)
+    assert main(["verify", "--fits", str(store)]) == 1
+    assert "no FITS leftovers" in capsys.readouterr().out
+
+
+def test_fits_of_another_digest(fits_file, tmp_path):
+    with open_reader(fits_file) as reader:
+        capsule = reader.capsule()
+        document = {**capsule.document, "files": [{**capsule.document["files"][0], "sha256": "0" * 64}]}
+        images = [reader.image(i, capsule=True) for i in range(reader.meta.n_images)]
+        (problem,) = fits_problems(MemoryReader(reader.meta, images, replace(capsule, document=document)))
+    assert problem.kind == "damaged"
+    assert problem.where.startswith("FITS")
+
+
+def test_fits_of_an_edited_store(fits_file):
+    with open_reader(fits_file) as reader:
+        meta = replace(reader.meta, reprojected=not reader.meta.reprojected)
+        images = [reader.image(i, capsule=True) for i in range(meta.n_images)]
+        (problem,) = fits_problems(MemoryReader(meta, images, reader.capsule()))
+    assert problem.kind == "invalid"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,9 +17,10 @@ from wustore.errors import MissingDependencyError, WuStoreError
 from wustore.layout import document_of, plane_checksum
 from wustore.model import LAYERS, Image
 from wustore.protocol import Reader
-from wustore.transfer import Progress, read_ahead
+from wustore.registry import backend_named
+from wustore.transfer import Progress, copy, read_ahead
 
-__all__ = ["Problem", "problems"]
+__all__ = ["Problem", "fits_problems", "problems"]
 
 
 @dataclass(frozen=True)
@@ -125,3 +130,52 @@ def _capsule_problems(reader: Reader) -> Iterator[Problem]:
             capsule.piece(i)
         except (WuStoreError, OSError) as error:
             yield Problem("damaged", f"capsule of image {i}", str(error))
+
+
+def fits_problems(
+    reader: Reader, *, directory: Path | None = None, workers: int | None = None, progress: Progress | None = None
+) -> Iterator[Problem]:
+    """Yield what keeps the FITS files that a store was made from from being given back: writes and hashes them.
+
+    Parameters
+    ----------
+    reader
+        An open store of any format that has FITS leftovers.
+    directory
+        Where the files are written for a moment; by default that of temporary files.
+    workers
+        Images at a time, the number of processors by default.
+    progress
+        Called after each image.
+    """
+    try:
+        capsule = reader.capsule()
+    except (WuStoreError, OSError) as error:
+        yield Problem("damaged", "capsule", str(error))
+        return
+    if capsule is None:
+        yield Problem("invalid", "capsule", "the store keeps no FITS leftovers, so no FITS file can be given back")
+        return
+    with tempfile.TemporaryDirectory(prefix="wustore-verify-", dir=directory) as folder:
+        # Recorded are the files without a compression of the whole, so that is what is written.
+        path = Path(folder, "verify.fits")
+        try:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                writer = backend_named(capsule.document["form"]).create(str(path), reader.meta, capsule=capsule)
+                copy(reader, writer, workers=workers, progress=progress)
+        except WuStoreError as error:
+            yield Problem("damaged", "FITS", str(error))
+            return
+        if said:
+            yield Problem("invalid", "FITS", str(said[0].message))
+            return
+        for k, entry in enumerate(capsule.document["files"]):
+            # The first file is the single or primary one, the others are the shards of images 0, 1, ...
+            name = path.name if k == 0 else f"{k - 1}_{path.name}"
+            with Path(folder, name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != entry["sha256"]:
+                yield Problem(
+                    "damaged", f"FITS file {entry['name']}", f"sha256: expected {entry['sha256']}; found {found}"
+                )
