@@ -13,13 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_boxes import Chunked
 
+from wustore.api import open_reader
 from wustore.backends.memory import MemoryReader
 from wustore.coadd import KINDS, coadd
 from wustore.errors import FormatError, StoreNotFoundError, UsageError
+from wustore.registry import backend_for_writing
 from wustore.stamps import stamp_batches, stamps, trajectory_stamps
 from wustore.testing import sample
 from wustore.trajectories import NOWHERE, Trajectories, nearest_pixel, trajectories_from
+from wustore.transfer import copy
 from wustore.wcs import make_fake_wcs, wcs_to_text
+
+MOTIONS = [(100, 200, 30, 4), (0, 0, -1, 1), (528.6, 599, 0, 0), (-50, 5, 0, 0), (265, 300, 5, -5)]
 
 
 def with_meta(reader, **fields):
@@ -174,6 +179,99 @@ def test_refused():
             stamps(reader, **arguments)
     with pytest.raises(UsageError, match="no time"):
         trajectory_stamps(with_meta(reader, times=np.array([np.nan, 1, 2])), [(1, 1, 0, 0)], 1)
+
+
+def test_pixels_without_data():
+    source = sample("simple")
+    images = [source.image(i) for i in range(3)]
+    for image in images:
+        image.mask[5, 5] = 0
+    images[1].science[5, 5] = -9999
+    images[2].variance[5, 5] = -9999
+    for extra, expected in (({}, -9999), ({"no_data": -9999.0}, np.nan)):
+        got = stamps(MemoryReader(replace(source.meta, source=extra), images), 5, 5, 1)
+        assert np.array_equal(got.science[1, 1, 1], expected, equal_nan=True)
+        assert np.array_equal(got.variance[2, 1, 1], expected, equal_nan=True)
+
+
+# --- every format ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stamps")
+    source = sample("chunked")
+    paths = {}
+    for name in ("wu.zarr", "wu.zarr.zip", "wu.h5", "wu.fits"):
+        paths[name] = str(folder / name)
+        copy(source, backend_for_writing(paths[name]).create(paths[name], source.meta))
+    return paths
+
+
+def cells(x, y, radius, chunk):
+    """The chunks (image, row, column) that stamps at (x, y) touch in images of 600 x 530."""
+    found = set()
+    for (_, i), cx in np.ndenumerate(x):
+        cy = y[_, i]
+        rows = range(max(cy - radius, 0), min(cy + radius + 1, 600))
+        columns = range(max(cx - radius, 0), min(cx + radius + 1, 530))
+        found |= {(i, row // chunk[1], column // chunk[2]) for row in rows for column in columns}
+    return found
+
+
+@pytest.mark.parametrize("layout", ["images", "cutouts", "balanced"])
+def test_zarr_reads_the_chunks_of_a_stamp(tmp_path, layout):
+    source = sample("chunked")
+    path = str(tmp_path / "wu.zarr")
+    copy(source, backend_for_writing(path).create(path, source.meta, layout=layout))
+    rng = np.random.default_rng(4)
+    motions = np.stack([rng.uniform(-5, 540, 30), rng.uniform(-5, 610, 30), *rng.uniform(-30, 30, (2, 30))], axis=1)
+    for radius, wanted in ((3, motions), (0, motions[:2]), (40, motions[:5])):
+        with open_reader(path) as reader:
+            got = trajectory_stamps(reader, wanted, radius)
+            assert got.science.tobytes() == trajectory_stamps(source, wanted, radius).science.tobytes()
+            for layer in ("science", "variance", "mask"):
+                assert reader.counters[layer] == len(cells(got.x, got.y, radius, reader.chunks(layer)))
+
+
+def test_hdf5_reads_the_chunks_of_a_stamp(stores):
+    motions = [(100, 200, 30, 4), (102, 201, 29, 4), (0, 0, -1, 1)]
+    with open_reader(stores["wu.h5"]) as reader:
+        assert reader.chunks_read == 0
+        got = trajectory_stamps(reader, motions, 4)
+        layers = ("science", "variance", "mask")
+        assert reader.chunks_read == sum(len(cells(got.x, got.y, 4, reader.chunks(layer))) for layer in layers)
+
+
+def test_fits_decodes_the_tiles_of_a_stamp(stores):
+    with open_reader(stores["wu.fits"]) as reader:
+        got = stamps(reader, 265, 300, 10, layers=("science",))
+        assert reader.pixels_decoded <= got.x.size * 21 * 530 * 2  # rows of science and of the mask
+        before = reader.pixels_decoded
+        assert before < 0.05 * 2 * 3 * 600 * 530
+
+
+def test_every_format_gives_the_same(stores):
+    expected = trajectory_stamps(sample("chunked"), MOTIONS, 6)
+    for path in stores.values():
+        with open_reader(path) as reader:
+            got = trajectory_stamps(reader, MOTIONS, 6)
+        for name in ("science", "variance", "mask", "inside"):
+            assert getattr(got, name).tobytes() == getattr(expected, name).tobytes(), (path, name)
+
+
+def test_of_a_work_unit(stores):
+    import wustore
+
+    expected = trajectory_stamps(sample("chunked"), MOTIONS, 6)
+    with wustore.open(stores["wu.zarr"]) as work_unit:
+        assert work_unit.trajectory_stamps(MOTIONS, 6).science.tobytes() == expected.science.tobytes()
+        assert work_unit.stamps(100, 200, 6).science.shape == (3, 13, 13)
+        work_unit.load_images()
+        loaded = work_unit.trajectory_stamps(MOTIONS, 6)
+        assert np.array_equal(loaded.science, expected.science, equal_nan=True)
+        smaller = work_unit.select(images=[0, 2]).cutout(100, 200, 30, 20)
+        assert smaller.im_stack.sci[1].shape == (20, 30)
 
 
 # --- forms of trajectories ------------------------------------------------------------------------------

@@ -270,11 +270,14 @@ def _stamps(
     if "mask" in layers:
         planes["mask"] = mask
     masked = mask > 0
+    no_data = meta.source.get("no_data")  # the files of 2023 mark pixels without data with a number
     for layer in ("science", "variance"):
         if layer in layers:
             dtype = meta.layer_dtype(layer)
             values = np.full(flat, np.nan, dtype if dtype.kind == "f" else np.float64)
             _fill(reader, layer, runs, values, max_memory)
+            if no_data is not None:
+                values[values == values.dtype.type(no_data)] = np.nan
             values[masked] = np.nan
             planes[layer] = values
     whole = (*x.shape[:-1], *flat[1:])
