@@ -1,0 +1,162 @@
+"""Edits of a store in place: another profile or layout, layers dropped, images appended.
+
+Every edit is journalled in ``history`` (what, when, by which version). Readers see the old store or the
+new one, never anything between.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wustore import __version__
+from wustore.api import address_of, open_reader
+from wustore.errors import UsageError
+from wustore.model import LAYERS, Capsule, Image, Meta
+from wustore.protocol import Index, Reader
+from wustore.registry import backend_named
+from wustore.transfer import Progress, copy
+
+__all__ = ["EditedReader", "drop", "history_entry", "repack"]
+
+DROPPABLE = ("mask", "psf", "capsule")
+"""What a WorkUnit can be without; science and variance it must have."""
+
+
+def history_entry(action: str, **facts: Any) -> dict[str, Any]:
+    """Return an entry of ``history``: what was done, when (UTC), and by which version."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"action": action, "when": now, "version": __version__, **facts}
+
+
+class EditedReader(Reader):
+    """A reader under other metadata, some layers hidden.
+
+    Parameters
+    ----------
+    reader
+        The store.
+    meta
+        What to say of it instead; a layer that no image has is hidden.
+    keep_capsule
+        Whether its FITS leftovers still hold.
+    """
+
+    def __init__(self, reader: Reader, meta: Meta, *, keep_capsule: bool) -> None:
+        self._reader = reader
+        self._meta = meta
+        self._keep_capsule = keep_capsule
+        self._layers = tuple(layer for layer in LAYERS if meta.has_layer(layer))
+        self.format = reader.format
+        self.path = reader.path
+
+    @property
+    def meta(self) -> Meta:
+        """The metadata given."""
+        return self._meta
+
+    def read(self, layer: str, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Read a box; see `wustore.protocol.Reader.read`."""
+        return self._reader.read(layer, index, out)
+
+    def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
+        """Read an image without what is hidden; see `wustore.protocol.Reader.image`."""
+        wanted = [layer for layer in layers if layer in self._layers]
+        return self._reader.image(i, wanted, capsule=capsule and self._keep_capsule)
+
+    def chunks(self, layer: str) -> tuple[int, int, int]:
+        """Return the chunks of the store."""
+        return self._reader.chunks(layer)
+
+    def capsule(self) -> Capsule | None:
+        """Return the FITS leftovers, where they still hold."""
+        return self._reader.capsule() if self._keep_capsule else None
+
+
+def _rewritten(reader: Reader, meta: Meta, *, keep_capsule: bool, progress: Progress | None, options: Any) -> None:
+    """Write a store anew in its own place; the old one stays until the new one is whole."""
+    edited = EditedReader(reader, meta, keep_capsule=keep_capsule)
+    capsule = edited.capsule()
+    writer = backend_named(reader.format).create(reader.path, meta, capsule=capsule, overwrite=True, **options)
+    copy(edited, writer, capsule=capsule is not None, progress=progress)
+
+
+def repack(path: Any, *, progress: Progress | None = None, **options: Any) -> None:
+    """Write a store anew with another profile, layout or chunks, in its own place.
+
+    Parameters
+    ----------
+    path
+        A Zarr or HDF5 store. As much free space as the new store takes is needed beside it.
+    progress
+        Called with (images done, images in all).
+    options
+        Of its format: ``profile``, ``layout``, ``chunks``.
+
+    Raises
+    ------
+    UsageError
+        For a format that has no profiles.
+    """
+    with _editable(path) as reader:
+        meta = reader.meta
+        meta = replace(meta, history=(*meta.history, history_entry("repack", options=dict(options))))
+        _rewritten(reader, meta, keep_capsule=True, progress=progress, options=options)
+
+
+def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -> None:
+    """Remove layers, or the FITS leftovers, from a store.
+
+    Parameters
+    ----------
+    path
+        A Zarr or HDF5 store.
+    names
+        Of `DROPPABLE`. Without ``mask`` or ``psf`` the original FITS files cannot be given back, so the
+        capsule goes with them.
+    progress
+        Called with (images done, images in all).
+
+    Raises
+    ------
+    UsageError
+        For another name, or a layer that is not there.
+    """
+    wanted = set(names)
+    if not wanted or not wanted <= set(DROPPABLE):
+        raise UsageError(
+            "cannot drop this", expected=", ".join(DROPPABLE), found=", ".join(sorted(wanted)) or "nothing"
+        )
+    with _editable(path) as reader:
+        meta = reader.meta
+        there = {layer for layer in LAYERS if meta.has_layer(layer)}
+        there |= {"capsule"} if reader.capsule() is not None else set()
+        if not wanted <= there:
+            missing = ", ".join(sorted(wanted - there))
+            raise UsageError("there is nothing of this name to drop", path=reader.path, found=missing)
+        dtypes = {layer: (None,) * meta.n_images if layer in wanted else kept for layer, kept in meta.dtypes.items()}
+        psf_shape = np.zeros_like(meta.psf_shape) if "psf" in wanted else meta.psf_shape
+        entry = history_entry("drop", names=sorted(wanted))
+        meta = replace(meta, dtypes=dtypes, psf_shape=psf_shape, history=(*meta.history, entry))
+        described = reader.describe()
+        options = {name: described[name] for name in ("profile", "layout") if isinstance(described.get(name), str)}
+        _rewritten(reader, meta, keep_capsule=False, progress=progress, options=options)
+
+
+def _editable(path: Any) -> Reader:
+    reader = open_reader(address_of(path))
+    if reader.format not in {"zarr", "zarr-zip", "hdf5"}:
+        reader.close()
+        raise UsageError(
+            "stores of this format are not edited in place",
+            path=reader.path,
+            expected="zarr, zarr-zip or hdf5",
+            found=reader.format,
+            cure="Convert it first.",
+        )
+    return reader
