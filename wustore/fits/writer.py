@@ -52,6 +52,7 @@ def create(
     lossless: bool | None = None,
     mode: Mode = "archive",
     workers: int | None = None,
+    **unknown: Any,
 ) -> Writer:
     """Start a FITS file or a sharded set.
 
@@ -93,6 +94,8 @@ def create(
     Writing warns with `FitsLossWarning` of what does not fit (mode ``kbmod``), and with `StoreChangedWarning` where the
     store is no longer what was imported, so that the canonical form is written instead of the identical file.
     """
+    if unknown:
+        raise UsageError("unknown options", where="FITS writer", found=", ".join(sorted(unknown)))
     if mode not in ("archive", "kbmod"):
         raise UsageError("an unknown mode", where="mode", expected="'archive' or 'kbmod'", found=repr(mode))
     default = LOSSLESS if lossless or (lossless is None and mode == "archive") else KBMOD_DEFAULTS
