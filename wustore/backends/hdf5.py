@@ -108,8 +108,14 @@ def _open_file(path: str) -> h5py.File:
     if not Path(path).is_file() or not _is_hdf5(path):
         raise FormatError("not an HDF5 file", path=path, expected="the signature of HDF5")
     with netcdf.wrapped(path, "superblock"):
-        # A store is never changed in place, and some network file systems know no locks.
-        return h5py.File(path, "r", locking=False)
+        try:
+            return h5py.File(path, "r")
+        except OSError as error:
+            if "lock" not in str(error):
+                raise
+            # Some network file systems know no locks. A store is never changed in place, so none is needed;
+            # not without need, because the same process could then not open the file with a lock.
+            return h5py.File(path, "r", locking=False)
 
 
 class Hdf5Backend(Backend):
@@ -124,7 +130,7 @@ class Hdf5Backend(Backend):
         if not Path(path).is_file() or not _is_hdf5(path):
             return False
         try:
-            with h5py.File(path, "r", locking=False) as file:
+            with _open_file(path) as file:
                 return _DOCUMENT in file.attrs
         except Exception:
             return True

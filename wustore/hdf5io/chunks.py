@@ -87,14 +87,19 @@ def split_axis(size: int, target: int) -> int:
 class RawFile:
     """The bytes of an open HDF5 file, readable from any thread until nobody needs them.
 
-    It has a file handle of its own: work in progress when the file is closed must never read from
-    another file that got the same handle.
+    It opens the file once more, so that work in progress when the HDF5 file is closed cannot read from
+    another file that got the same handle, and does not prolong HDF5's lock. False where the library must
+    do the reading: on systems without ``pread``, for other file drivers and behind a user block.
     """
 
     def __init__(self, file: h5py.File) -> None:
         self._handle = -1
-        if hasattr(os, "pread") and file.driver == "sec2" and file.userblock_size == 0:
-            self._handle = os.dup(file.id.get_vfd_handle())
+        if not hasattr(os, "pread") or file.driver != "sec2" or file.userblock_size:
+            return
+        self._handle = os.open(file.filename, os.O_RDONLY)
+        if not os.path.sameopenfile(self._handle, file.id.get_vfd_handle()):
+            os.close(self._handle)  # replaced since the library opened it
+            self._handle = -1
 
     def __bool__(self) -> bool:
         return self._handle >= 0
