@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from wustore.api import open_reader
 from wustore.conversion import convert
 from wustore.diff import differences
-from wustore.layer import Layer
 
 if TYPE_CHECKING:
     from wustore.work_unit import WorkUnit
@@ -153,7 +152,7 @@ def _run(folder: Path, *, kept: bool) -> int:
     work_unit = build()
     seconds = _seconds(work_unit.to_fits, str(source), overwrite=True)
     digest = _sha256(source)
-    steps = [_Step(source.name, _size(source), seconds, f"sha256 {digest[:16]}…")]
+    steps = [_Step(source.name, _size(source), seconds, f"sha256 {digest[:16]}...")]
     same = True
     for name, again in (("night.zarr", "from_zarr.fits"), ("night.h5", "from_hdf5.fits")):
         store, back = folder / name, folder / again
@@ -164,7 +163,7 @@ def _run(folder: Path, *, kept: bool) -> int:
         steps.append(_Step(name, _size(store), seconds, proof))
         seconds = _seconds(convert, store, back, overwrite=True)
         identical = _sha256(back) == digest
-        proof = f"sha256 {_sha256(back)[:16]}…  " + ("identical" if identical else "DIFFERENT")
+        proof = f"sha256 {_sha256(back)[:16]}...  " + ("identical" if identical else "DIFFERENT")
         steps.append(_Step(again, _size(back), seconds, proof))
         same = same and identical and n_different == 0
     _tell(steps)
@@ -207,20 +206,21 @@ def _tell(steps: list[_Step]) -> None:
 
 def _show_stamps(folder: Path) -> None:
     """Cut the moving source out of the Zarr store: a picture, and a preview where there is a terminal."""
+    import wustore
     from wustore import preview
 
-    side = 2 * RADIUS + 1
-    corners = np.rint(positions()).astype(int) - RADIUS
     start = time.perf_counter()
-    with open_reader(folder / "night.zarr") as reader:
-        science = Layer(reader, "science")
-        stamps = [science[i, y : y + side, x : x + side] for i, (x, y) in enumerate(corners.tolist())]
+    with wustore.open(folder / "night.zarr") as work_unit:
+        found = work_unit.trajectory_stamps([[*_START, *_VELOCITY]], RADIUS)
     seconds = time.perf_counter() - start
+    assert found.science is not None
+    stamps = list(found.science[0])
     picture = folder / "stamps.png"
     picture.write_bytes(preview.png(preview.contact_sheet(stamps, zoom=6, gap=6)))
+    side = 2 * RADIUS + 1
     click.echo(
         f"\n{len(stamps)} stamps of {side} x {side} along the motion, cut out of the closed Zarr store in"
         f" {seconds * 1000:.0f} ms: {picture.name}"
     )
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and sys.stdout.encoding.lower().startswith("utf"):
         click.echo(preview.terminal(preview.contact_sheet(stamps[:5], gap=1)))
