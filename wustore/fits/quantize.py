@@ -124,26 +124,48 @@ def dequantise(
     working copy: 1.6 ns a pixel, against 2.9 for two mixed-type operations and 12 for astropy's row by row.
     """
     work = np.empty(integers.shape) if scratch is None else scratch
+    noise: NDArray[np.float32] | None = None
     with np.errstate(all="ignore"):
         # Converting first and working in place is 1.7 times faster than operations of mixed type.
         np.copyto(work, integers)
         if dither != NO_DITHER:
             assert rows is not None
-            work -= dither_noise(rows, integers.shape[1])
+            noise = dither_noise(rows, integers.shape[1])
+            work -= noise
             work += 0.5
         work *= scale[:, None]
         work += zero[:, None]
         np.copyto(out, work, casting="same_kind")
-    if dither == NO_DITHER:
-        # Of two NaN it depends on the order of the operands which one comes out: do here as astropy does.
-        for i in np.flatnonzero(~(np.isfinite(scale) & np.isfinite(zero))):
-            with np.errstate(all="ignore"):
-                out[i] = integers[i] * scale[i] + zero[i]
-    elif dither == SUBTRACTIVE_DITHER_2:
+    odd = np.flatnonzero(~(np.isfinite(scale) & np.isfinite(zero)))
+    if odd.size:
+        _dequantise_odd(integers, scale, zero, out, odd, noise)
+    if dither == SUBTRACTIVE_DITHER_2:
         np.copyto(out, 0.0, where=integers == ZERO)
     if blank is not None:
         is_blank = integers == (blank if isinstance(blank, int) else blank[:, None])
         np.copyto(out, np.nan, where=is_blank)
+
+
+def _dequantise_odd(
+    integers: Integers,
+    scale: NDArray[np.float64],
+    zero: NDArray[np.float64],
+    out: Floats,
+    odd: NDArray[np.intp],
+    noise: NDArray[np.float32] | None,
+) -> None:
+    """Dequantise tiles whose scale or zero point is not finite.
+
+    Of two NaN it depends on the order of the operands which one comes out, and in numpy also on whether a pixel
+    is in the last few of an array: without dithering do literally as astropy does, with it as its C code.
+    """
+    with np.errstate(all="ignore"):
+        for i in odd:
+            if noise is None:
+                out[i] = integers[i] * scale[i] + zero[i]
+            else:
+                product = (integers[i].astype(np.float64) - noise[i] + 0.5) * scale[i]
+                out[i] = np.where(np.isnan(product), product, product + zero[i])
 
 
 class Scratch:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from wustore.errors import UsageError
 from wustore.fits import quantize, rice
 from wustore.fits.gzip_tiles import GzipParameters, gzip_like_astropy, gzip_with
+from wustore.fits.noise import relative_steps
 from wustore.fits.quantize import BLANK, NO_DITHER, SUBTRACTIVE_DITHER_1, SUBTRACTIVE_DITHER_2
 from wustore.fits.tile_decoder import Table, stored_tile
 from wustore.fits.tile_geometry import batches, gather, window_of
@@ -128,7 +129,12 @@ def encode_plane(
             rows = numbers + layout.dither_seed if layout.dither != NO_DITHER else None
             if scratch is None or scratch.shape != values.shape:
                 scratch = quantize.Scratch(values.shape)
-            result = quantize.quantise(values, step, dither=layout.dither, rows=rows, scratch=scratch)
+            steps: float | NDArray[np.float64] | None = step
+            if quantize_level > 0:
+                steps = relative_steps(values, quantize_level)
+            if steps is None:
+                return _encode_with_astropy(array, clock, **options)
+            result = quantize.quantise(values, steps, dither=layout.dither, rows=rows, scratch=scratch)
             integers, failed = result.integers, result.failed
             scale[numbers], zero[numbers], kinds[numbers] = result.scale, result.zero, failed * LOSSLESS
             has_blank |= result.has_blank
@@ -164,7 +170,7 @@ def _is_known(
         return False
     if kind.kind in "iu":
         return not (compression_type == "RICE_1" and kind.itemsize == 8)
-    if kind.str[1:] not in ("f4", "f8") or not math.isfinite(quantize_level) or quantize_level > 0:
+    if kind.str[1:] not in ("f4", "f8") or not math.isfinite(quantize_level):
         return False
     if quantize_level == 0 and compression_type == "RICE_1":  # astropy casts the floats to integers
         return False
