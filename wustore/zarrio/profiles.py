@@ -138,7 +138,10 @@ def hints_for(plane: NDArray[Any]) -> Hints:
         if finite.size < _SAMPLED_VALUES:
             return Hints()
         order = _smoothness(rows, finite)
-        if float(np.mean(np.diff(finite) > 0)) > _ALL_DIFFERENT:
+        # Rows that repeat each other say nothing about how fine the values are.
+        fresh = np.sort(np.concatenate([rows[0], rows[1:][rows[1:] != rows[:-1]]]))
+        fresh = fresh[np.isfinite(fresh)]
+        if fresh.size and np.mean(np.diff(fresh) > 0) > _ALL_DIFFERENT:
             return Hints("classic", order=order)
         units = finite / _STEP
         # A float32 near 100 is within 4e-6 of a multiple of 0.01, so within 4e-4 steps.
