@@ -1,8 +1,9 @@
 """Where the model becomes KBMOD's view and back: Meta and Image <-> WorkUnit.
 
 Only here are masks applied and dtypes changed. Reading as KBMOD does: a pixel whose mask is greater than 0 is
-NaN in science and variance (a negative flag does not mask), values are float32, an image without PSF has a
-single pixel of 1, and the no-data value of the files of 2023 (-9999) is NaN.
+NaN in science and variance (a negative flag does not mask), pixels are float32, an image without PSF has a
+single pixel of 1, and the no-data value of the files of 2023 (-9999) is NaN. Unlike there, a PSF of float64
+stays one.
 
 Writing keeps what KBMOD's view does not show: as long as the pixels of a WorkUnit are still those in its
 store, its reader is handed on, with the metadata that was changed since, if any.
@@ -47,8 +48,10 @@ def _single(plane: NDArray[Any]) -> NDArray[Any]:
         return plane.astype(np.float32, copy=False)
 
 
-def _identity_psf() -> NDArray[Any]:
-    return np.ones((1, 1), dtype=np.float32)
+def _kernel(psf: NDArray[Any] | None) -> NDArray[Any]:
+    if psf is None:
+        return np.ones((1, 1), dtype=np.float32)
+    return psf if psf.dtype.kind == "f" else _single(psf)
 
 
 class StoreSource:
@@ -73,10 +76,11 @@ class StoreSource:
     def plane(self, layer: str, i: int) -> NDArray[Any]:
         """Read one plane (and the mask that goes with it)."""
         image = self.reader.image(i, (layer,) if layer == "psf" else (layer, "mask"))
+        if layer == "psf":
+            return _kernel(image.psf)
         plane = image.layer(layer)
-        if plane is None:
-            return _identity_psf()
-        return _single(plane) if layer == "psf" else self._seen(plane, self._masked(image))
+        assert plane is not None
+        return self._seen(plane, self._masked(image))
 
     @staticmethod
     def _masked(image: Image) -> NDArray[np.bool_] | None:
@@ -95,8 +99,7 @@ class StoreSource:
 
     def _finish(self, image: Image) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         masked = self._masked(image)
-        psf = _identity_psf() if image.psf is None else _single(image.psf)
-        return self._seen(image.science, masked), self._seen(image.variance, masked), psf
+        return self._seen(image.science, masked), self._seen(image.variance, masked), _kernel(image.psf)
 
     def load(
         self, indices: Sequence[int], progress: Progress | None = None
