@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -61,7 +62,7 @@ def workers_within(meta: Meta, workers: int | None, max_memory: int | None) -> i
 
 def read_ahead(
     fetch: Callable[[int], T], indices: Iterable[int], workers: int | None = None
-) -> Iterator[tuple[int, T]]:
+) -> Generator[tuple[int, T], None, None]:
     """Yield (i, fetch(i)) in order, with a bounded number of calls ahead in threads.
 
     Parameters
@@ -79,19 +80,25 @@ def read_ahead(
             yield i, fetch(i)
         return
     pending: deque[tuple[int, Future[T]]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="wustore-read") as pool:
-        try:
-            for i in indices:
-                pending.append((i, pool.submit(fetch, i)))
-                if len(pending) > workers:
-                    ready, future = pending.popleft()
-                    yield ready, future.result()
-            while pending:
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="wustore-read")
+    try:
+        for i in indices:
+            pending.append((i, pool.submit(fetch, i)))
+            if len(pending) > workers:
                 ready, future = pending.popleft()
                 yield ready, future.result()
-        finally:
-            for _, future in pending:
-                future.cancel()
+        while pending:
+            ready, future = pending.popleft()
+            yield ready, future.result()
+    except GeneratorExit:
+        # An abandoned generator may be collected in any thread, even inside the start of another one with the
+        # locks of `threading` held: waiting there would never end.
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def copy(
@@ -150,10 +157,17 @@ def copy_images(
         writer.write(i, _checked(reader.image(i, capsule=capsule), reader, i))
 
     # `read_ahead` bounds how far the threads run before the oldest image is through.
-    for _ in read_ahead(move, wanted, workers):
-        done += 1
-        if progress is not None:
-            progress(done, total)
+    moves = read_ahead(move, wanted, workers)
+    try:
+        for _ in moves:
+            done += 1
+            if progress is not None:
+                progress(done, total)
+    except BaseException as error:
+        # Nothing may be written any more when the caller aborts the writer: this waits for the threads.
+        with contextlib.suppress(BaseException):
+            moves.throw(error)
+        raise
 
 
 def _checked(image: Image, reader: Reader, i: int) -> Image:
