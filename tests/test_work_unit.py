@@ -186,10 +186,12 @@ def test_positions_need_a_reprojected_work_unit() -> None:
 
 
 def test_disorder_keeps_images_and_rows_together() -> None:
+    np.random.seed(4)  # noqa: NPY002 - KBMOD's generator
     work_unit = made()
     mark = {float(plane[5, 5]): row for plane, row in zip(work_unit.im_stack.sci, table()["data_loc"], strict=True)}
     work_unit.disorder_obstimes()
-    assert np.all(np.diff(work_unit.im_stack.times) > 0)
+    assert np.all(np.diff(work_unit.im_stack.times) >= 0)
+    assert set(work_unit.im_stack.times) != set(stack().times)
     for i in range(N):
         (constituent,) = work_unit.per_image_indices[i]
         assert work_unit.org_img_meta["data_loc"][constituent] == mark[float(work_unit.im_stack.sci[i][5, 5])]
@@ -398,6 +400,26 @@ def test_parts_that_did_not_change_stay_as_the_store_has_them() -> None:
     assert meta.observatory is None
     assert meta.constituents is reader.meta.constituents
     assert meta.configuration == reader.meta.configuration
+
+
+def test_a_wcs_that_astropy_refuses_spoils_nothing_else() -> None:
+    text = "".join(card.ljust(80) for card in ("CTYPE1  = 'RA---TAN'", "CTYPE2  = 'DEC--CAR'"))
+    work_unit = work_unit_from(store(wcs=text))
+    assert work_unit.im_stack.sci[0].shape == (6, 8)
+    assert reader_of(work_unit).meta.wcs == text
+    with pytest.raises(FormatError, match="does not describe a WCS"):
+        _ = work_unit.wcs
+
+
+def test_a_new_work_unit_over_a_lazy_stack_reads_through() -> None:
+    reader = Counting(store())
+    lazy = work_unit_from(reader)
+    own = WorkUnit(lazy.im_stack, None, wcs=wcs_at())
+    through = reader_of(own)
+    assert reader.reads == []
+    assert own.lazy
+    np.testing.assert_array_equal(through.image(0).mask, store().image(0).mask)
+    assert through.meta.configuration is None
 
 
 def test_pickling_a_lazy_work_unit(tmp_path: Path) -> None:

@@ -241,15 +241,22 @@ def reader_of(work_unit: WorkUnit) -> Reader:
     FormatError
         Where something cannot be stored; the message names it.
     """
-    stack, reader = work_unit.im_stack, work_unit._reader
-    planes = stack.sci
-    if not isinstance(planes, LazyPlanes) or reader is None:
+    source = _pixel_source(work_unit.im_stack)
+    if source is None:
         return _memory_reader(work_unit)
+    planes, indices = source
     meta = meta_of(work_unit)
-    whole = planes.indices == tuple(range(reader.meta.n_images))
-    if whole and meta is reader.meta:
-        return reader
-    return _EditedReader(reader, meta, planes.indices)
+    if meta is planes.reader.meta and indices == tuple(range(meta.n_images)):
+        return planes.reader
+    return _EditedReader(planes.reader, meta, indices)
+
+
+def _pixel_source(stack: ImageStack) -> tuple[StoreSource, tuple[int, ...]] | None:
+    """Return the store in which a stack's pixels still are, and which of its images they are."""
+    planes = stack.sci
+    if isinstance(planes, LazyPlanes) and isinstance(planes.source, StoreSource):
+        return planes.source, planes.indices
+    return None
 
 
 def _memory_reader(work_unit: WorkUnit) -> MemoryReader:
@@ -299,15 +306,18 @@ def _constituents(work_unit: WorkUnit, stored: Meta | None) -> ConstituentTable:
     return current
 
 
-def _pixel_meta(work_unit: WorkUnit, stored: Meta | None) -> dict[str, Any]:
-    """Return the parts of `Meta` that describe the arrays."""
-    stack = work_unit.im_stack
-    if isinstance(stack.sci, LazyPlanes) and stored is not None:
-        chosen = list(stack.sci.indices)
+def _pixel_meta(stack: ImageStack) -> dict[str, Any]:
+    """Return the parts of `Meta` that describe the arrays, and what goes with their values."""
+    source = _pixel_source(stack)
+    if source is not None:
+        stored, chosen = source[0].reader.meta, list(source[1])
         return {
             "image_shape": stored.image_shape[chosen],
             "psf_shape": stored.psf_shape[chosen],
             "dtypes": {layer: tuple(stored.dtypes[layer][i] for i in chosen) for layer in LAYERS},
+            "mask_flags": stored.mask_flags,
+            "source": stored.source,
+            "history": stored.history,
         }
     n = stack.num_times
     return {
@@ -330,18 +340,15 @@ def meta_of(work_unit: WorkUnit) -> Meta:
     FormatError, FidelityError
         Where a part has no stored form.
     """
-    reader = work_unit._reader
-    stored = None if reader is None else reader.meta
-    lazy = isinstance(work_unit.im_stack.sci, LazyPlanes)
-    wcs = None if work_unit.wcs is None else wcs_to_text(work_unit.wcs)
+    stored = work_unit._stored
     links: tuple[tuple[int, ...], ...] | None = tuple(
         tuple(int(j) for j in indices) for indices in work_unit.per_image_indices
     )
     configuration = None if work_unit.config is None else work_unit.config.to_dict()
-    parts: dict[str, Any] = _pixel_meta(work_unit, stored) | {
+    parts: dict[str, Any] = _pixel_meta(work_unit.im_stack) | {
         "times": np.array(work_unit.im_stack.times, dtype=np.float64),
         "constituents": _constituents(work_unit, stored),
-        "wcs": wcs,
+        "wcs": _wcs_text(work_unit),
         "reprojected": bool(work_unit.reprojected),
         "reprojection_frame": work_unit.reprojection_frame,
         "barycentric_distance": _number(work_unit.barycentric_distance),
@@ -358,10 +365,14 @@ def meta_of(work_unit: WorkUnit) -> Meta:
     if work_unit.observatory_given and stored.observatory is not None:
         same = observatory_of(location_of(stored.observatory)) == parts["observatory"]
         parts["observatory"] = stored.observatory if same else parts["observatory"]
-    if lazy:
-        parts |= {"mask_flags": stored.mask_flags, "source": stored.source, "history": stored.history}
     meta = Meta(links=links, configuration=configuration, **parts)
-    return stored if lazy and _same_meta(meta, stored) else meta
+    return stored if work_unit.im_stack.lazy and _same_meta(meta, stored) else meta
+
+
+def _wcs_text(work_unit: WorkUnit) -> str | None:
+    if work_unit._stored is not None and not work_unit.wcs_decoded:
+        return work_unit._stored.wcs
+    return None if work_unit.wcs is None else wcs_to_text(work_unit.wcs)
 
 
 def _number(value: Any) -> float | None:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from astropy.wcs import WCS
 
     from wustore.layer import Layer
+    from wustore.model import Meta
     from wustore.stamps import Stamps
 
 __all__ = [
@@ -57,6 +58,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_UNREAD: Any = object()
+"""Stands for a global WCS that is still text."""
 _MATCH_DAYS = 0.02
 """KBMOD's threshold for the image that belongs to a time [days]."""
 
@@ -158,6 +161,7 @@ class WorkUnit:
         observatory: EarthLocation | None = None,
     ) -> None:
         self._reader: Reader | None = None
+        self._stored: Meta | None = None
         self.im_stack = _stack_of(im_stack)
         self.config = _configuration_of(config)
         self._lazy = bool(lazy)
@@ -172,7 +176,7 @@ class WorkUnit:
             self.n_constituents = len(per_image_wcs)
         else:
             self.n_constituents = self.im_stack.num_times or (0 if self._obstimes is None else len(self._obstimes))
-        self.wcs = wcs
+        self._wcs = wcs
         self._table: Table | None = _completed(
             create_image_metadata(self.n_constituents, org_image_meta), wcs, per_image_wcs
         )
@@ -192,13 +196,14 @@ class WorkUnit:
         meta = reader.meta
         self = cls.__new__(cls)
         self._reader = reader
+        self._stored = meta
         self.im_stack = stack
         self.config = SearchConfiguration(copy.deepcopy(dict(meta.configuration or {})))
         self._lazy = False
         self.file_paths = None
         self._obstimes = None
         self.n_constituents = meta.n_constituents
-        self.wcs = None if meta.wcs is None else text_to_wcs(meta.wcs)
+        self._wcs = None if meta.wcs is None else _UNREAD
         self._table = None
         self.reprojected = bool(meta.reprojected)
         self.reprojection_frame = meta.reprojection_frame
@@ -216,7 +221,7 @@ class WorkUnit:
         self._observatory = observatory
 
     def _check(self) -> None:
-        if self.reprojected and self.wcs is None:
+        if self.reprojected and self._wcs is None:
             raise FormatError("Global WCS required for reprojected data.")
         for i, indices in enumerate(self.per_image_indices):
             if len(indices) and not 0 <= min(indices) <= max(indices) < self.n_constituents:
@@ -265,11 +270,29 @@ class WorkUnit:
         self._set_observatory(location)
 
     @property
+    def wcs(self) -> WCS | None:
+        """Global WCS; decoded from the store at first use, so that a WCS which astropy refuses spoils nothing else."""
+        if self._wcs is _UNREAD:
+            assert self._stored is not None
+            assert self._stored.wcs is not None
+            self._wcs = text_to_wcs(self._stored.wcs)
+        return self._wcs
+
+    @wcs.setter
+    def wcs(self, wcs: WCS | None) -> None:
+        self._wcs = wcs
+
+    @property
+    def wcs_decoded(self) -> bool:
+        """Whether the global WCS was asked for yet."""
+        return self._wcs is not _UNREAD
+
+    @property
     def org_img_meta(self) -> Table:
         """Table with a row per constituent image; decoded from the store at first use."""
         if self._table is None:
-            assert self._reader is not None
-            self._table = edge.table_of(self._reader.meta)
+            assert self._stored is not None
+            self._table = edge.table_of(self._stored)
         return self._table
 
     @org_img_meta.setter
@@ -902,17 +925,19 @@ def _load(format_name: str, path: Any, *, lazy: bool, show_progress: bool | None
     if isinstance(address, str) and "://" not in address and not Path(address).exists():
         raise StoreNotFoundError("no WorkUnit there", path=address)
     reader = backend_named(format_name).open(address)
-    show = hasattr(sys, "ps1") if show_progress is None else show_progress
-    if lazy or not show:
-        return edge.work_unit_from(reader, lazy=lazy)
-    from tqdm import tqdm
+    if lazy:
+        return edge.work_unit_from(reader)
+    with reader:
+        if not (hasattr(sys, "ps1") if show_progress is None else show_progress):
+            return edge.work_unit_from(reader, lazy=False)
+        from tqdm import tqdm
 
-    with tqdm(total=reader.meta.n_images, desc="Loading images") as bar:
+        with tqdm(total=reader.meta.n_images, desc="Loading images") as bar:
 
-        def progress(done: int, total: int) -> None:
-            bar.update(done - bar.n)
+            def progress(done: int, total: int) -> None:
+                bar.update(done - bar.n)
 
-        return edge.work_unit_from(reader, lazy=False, progress=progress)
+            return edge.work_unit_from(reader, lazy=False, progress=progress)
 
 
 # --- one image in FITS --------------------------------------------------------------------------------
