@@ -35,6 +35,9 @@ _HEADS = re.compile(r"(.{10}).{70}", re.DOTALL)
 _KEYWORDS: dict[str, str] = {}
 """The first ten characters of cards met before to their keyword: opening 4000 HDUs takes half the time."""
 _MOST_KEYWORDS = 10_000
+_FORMS: dict[str, dict[str, int]] = {}
+"""The heads of all cards of a header met before to its places: the headers of a stack are much alike."""
+_MOST_FORMS = 200
 _PART = re.compile(rf"(?:{_TEXT})? *{_COMMENT}", re.DOTALL)
 
 
@@ -65,10 +68,18 @@ def _number(text: str) -> int | float:
         return float(plain.replace("D", "E").replace("d", "e"))
 
 
-def _plain_integer(image: str) -> int | None:
-    """Return the value of a card with an integer in the standard's fixed columns; None for any other card."""
-    digits = image[10:30].strip()
-    if digits.isdigit() and digits.isascii() and image[8:10] == "= " and image[30:].lstrip(" ")[:1] in {"", "/"}:
+def _usual_value(image: str) -> int | str | None:
+    """Return the value of a card with an integer or a string in the standard's fixed columns; None for any other."""
+    if image[8:10] != "= ":
+        return None
+    if image[10:11] == "'":
+        end = image.find("'", 11)
+        text = image[11:end]
+        if end > 0 and image[end + 1 :].lstrip(" ")[:1] in {"", "/"} and text.isprintable():
+            return text.rstrip()
+        return None
+    digits = image[10:30].strip(" ")
+    if digits.isdigit() and digits.isascii() and image[30:].lstrip(" ")[:1] in {"", "/"}:
         return int(digits)
     return None
 
@@ -107,7 +118,7 @@ def _parse(rest: str) -> tuple[Any, str]:
     elif parts["number"] is not None:
         value = _number(parts["number"])
     elif parts["real"] is not None:
-        value = complex(_number(parts["real"]), _number(parts["imaginary"]))
+        value = _number(parts["real"]) + _number(parts["imaginary"]) * 1j
     return value, comment
 
 
@@ -145,16 +156,27 @@ class Header(Mapping[str, Any]):
 
     @property
     def places(self) -> dict[str, int]:
-        """Keyword to the offset of its first card in `text`."""
+        """Keyword to the offset of its first card in `text`; not to be changed."""
         if self._places is None:
-            places: dict[str, int] = {}
-            at = len(self.text)
-            # Backwards, so that of duplicate keywords the first one stays.
-            for head in reversed(_HEADS.findall(self.text)):
-                at -= CARD
-                places[_KEYWORDS.get(head) or self._learn(head, at)] = at
+            heads = _HEADS.findall(self.text)
+            form = "".join(heads)
+            places = _FORMS.get(form)
+            if places is None:
+                places = self._find_places(heads)
+                # Where every card has the regular form, the keywords follow from the heads alone.
+                if len(_FORMS) < _MOST_FORMS and all(head in _KEYWORDS for head in heads):
+                    _FORMS[form] = places
             self._places = places
         return self._places
+
+    def _find_places(self, heads: list[str]) -> dict[str, int]:
+        places: dict[str, int] = {}
+        at = len(self.text)
+        # Backwards, so that of duplicate keywords the first one stays.
+        for head in reversed(heads):
+            at -= CARD
+            places[_KEYWORDS.get(head) or self._learn(head, at)] = at
+        return places
 
     def _learn(self, head: str, at: int) -> str:
         """Return the keyword of the card at an offset; one in regular form is known from then on by its ``head``."""
@@ -210,7 +232,7 @@ class Header(Mapping[str, Any]):
     def _value_at(self, at: int) -> Any:
         text = self.text
         if text[at + CARD : at + CARD + 8] != "CONTINUE":
-            value = _plain_integer(text[at : at + CARD])
+            value = _usual_value(text[at : at + CARD])
             if value is not None:
                 return value
         return self._card_at(at)[0].value

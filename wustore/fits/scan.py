@@ -9,6 +9,7 @@ and 6.1.1 (random groups).
 from __future__ import annotations
 
 import mmap
+import re
 from dataclasses import dataclass
 
 from wustore.errors import CorruptError, FormatError
@@ -19,6 +20,14 @@ __all__ = ["Hdu", "ScannedFile", "is_fits", "scan"]
 _BITPIX = frozenset({8, 16, 32, 64, -32, -64})
 _MAX_AXES = 999
 _SIGNATURE = b"SIMPLE  ="
+
+# The cards that an extension of two dimensions starts with, values in the standard's fixed columns.
+_FIXED = r"= ([ \d-]{20})[ /].{49}"
+_USUAL = re.compile(
+    rf"XTENSION= .{{70}}BITPIX  {_FIXED}NAXIS   = {' ' * 19}2[ /].{{49}}"
+    rf"NAXIS1  {_FIXED}NAXIS2  {_FIXED}PCOUNT  {_FIXED}GCOUNT  {_FIXED}",
+    re.ASCII,
+)
 
 Buffer = bytes | bytearray | memoryview | mmap.mmap
 
@@ -122,6 +131,20 @@ def _text(value: object) -> str:
     return value.strip().upper() if isinstance(value, str) else ""
 
 
+def _plane_length(text: str) -> int | None:
+    """Return the data bytes of an extension of two dimensions in the usual form; None for any other header."""
+    match = _USUAL.match(text)
+    if match is None:
+        return None
+    try:
+        bitpix, width, height, parameters, groups = map(int, match.groups())
+    except ValueError:
+        return None
+    if bitpix not in _BITPIX or width < 1 or min(height, parameters, groups) < 0:
+        return None  # the long way says what is wrong
+    return abs(bitpix) // 8 * groups * (parameters + width * height)
+
+
 def _data_length(header: Header, path: str, where: str) -> int:
     """Return the number of data bytes that a header promises.
 
@@ -203,7 +226,8 @@ def scan(data: Buffer, path: str) -> ScannedFile:
             kind = _text(header.get("XTENSION"))
         where = f"HDU {index} ({name or 'unnamed'})"
         data_start = start + -(-(end_card + CARD - start) // BLOCK) * BLOCK
-        length = _data_length(header, path, where)
+        usual = _plane_length(header.text) if index else None
+        length = _data_length(header, path, where) if usual is None else usual
         if length and data_start + length > size:
             raise CorruptError(
                 "the file ends inside an HDU: it is truncated, or its header is damaged",
