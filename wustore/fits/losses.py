@@ -121,7 +121,8 @@ def meta_losses(meta: Meta) -> Iterator[str]:
 def _sample(plane: NDArray[Any]) -> NDArray[np.float64]:
     wanted = -(-_SAMPLE // max(plane.shape[1], 1))
     step = max(1, plane.shape[0] // wanted)
-    return plane[::step].astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN is no news here
+        return plane[::step].astype(np.float64)
 
 
 def _noise(plane: NDArray[Any]) -> float:
