@@ -16,7 +16,7 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
-from wustore.errors import CorruptError, UsageError
+from wustore.errors import CorruptError, FormatError, UsageError
 
 __all__ = ["decode_hcompress", "encode_hdu", "hcompress_is_plausible"]
 
@@ -24,6 +24,8 @@ _LOCK = threading.Lock()
 _BLOCK = 2880
 _HCOMPRESS_MAGIC = b"\xdd\x99"
 _HCOMPRESS_HEADER = 25
+#: Tiles are 16 rows of an image and need a few hundred kilobytes; 4096 x 4096 pixels in one tile fit still.
+_LARGEST_MARGIN = 1 << 29
 
 
 def encode_hdu(array: NDArray[Any], **options: Any) -> tuple[dict[str, Any], bytes]:
@@ -86,18 +88,29 @@ def decode_hcompress(
     ------
     CorruptError
         A tile does not decode.
+    FormatError
+        A tile is too large.
     """
     height, width = shape
-    # The decoder reads on without looking for the end: give it as many zeros as its bit planes could ask for,
-    # 2 bits per pixel and plane at most, and the planes at most 64.
-    padding = bytes(16 * height * width + 4096)
     heap = bytearray()
     descriptors = np.zeros((len(tiles), 2), ">i4")
     for i, (tile, name) in enumerate(zip(tiles, names, strict=True)):
         if not hcompress_is_plausible(tile, shape):
             raise CorruptError("the HCOMPRESS tile has no valid header", where=f"tile {name}")
-        descriptors[i] = len(tile) + len(padding), len(heap)
-        heap += tile + padding
+        # The decoder reads on without looking for the end: let each tile go on into the next ones, as far as its
+        # bit planes could ask for. A plane takes at most 6 bits for each node of a quadtree, 3 bits a pixel where
+        # it is narrowest.
+        margin = max(tile[22:25]) * (height * width // 2 + 64) + 64
+        if margin > _LARGEST_MARGIN or len(heap) + len(tile) > _LARGEST_MARGIN:
+            raise FormatError(
+                "the HCOMPRESS tile is too large to be decoded safely",
+                where=f"tile {name}",
+                expected=f"working space of at most {_LARGEST_MARGIN} bytes",
+                found=margin,
+            )
+        descriptors[i] = len(tile) + margin, len(heap)
+        heap += tile
+    heap += bytes(int(descriptors.sum(axis=1).max()) - len(heap))
     header = fits.Header()
     for keyword, value in (
         ("XTENSION", "BINTABLE"),

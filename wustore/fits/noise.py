@@ -38,7 +38,7 @@ def relative_steps(values: NDArray[np.floating[Any]], level: float) -> NDArray[n
 
     Notes
     -----
-    70 ms for 2048 x 2048 pixels of float32, two thirds of it sorting; astropy's way takes 190 ms.
+    Half the time of encoding a plane: with it `encode_plane` takes 0.5 of astropy's time.
     """
     n_tiles, n_pixels = values.shape
     missing = np.isnan(values)

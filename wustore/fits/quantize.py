@@ -121,7 +121,7 @@ def dequantise(
     Notes
     -----
     Measured on blocks of 32 rows of 2048 pixels, which stay in a 1 MB second-level cache with their float64
-    working copy: 1.6 ns a pixel, against 2.9 for two mixed-type operations and 12 for astropy's row by row.
+    working copy: 1.6 ns a pixel, 1.2 of them for the arithmetic.
     """
     work = np.empty(integers.shape) if scratch is None else scratch
     noise: NDArray[np.float32] | None = None
@@ -230,7 +230,7 @@ def quantise(
 
     Notes
     -----
-    7 ms for 2048 x 2048 pixels of float32, where cfitsio's own loop takes 16 ms and astropy's way to it 60 ms.
+    10 ms for 2048 x 2048 pixels of float32 in blocks of 32 rows, where cfitsio's loop alone takes 16 ms.
     """
     n_pixels = values.shape[1]
     steps = np.broadcast_to(np.asarray(step, np.float64), values.shape[:1])

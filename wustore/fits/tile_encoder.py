@@ -101,7 +101,8 @@ def encode_plane(
 
     Notes
     -----
-    2048 x 2048 pixels with KBMOD's defaults take 43 ms in one thread, of which 33 in the Rice coder.
+    2048 x 2048 pixels with KBMOD's defaults take 48 ms in one thread (astropy 140), of which 35 in the Rice coder
+    and 10 in `quantize.quantise`. Two threads on two planes take 0.77 of the time of one after the other.
     """
     array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
     options: dict[str, Any] = {
