@@ -56,6 +56,7 @@ def array_metadata(
     codecs: list[dict[str, Any]],
     fill: Any = 0,
     attributes: Mapping[str, Any] | None = None,
+    separator: str = SEPARATOR,
 ) -> dict[str, Any]:
     """Return the metadata document of an array."""
     if dtype.kind == "f":
@@ -68,7 +69,7 @@ def array_metadata(
         "shape": [int(size) for size in shape],
         "data_type": "string" if dtype.kind == "O" else dtype.name,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [int(size) for size in chunk]}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": SEPARATOR}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": separator}},
         "fill_value": fill,
         "codecs": codecs,
         "dimension_names": list(dims),
@@ -77,9 +78,9 @@ def array_metadata(
     }
 
 
-def chunk_key(name: str, place: tuple[int, ...]) -> str:
+def chunk_key(name: str, place: tuple[int, ...], separator: str = SEPARATOR) -> str:
     """Return the key of a chunk of an array written here."""
-    return f"{name}/" + SEPARATOR.join(("c", *map(str, place)))
+    return f"{name}/" + separator.join(("c", *map(str, place)))
 
 
 # --- arrays of one chunk --------------------------------------------------------------------------------
@@ -89,7 +90,7 @@ def _small_chain(dtype: np.dtype[Any]) -> Chain:
     return Chain(dtype, "zstd", {"level": 5, "checksum": False})
 
 
-def small_metadata(spec: ArraySpec) -> dict[str, Any]:
+def small_metadata(spec: ArraySpec, separator: str = SEPARATOR) -> dict[str, Any]:
     """Return the metadata document of an array stored as one chunk."""
     text = spec.data.dtype.kind == "O"
     return array_metadata(
@@ -100,6 +101,7 @@ def small_metadata(spec: ArraySpec) -> dict[str, Any]:
         codecs=_TEXT_CODECS if text else _small_chain(spec.data.dtype).to_json(),
         fill="" if text else 0,
         attributes=spec.attributes,
+        separator=separator,
     )
 
 

@@ -30,6 +30,14 @@ __all__ = ["ZarrReader", "open_reader"]
 _EMPTY = np.empty((0, 0), dtype=np.float32)
 
 
+def _separator(node: Mapping[str, Any]) -> str:
+    """Return what stands between the numbers of an array's chunk keys (Zarr v3: a slash where it is not said)."""
+    try:
+        return str(node["chunk_key_encoding"].get("configuration", {}).get("separator", "/"))
+    except (KeyError, AttributeError):
+        return "/"
+
+
 def open_reader(address: Any, form: str, workers: int | None = None) -> ZarrReader:
     """Open a store; a reader pickles as a call of this."""
     return ZarrReader(open_keys(address), address, form, workers)
@@ -106,7 +114,8 @@ class ZarrReader(Reader):
         shape = node.get("shape")
         if not isinstance(shape, list) or not all(isinstance(size, int) and size >= 0 for size in shape):
             raise CorruptError("an array without a shape", path=self.path, where=f"array {name}", found=shape)
-        raw = self._keys.get(chunk_key(name, (0,) * len(shape))) if 0 not in shape else None
+        key = chunk_key(name, (0,) * len(shape), _separator(node))
+        raw = self._keys.get(key) if 0 not in shape else None
         try:
             data = decode_small(node, raw)
         except DamagedChunk as error:
@@ -140,8 +149,7 @@ class ZarrReader(Reader):
                 )
             grid = parse_grid(node, spec.dtype)
             if grid is not None and all(a >= b for a, b in zip(grid.shape, spec.shape[1:], strict=True)):
-                separator = node["chunk_key_encoding"].get("configuration", {}).get("separator", "/")
-                layer = ShardedLayer(self._keys, name, grid, separator)
+                layer = ShardedLayer(self._keys, name, grid, _separator(node))
             else:
                 layer = ForeignArray(self._keys, name)
             # Two threads may both come here; one of the two layers stays, and both read the same.

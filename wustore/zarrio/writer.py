@@ -13,35 +13,22 @@ import numpy as np
 from wustore.atomic import Staging
 from wustore.errors import UsageError
 from wustore.layout import (
-    CONVENTIONS,
     ArraySpec,
-    arrays_of,
-    cast_plane,
     checksum_array,
-    document_of,
-    layers_of,
     plane_checksum,
 )
 from wustore.model import LAYERS, Capsule, Image, Meta
 from wustore.protocol import Writer
 from wustore.transfer import default_workers
 from wustore.zarrio.arrays import (
-    array_metadata,
-    chunk_key,
-    document_checksum,
-    encode_small,
-    group_metadata,
-    pack,
-    small_metadata,
     to_json,
 )
 from wustore.zarrio.capsule import DATA, bound_spec, data_metadata, write_data
-from wustore.zarrio.codecs import Hints, crc32c
+from wustore.zarrio.codecs import crc32c
 from wustore.zarrio.journal import Entry, Journal
 from wustore.zarrio.keys import DirectoryKeys, Keys
 from wustore.zarrio.packing import pack_directory
-from wustore.zarrio.profiles import grid_for, hints_for
-from wustore.zarrio.shards import encode_shard
+from wustore.zarrio.structure import Structure
 
 __all__ = ["DirectoryTarget", "Options", "StoreTarget", "Target", "ZarrWriter", "ZipTarget", "options_from"]
 
@@ -159,57 +146,20 @@ class ZarrWriter(Writer):
         self._capsule = capsule
         self._options = options
         self._workers = default_workers() if options.workers is None else max(options.workers, 1)
-        self._layers = layers_of(meta)
-        self._grids = {
-            spec.name: grid_for(
-                spec.name,
-                spec.shape[1:],
-                spec.dtype,
-                profile=options.profile,
-                layout=options.layout,
-                chunks=options.chunks,
-            )
-            for spec in self._layers
-        }
-        self._small = arrays_of(meta)
-        self._packed = pack(self._small)
-        self._document = self._make_document()
+        self._structure = Structure(meta, profile=options.profile, layout=options.layout, chunks=options.chunks)
+        self._document = self._structure.document(None if capsule is None else capsule.document)
         self._journal = Journal(self._keys)
         self._journal.begin(
             {
                 "document": self._document,
                 "fingerprint": options.fingerprint,
-                "arrays": crc32c(self._packed.tobytes()),
-                "layers": {name: self._layer_metadata(name) for name in self._grids},
+                "arrays": crc32c(self._structure.packed.data.tobytes()),
+                "layers": {spec.name: self._structure.layer_metadata(spec) for spec in self._structure.layers},
                 "capsule_head": None if capsule is None else crc32c(capsule.head),
             }
         )
         # A conversion killed while it finished has a root document already: it counts for nothing until the end.
         self._keys.delete("zarr.json")
-
-    def _make_document(self) -> dict[str, Any]:
-        document = document_of(self._meta)
-        document["storage"] = {"profile": self._options.profile, "layout": self._options.layout}
-        if self._options.chunks is not None:
-            document["storage"] = {"profile": self._options.profile, "layout": list(self._options.chunks)}
-        document["packed"] = True
-        if self._capsule is not None:
-            document["capsule"] = dict(self._capsule.document)
-        document["crc32c"] = document_checksum(document)
-        return document
-
-    def _layer_metadata(self, name: str) -> dict[str, Any]:
-        spec = next(spec for spec in self._layers if spec.name == name)
-        grid = self._grids[name]
-        return array_metadata(
-            spec.shape,
-            spec.dtype,
-            spec.dims,
-            chunk=(1, *grid.shape),
-            codecs=[grid.codec()],
-            fill=spec.fill,
-            attributes=spec.attributes,
-        )
 
     # --- images -------------------------------------------------------------------------------------------
 
@@ -225,15 +175,8 @@ class ZarrWriter(Writer):
         """Write an image; the same image written twice, by whomever, gives the same bytes."""
         written: dict[str, tuple[int, int]] = {}
         checksums = [plane_checksum(image.layer(name)) for name in LAYERS]
-        for spec in self._layers:
-            if 0 in spec.shape:
-                continue
-            plane = image.layer(spec.name)
-            stored = _EMPTY_PLANE.astype(spec.dtype) if plane is None else cast_plane(plane, spec.dtype)
-            grid = self._grids[spec.name]
-            hints = hints_for(stored) if grid.chain.method == "pcodec" else Hints()
-            value = encode_shard(stored, grid, spec.fill, hints, self._workers)
-            self._set(chunk_key(spec.name, (i, 0, 0)), value, written)
+        for key, value in self._structure.shards(i, image, self._workers):
+            self._set(key, value, written)
         has_capsule = self._capsule is not None and image.capsule is not None
         if has_capsule and image.capsule is not None:
             self._set(self._journal.capsule_key(i), image.capsule, written)
@@ -249,34 +192,24 @@ class ZarrWriter(Writer):
         """Write the metadata, drop the journal, and let the store appear."""
         entries = self._journal.inventory(self._meta.n_images)
         rows = np.array([entry.checksums for entry in entries], dtype=np.uint32)
-        packed = ArraySpec(
-            "packed", self._packed, ("packed_byte",), {"long_name": "all small arrays, for a quick opening"}
-        )
-        small = [*self._small, checksum_array(rows), packed]
-        nodes: dict[str, dict[str, Any]] = {spec.name: self._layer_metadata(spec.name) for spec in self._layers}
+        structure = self._structure
+        small = [*structure.small, checksum_array(rows), structure.packed]
+        others: dict[str, Any] = {}
         if self._capsule is not None:
-            small.append(self._write_capsule(self._capsule, entries, nodes))
+            small.append(self._write_capsule(self._capsule, entries, others))
         for spec in small:
-            nodes[spec.name] = small_metadata(spec)
-            value = encode_small(spec.data)
-            if value is not None:
-                self._keys.set(chunk_key(spec.name, (0,) * spec.data.ndim), value)
-        for group in sorted({name.rpartition("/")[0] for name in nodes} - {""}):
-            nodes[group] = group_metadata()
+            key, chunk = structure.small_chunk(spec)
+            if chunk is not None:
+                self._keys.set(key, chunk)
+        nodes = structure.nodes(small, others)
         for name, node in nodes.items():
             self._keys.set(f"{name}/zarr.json", to_json(node))
-        root = group_metadata({"Conventions": CONVENTIONS, "zarr_conventions": [], "wustore": self._document})
-        root["consolidated_metadata"] = {
-            "kind": "inline",
-            "must_understand": False,
-            "metadata": {name: nodes[name] for name in sorted(nodes)},
-        }
         # Last of all: without it nothing here opens as a store.
-        self._keys.set("zarr.json", to_json(root))
+        self._keys.set("zarr.json", to_json(structure.root(self._document, nodes)))
         self._journal.drop()
         self._target.publish()
 
-    def _write_capsule(self, capsule: Capsule, entries: Sequence[Entry], nodes: dict[str, dict[str, Any]]) -> ArraySpec:
+    def _write_capsule(self, capsule: Capsule, entries: Sequence[Entry], nodes: dict[str, Any]) -> ArraySpec:
         sizes = [len(capsule.head)]
         for i, entry in enumerate(entries):
             sizes.append(entry.written[self._journal.capsule_key(i)][0] if entry.has_capsule else 0)
