@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cutout": ("cutout:cutout", "Write a smaller WorkUnit: a window, some of the images, or both."),
     "diff": ("diff:diff", "Compare two stores bit for bit, whatever their formats."),
     "verify": ("verify:verify", "Read everything and check it against its checksums."),
+    "bench": ("bench:bench", "Measure formats and profiles on your own data."),
     "formats": ("formats:formats", "List the formats, built in and plugged in."),
     "demo": ("demo:demo", "Show the way from FITS to Zarr and HDF5 and back, in seconds."),
 }
