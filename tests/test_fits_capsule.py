@@ -22,6 +22,7 @@ from wustore.backends.memory import MemoryReader
 from wustore.errors import CorruptError, FidelityError, FormatError, WuStoreError
 from wustore.fits import capsule as leftovers
 from wustore.fits.outer import describe_outer, repack_outer
+from wustore.fits.writer import StoreChangedWarning
 from wustore.model import Capsule, Image
 from wustore.transfer import copy
 
@@ -124,12 +125,16 @@ def test_masks_of_integers(tmp_path: Path) -> None:
     assert {methods(store)[f"MSK_{i}"].partition("+")[0] for i in (1, 2, 3)} == {"tiles", "plain"}
 
 
-def test_scaled_image_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("blank", [None, -7])
+@pytest.mark.parametrize("kind", ["int16", "int32", "uint8"])
+def test_scaled_image(kind: str, blank: int | None, tmp_path: Path) -> None:
     hdus = [primary_hdu(1), *image_hdus(0)]
     hdus[2] = fits.ImageHDU(hdus[2].data, name="VAR_0")
-    hdus[2].scale("int16", bscale=0.01, bzero=3)
+    hdus[2].scale(kind, bscale=0.125, bzero=3)
+    if blank is not None:
+        hdus[2].header["BLANK"] = blank
     store = again(Path(write(tmp_path / "a.fits", hdus)), tmp_path)
-    assert methods(store)["VAR_0"] == "kept"
+    assert methods(store)["VAR_0"].startswith("plain")
 
 
 def test_odd_cards(tmp_path: Path) -> None:
@@ -340,7 +345,7 @@ def test_damaged_capsule(store: MemoryReader, data: st.DataObject, tmp_path: Pat
     target = tmp_path / "out.fits"
     try:
         raw = _export(store, image, capsule, target)
-    except (CorruptError, FidelityError):
+    except (CorruptError, FidelityError, StoreChangedWarning):
         return
     assert hashlib.sha256(raw).hexdigest() == capsule.document["files"][0]["sha256"]
 

@@ -282,14 +282,24 @@ def _rebuild_tiles(header: Header, control: dict[str, Any], blobs: _Blobs, plane
 # --- plain images -------------------------------------------------------------------------------------
 
 
-def _plain_data(header: Header, plane: Array) -> bytes | None:
-    """Return the data of an uncompressed image, None where BSCALE or BLANK were applied to the pixels."""
+def _plain_data(header: Header, plane: Array) -> bytes:
+    """Return the data of an uncompressed image, as far as its pixels determine them."""
     from wustore.fits.canonical import big_endian
 
-    bitpix, bzero, data = big_endian(plane)
-    if header.get("BITPIX") != bitpix or header.get("BSCALE", 1) != 1 or header.get("BZERO", 0) != bzero:
-        return None
-    return data
+    bitpix, scale, zero = header.get("BITPIX"), header.get("BSCALE", 1), header.get("BZERO", 0)
+    if plane.dtype.kind != "f" or (scale, zero) == (1, 0):
+        stored, offset, data = big_endian(plane)
+        if stored == bitpix and scale == 1 and zero == offset:
+            return data
+    # BSCALE, BZERO and BLANK were applied: undo them; what rounds to another number is patched afterwards.
+    kind = np.dtype({8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}[bitpix])
+    with np.errstate(all="ignore"):
+        numbers = (plane.astype(np.float64) - float(zero)) / float(scale)
+        if kind.kind != "f":
+            limits = np.iinfo(kind)
+            blank = header.get("BLANK", 0)
+            numbers = np.clip(np.where(np.isnan(numbers), float(blank or 0), np.rint(numbers)), limits.min, limits.max)
+        return numbers.astype(kind).tobytes()
 
 
 # --- any HDU ------------------------------------------------------------------------------------------
@@ -360,9 +370,8 @@ def _regenerated(header: Header, true: memoryview, plane: Array) -> tuple[str, A
         if header.get("ZIMAGE") is True:
             tiled = _record_tiles(header, true, plane)
             return None if tiled is None else ("tiles", *tiled)
-        data = _plain_data(header, plane)
-        return None if data is None else ("plain", None, [], data)
-    except (WuStoreError, ValueError, IndexError, KeyError, TypeError, OverflowError):
+        return "plain", None, [], _plain_data(header, plane)
+    except (WuStoreError, ArithmeticError, ValueError, LookupError, TypeError):
         return None  # not a form that can be regenerated: the data is kept
 
 
@@ -387,7 +396,7 @@ def rebuild(recipe: Recipe, plane: Array | None) -> bytes:
     elif method == "tiles":
         data = _rebuild_tiles(header, parameters, blobs, plane)
     elif method == "plain":
-        data = _plain_data(header, plane) or b""
+        data = _plain_data(header, plane)
     else:
         raise CorruptError("the FITS capsule is damaged", where="recipe", found=method)
     if "patch" in control:

@@ -99,15 +99,14 @@ def _configuration(meta: Meta) -> bytes:
     return _table_bytes(Table(cells), "KBMOD_CONFIG")
 
 
-def _per_image_wcs(meta: Meta) -> list[str | None]:
+@lru_cache(maxsize=2)  # by identity: asked once for every image
+def _per_image_wcs(meta: Meta) -> tuple[str | None, ...]:
     """Return the WCS of every constituent as KBMOD's constructor fills them in: the global one where there is none."""
     column = meta.constituents.get("per_image_wcs")
-    texts: list[str | None] = (
-        [None] * meta.n_constituents if column is None else [value or None for value in column.values.tolist()]
-    )
+    texts: list[str | None] = [] if column is None else [value or None for value in column.values.tolist()]
     if all(text is None for text in texts):
-        return [meta.wcs] * meta.n_constituents
-    return texts
+        return (meta.wcs,) * meta.n_constituents
+    return tuple(texts)
 
 
 def _cells(column: Column, exact: bool) -> NDArray[Any] | None:

@@ -134,7 +134,8 @@ def _role(hdu: Hdu, i: int) -> int:
 def _encode(magic: bytes, control: Any, parts: Sequence[bytes], template: bytes = b"") -> bytes:
     text = json.dumps(control, separators=(",", ":")).encode()
     payload = b"".join((struct.pack("<I", len(text)), text, *parts))
-    level = 9 if len(payload) < 1 << 20 else 6
+    # Large only where data are kept: tables of compressed tiles, which a higher level does not make smaller.
+    level = 9 if len(payload) < 1 << 20 else 1
     engine = zlib.compressobj(level, zlib.DEFLATED, 15, 9, 0, template) if template else zlib.compressobj(level)
     return magic + engine.compress(payload) + engine.flush()
 
@@ -151,16 +152,16 @@ def _decode(magic: bytes, data: bytes, template: bytes = b"") -> tuple[Any, memo
 
 
 _DAMAGE = (
-    KeyError,
-    IndexError,
+    LookupError,
+    ArithmeticError,
     ValueError,
     TypeError,
     AttributeError,
-    OverflowError,
     struct.error,
     zlib.error,
     RecursionError,
 )
+"""What decoding damaged bytes may raise."""
 
 
 def _damaged(where: str, error: Exception) -> CorruptError:
