@@ -1,0 +1,46 @@
+"""Stamps: from a cold open against loading the FITS file as KBMOD does, and a thousand moving ones."""
+
+from __future__ import annotations
+
+import numpy as np
+from common import N_IMAGES, SIDE, at_least, at_most, finish, folder, seconds, stack, work_unit
+
+import wustore
+from wustore.bench import astropy_read
+
+
+def main(place):
+    source = place / "kbmod.fits"
+    work_unit(stack()).to_fits(source)
+    their_read = seconds(lambda: astropy_read(str(source)), 2)
+    rng = np.random.default_rng(2)
+    motions = np.stack([*rng.uniform(0, SIDE, (2, 1000)), *rng.uniform(-300, 300, (2, 1000))], axis=1)
+    expected = None
+    for name, path, floor in (("Zarr", place / "x.zarr", 100), ("HDF5", place / "x.h5", 100), ("FITS", source, 20)):
+        if path != source:
+            wustore.convert(source, path)
+
+        def one(path=path):
+            with wustore.open(path) as unit:
+                return unit.stamps(1000.0, 1200.0, 10)
+
+        def many(path=path):
+            with wustore.open(path) as unit:
+                return unit.trajectory_stamps(motions, 10)
+
+        taken = seconds(one, 5)
+        at_least(f"{name} one stamp against loading the FITS", their_read / taken, floor, f"{taken * 1e3:.1f} ms")
+        taken = seconds(many)
+        at_most(f"{name} 1000 trajectories x {N_IMAGES} images [s]", taken, 3)
+        found = many()
+        if expected is None:
+            expected = found
+        same = found.science.tobytes() == expected.science.tobytes()
+        at_least(f"{name} the same stamps", same, 1)
+
+
+if __name__ == "__main__":
+    print(f"Stamps, {N_IMAGES} images of {SIDE} x {SIDE}")
+    with folder() as place:
+        main(place)
+    finish()
