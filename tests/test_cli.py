@@ -178,6 +178,41 @@ def test_info_reads_no_pixel(store, run, monkeypatch):
     assert run("info", name)[0] == 0
 
 
+@pytest.mark.parametrize("suffix", ["zarr", "zarr.zip", "h5"])
+def test_info_of_an_import(run, tmp_path, suffix):
+    import gzip
+    import hashlib
+
+    from wustore.demo import build
+
+    path, packed, store = tmp_path / "night.fits", tmp_path / "night.fits.gz", tmp_path / f"night.{suffix}"
+    build().to_fits(str(path))
+    packed.write_bytes(gzip.compress(path.read_bytes(), 6))
+    assert run("convert", packed, store) == (0, "", "")
+    found = json.loads(run("info", store, "--json")[1])
+    assert found["version"] == "0.1.0"
+    assert found["capsule"]["form"] == "fits"
+    (file,) = found["capsule"]["files"]
+    assert file["name"] == "night.fits.gz"
+    assert file["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert file["compressed"] == "gzip"
+    assert file["compressed_file_exact"] is True
+    assert found["source"]["layout"].startswith("kbmod-")
+    assert found["bytes"] == sum(f.stat().st_size for f in [store, *store.rglob("*")] if f.is_file())
+    if suffix != "zarr.zip":
+        layers = found["layers"].values()
+        assert 0 < sum(layer["bytes"] for layer in layers) < found["bytes"]
+        assert all(layer["ratio"] == round(layer["bytes_in_memory"] / layer["bytes"], 2) for layer in layers)
+    assert "night.fits.gz" in run("info", store)[1]
+
+
+@pytest.mark.parametrize("capsule", [{}, {"files": 3}, {"files": [1, {}, {"name": [], "size": "x", "outer": 1}]}, 5])
+def test_info_takes_nothing_for_granted(run, store, monkeypatch, capsule):
+    monkeypatch.setattr(MemoryReader, "document", lambda self: {"capsule": capsule})
+    assert run("info", store(sample("simple")))[0] == 0
+    assert run("info", store(sample("simple")), "--json")[0] == 0
+
+
 def test_info_of_an_unfinished_conversion(run, monkeypatch):
     def fail(*arguments, **options):
         raise errors.IncompleteError("the conversion has not finished", path="x", found="3 of 9 images", cure="Resume.")

@@ -176,8 +176,19 @@ def _capsule(document: Mapping[str, Any]) -> dict[str, Any] | None:
     capsule = document.get("capsule")
     if not isinstance(capsule, Mapping):
         return None
-    files = capsule.get("files", [])
-    return {"form": capsule.get("form"), "files": files, "bytes": sum(file.get("size", 0) for file in files)}
+    listed = capsule.get("files")
+    # Opaque here, so nothing about it is taken for granted.
+    files = [_capsule_file(entry) for entry in listed if isinstance(entry, Mapping)] if isinstance(listed, list) else []
+    sizes = [file["size"] for file in files if isinstance(file["size"], int)]
+    return {"form": capsule.get("form"), "files": files, "bytes": sum(sizes)}
+
+
+def _capsule_file(entry: Mapping[str, Any]) -> dict[str, Any]:
+    file = {key: entry.get(key) for key in ("name", "size", "sha256")}
+    outer = entry.get("outer")
+    if isinstance(outer, Mapping):
+        file |= {"compressed": outer.get("format"), "compressed_file_exact": outer.get("exact")}
+    return file
 
 
 # --- for people -----------------------------------------------------------------------------------------
