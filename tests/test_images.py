@@ -229,7 +229,7 @@ class Source:
 
 def test_a_lazy_stack_reads_what_is_touched() -> None:
     source = Source()
-    images = ImageStack.over(source, np.array([3.0, 1.0, 2.0]))
+    images = ImageStack.over(source, np.array([3.0, 1.0, 2.0]), (4, 5))
     assert images.lazy
     assert (len(images), images.height, images.width) == (3, 4, 5)
     images.sort_by_time()

@@ -481,7 +481,19 @@ class SearchConfiguration:
 
 def _equal(a: Any, b: Any) -> bool:
     """Return whether two values are the same; NaN equals NaN, 1 does not equal True."""
-    return a is b or (type(a) is type(b) and dump_value(a) == dump_value(b))
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, float):
+        return bool(a == b) or (a != a and b != b)  # noqa: PLR0124 - NaN
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_equal(value, b[key]) for key, value in a.items())
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, str | int):
+        return bool(a == b)
+    return dump_value(a) == dump_value(b)
 
 
 def _cells(values: Mapping[str, Any]) -> dict[str, str]:

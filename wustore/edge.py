@@ -23,12 +23,12 @@ from wustore.backends.memory import MemoryReader, padded_box
 from wustore.configuration import SearchConfiguration
 from wustore.errors import FormatError
 from wustore.images import ImageStack, LazyPlanes
-from wustore.metadata import constituents_to_table, create_image_metadata, table_to_constituents
+from wustore.metadata import STANDARD_COLUMNS, constituents_to_table, table_to_constituents
 from wustore.model import LAYERS, Column, ConstituentTable, Image, Meta
 from wustore.observatory import location_of, observatory_of
 from wustore.protocol import Index, Reader
 from wustore.transfer import Progress, default_workers
-from wustore.wcs import text_to_wcs, wcs_to_text
+from wustore.wcs import wcs_to_text
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -118,19 +118,36 @@ class StoreSource:
         return [p[0] for p in planes], [p[1] for p in planes], [p[2] for p in planes]
 
 
+def _completed(meta: Meta) -> ConstituentTable:
+    """Return the table of constituent images as KBMOD completes it; see `table_of`."""
+    named = {column.name: column for column in meta.constituents.columns}
+    n = meta.n_constituents
+    for name in STANDARD_COLUMNS:
+        column = named.get(name)
+        if column is None or (column.values.dtype == object and all(cell is None for cell in column.values)):
+            kept = {} if column is None else {"unit": column.unit, "description": column.description}
+            named[name] = Column(name, "json", np.full(n, None), **kept)  # type: ignore[arg-type]
+    if meta.wcs is not None and all(cell is None for cell in named["per_image_wcs"].values):
+        named["per_image_wcs"] = dataclasses.replace(
+            named["per_image_wcs"], kind="wcs", values=np.full(n, meta.wcs, dtype=object)
+        )
+    distance = named["geocentric_distance"]
+    if distance.values.dtype.kind in "US":
+        values = _numbers(distance.values.tolist())
+        named["geocentric_distance"] = dataclasses.replace(
+            distance, kind="json" if values.dtype == object else "plain", values=values
+        )
+    order = [*STANDARD_COLUMNS, *(name for name in named if name not in STANDARD_COLUMNS)]
+    return ConstituentTable(n, tuple(named[name] for name in order), meta.constituents.meta)
+
+
 def table_of(meta: Meta) -> Table:
     """Return the table of constituent images as KBMOD completes it.
 
     The standard columns come first; where no constituent has a WCS each gets the global one;
     ``geocentric_distance``, which KBMOD's files hold as text, is numbers again.
     """
-    stored = constituents_to_table(meta.constituents)
-    if "geocentric_distance" in stored.colnames and stored["geocentric_distance"].dtype.kind in "US":
-        stored["geocentric_distance"] = _numbers(stored["geocentric_distance"].tolist())
-    table = create_image_metadata(meta.n_constituents, stored)
-    if meta.wcs is not None and all(wcs is None for wcs in table["per_image_wcs"]):
-        table["per_image_wcs"] = np.full(meta.n_constituents, text_to_wcs(meta.wcs))
-    return table
+    return constituents_to_table(_completed(meta))
 
 
 def _numbers(texts: list[Any]) -> NDArray[Any]:
@@ -164,7 +181,8 @@ def work_unit_from(reader: Reader, *, lazy: bool = True, progress: Progress | No
 
     meta = reader.meta
     source = StoreSource(reader)
-    stack = ImageStack.over(source, meta.times)
+    height, width = (int(size) for size in meta.image_shape.max(axis=0))
+    stack = ImageStack.over(source, meta.times, (height, width))
     if not lazy:
         stack.sci, stack.var, stack.psfs = source.load(range(meta.n_images), progress)
     return WorkUnit._of_store(reader, stack)
@@ -301,7 +319,7 @@ def _constituents(work_unit: WorkUnit, stored: Meta | None) -> ConstituentTable:
     if stored is not None and table is None:
         return stored.constituents  # never looked at
     current = table_to_constituents(work_unit.org_img_meta)
-    if stored is not None and _same_table(current, table_to_constituents(table_of(stored))):
+    if stored is not None and _same_table(current, _completed(stored)):
         return stored.constituents
     return current
 
@@ -341,6 +359,8 @@ def meta_of(work_unit: WorkUnit) -> Meta:
         Where a part has no stored form.
     """
     stored = work_unit._stored
+    if stored is not None and _untouched(work_unit, stored):
+        return stored
     links: tuple[tuple[int, ...], ...] | None = tuple(
         tuple(int(j) for j in indices) for indices in work_unit.per_image_indices
     )
@@ -367,6 +387,29 @@ def meta_of(work_unit: WorkUnit) -> Meta:
         parts["observatory"] = stored.observatory if same else parts["observatory"]
     meta = Meta(links=links, configuration=configuration, **parts)
     return stored if work_unit.im_stack.lazy and _same_meta(meta, stored) else meta
+
+
+def _untouched(work_unit: WorkUnit, stored: Meta) -> bool:
+    """Return whether nobody changed, or looked closely at, anything of a WorkUnit: answered without building a Meta."""
+    source = _pixel_source(work_unit.im_stack)
+    return (
+        source is not None
+        and source[0].reader.meta is stored
+        and source[1] == tuple(range(stored.n_images))
+        and work_unit._table is None
+        and ((stored.wcs is None and work_unit.wcs is None) or not work_unit.wcs_decoded)
+        and np.array_equal(work_unit.im_stack.times, stored.times, equal_nan=True)
+        and work_unit.reprojected == bool(stored.reprojected)
+        and work_unit.reprojection_frame == stored.reprojection_frame
+        and work_unit.barycentric_distance == stored.barycentric_distance
+        and work_unit.observatory_given == (stored.observatory is not None)
+        and (
+            stored.observatory is None
+            or observatory_of(location_of(stored.observatory)) == observatory_of(work_unit.observatory)
+        )
+        and work_unit.per_image_indices == links_of(stored)
+        and work_unit.config == SearchConfiguration(stored.configuration)
+    )
 
 
 def _wcs_text(work_unit: WorkUnit) -> str | None:

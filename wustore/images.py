@@ -212,25 +212,25 @@ class ImageStack:
         self.psfs = [np.ones((1, 1)) for _ in range(n)] if psfs is None else [_kernel(psf) for psf in psfs]
 
     @classmethod
-    def over(cls, source: PlaneSource, times: NDArray[np.float64]) -> ImageStack:
-        """Return a lazy stack over a store: nothing is read until it is touched."""
+    def over(cls, source: PlaneSource, times: NDArray[np.float64], size: tuple[int, int]) -> ImageStack:
+        """Return a lazy stack over a store: nothing is read until it is touched.
+
+        Parameters
+        ----------
+        source
+            Where to read.
+        times
+            Mid-exposure times [MJD, UTC]. Shape (n_images,).
+        size
+            (y, x) of the largest image.
+        """
         stack = cls()
         indices = range(len(times))
         stack.times = np.array(times, dtype=float)
         stack.sci = LazyPlanes(source, "science", indices)
         stack.var = LazyPlanes(source, "variance", indices)
         stack.psfs = LazyPlanes(source, "psf", indices)
-        shapes = [source.shape("science", i) for i in indices]
-        stack.height, stack.width = max(y for y, _ in shapes), max(x for _, x in shapes)
-        return stack
-
-    @classmethod
-    def of_planes(cls, times: NDArray[np.float64], sci: list[Plane], var: list[Plane], psfs: list[Plane]) -> ImageStack:
-        """Return a stack that takes these lists of float32 planes as they are, already masked."""
-        stack = cls()
-        stack.times = np.array(times, dtype=float)
-        stack.sci, stack.var, stack.psfs = sci, var, psfs
-        stack.height, stack.width = max(len(plane) for plane in sci), max(plane.shape[1] for plane in sci)
+        stack.height, stack.width = size
         return stack
 
     # -- what it is --

@@ -49,6 +49,7 @@ _STANDARD_KEYWORD = re.compile(r"[A-Z0-9_-]{1,8}")
 _LOOKUP_TABLES = ("cpdis1", "cpdis2", "det2im1", "det2im2")
 _LOOKUP_KEYWORDS = {"cpdis1": "WUCPDIS1", "cpdis2": "WUCPDIS2", "det2im1": "WUD2IM1", "det2im2": "WUD2IM2"}
 """Our own keywords for distortion tables, which FITS itself keeps in further HDUs; other readers skip them."""
+_TABLE_PARTS = ("data", "crpix", "crval", "cdelt")
 _NO_FIX = "WUNOFIX"
 """Present and true where the WCS was made with ``fix=False`` and would read back differently with fixes."""
 
@@ -239,7 +240,32 @@ def text_to_wcs(text: str) -> WCS:
     """
     wcs = copy.deepcopy(_decoded(text))
     wcs._wustore_text = text
+    wcs._wustore_state = _state(wcs)
     return wcs
+
+
+def _state(wcs: WCS) -> tuple[Any, ...]:
+    """Return everything that can be changed in a WCS, to see whether it was: 0.05 ms where decoding takes 0.7."""
+    prm = wcs.wcs
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # wcslib comments on cdelt beside cd
+        values: list[Any] = [_frozen(getattr(prm, name, None)) for names in _COMPARED for name in names.split()]
+    values += [prm.has_cd(), _frozen(prm.get_pc()), _frozen(prm.get_cdelt()), tuple(prm.get_pv()), tuple(prm.get_ps())]
+    values.append(wcs.pixel_shape)
+    if wcs.sip is not None:
+        values += [_frozen(getattr(wcs.sip, name)) for name in ("a", "b", "ap", "bp", "crpix")]
+    for name in _LOOKUP_TABLES:
+        table = getattr(wcs, name)
+        values.append(None if table is None else tuple(_frozen(getattr(table, part)) for part in _TABLE_PARTS))
+    return tuple(values)
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.shape, value.tobytes()
+    if isinstance(value, float):
+        return value.hex()
+    return value if value is None or isinstance(value, str | int) else tuple(str(item) for item in value)
 
 
 # --- WCS to text --------------------------------------------------------------------------------------
@@ -382,9 +408,7 @@ def _distortion_difference(a: WCS, b: WCS) -> str | None:
         left, right = getattr(a, name), getattr(b, name)
         if (left is None) != (right is None):
             return name
-        if left is not None and not all(
-            _same(getattr(left, part), getattr(right, part)) for part in ("data", "crpix", "crval", "cdelt")
-        ):
+        if left is not None and not all(_same(getattr(left, part), getattr(right, part)) for part in _TABLE_PARTS):
             return name
     # wcslib turns the coefficients of TPV and its like into something that attributes do not show (`get_pv`
     # becomes empty), so what they do is compared, near the reference pixel and far from it.
@@ -421,15 +445,15 @@ def wcs_to_text(wcs: WCS) -> str:
     FidelityError
         For a WCS that header text cannot hold (``-TAB`` tables in further HDUs, SIP terms beyond the order).
     """
+    remembered: str | None = getattr(wcs, "_wustore_text", None)
+    if remembered is not None and _state(wcs) == wcs._wustore_state:
+        return remembered
     with _quiet():
         mine = copy.deepcopy(wcs)
         try:
             mine.wcs.set()
         except Exception as error:
             raise FidelityError("wcslib refuses this WCS", found=str(error).strip()[:200]) from error
-        remembered = getattr(wcs, "_wustore_text", None)
-        if remembered is not None and _difference(mine, _set(_decoded(remembered))) is None:
-            return str(remembered)
         if len(mine.wcs.tab):
             raise FidelityError("a WCS with -TAB lookup tables cannot be kept as header text", where="CTYPE")
         # A WCS that was never used still has the coefficients that `set` hides.

@@ -210,7 +210,8 @@ class WorkUnit:
         self.barycentric_distance = meta.barycentric_distance
         self._set_observatory(None if meta.observatory is None else location_of(meta.observatory))
         self.per_image_indices = edge.links_of(meta)
-        self._check()
+        if meta.links is None or self.reprojected:  # `Meta` has checked the links it holds
+            self._check()
         return self
 
     def _set_observatory(self, observatory: EarthLocation | None) -> None:
