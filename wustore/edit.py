@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -19,10 +20,10 @@ from wustore.api import address_of, open_reader
 from wustore.errors import UsageError
 from wustore.model import LAYERS, Capsule, Image, Meta
 from wustore.protocol import Index, Reader
-from wustore.registry import backend_named
+from wustore.registry import backend_for_reading, backend_named
 from wustore.transfer import Progress, copy
 
-__all__ = ["EditedReader", "drop", "history_entry", "repack"]
+__all__ = ["EditedReader", "append", "drop", "history_entry", "repack"]
 
 DROPPABLE = ("mask", "psf", "capsule")
 """What a WorkUnit can be without; science and variance it must have."""
@@ -146,6 +147,50 @@ def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -
         described = reader.describe()
         options = {name: described[name] for name in ("profile", "layout") if isinstance(described.get(name), str)}
         _rewritten(reader, meta, keep_capsule=False, progress=progress, options=options)
+
+
+def append(path: Any, *sources: Any, progress: Progress | None = None) -> int:
+    """Append the images of other WorkUnits to a Zarr store; no existing pixel chunk is rewritten.
+
+    Their table rows follow the store's, and their links point to these. The configuration stays the store's.
+    Its FITS leftovers go: the files it came from do not hold the new images.
+
+    Parameters
+    ----------
+    path
+        A Zarr store: directory or URL.
+    sources
+        Stores of any format, in order.
+    progress
+        Called with (images done, images to append).
+
+    Returns
+    -------
+    int
+        How many images were appended.
+
+    Raises
+    ------
+    UsageError
+        For another format, or images that do not belong into this store.
+    """
+    from wustore.zarrio.append import append_images
+
+    address = address_of(path)
+    if not sources:
+        raise UsageError("nothing to append", path=address, cure="Name at least one source.")
+    if backend_for_reading(address).name != "zarr" or not isinstance(address, str):
+        raise UsageError(
+            "images are appended to a Zarr directory or URL",
+            path=str(address),
+            cure="Convert the store to Zarr first.",
+        )
+    names = [str(address_of(source)) for source in sources]
+    with ExitStack() as stack:
+        readers = [stack.enter_context(open_reader(source)) for source in sources]
+        return append_images(
+            address, readers, lambda count: history_entry("append", images=count, sources=names), progress=progress
+        )
 
 
 def _editable(path: Any) -> Reader:

@@ -34,8 +34,8 @@ _STEP = 0.01
 _SAMPLED_ROWS = 6
 """Enough to tell quantised from continuous values, in 1 ms a plane of 2048 x 2048."""
 
-_SAMPLED_VALUES = 64
-"""With fewer finite values than this a sample says nothing."""
+_SAMPLED_VALUES = 512
+"""With fewer finite values than this a sample is not worth its time: looking would take half of writing a tiny image."""
 
 _ALL_DIFFERENT = 0.95
 """Above this share of different values a sample is continuous. pcodec's plain mode then gives the same size as its

@@ -1,0 +1,224 @@
+"""Edits in place: nothing else changes, and nobody sees anything between old and new."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import wustore
+from wustore import edit
+from wustore.backends.memory import MemoryReader
+from wustore.diff import differences
+from wustore.errors import UsageError, WuStoreError
+from wustore.merge import appended
+from wustore.model import Column, ConstituentTable, Image
+from wustore.registry import backend_for_writing
+from wustore.testing import assert_same, sample, with_capsule
+from wustore.transfer import copy
+
+
+def save(reader, path, **options):
+    capsule = reader.capsule()
+    backend = backend_for_writing(str(path))
+    copy(reader, backend.create(str(path), reader.meta, capsule=capsule, **options), capsule=capsule is not None)
+    return str(path)
+
+
+def chunks(path):
+    """Return modification time and bytes of every shard of a layer."""
+    found = {}
+    for layer in ("science", "variance", "mask", "psf"):
+        for file in (Path(path) / layer).glob("c*"):
+            found[f"{layer}/{file.name}"] = (file.stat().st_mtime_ns, file.read_bytes())
+    return found
+
+
+def joined(*readers):
+    """Return several readers behind one another, as append should make them."""
+    meta = readers[0].meta
+    images = [readers[0].image(i) for i in range(meta.n_images)]
+    for reader in readers[1:]:
+        meta = appended(meta, reader.meta)
+        images += [reader.image(i) for i in range(reader.meta.n_images)]
+    return MemoryReader(meta, images)
+
+
+@pytest.mark.parametrize("kind", ["simple", "rich", "ragged", "missing", "dtypes", "flags", "bare"])
+def test_append(tmp_path, kind):
+    first, second, third = (sample(kind, seed) for seed in range(3))
+    path = save(first, tmp_path / "a.zarr")
+    others = [save(second, tmp_path / "b.h5"), save(third, tmp_path / "c.zarr")]
+    before = chunks(path)
+    early = wustore.open_reader(path)
+    assert edit.append(path, others[0]) == second.meta.n_images
+    assert edit.append(path, others[1]) == third.meta.n_images
+    after = chunks(path)
+    assert {key: after[key] for key in before} == before  # not one existing chunk was written again
+    with wustore.open_reader(path) as reader:
+        assert_same(joined(first, second, third), reader)
+        assert [entry["action"] for entry in reader.meta.history[-2:]] == ["append", "append"]
+        assert not list(reader.audit())
+        assert reader.checksums().shape == (reader.meta.n_images, 4)
+    assert early.meta.n_images == first.meta.n_images
+    assert early.image(0).science.tobytes() == first.image(0).science.tobytes()
+    early.close()
+
+
+def test_append_several_at_once_and_pieces_of_columns(tmp_path):
+    first = sample("simple")
+    extra = ConstituentTable(
+        3, (Column("filter", "plain", np.array(["g", "r", "long name"])), Column("n", "plain", np.arange(3)))
+    )
+    path = save(
+        MemoryReader(replace(first.meta, constituents=extra), [first.image(i) for i in range(3)]), tmp_path / "a.zarr"
+    )
+    plain = save(sample("simple", 1), tmp_path / "b.zarr")
+    assert edit.append(path, plain, plain) == 6
+    with wustore.open_reader(path) as reader:
+        column = reader.meta.constituents.get("filter")
+        assert column.values.tolist() == ["g", "r", "long name"] + [""] * 6
+        assert column.mask.tolist() == [False] * 3 + [True] * 6
+        assert reader.meta.links == tuple((i,) for i in range(9))
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
+@pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not")
+def test_plain_zarr_sees_the_new_store(tmp_path):
+    import zarr
+
+    path = save(sample("chunked"), tmp_path / "a.zarr")
+    edit.append(path, save(sample("chunked", 1), tmp_path / "b.zarr"))
+    for consolidated in (True, False):
+        group = zarr.open_group(path, mode="r", use_consolidated=consolidated)
+        assert group["science"].shape == (6, 600, 530)
+        assert group["time"].shape == (6,)
+        assert np.asarray(group["science"][4]).tobytes() == sample("chunked", 1).image(1).science.tobytes()
+
+
+def test_capsule_goes_with_an_append(tmp_path):
+    path = save(with_capsule(sample("ragged")), tmp_path / "a.zarr")
+    edit.append(path, save(sample("ragged", 1), tmp_path / "b.zarr"))
+    with wustore.open_reader(path) as reader:
+        assert reader.capsule() is None
+    assert not (Path(path) / "fits").exists()
+
+
+@pytest.mark.parametrize("change", ["wcs", "size", "dtype", "layer", "format", "nothing"])
+def test_refused_appends_change_nothing(tmp_path, change):
+    first = sample("bare")
+    path = save(first, tmp_path / ("a.h5" if change == "format" else "a.zarr"))
+    rng = np.random.default_rng(1)
+    plane = rng.random((1, 4)).astype(np.float32)
+    other = {
+        "wcs": MemoryReader(replace(first.meta, wcs="CTYPE1  = 'RA---TAN'".ljust(80)), [first.image(0)]),
+        "size": sample("simple"),
+        "layer": None,
+        "dtype": None,
+    }.get(change, first)
+    if change == "layer":
+        image = Image(plane, plane, np.zeros((1, 4), np.int8))
+        dtypes = {**first.meta.dtypes, "mask": (np.dtype(np.int8),)}
+        other = MemoryReader(replace(first.meta, dtypes=dtypes), [image])
+    if change == "dtype":
+        image = Image(plane.astype(np.float64), plane)
+        other = MemoryReader(replace(first.meta, dtypes={**first.meta.dtypes, "science": (np.dtype(float),)}), [image])
+    sources = [] if change == "nothing" else [save(other, tmp_path / "b.zarr")]
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError):
+        edit.append(path, *sources)
+    assert sorted(tmp_path.rglob("*")) == before
+    with wustore.open_reader(path) as reader:
+        assert_same(first, reader)
+
+
+APPEND = """
+import sys
+from wustore import edit
+print("ready", flush=True)
+edit.append(sys.argv[1], sys.argv[2])
+"""
+
+
+def test_append_is_atomic_under_sigkill(tmp_path):
+    first, second = sample("chunked"), sample("chunked", 1)
+    path, other = save(first, tmp_path / "a.zarr"), save(second, tmp_path / "b.zarr")
+    for step in range(8):
+        process = subprocess.Popen([sys.executable, "-c", APPEND, path, other], stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(0.03 * step)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        with wustore.open_reader(path) as reader:
+            images = reader.meta.n_images
+            assert images % 3 == 0
+            assert (
+                reader.image(images - 1).science.tobytes()
+                == (second if images > 3 else first).image(2).science.tobytes()
+            )
+    n = images
+    edit.append(path, other)
+    with wustore.open_reader(path) as reader:
+        assert_same(joined(first, *[second] * (n // 3)), reader)
+        assert not list(reader.audit())
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".h5", ".zarr.zip"])
+def test_repack(tmp_path, suffix):
+    source = with_capsule(sample("rich"))
+    path = save(source, tmp_path / f"a{suffix}")
+    edit.repack(path, profile="none", layout="cutouts")
+    with wustore.open_reader(path) as reader:
+        assert_same(source, reader)
+        assert reader.meta.history[-1]["action"] == "repack"
+        assert reader.capsule() is not None
+        assert reader.describe()["profile"] == "none"
+        assert reader.describe()["layout"] == "cutouts"
+    assert [entry.name for entry in tmp_path.iterdir()] == [f"a{suffix}"]
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".h5"])
+def test_drop(tmp_path, suffix):
+    source = with_capsule(sample("simple"))
+    path = save(source, tmp_path / f"a{suffix}", profile="none")
+    edit.drop(path, ["mask"])
+    with wustore.open_reader(path) as reader:
+        assert not reader.meta.has_layer("mask")
+        assert {d.where.split(" of ")[-1] for d in differences(source, reader)} >= {"mask"}
+        assert reader.image(0).science.tobytes() == source.image(0).science.tobytes()
+        assert reader.capsule() is None
+        assert reader.describe()["profile"] == "none"
+    with pytest.raises(UsageError, match="nothing of this name"):
+        edit.drop(path, ["mask"])
+    with pytest.raises(UsageError, match="cannot drop"):
+        edit.drop(path, ["science"])
+
+
+def test_drop_capsule_only(tmp_path):
+    source = with_capsule(sample("simple"))
+    path = save(source, tmp_path / "a.zarr")
+    edit.drop(path, ["capsule"])
+    with wustore.open_reader(path) as reader:
+        assert reader.capsule() is None
+        assert_same(source, reader)
+
+
+def test_formats_that_are_not_edited(tmp_path):
+    path = save(sample("simple"), tmp_path / "a.fits")
+    for act in (lambda: edit.repack(path, profile="none"), lambda: edit.drop(path, ["mask"])):
+        with pytest.raises(UsageError, match="in place"):
+            act()
+
+
+def test_unknown_profile_leaves_the_store(tmp_path):
+    path = save(sample("simple"), tmp_path / "a.zarr")
+    with pytest.raises(WuStoreError):
+        edit.repack(path, profile="zap")
+    with wustore.open_reader(path) as reader:
+        assert_same(sample("simple"), reader)

@@ -1,0 +1,74 @@
+"""``wustore append``, ``wustore repack`` and ``wustore drop``: a store edited in place, journalled in its history."""
+
+from __future__ import annotations
+
+import click
+
+from wustore.cli.options import format_options
+from wustore.cli.outcome import say
+from wustore.cli.progress import progress_bar
+from wustore.errors import UsageError
+
+__all__ = ["append", "drop", "repack"]
+
+
+@click.command(
+    epilog="""
+\b
+Examples:
+  wustore append night.zarr late.fits
+  wustore append s3://bucket/night.zarr a.h5 b.h5
+"""
+)
+@click.argument("store")
+@click.argument("sources", nargs=-1, required=True, metavar="SRC...")
+def append(store: str, sources: tuple[str, ...]) -> None:
+    """Append the images of every SRC to the Zarr store STORE.
+
+    No existing pixel chunk is rewritten, and who reads STORE sees the old or the new state.
+    """
+    from wustore.edit import append as run
+
+    with progress_bar("appending") as progress:
+        count = run(store, *sources, progress=progress)
+    say(f"{count} images appended")
+
+
+@click.command(
+    epilog="""
+\b
+Examples:
+  wustore repack night.zarr --profile portable
+  wustore repack night.zarr --layout cutouts
+"""
+)
+@click.argument("store")
+@click.option("--profile", metavar="NAME", help="Compression: compact, portable, fast, none.")
+@click.option("--layout", metavar="NAME", help="Chunking: images, cutouts, balanced.")
+def repack(store: str, *, profile: str | None, layout: str | None) -> None:
+    """Write STORE (Zarr or HDF5) anew in its place, in another profile or layout."""
+    from wustore.edit import repack as run
+
+    options = format_options(profile, layout, ())
+    if not options:
+        raise UsageError("nothing to change", path=store, expected="--profile or --layout")
+    with progress_bar("repacking") as progress:
+        run(store, progress=progress, **options)
+
+
+@click.command(
+    epilog="""
+\b
+Examples:
+  wustore drop night.zarr capsule
+  wustore drop night.h5 mask psf
+"""
+)
+@click.argument("store")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+def drop(store: str, names: tuple[str, ...]) -> None:
+    """Remove layers (mask, psf) or the FITS leftovers (capsule) from STORE."""
+    from wustore.edit import drop as run
+
+    with progress_bar("rewriting") as progress:
+        run(store, names, progress=progress)
