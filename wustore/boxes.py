@@ -126,14 +126,14 @@ def _hull(
 
 def _rectangles(needed: NDArray[np.bool_], limit: int) -> Iterator[tuple[int, int, int, int]]:
     """Cover the true cells of a grid with disjoint rectangles (top, bottom, left, right) of at most ``limit`` cells."""
+    changes = np.flatnonzero((needed[1:] != needed[:-1]).any(axis=1)) + 1
     open_runs: dict[tuple[int, int], int] = {}  # (left, right) -> the row in which it began
-    n_rows = needed.shape[0]
-    for row in range(n_rows + 1):
-        runs = set(_runs(needed[row], limit)) if row < n_rows else set()
-        for run, top in list(open_runs.items()):
-            if run not in runs or (row - top + 1) * (run[1] - run[0]) > limit:
-                yield top, row, *run
-                del open_runs[run]
+    for row in [0, *changes.tolist(), len(needed)]:  # the rows between two of these are all the same
+        runs = set(_runs(needed[row], limit)) if row < len(needed) else set()
+        for run in [run for run in open_runs if run not in runs]:
+            height = max(limit // (run[1] - run[0]), 1)
+            for top in range(open_runs.pop(run), row, height):
+                yield top, min(top + height, row), *run
         for run in runs:
             open_runs.setdefault(run, row)
 

@@ -239,10 +239,11 @@ def _check(reader: Reader, radius: int, layers: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class _Run:
-    """Consecutive images in which a stamp covers the same pixels: one box of the store, and its place."""
+    """Consecutive images in which a stamp covers the same pixels: one box of the store, its place and its size."""
 
     box: Index
     place: tuple[Any, ...]
+    size: int
 
 
 def _stamps(
@@ -323,6 +324,7 @@ def _runs(
                 _Run(
                     (slice(i, i + b - a), slice(top, bottom), slice(left, right)),
                     (n, slice(a, b), slice(top - y0, bottom - y0), slice(left - x0, right - x0)),
+                    (b - a) * (bottom - top) * (right - left),
                 )
             )
     return runs
@@ -331,21 +333,18 @@ def _runs(
 def _fill(reader: Reader, layer: str, runs: list[_Run], out: NDArray[Any], max_memory: int) -> None:
     """Read what the runs ask of a layer into ``out``, as much at a time as fits into ``max_memory``."""
     chunk = reader.chunks(layer)
-    itemsize = reader.meta.layer_dtype(layer).itemsize
-
-    def size(run: _Run) -> int:
-        return itemsize * int(math.prod(part.stop - part.start for part in run.box))
+    limit = max(max_memory // reader.meta.layer_dtype(layer).itemsize, 1)
 
     def cell(run: _Run) -> tuple[int, ...]:
         return tuple(part.start // extent for part, extent in zip(run.box, chunk, strict=True))
 
-    if sum(map(size, runs)) > max_memory:  # neighbours together: then only chunks at the seams are read twice
+    if sum(run.size for run in runs) > limit:  # neighbours together: then only chunks at the seams are read twice
         runs = sorted(runs, key=cell)
     start = 0
     while start < len(runs):
         stop, used = start, 0
-        while stop < len(runs) and (stop == start or used + size(runs[stop]) <= max_memory):
-            used += size(runs[stop])
+        while stop < len(runs) and (stop == start or used + runs[stop].size <= limit):
+            used += runs[stop].size
             stop += 1
         stop = _back_to_seam(runs, start, stop, chunk[0])
         part = runs[start:stop]
