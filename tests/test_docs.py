@@ -59,7 +59,9 @@ def run_console(text, page, directory):
         assert not expected or fnmatchcase(done.stdout.strip(), pattern), f"{command}\n{done.stdout}"
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if any(b[0] in {"python", "console"} for b in blocks(p))], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if any(b[0] in {"python", "console"} for b in blocks(p))], ids=lambda p: p.name
+)
 def test_blocks_run(page, tmp_path):
     for language, text in blocks(page):
         if language == "python":
@@ -125,6 +127,10 @@ def test_spec_names_every_array_and_key():
     for name in load("layout")["properties"]["arrays"]["properties"]:
         assert f"`{name}`" in text, name
     document = load("document")
-    keys = [*document["properties"], *document["$defs"]["layer"]["properties"], *document["$defs"]["column"]["properties"]]
+    keys = [
+        *document["properties"],
+        *document["$defs"]["layer"]["properties"],
+        *document["$defs"]["column"]["properties"],
+    ]
     for key in keys:
         assert f"`{key}`" in text, key
