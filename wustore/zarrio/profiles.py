@@ -35,7 +35,7 @@ _SAMPLED_ROWS = 6
 """Enough to tell quantised from continuous values, in 1 ms a plane of 2048 x 2048."""
 
 _SAMPLED_VALUES = 512
-"""With fewer finite values than this a sample is not worth its time: looking would take half of writing a tiny image."""
+"""With fewer finite values than this there is no sample: looking would take half the time of writing a tiny image."""
 
 _ALL_DIFFERENT = 0.95
 """Above this share of different values a sample is continuous. pcodec's plain mode then gives the same size as its
