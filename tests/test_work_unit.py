@@ -477,6 +477,38 @@ def test_every_format_gives_it_back(form: str, tmp_path: Path) -> None:
     write(work_unit, form, tmp_path, overwrite=True)
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_kind_of_column_and_value_survives(form: str, tmp_path: Path) -> None:
+    rich = table()
+    rich["Filter"] = np.array(["", "\u00e9", "trailing  ", "x"])
+    rich["i8"] = np.array([-7, 3, 0, 1], np.int8)
+    rich["masked"] = np.ma.MaskedArray([1, 2, 3, 4], mask=[True, False, False, True])
+    rich["angle"] = np.arange(4.0) * u.deg
+    mixed = np.empty(4, dtype=object)
+    mixed[:] = [None, {"a": (1, 2)}, wcs_at(), 2.5]
+    rich["mixed"] = mixed
+    rich.meta["survey"] = "night"
+    wcs = wcs_at()
+    wcs.pixel_shape = None
+    work_unit = made(org_image_meta=rich, wcs=wcs, observatory=None)
+    work_unit.config["array"] = np.arange(3)
+    write(work_unit, form, tmp_path)
+    back = read(form, tmp_path)
+    assert back.config == work_unit.config
+    assert not back.observatory_given
+    assert back.wcs.pixel_shape is None
+    old, new = work_unit.org_img_meta, back.org_img_meta
+    assert new.colnames == old.colnames
+    assert new.meta == {"survey": "night"}
+    assert str(new["angle"].unit) == "deg"
+    assert new["masked"].mask.tolist() == [True, False, False, True]
+    assert wcs_fits_equal(new["mixed"][2], wcs_at())
+    for name in old.colnames:
+        assert new[name].dtype == old[name].dtype, name
+        for a, b in zip(old[name], new[name], strict=True):
+            assert isinstance(a, WCS) or repr(a) == repr(b), name
+
+
 def test_kbmod_defaults_are_lossy_and_readable(tmp_path: Path) -> None:
     work_unit = made()
     with warnings.catch_warnings():
