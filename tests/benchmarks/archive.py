@@ -36,10 +36,10 @@ print([line for line in open("/proc/self/status") if line.startswith("VmHWM")][0
 
 READ = """
 import sys, time, wustore
-reader = wustore.open_reader(sys.argv[1], **eval(sys.argv[3]))
+reader = wustore.open_reader(sys.argv[1], workers=1)
 reader.image(0)
 print("ready", flush=True); sys.stdin.readline()
-for _ in range(4):
+for _ in range(5):
     for i in eval(sys.argv[2]): reader.image(i)
 print("done", flush=True)
 """
@@ -47,10 +47,9 @@ print("done", flush=True)
 
 def together(path, shares) -> float:
     """Time until every one of several processes has read its share of the images, started at the same moment."""
-    options = "{'workers': 1}" if str(path).endswith(".zarr") else "{}"
     command = [sys.executable, "-W", "ignore", "-c", READ, str(path)]
     running = [
-        subprocess.Popen([*command, repr(share), options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([*command, repr(share)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for share in shares
     ]
     for process in running:
