@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from wustore import jsonio
 from wustore.cli.outcome import INCOMPLETE, OK, say
+from wustore.cli.sizes import size_text
 from wustore.errors import IncompleteError, WuStoreError
 from wustore.model import LAYERS, Meta
 from wustore.protocol import Reader
@@ -220,9 +221,9 @@ def _lines(found: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
 
 def _layer_line(layer: Mapping[str, Any]) -> str:
     line = f"{layer['dtype']} {_inline(layer['shape'])} in chunks of {_inline(layer['chunks'])}"
-    line += f", {_readable_bytes(layer['bytes_in_memory'])}"
+    line += f", {size_text(layer['bytes_in_memory'])}"
     if layer["bytes"]:
-        line += f" -> {_readable_bytes(layer['bytes'])} ({layer['ratio']} x)"
+        line += f" -> {size_text(layer['bytes'])} ({layer['ratio']} x)"
     if layer["missing"]:
         line += f", missing in {layer['missing']} images"
     known = {"dtype", "shape", "chunks", "bytes_in_memory", "bytes", "ratio", "missing"}
@@ -241,20 +242,10 @@ def _inline(value: Any, key: str = "") -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int) and key.startswith("bytes"):
-        return _readable_bytes(value)
+        return size_text(value)
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_inline(item, name)}" for name, item in value.items() if item is not None)
     if isinstance(value, list | tuple):
         numbers = all(isinstance(item, int) for item in value)
         return (" x " if numbers else ", ").join(_inline(item) for item in value)
     return str(value)
-
-
-def _readable_bytes(n: int) -> str:
-    """Return a number of bytes as people say it, powers of 1000."""
-    size = float(n)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{n} B" if unit == "B" else f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
