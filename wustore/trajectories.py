@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from wustore.errors import FormatError, MissingDependencyError, StoreNotFoundError, UsageError
+from wustore.errors import FormatError, MissingDependencyError, StoreNotFoundError, UsageError, WuStoreError
 from wustore.model import Meta
 from wustore.sky import image_wcs, text_sky_to_pixel
 
@@ -269,9 +269,9 @@ def _read_file(path: str) -> tuple[dict[str, Any], float | None]:
         if suffix in {".parquet", ".parq"}:
             return _read_parquet(path)
         return _read_table(path, suffix)
-    except (UsageError, MissingDependencyError):
+    except (WuStoreError, MemoryError):
         raise
-    except (ValueError, KeyError, TypeError, IndexError, UnicodeError, OSError) as error:
+    except Exception as error:  # the table readers of astropy, h5py and pyarrow raise whatever they like
         raise FormatError("the file of trajectories cannot be read", path=path, found=str(error)[:300]) from error
 
 
@@ -296,21 +296,17 @@ def _read_table(path: str, suffix: str) -> tuple[dict[str, Any], float | None]:
 
 def _read_parquet(path: str) -> tuple[dict[str, Any], float | None]:
     try:
-        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
         raise MissingDependencyError(
             "pyarrow is not installed", path=path, cure="pip install 'wustore[parquet]' brings it."
         ) from error
     wanted = {*_PIXEL_COLUMNS, *_RATE_COLUMNS, *_TIME_COLUMNS, *_OBJECT_COLUMNS}
-    try:
-        with pq.ParquetFile(path) as file:
-            # A results file may hold stamps by the gigabyte: only the columns that matter are read.
-            names = [name for name in file.schema_arrow.names if name in wanted]
-            columns = {name: file.read([name]).column(name).to_numpy() for name in names}
-            metadata = file.schema_arrow.metadata or {}
-    except pa.ArrowException as error:
-        raise FormatError("not a Parquet file", path=path, found=str(error)[:300]) from error
+    with pq.ParquetFile(path) as file:
+        # A results file may hold stamps by the gigabyte: only the columns that matter are read.
+        names = [name for name in file.schema_arrow.names if name in wanted]
+        columns = {name: file.read([name]).column(name).to_numpy() for name in names}
+        metadata = file.schema_arrow.metadata or {}
     return columns, _zero_time(_table_meta(metadata.get(b"table_meta_yaml")))
 
 

@@ -73,7 +73,7 @@ def mjd_to_datetime(mjd: NDArray[np.float64]) -> NDArray[np.datetime64] | None:
     days = np.floor(np.where(known, mjd, 0))
     rest = np.rint((np.where(known, mjd, 0) - days) * _DAY).astype(np.int64)
     times: NDArray[np.datetime64] = _MJD_ZERO + (days.astype(np.int64) * _DAY + rest).astype("timedelta64[ns]")
-    times[~known] = np.datetime64("NaT")
+    times[~known] = np.datetime64("NaT", "ns")
     return times
 
 
