@@ -22,7 +22,7 @@ HEAVY = {
 def modules_after(program):
     """The modules that a fresh interpreter has loaded after a program."""
     text = f"import sys\n{program}\nprint(*sys.modules)"
-    done = subprocess.run([sys.executable, "-I", "-c", text], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", text], capture_output=True, text=True, check=True)
     return done.stdout.split()
 
 

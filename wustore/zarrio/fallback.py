@@ -85,7 +85,8 @@ class ForeignArray:
     def _check_shard(self, key: str, place: tuple[int, ...], index: tuple[slice, ...]) -> None:
         codec = self.array.metadata.codecs[0]
         names = [type(one).__name__ for one in codec.index_codecs]
-        if names != ["BytesCodec", "Crc32cCodec"] or codec.index_location.value != "end":
+        location = getattr(codec.index_location, "value", codec.index_location)  # an enumeration up to zarr 3.3
+        if names != ["BytesCodec", "Crc32cCodec"] or location != "end":
             raise FormatError(
                 "a shard index of a form that cannot be checked", path=self._keys.name, where=f"array {self._name}"
             )
