@@ -311,6 +311,14 @@ def test_one_row_per_image_beside_one_per_constituent(tmp_path: Path) -> None:
     assert meta.barycentric_distance == 40.0
 
 
+def test_flags_of_masks_have_the_meanings_of_the_configuration(tmp_path: Path) -> None:
+    table = samples.table_hdu("KBMOD_CONFIG", mask_bits_dict=["{BAD: 0, EDGE: 4, odd: x}\n"])
+    hdus = [samples.primary_hdu(1), table, *samples.image_hdus(0)]
+    assert meta_of(samples.write(tmp_path / "wu.fits", hdus)).mask_flags == {}  # int8 says only masked or not
+    hdus[4] = fits.ImageHDU(np.full((6, 8), 17, np.int32), name="MSK_0")
+    assert meta_of(samples.write(tmp_path / "wu.fits", hdus)).mask_flags == {"BAD": 1, "EDGE": 16}
+
+
 def test_configuration_keeps_types(tmp_path: Path) -> None:
     table = samples.table_hdu(
         "KBMOD_CONFIG", a=["5\n...\n"], b=["[25, 75]\n"], c=["null\n...\n"], d=["!!python/tuple [1, 2]\n"]

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -73,12 +74,10 @@ def test_a_killed_helper_is_done_without(path: str) -> None:
     warm(path)
     process = parallel._idle[0]._process
     os.kill(process.pid, signal.SIGSTOP)  # it still counts as alive when it is taken
-    stream = reader.images(workers=2)
-    found = []
-    for k, (i, image) in enumerate(stream):
-        if k == 0:
-            os.kill(process.pid, signal.SIGKILL)
-        found.append((i, [plane.tobytes() for layer in LAYERS if (plane := image.layer(layer)) is not None]))
+    killer = threading.Timer(0.3, os.kill, (process.pid, signal.SIGKILL))
+    killer.start()
+    found = bits(reader, workers=2)
+    killer.join()
     assert found == expected
 
 

@@ -570,6 +570,7 @@ class _Reading:
         source: dict[str, Any] = {"format": self.form, "layout": era.name}
         if era.no_data is not None:
             source["no_data"] = era.no_data
+        configuration = self.configuration()
         reprojected, frame = self.header.get("REPRJCTD"), self.header.get("REPFRAME")
         return Meta(
             times=self.times(),
@@ -583,14 +584,28 @@ class _Reading:
             },
             links=self.links,
             constituents=self.constituents(),
-            configuration=self.configuration(),
+            configuration=configuration,
             wcs=wcs_text(self.header),
             reprojected=reprojected if isinstance(reprojected, bool) else None,
             reprojection_frame=frame if isinstance(frame, str) else None,
             barycentric_distance=self.number("BARY", "HELIO"),
             observatory=self.observatory(),
+            mask_flags=self._mask_flags(configuration or {}),
             source=source,
         )
+
+    def _mask_flags(self, configuration: Mapping[str, Any]) -> dict[str, int]:
+        """Return the meanings of the mask's bits: KBMOD's parameter gives the number of each bit.
+
+        Only for masks that hold flags; since April 2025 KBMOD writes whether a pixel is masked, in int8.
+        """
+        bits = configuration.get("mask_bits_dict")
+        masks = [image.planes["mask"] for image in self.images if "mask" in image.planes]
+        if not isinstance(bits, Mapping) or not masks or all(mask.dtype == np.int8 for mask in masks):
+            return {}
+        return {
+            name: 1 << bit for name, bit in bits.items() if isinstance(name, str) and type(bit) is int and 0 <= bit < 63
+        }
 
 
 def _same_wcs(a: str, b: str) -> bool:

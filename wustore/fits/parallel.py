@@ -286,6 +286,7 @@ class Engines:
         self._free: queue.SimpleQueue[_Helper | None] = queue.SimpleQueue()
         self._free.put(None)  # this process
         self._closed = False
+        self._guard = threading.Lock()
         for _ in range(n_workers - 1):
             helper = _take_idle()
             if helper is not None:
@@ -300,10 +301,14 @@ class Engines:
             helper.wait()
         except (EOFError, OSError):
             return  # the work is done without it
-        if self._closed:
-            _put_back(helper)
-        else:
-            self._free.put(helper)
+        self._release(helper)
+
+    def _release(self, engine: _Helper | None) -> None:
+        with self._guard:
+            if self._closed and engine is not None:
+                _put_back(engine)
+            else:
+                self._free.put(engine)
 
     def decode(self, job: Job, data: Callable[[], Buffer]) -> dict[str, NDArray[Any]]:
         """Decode a job on whichever processor is free.
@@ -327,16 +332,18 @@ class Engines:
             return decode_here(job, data())
         finally:
             if engine is None or back is not None:
-                self._free.put(back)
+                self._release(back)
 
     def close(self) -> None:
-        """Keep the helpers for the next call."""
-        self._closed = True
-        with contextlib.suppress(queue.Empty):
-            while True:
-                helper = self._free.get_nowait()
-                if helper is not None:
-                    _put_back(helper)
+        """Keep the helpers for the next call. Threads that still wait finish on this process's processor."""
+        with self._guard:
+            self._closed = True
+            engines = []
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    engines.append(self._free.get_nowait())
+        for engine in engines:
+            self._release(engine)
 
     def __enter__(self) -> Self:
         return self
