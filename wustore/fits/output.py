@@ -228,9 +228,10 @@ class Output:
 
     def abort(self) -> None:
         """Drop everything."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):  # on a full disk the last buffer cannot be written even now
+                file.close()
         if not self.sharded and self.outer is not None:
             self._inner(0).unlink(missing_ok=True)
         self._staging.abort(keep=False)
