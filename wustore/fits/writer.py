@@ -281,7 +281,12 @@ class _Canonical(_Parallel):
         head = head_hdus(meta, exact=options.exact, configuration=sharded or not options.exact)
         output = Output(path, meta.n_images if sharded else None, overwrite=overwrite)
         super().__init__(meta.n_images, output, workers)
-        self._order = _InOrder(output, output.write_at(0, 0, *head))
+        try:
+            offset = output.write_at(0, 0, *head)
+        except BaseException:
+            super().abort()  # a full disk at the first byte: nobody has a writer yet that could be aborted
+            raise
+        self._order = _InOrder(output, offset)
 
     def _encode(self, i: int, image: Image) -> tuple[list[bytes], list[str]]:
         losses: list[str] = []
