@@ -6,6 +6,7 @@ backend with `wustore.transfer.copy`.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -138,15 +139,18 @@ class View(Reader):
     source
         The other reader.
     images
-        Indices of its images, in the order wanted, none twice; all by default.
+        Indices of its images, in the order wanted; all by default.
     rows, columns
         The window, as slices with bounds and step 1 within the padded shape; everything by default. Constituent
         WCSs move with it where the stack is not reprojected, the global WCS always.
+    meta
+        Metadata for the chosen images instead of the source's, before the window is cut out; shapes and dtypes
+        must be those of the images.
 
     Raises
     ------
     UsageError
-        Where no image or the same image twice is chosen, or the window is empty or not within the frame.
+        Where no image is chosen, or the window is empty or not within the frame.
     """
 
     def __init__(
@@ -155,20 +159,19 @@ class View(Reader):
         images: Sequence[int] | NDArray[Any] | None = None,
         rows: slice | None = None,
         columns: slice | None = None,
+        meta: Meta | None = None,
     ) -> None:
         self._source = source
+        self._images, self._given = images, meta
         self._chosen = chosen_images(source.meta, images=images)
         self.format = source.format
         self.path = str(source.path)
-        meta = source.meta
         if images is not None:
-            names = _names_of(self._chosen)
             if not self._chosen.size:
                 raise UsageError("no image is chosen", path=self.path, expected="at least 1")
-            if len(np.unique(self._chosen)) != len(self._chosen):
-                raise UsageError("an image is chosen twice", path=self.path, found=names)
-            self.path += f" (images {names})"
-            meta = selected_meta(meta, self._chosen)
+            self.path += f" (images {_names_of(self._chosen)})"
+        if meta is None:
+            meta = source.meta if images is None else selected_meta(source.meta, self._chosen)
         _, height, width = meta.layer_shape("science")
         self._rows = _checked(rows, height, "rows", self.path)
         self._columns = _checked(columns, width, "columns", self.path)
@@ -247,10 +250,10 @@ class View(Reader):
         if self._is_window:
             yield from super().images(indices, layers, capsule=capsule, workers=workers)
             return
-        place = {i: k for k, i in enumerate(self._chosen.tolist())}
-        wanted = self._chosen if indices is None else self._chosen[list(indices)]
-        for i, image in self._source.images(wanted.tolist(), layers, workers=workers):
-            yield place[i], image
+        wanted = list(range(len(self._chosen)) if indices is None else indices)
+        chosen = self._chosen[wanted].tolist()
+        for k, (_, image) in zip(wanted, self._source.images(chosen, layers, workers=workers), strict=True):
+            yield k, image
 
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return the shape of the source's chunks, those at the edges of a window being cut."""
@@ -264,7 +267,7 @@ class View(Reader):
         return None if sums is None else sums[self._chosen]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return View, (self._source, self._chosen, self._rows, self._columns)
+        return View, (self._source, self._images, self._rows, self._columns, self._given)
 
 
 def _checked(part: slice | None, size: int, axis: str, path: str) -> slice:
@@ -279,8 +282,12 @@ def _checked(part: slice | None, size: int, axis: str, path: str) -> slice:
 
 
 def _names_of(chosen: NDArray[np.int64]) -> str:
+    """Return what a message calls these images; no two selections have the same name."""
     runs = [(int(chosen[a]), int(chosen[b - 1])) for a, b in consecutive_runs(chosen)]
-    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
+    text = ",".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
+    if len(text) <= 60:
+        return text
+    return f"{text[:48]}..., {len(chosen)} in all, {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def select(
@@ -309,7 +316,10 @@ def select(
     UsageError
         Where no image is left, or a condition cannot be meant.
     """
-    return View(reader, chosen_images(reader.meta, times, images, filters))
+    chosen = chosen_images(reader.meta, times, images, filters)
+    if len(np.unique(chosen)) != len(chosen):
+        raise UsageError("an image is chosen twice", path=str(reader.path), found=_names_of(chosen))
+    return View(reader, chosen)
 
 
 def cutout(

@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.memory import MemoryReader, padded_box
+from wustore.backends.memory import MemoryReader
 from wustore.configuration import SearchConfiguration
+from wustore.cutout import View
 from wustore.errors import FormatError
 from wustore.images import ImageStack, LazyPlanes
 from wustore.metadata import STANDARD_COLUMNS, constituents_to_table, table_to_constituents
 from wustore.model import LAYERS, Column, ConstituentTable, Image, Meta
 from wustore.observatory import location_of, observatory_of
-from wustore.protocol import Index, Reader
+from wustore.protocol import Reader
 from wustore.transfer import Progress, default_workers
 from wustore.wcs import wcs_to_text
 
@@ -198,55 +199,6 @@ def links_of(meta: Meta) -> list[list[int]]:
 # --- to a store ---------------------------------------------------------------------------------------
 
 
-class _EditedReader(Reader):
-    """A reader with other metadata, and perhaps fewer images in another order; the pixels are the source's."""
-
-    def __init__(self, reader: Reader, meta: Meta, indices: Sequence[int]) -> None:
-        self._reader = reader
-        self._meta = meta
-        self._indices = tuple(indices)
-        self.format = reader.format
-        self.path = reader.path
-
-    @property
-    def meta(self) -> Meta:
-        return self._meta
-
-    def read(self, layer: str, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        images, rows, columns = index
-        chosen = self._indices[images]
-        if self._reader.meta.layer_shape(layer)[1:] == self._meta.layer_shape(layer)[1:] and (
-            self._reader.meta.layer_dtype(layer) == self._meta.layer_dtype(layer)
-        ):
-            parts = [self._reader.read(layer, (slice(i, i + 1), rows, columns))[0] for i in chosen]
-            box = np.stack(parts) if parts else np.empty((0, 0, 0), self._meta.layer_dtype(layer))
-        else:  # the largest image is gone: other padding
-            box = padded_box(self._meta, layer, index, [self._reader.image(i, (layer,)).layer(layer) for i in chosen])
-        if out is None:
-            return box
-        out[...] = box
-        return out
-
-    def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
-        return self._reader.image(self._indices[i], layers)
-
-    def images(
-        self,
-        indices: Any = None,
-        layers: Sequence[str] = LAYERS,
-        *,
-        capsule: bool = False,
-        workers: int | None = None,
-    ) -> Any:
-        wanted = range(len(self._indices)) if indices is None else list(indices)
-        source = [self._indices[i] for i in wanted]
-        for i, (_, image) in zip(wanted, self._reader.images(source, layers, workers=workers), strict=True):
-            yield i, image
-
-    def chunks(self, layer: str) -> tuple[int, int, int]:
-        return 1, *self._reader.chunks(layer)[1:]
-
-
 def reader_of(work_unit: WorkUnit) -> Reader:
     """Return a reader over a WorkUnit: the way to save it.
 
@@ -264,9 +216,10 @@ def reader_of(work_unit: WorkUnit) -> Reader:
         return _memory_reader(work_unit)
     planes, indices = source
     meta = meta_of(work_unit)
-    if meta is planes.reader.meta and indices == tuple(range(meta.n_images)):
+    whole = indices == tuple(range(planes.reader.meta.n_images))
+    if meta is planes.reader.meta and whole:
         return planes.reader
-    return _EditedReader(planes.reader, meta, indices)
+    return View(planes.reader, None if whole else indices, meta=meta)
 
 
 def _pixel_source(stack: ImageStack) -> tuple[StoreSource, tuple[int, ...]] | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import operator
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -159,6 +161,10 @@ class Layer:
         digest = hashlib.sha256("\0".join(identity).encode())
         if sums is not None:
             digest.update(np.ascontiguousarray(sums).tobytes())
+        elif os.path.exists(self.reader.path):  # noqa: PTH110 - Path.exists raises where a name is too long
+            # A file that was written anew is other data.
+            state = Path(self.reader.path).stat()
+            digest.update(f"{state.st_size} {state.st_mtime_ns}".encode())
         return digest.hexdigest()[:32]
 
     def __dask_tokenize__(self) -> tuple[str, str]:
