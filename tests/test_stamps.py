@@ -18,7 +18,7 @@ from wustore.backends.memory import MemoryReader
 from wustore.coadd import KINDS, coadd
 from wustore.errors import FormatError, StoreNotFoundError, UsageError
 from wustore.registry import backend_for_writing
-from wustore.stamps import stamp_batches, stamps, trajectory_stamps
+from wustore.stamps import stamp_batches, stamps, trajectory_coadds, trajectory_stamps
 from wustore.testing import sample
 from wustore.trajectories import NOWHERE, Trajectories, nearest_pixel, trajectories_from
 from wustore.transfer import copy
@@ -267,6 +267,9 @@ def test_of_a_work_unit(stores):
     with wustore.open(stores["wu.zarr"]) as work_unit:
         assert work_unit.trajectory_stamps(MOTIONS, 6).science.tobytes() == expected.science.tobytes()
         assert work_unit.stamps(100, 200, 6).science.shape == (3, 13, 13)
+        with np.errstate(invalid="ignore", over="ignore"):
+            coadds = work_unit.trajectory_coadds(MOTIONS, 6, "median")
+            assert coadds.values.tobytes() == expected.coadd("median").tobytes()
         work_unit.load_images()
         loaded = work_unit.trajectory_stamps(MOTIONS, 6)
         assert np.array_equal(loaded.science, expected.science, equal_nan=True)
@@ -448,6 +451,20 @@ def test_coadds_of_many(kind):
             assert np.array_equal(coadd(many.science[n], kind, many.variance[n]), together[n], equal_nan=True)
     with pytest.raises(UsageError):
         stamps(reader, 1, 1, 1, layers=("variance",)).coadd(kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("max_memory", [1, 50_000, 10**9])
+def test_coadds_in_bounded_memory(kind, max_memory):
+    reader = Chunked(sample("chunked"), (1, 64, 64))
+    with np.errstate(invalid="ignore", over="ignore"):
+        expected = trajectory_stamps(reader, MOTIONS, 6).coadd(kind)
+        reader.asked.clear()
+        found = trajectory_coadds(reader, MOTIONS, 6, kind, max_memory=max_memory)
+    assert found.values.tobytes() == expected.tobytes()
+    assert found.x.shape == (len(MOTIONS), 3)
+    assert ("variance" in {layer for layer, _ in reader.asked}) == (kind == "weighted")
+    assert trajectory_coadds(reader, [], 6, kind).values.shape == (0, 13, 13)
 
 
 def test_coadds_are_kbmods():

@@ -6,16 +6,14 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wustore.atomic import Staging
 from wustore.errors import UsageError
-
-if TYPE_CHECKING:
-    from wustore.stamps import Stamps
+from wustore.stamps import Coadds, Stamps
 
 __all__ = ["SUFFIXES", "write_stamps"]
 
@@ -27,7 +25,11 @@ _SHEET_PIXELS = 4_000_000
 
 
 def write_stamps(
-    stamps: Stamps, path: str | os.PathLike[str], *, coadd: str | None = None, overwrite: bool = False
+    stamps: Stamps | Coadds,
+    path: str | os.PathLike[str],
+    *,
+    coadd: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write stamps, or their coadd, in the format that the name's ending says.
 
@@ -38,7 +40,7 @@ def write_stamps(
     Parameters
     ----------
     stamps
-        What `wustore.stamps` gave.
+        What `wustore.stamps` gave, stamps or coadds.
     path
         Where to write; it appears when it is whole.
     coadd
@@ -65,10 +67,12 @@ def write_stamps(
         raise
 
 
-def _arrays(stamps: Stamps, kind: str | None) -> Arrays:
+def _arrays(stamps: Stamps | Coadds, kind: str | None) -> Arrays:
     of_stamp = ("stamp",) if stamps.x.ndim == 2 else tuple(f"stamp_{k}" for k in range(stamps.x.ndim - 1))
     arrays: Arrays = {}
-    if kind is not None:
+    if isinstance(stamps, Coadds):
+        arrays["coadd"] = ((*of_stamp, "y", "x"), stamps.values)
+    elif kind is not None:
         arrays["coadd"] = ((*of_stamp, "y", "x"), stamps.coadd(kind))
     else:
         layers = {"science": stamps.science, "variance": stamps.variance, "mask": stamps.mask}

@@ -22,7 +22,7 @@ from wustore.selection import TimeRange, chosen_images
 from wustore.sky import sky_to_pixel
 from wustore.trajectories import nearest_pixel, trajectories_from
 
-__all__ = ["MAX_MEMORY", "Stamps", "stamp_batches", "stamps", "trajectory_stamps"]
+__all__ = ["MAX_MEMORY", "Coadds", "Stamps", "stamp_batches", "stamps", "trajectory_coadds", "trajectory_stamps"]
 
 MAX_MEMORY = 256 << 20
 """Working memory beside the result [bytes]: 8000 stamps of 21 x 21 through 18 images at a time."""
@@ -80,6 +80,29 @@ class Stamps:
         if self.science is None:
             raise UsageError("a coadd needs the science layer", cure="Ask for it in layers=….")
         return coadd(self.science, kind, self.variance)
+
+
+@dataclass(frozen=True, eq=False)
+class Coadds:
+    """Coadded stamps.
+
+    Attributes
+    ----------
+    values
+        Shape (n, y, x), in the unit of the science layer; 0 where no time has data.
+    kind
+        One of `wustore.coadd.KINDS`.
+    x, y, times, images, radius
+        As in `Stamps`.
+    """
+
+    values: NDArray[np.float64]
+    kind: str
+    x: NDArray[np.int64]
+    y: NDArray[np.int64]
+    times: NDArray[np.float64]
+    images: NDArray[np.int64]
+    radius: int
 
 
 def stamps(
@@ -219,6 +242,54 @@ def stamp_batches(
             part = slice(start, seam)
             yield _stamps(reader, x[:, part], y[:, part], radius, chosen[part], layers, max_memory // 2)
             start = seam
+
+
+def trajectory_coadds(
+    reader: Reader,
+    trajectories: Any,
+    radius: int = 10,
+    kind: str = "mean",
+    times: TimeRange | None = None,
+    *,
+    images: Sequence[int] | NDArray[Any] | None = None,
+    max_memory: int = MAX_MEMORY,
+) -> Coadds:
+    """Coadd the stamps along linear motions, of any number of trajectories in bounded memory.
+
+    Trajectories that are near to each other are taken together, as many as fit into ``max_memory``, so that most
+    chunks are read once.
+
+    Parameters
+    ----------
+    reader, trajectories, radius, times, images, max_memory
+        As in `trajectory_stamps`.
+    kind
+        One of `wustore.coadd.KINDS`.
+
+    Raises
+    ------
+    UsageError
+        Where an argument cannot be meant.
+    CorruptError
+        Where the stored bytes are damaged or missing.
+    """
+    chosen = chosen_images(reader.meta, times, images)
+    x, y = _path(reader, trajectories, chosen)
+    layers = ("science", "variance") if kind == "weighted" else ("science",)
+    _check(reader, radius, layers)
+    side = 2 * radius + 1
+    values = np.zeros((len(x), side, side))
+    fits = max(max_memory // max(len(chosen) * side * side * _COADD_BYTES, 1), 1)
+    order = np.argsort(y[:, len(chosen) // 2], kind="stable") if len(chosen) else np.arange(len(x))
+    for start in range(0, len(x), fits):
+        part = order[start : start + fits]
+        found = _stamps(reader, x[part], y[part], radius, chosen, layers, max_memory)
+        values[part] = found.coadd(kind)
+    return Coadds(values, kind, x, y, reader.meta.times[chosen], chosen, radius)
+
+
+_COADD_BYTES = 40
+"""Memory for one pixel of a stamp while it is coadded [bytes]: its layers, and two float64 arrays."""
 
 
 def _path(reader: Reader, trajectories: Any, chosen: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from wustore.layer import Layer
     from wustore.model import Meta
-    from wustore.stamps import Stamps
+    from wustore.stamps import Coadds, Stamps
 
 __all__ = [
     "WorkUnit",
@@ -637,6 +637,19 @@ class WorkUnit:
         from wustore.stamps import trajectory_stamps
 
         return trajectory_stamps(edge.reader_of(self), trajectories, radius, times, **options)
+
+    def trajectory_coadds(
+        self,
+        trajectories: Any,
+        radius: int = 10,
+        kind: str = "mean",
+        times: tuple[float | None, float | None] | None = None,
+        **options: Any,
+    ) -> Coadds:
+        """Coadd stamps along linear motions; see `wustore.stamps.trajectory_coadds`."""
+        from wustore.stamps import trajectory_coadds
+
+        return trajectory_coadds(edge.reader_of(self), trajectories, radius, kind, times, **options)
 
     def cutout(
         self,

@@ -64,15 +64,17 @@ def stamp(
     """
     from wustore.api import open_reader
     from wustore.stamp_files import write_stamps
-    from wustore.stamps import Stamps, stamps, trajectory_stamps
+    from wustore.stamps import Coadds, Stamps, stamps, trajectory_coadds, trajectory_stamps
 
     position: dict[str, Any] = {"x": x, "y": y, "ra": ra, "dec": dec}
     if trajectories is not None and any(value is not None for value in position.values()):
         raise UsageError("a position and trajectories", expected="one of them")
-    found: Stamps
+    found: Stamps | Coadds
     with open_reader(path, format=format_name) as reader:
         if trajectories is None:
             found = stamps(reader, radius=radius, times=times, **position)
+        elif kind is not None:
+            found = trajectory_coadds(reader, trajectories, radius, kind, times)
         else:
             found = trajectory_stamps(reader, trajectories, radius, times)
     write_stamps(found, output, coadd=kind, overwrite=overwrite)
