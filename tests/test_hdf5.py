@@ -203,7 +203,7 @@ def test_same_bytes_for_any_order_and_number_of_threads(tmp_path, monkeypatch):
     source = with_capsule(sample("rich"))
     paths = [save(tmp_path / f"{n}.h5", source, workers=n) for n in (1, 2, 5)]
     for limit in (1 << 26, 0):  # in memory, through the unnamed file
-        monkeypatch.setattr("wustore.backends.hdf5._EARLY_IN_MEMORY", limit)
+        monkeypatch.setattr("wustore.hdf5io.writer._EARLY_IN_MEMORY", limit)
         for order in ((3, 2, 1, 0), (1, 3, 0, 2)):
             paths.append(str(tmp_path / f"{limit}-{order}.h5"))
             writer = Hdf5Backend().create(paths[-1], source.meta, capsule=source.capsule())

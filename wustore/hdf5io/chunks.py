@@ -19,11 +19,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.errors import CorruptError
+from wustore.errors import CorruptError, UsageError
 from wustore.hdf5io.filters import DamagedChunkError, Pipeline, Target, filters_of, pipeline_of
 from wustore.hdf5io.netcdf import wrapped
+from wustore.transfer import default_workers
 
-__all__ = ["ChunkReader", "Job", "RawFile", "Work", "run", "split_axis"]
+__all__ = ["ChunkReader", "Job", "RawFile", "Work", "run", "split_axis", "thread_count"]
 
 _BATCHES_PER_THREAD = 4
 """Batches of chunks handed to each thread: enough to even out chunks of unequal cost, few enough that
@@ -76,6 +77,20 @@ def run(jobs: Sequence[Job], workers: int) -> None:
 def _pool(process: int, workers: int) -> ThreadPoolExecutor:
     """Return the threads shared by all files of this process (a forked child needs its own)."""
     return ThreadPoolExecutor(workers, thread_name_prefix=f"wustore-hdf5-{process}")
+
+
+def thread_count(value: int | None) -> int:
+    """Return how many threads are meant: the number of processors where nothing is said.
+
+    Raises
+    ------
+    UsageError
+    """
+    if value is None:
+        return default_workers()
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError("not a number of threads", where="workers", expected="an integer above 0", found=value)
+    return value
 
 
 def split_axis(size: int, target: int) -> int:
