@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from astropy.io import fits
-from common import N_IMAGES, at_least, at_most, finish, folder, seconds, stack, work_unit
+from common import N_IMAGES, SIDE, at_least, at_most, finish, folder, seconds, stack, work_unit
 
 import wustore
 from wustore.api import open_reader
@@ -26,7 +26,7 @@ def reading_and_writing(place):
     their_read = seconds(lambda: astropy_read(str(ours)), 2)
     at_least("from_fits against astropy", their_read / read, 5, f"{read:.2f} s, {their_read:.2f} s")
     with open_reader(ours) as reader:
-        stamps(reader, 1000, 1200, 10)
+        stamps(reader, SIDE / 2, SIDE / 2, 10)
         share = reader.pixels_decoded / sum(science.size + variance.size for science, variance in images)
     at_most("share of the pixels decoded for a stamp of 21 x 21", share, 0.05)
 

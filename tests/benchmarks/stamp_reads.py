@@ -22,7 +22,7 @@ def main(place):
 
         def one(path=path):
             with wustore.open(path) as unit:
-                return unit.stamps(1000.0, 1200.0, 10)
+                return unit.stamps(SIDE / 2, SIDE / 2, 10)
 
         def many(path=path):
             with wustore.open(path) as unit:
