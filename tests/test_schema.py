@@ -189,6 +189,24 @@ def test_every_tag_of_json_is_described():
     assert tags == {tag for tag in tags if f'"{tag}"' in text}
 
 
+def test_an_appended_store_follows_the_schemas(tmp_path):
+    from wustore.cli import main
+
+    paths = [str(tmp_path / f"{name}.zarr") for name in ("night", "late")]
+    for path in paths:
+        source = sample("simple")
+        copy_store(source, backend_for_writing(path).create(path, source.meta))
+    for _ in range(2):
+        assert main(["append", *paths]) == 0
+        listed, stored = zarr_listing(paths[0])
+        assert list(schema.violations(stored)) == []
+        assert list(schema.violations(listed, "layout")) == []
+        assert set(stored) <= set(schema.load("document")["properties"])
+        assert main(["verify", paths[0]]) == 0
+    assert stored["generation"] == 2
+    assert stored["n_images"] == 9
+
+
 def test_newer_keys_are_allowed():
     assert list(schema.violations(document("simple") | {"later": {"any": 1}})) == []
 
