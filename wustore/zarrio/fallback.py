@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from wustore.zarrio.codecs import DamagedChunk, strip_crc
 from wustore.zarrio.keys import DirectoryKeys, Keys, StoreKeys
 
 __all__ = ["ForeignArray"]
+
+_FILTERS = Lock()
+"""Warning filters belong to the process: two threads that set and restore them at a time undo each other."""
 
 
 def _store_of(keys: Keys) -> Any:
@@ -44,7 +48,7 @@ class ForeignArray:
         self._keys = keys
         self._name = name
         try:
-            with warnings.catch_warnings():
+            with _FILTERS, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # codecs outside the core are said so on every open
                 array = zarr.open_array(_store_of(keys), path=name, mode="r", zarr_format=3)
         except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
