@@ -1,7 +1,7 @@
 """Which backend a path belongs to.
 
-Order of resolution: an explicit format name; the content, asked first of the backend whose suffix the
-path has; for a new store the suffix. A path that several backends claim by content alone is an error
+Order of resolution: an explicit format name; of a URL the suffix; the content, asked first of the backend whose
+suffix the path has; for a new store the suffix. A path that several backends claim by content alone is an error
 that names them.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 from wustore.atomic import partial_path
 from wustore.errors import IncompleteError, StoreNotFoundError, UnknownFormatError
 from wustore.protocol import Backend
+from wustore.remote import is_remote, shown
 
 __all__ = ["GROUP", "backend_for_reading", "backend_for_writing", "backend_named", "format_names"]
 
@@ -88,7 +89,7 @@ def backend_named(name: str) -> Backend:
 
 def _by_suffix(path: str) -> Iterator[Backend]:
     """Yield the backends whose suffix the path has, longest suffix first."""
-    name = path.rstrip("/").lower()
+    name = (path.partition("?")[0] if is_remote(path) else path).rstrip("/").lower()
     built_in = [(s, entry) for entry in _BUILT_IN for s in entry.suffixes if name.endswith(s)]
     for _, entry in sorted(built_in, key=lambda pair: -len(pair[0])):
         yield _load(entry.address)
@@ -97,12 +98,8 @@ def _by_suffix(path: str) -> Iterator[Backend]:
         yield backend
 
 
-def _is_url(path: str) -> bool:
-    return "://" in path
-
-
 def _check_exists(path: str) -> None:
-    if _is_url(path) or os.path.lexists(path):
+    if is_remote(path) or os.path.lexists(path):
         return
     partial = partial_path(path)
     if partial.exists():
@@ -140,7 +137,8 @@ def backend_for_reading(path: Any, name: str | None = None) -> Backend:
     _check_exists(path)
     candidates: list[Backend] = []
     for backend in _by_suffix(path):
-        if backend.sniff(path):
+        # At a URL each look at the content is a request; open() says what is wrong with it.
+        if is_remote(path) or backend.sniff(path):
             return _sharded_or(backend, path)
         candidates.append(backend)
     return _by_content(path, candidates)
@@ -166,14 +164,14 @@ def _by_content(path: str, asked: list[Backend]) -> Backend:
     if claims:
         raise UnknownFormatError(
             "several formats recognise this path",
-            path=path,
+            path=shown(path),
             found=", ".join(b.name for b in claims),
             cure="Say which with format=… or --format.",
         )
     if asked:
         return asked[0]  # its open() says best what is wrong with the file that carries its suffix
     raise UnknownFormatError(
-        "no format recognises this path", path=path, expected=", ".join(format_names()), cure="Is it a WorkUnit?"
+        "no format recognises this path", path=shown(path), expected=", ".join(format_names()), cure="Is it a WorkUnit?"
     )
 
 
@@ -195,7 +193,7 @@ def backend_for_writing(path: Any, name: str | None = None) -> Backend:
     endings = sorted({s for entry in _BUILT_IN for s in entry.suffixes})
     raise UnknownFormatError(
         "the name does not say which format to write",
-        path=path,
+        path=shown(path),
         expected=f"a name ending in {', '.join(endings)}",
         cure="Use such an ending, or say format=… or --format.",
     )

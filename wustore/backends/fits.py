@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,15 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.errors import CorruptError, FormatError, UsageError
+from wustore.errors import CorruptError, FormatError, StoreNotFoundError, UsageError
 from wustore.fits import parallel, sidecar, source
 from wustore.fits.capsule import meta_digest
 from wustore.fits.cards import BLOCK
 from wustore.fits.layouts import Layout, interpret
-from wustore.fits.scan import Buffer, ScannedFile, is_fits, scan
+from wustore.fits.planes import Plane
+from wustore.fits.scan import Buffer, ScannedFile, Sliceable, is_fits, scan
 from wustore.layout import fill_value
 from wustore.model import LAYERS, Capsule, Image, Meta
 from wustore.protocol import Backend, Index, Reader, Writer
+from wustore.remote import CONCURRENCY, RemoteFile, is_remote, merged, refuse_writing, shown
 from wustore.transfer import default_workers, read_ahead
 
 __all__ = ["FitsBackend", "FitsFile", "FitsReader", "ShardedFitsBackend"]
@@ -84,8 +87,9 @@ class FitsFile:
     def __init__(self, path: str, cache: _Cache) -> None:
         self.path = path
         self._cache = cache
-        self.state = source.state_of(path)
-        self.scan: ScannedFile = scan(cache.get(path), path)
+        self._remote = _remote(path)
+        self.state = source.state_of(path) if self._remote is None else self._remote.state
+        self.scan: ScannedFile = scan(cache.get(path) if self._remote is None else self._remote, shown(path))
 
     @property
     def data(self) -> Buffer:
@@ -96,17 +100,73 @@ class FitsFile:
         CorruptError
             Where the file was changed since it was opened: what the scan found does not hold any more.
         """
-        if source.state_of(self.path) != self.state:
+        if not is_remote(self.path) and source.state_of(self.path) != self.state:
             raise CorruptError("the file was changed after it was opened", path=self.path, cure="Open it again.")
         return self._cache.get(self.path)
+
+    @property
+    def parts(self) -> Sliceable:
+        """The file as bytes of which only what is taken is read; at a URL in blocks."""
+        return self.data if self._remote is None else self._remote
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the file is read by ranges."""
+        return self._remote is not None
+
+    def read(
+        self, plane: Plane, rows: slice | None = None, columns: slice | None = None, out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Decode a plane of this file or a window of it; see `wustore.fits.planes.Plane.read`."""
+        if self._remote is None:
+            return plane.read(self.data, rows, columns, out)
+        return plane.read_ranges(self._fetch, rows, columns, out)
+
+    def _fetch(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Return the bytes of ranges, near ones in one request, several requests at a time."""
+        assert self._remote is not None
+        remote = self._remote
+        requests = merged(ranges)
+        if not requests:
+            return [b""] * len(ranges)
+        pieces = read_ahead(
+            lambda k: remote.read(requests[k][0], requests[k][1] - requests[k][0]),
+            range(len(requests)),
+            min(len(requests), CONCURRENCY),
+        )
+        found = [memoryview(piece) for _, piece in pieces]
+        starts = [start for start, _ in requests]
+        parts = []
+        for start, stop in ranges:
+            k = max(bisect_right(starts, start) - 1, 0)
+            parts.append(bytes(found[k][start - starts[k] : stop - starts[k]]) if stop > start else b"")
+        return parts
 
     def __iter__(self) -> Iterator[Any]:
         """Yield path, bytes and scan, so that a file can be taken apart like a tuple."""
         yield from (self.path, self.data, self.scan)
 
 
+def _remote(path: str) -> RemoteFile | None:
+    """Return the file at a URL, None for a local one and for one that has to be unpacked as a whole."""
+    if not is_remote(path):
+        return None
+    remote = RemoteFile(path)
+    return remote if is_fits(remote.cached(0, BLOCK)) else None
+
+
+def _exists(path: str) -> bool:
+    if not is_remote(path):
+        return Path(path).is_file()
+    try:
+        RemoteFile(path)
+    except StoreNotFoundError:
+        return False
+    return True
+
+
 def _shard_path(primary: str, i: int) -> str:
-    directory, name = os.path.split(primary)
+    directory, name = os.path.split(primary)  # of a URL too
     return str(Path(directory) / f"{i}_{name}") if directory else f"{i}_{name}"
 
 
@@ -141,7 +201,8 @@ class FitsReader(Reader):
 
     def __init__(self, path: str, form: str) -> None:
         self.format = form
-        self.path = path
+        self._address = path
+        self.path = shown(path)
         self._lock = threading.Lock()
         self._cache = _Cache(_OPEN_FILES)
         self.pixels_decoded = 0
@@ -155,7 +216,7 @@ class FitsReader(Reader):
                 cure="Open it as sharded-fits.",
             )
         self.layout: Layout = interpret(
-            [file.scan for file in self.files], lambda number: self.files[number].data, form
+            [file.scan for file in self.files], lambda number: self.files[number].parts, form
         )
         self._meta = self._exact_meta()
 
@@ -165,7 +226,7 @@ class FitsReader(Reader):
         hdu = self.files[0].scan.get(sidecar.NAME)
         if hdu is None or hdu.kind != "IMAGE":
             return plain
-        data = bytes(memoryview(self.files[0].data)[hdu.data_start : hdu.data_start + hdu.data_length])
+        data = bytes(self.files[0].parts[hdu.data_start : hdu.data_start + hdu.data_length])
         exact, digest = sidecar.read_wustore_hdu(data, path=self.path)
         # Another digest: the file was edited by something that does not know the HDU.
         fits_here = digest == meta_digest(plain) and np.array_equal(exact.image_shape, plain.image_shape)
@@ -173,17 +234,17 @@ class FitsReader(Reader):
 
     def _is_primary_of_set(self) -> bool:
         scanned = self.files[0].scan
-        return scanned.get("SCI_0") is None and _has_shards(self.path, scanned)
+        return scanned.get("SCI_0") is None and _has_shards(self._address, scanned)
 
     def _shards(self) -> list[FitsFile]:
         count = self.files[0].scan.hdus[0].header.get("NUMIMG")
         shards: list[FitsFile] = []
         for i in range(count if type(count) is int else 0):
-            path = _shard_path(self.path, i)
-            if not Path(path).is_file():
+            path = _shard_path(self._address, i)
+            if not _exists(path):
                 raise CorruptError(
                     "a shard is missing",
-                    path=path,
+                    path=shown(path),
                     expected=f"{count} shards, 0_{Path(self.path).name} … (NUMIMG = {count})",
                     found=f"no shard {i}",
                     cure="Put the file back, beside the primary file.",
@@ -204,7 +265,7 @@ class FitsReader(Reader):
         dtype = self.meta.dtypes[layer][i]
         if plane is None or dtype is None:  # KBMOD needs a PSF in the file even where there is none
             return None
-        values = plane.read(self.files[image.file].data, rows, columns, out if plane.dtype == dtype else None)
+        values = self.files[image.file].read(plane, rows, columns, out if plane.dtype == dtype else None)
         if plane.dtype != dtype:  # FITS has no such dtype: the values are the same
             values = values.astype(dtype)
             if out is not None:
@@ -262,7 +323,13 @@ class FitsReader(Reader):
         wanted = list(range(self.meta.n_images) if indices is None else indices)
         workers = default_workers() if workers is None else max(workers, 1)
         n_workers = min(workers, len(wanted))
-        if capsule or n_workers < 2 or not parallel.available() or self._n_coded(wanted, layers) < parallel.WORTHWHILE:
+        if (
+            capsule
+            or n_workers < 2
+            or self.files[0].is_remote
+            or not parallel.available()
+            or self._n_coded(wanted, layers) < parallel.WORTHWHILE
+        ):
             yield from super().images(wanted, layers, capsule=capsule, workers=workers)
             return
         with parallel.Engines(n_workers) as engines:
@@ -270,7 +337,7 @@ class FitsReader(Reader):
             def fetch(i: int) -> Image:
                 image = self.layout.images[i]
                 file = self.files[image.file]
-                if source.compression_of(file.path) is not None:
+                if is_remote(file.path) or source.compression_of(file.path) is not None:
                     return self.image(i, layers)
                 dtypes = {layer: self.meta.dtypes[layer][i] for layer in layers}
                 chosen = {layer: plane for layer, plane in image.planes.items() if dtypes.get(layer) is not None}
@@ -317,7 +384,7 @@ class FitsReader(Reader):
 
     def places(self) -> list[str]:
         """Return all files of the set."""
-        return [file.path for file in self.files]
+        return [shown(file.path) for file in self.files]
 
     def describe(self) -> dict[str, Any]:
         """Return layout, compression and sizes; see `wustore.protocol.Reader.describe`."""
@@ -326,7 +393,7 @@ class FitsReader(Reader):
             "files": len(self.files),
             "hdus": sum(len(file.scan.hdus) for file in self.files),
         }
-        outer = source.compression_of(self.path)
+        outer = source.compression_of(self._address)
         if outer is not None:
             facts["file compression"] = outer
         plane = self.layout.images[0].planes["science"]
@@ -338,13 +405,15 @@ class FitsReader(Reader):
         self._cache.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FitsReader, (self.path, self.format)
+        return FitsReader, (self._address, self.format)
 
 
 def _has_shards(path: str, scanned: ScannedFile) -> bool:
     count = scanned.hdus[0].header.get("NUMIMG")
     if type(count) is not int:
         return False
+    if is_remote(path):
+        return count > 0 and _exists(_shard_path(path, 0))
     directory, name = os.path.split(path)
     beside = {entry.name for entry in os.scandir(directory or ".")}
     return any(f"{i}_{name}" in beside for i in range(min(count, len(beside))))
@@ -352,13 +421,13 @@ def _has_shards(path: str, scanned: ScannedFile) -> bool:
 
 def _starts_like_fits(path: str) -> bool:
     try:
-        return Path(path).is_file() and is_fits(source.first_bytes(path, BLOCK))
+        return (is_remote(path) or Path(path).is_file()) and is_fits(source.first_bytes(path, BLOCK))
     except (OSError, FormatError):
         return False
 
 
 def _path_of(path: str) -> str:
-    if Path(path).is_dir():
+    if not is_remote(path) and Path(path).is_dir():
         raise FormatError("a directory, not a FITS file", path=path)
     return path
 
@@ -385,6 +454,8 @@ class FitsBackend(Backend):
         """Start a file; see `wustore.protocol.Backend.create` and `wustore.fits.writer.create` for the options."""
         from wustore.fits import writer
 
+        if is_remote(path):
+            refuse_writing(path, "FITS")
         return writer.create(path, meta, capsule=capsule, overwrite=overwrite, sharded=False, **options)
 
 
@@ -396,10 +467,13 @@ class ShardedFitsBackend(Backend):
 
     def sniff(self, path: str) -> bool:
         """Return whether the file counts images without holding them, and has a shard beside it."""
+        if is_remote(path) and not _exists(_shard_path(path, 0)):
+            return False  # at the price of one request, where a scan takes many
         if not _starts_like_fits(path):
             return False
         try:
-            scanned = scan(source.load(path), path)
+            remote = _remote(path)
+            scanned = scan(source.load(path) if remote is None else remote, path)
         except (OSError, FormatError):
             return False
         return scanned.get("SCI_0") is None and _has_shards(path, scanned)
@@ -415,6 +489,8 @@ class ShardedFitsBackend(Backend):
         """Start a set; see `wustore.protocol.Backend.create` and `wustore.fits.writer.create` for the options."""
         from wustore.fits import writer
 
+        if is_remote(path):
+            refuse_writing(path, "FITS")
         return writer.create(path, meta, capsule=capsule, overwrite=overwrite, sharded=True, **options)
 
 

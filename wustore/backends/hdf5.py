@@ -18,6 +18,7 @@ from wustore.hdf5io.reader import Hdf5Reader
 from wustore.hdf5io.writer import Hdf5Writer
 from wustore.model import Capsule, Meta
 from wustore.protocol import Backend
+from wustore.remote import CONCURRENCY, is_remote, refuse_writing
 
 __all__ = ["LAYOUTS", "PROFILES", "Hdf5Backend", "Hdf5Reader"]
 
@@ -31,7 +32,7 @@ class Hdf5Backend(Backend):
 
     def sniff(self, path: str) -> bool:
         """Return whether the file is HDF5 and has our root document, or is too damaged to say."""
-        if not Path(path).is_file() or not is_hdf5(path):
+        if not (is_remote(path) or Path(path).is_file()) or not is_hdf5(path):
             return False
         try:
             with open_file(path) as file:
@@ -47,10 +48,13 @@ class Hdf5Backend(Backend):
         path
             The file.
         options
-            ``workers``: threads that decode (the number of processors by default).
+            ``workers``: threads that decode (the number of processors by default; for a URL
+            `wustore.remote.CONCURRENCY`, because each waits for a request most of the time).
         """
         workers = options.pop("workers", None)
         _refuse(options, path, "workers")
+        if workers is None and is_remote(path):
+            workers = CONCURRENCY
         return Hdf5Reader(path, workers=thread_count(workers))
 
     def create(
@@ -70,6 +74,8 @@ class Hdf5Backend(Backend):
         ------
         StoreExistsError, UsageError, MissingDependencyError
         """
+        if is_remote(path):
+            refuse_writing(path, "HDF5")
         profile = options.pop("profile", None) or "portable"
         layout = options.pop("layout", None) or "images"
         chunks = options.pop("chunks", None)

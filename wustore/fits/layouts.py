@@ -21,7 +21,7 @@ from wustore.errors import CorruptError, FormatError, WuStoreError
 from wustore.fits.bintable import TableColumn, read_table
 from wustore.fits.cards import Header
 from wustore.fits.planes import Plane
-from wustore.fits.scan import Buffer, Hdu, ScannedFile
+from wustore.fits.scan import Hdu, ScannedFile, Sliceable
 from wustore.model import LAYERS, Column, ConstituentTable, Meta, Observatory
 from wustore.wcs import kbmod_json_to_text
 from wustore.yamlio import load_value
@@ -292,7 +292,7 @@ class Layout:
 class _Reading:
     """One pass over the scanned files of a WorkUnit."""
 
-    def __init__(self, files: Sequence[ScannedFile], data: Callable[[int], Buffer], form: str) -> None:
+    def __init__(self, files: Sequence[ScannedFile], data: Callable[[int], Sliceable], form: str) -> None:
         self.files = files
         self.data = data
         self.form = form
@@ -457,7 +457,7 @@ class _Reading:
             return []
         if hdu.kind != "BINTABLE":
             raise self._error("an HDU that should hold a table does not", hdu, expected="BINTABLE", found=hdu.kind)
-        body = memoryview(self.data(0))[hdu.data_start : hdu.data_start + hdu.data_length]
+        body = bytes(self.data(0)[hdu.data_start : hdu.data_start + hdu.data_length])
         return read_table(hdu.header, body, path=self.path, where=hdu.place)
 
     def constituents(self) -> ConstituentTable:
@@ -625,7 +625,7 @@ def _time(value: object) -> float:
         return math.nan
 
 
-def interpret(files: Sequence[ScannedFile], data: Callable[[int], Buffer], form: str) -> Layout:
+def interpret(files: Sequence[ScannedFile], data: Callable[[int], Sliceable], form: str) -> Layout:
     """Tell what a FITS file or a sharded set means.
 
     Parameters

@@ -7,7 +7,10 @@ astropy gives as ``.data``, in native byte order.
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,10 @@ from wustore.fits import tiles
 from wustore.fits.cards import BLOCK, CARD, Header
 from wustore.fits.scan import Buffer, Hdu
 
-__all__ = ["Plane"]
+__all__ = ["Fetch", "Plane"]
+
+Fetch = Callable[[Sequence[tuple[int, int]]], list[bytes]]
+"""Function giving the bytes of ranges (start, stop) of a file."""
 
 _PIXEL_TYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 _UNSIGNED = {(8, -128): "i1", (16, 1 << 15): "u2", (32, 1 << 31): "u4", (64, 1 << 63): "u8"}
@@ -197,6 +203,46 @@ class Plane:
             return np.array(values, dtype=self.dtype, order="C")
         out[...] = values
         return out
+
+    def read_ranges(
+        self, fetch: Fetch, rows: slice | None = None, columns: slice | None = None, out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Decode the image or a window of it from a file of which only what is needed is read; see `read`."""
+        rows = slice(0, self.shape[0]) if rows is None else rows
+        columns = slice(0, self.shape[1]) if columns is None else columns
+        # Untouched pages of zeros take no memory: the table is as long as in the file, and holds what is needed.
+        body = bytearray(self.hdu.data_length)
+
+        def fill(ranges: Sequence[tuple[int, int]]) -> None:
+            start = self.hdu.data_start
+            for (low, high), part in zip(ranges, fetch([(start + a, start + b) for a, b in ranges]), strict=True):
+                if len(part) != high - low:
+                    raise CorruptError(
+                        "the file ends inside an HDU",
+                        path=self.path,
+                        where=self.hdu.place,
+                        expected=f"{high - low} bytes at {start + low}",
+                        found=len(part),
+                    )
+                body[low:high] = part
+
+        whole = rows == slice(0, self.shape[0]) and columns == slice(0, self.shape[1])
+        if whole or self._way == "scaled":
+            fill([(0, self.hdu.data_length)])
+        elif self._way == "tiles":
+            layout = self.layout()
+            fill([(0, layout.row_size * layout.n_rows)])
+            try:
+                needed = tiles.heap_ranges(layout, body, rows=rows, columns=columns)
+            except WuStoreError as error:
+                raise self._placed(error) from error
+            fill(needed)
+        else:
+            width = self.shape[1] * abs(int(self.hdu.header["BITPIX"])) // 8
+            fill([(rows.start * width, min(rows.stop * width, self.hdu.data_length))])
+        alone = copy.copy(self)
+        alone.hdu = replace(self.hdu, data_start=0)
+        return alone.read(body, rows, columns, out)
 
     def _plain(self, data: Buffer, rows: slice, columns: slice) -> NDArray[Any]:
         header = self.hdu.header

@@ -11,11 +11,13 @@ from __future__ import annotations
 import mmap
 import re
 from dataclasses import dataclass
+from typing import Protocol
 
 from wustore.errors import CorruptError, FormatError
 from wustore.fits.cards import BLOCK, CARD, Header
+from wustore.remote import RemoteFile
 
-__all__ = ["Hdu", "ScannedFile", "is_fits", "scan"]
+__all__ = ["Hdu", "ScannedFile", "Sliceable", "is_fits", "scan"]
 
 _BITPIX = frozenset({8, 16, 32, 64, -32, -64})
 _MAX_AXES = 999
@@ -30,6 +32,14 @@ _USUAL = re.compile(
 )
 
 Buffer = bytes | bytearray | memoryview | mmap.mmap
+
+
+class Sliceable(Protocol):
+    """Bytes of which parts are taken: a `Buffer`, or a file at a URL."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> bytes | bytearray | memoryview: ...
 
 
 def is_fits(start: bytes) -> bool:
@@ -112,7 +122,7 @@ class ScannedFile:
         return [hdu.name for hdu in self.hdus]
 
 
-def _header_end(data: Buffer, start: int, size: int) -> int:
+def _header_end(data: Buffer | RemoteFile, start: int, size: int) -> int:
     """Return the offset of the END card of the header at ``start``, or -1."""
     at = start
     while True:
@@ -176,13 +186,13 @@ def _data_length(header: Header, path: str, where: str) -> int:
     return abs(bitpix) // 8 * groups * (parameters + count)
 
 
-def scan(data: Buffer, path: str) -> ScannedFile:
+def scan(data: Buffer | RemoteFile, path: str) -> ScannedFile:
     """Find the HDUs of a FITS file.
 
     Parameters
     ----------
     data
-        All bytes of the file.
+        All bytes of the file, or the file at a URL.
     path
         For messages.
 

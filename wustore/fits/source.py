@@ -7,6 +7,7 @@ small, else into a temporary file that disappears with its last user.
 from __future__ import annotations
 
 import bz2
+import io
 import lzma
 import mmap
 import os
@@ -15,10 +16,12 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from wustore.errors import CorruptError, FormatError, StoreNotFoundError
 from wustore.fits.scan import Buffer
+from wustore.remote import LARGEST, RemoteFile, is_remote
+from wustore.transfer import read_ahead
 
 __all__ = ["compression_of", "first_bytes", "load", "state_of"]
 
@@ -26,6 +29,8 @@ _IN_MEMORY = 64 << 20
 """Bytes of an unpacked file that are kept in memory; more go to a temporary file."""
 
 _STEP = 1 << 20
+_CONNECTIONS = 4
+"""Requests in flight while a whole file is fetched: of 8 MiB each, so that at most 40 MiB wait."""
 
 _MAGIC = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"PK\x03\x04", "zip"))
 
@@ -38,6 +43,8 @@ def compression_of(path: str) -> str | None:
 
 
 def _open(path: str) -> IO[bytes]:
+    if is_remote(path):
+        return cast(IO[bytes], io.BufferedReader(RemoteFile(path).stream()))
     try:
         return Path(path).open("rb")
     except FileNotFoundError as error:
@@ -46,13 +53,15 @@ def _open(path: str) -> IO[bytes]:
         raise FormatError("a directory, not a FITS file", path=path) from error
 
 
-def state_of(path: str) -> tuple[int, int, int]:
-    """Return size, modification time and inode of a file, by which a change is noticed.
+def state_of(path: str) -> tuple[Any, ...]:
+    """Return size, modification time and inode of a file, by which a change is noticed; at a URL size and version.
 
     Raises
     ------
     StoreNotFoundError
     """
+    if is_remote(path):
+        return RemoteFile(path).state
     try:
         found = Path(path).stat()
     except FileNotFoundError as error:
@@ -161,8 +170,18 @@ def _mapped(file: IO[Any]) -> Buffer:
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
+def _pieces(url: str) -> Iterator[bytes]:
+    """Yield all bytes of a file at a URL, with several requests at a time."""
+    remote = RemoteFile(url)
+    starts = range(0, remote.size, LARGEST)
+    for _, piece in read_ahead(lambda k: remote.read(starts[k], LARGEST), range(len(starts)), _CONNECTIONS):
+        yield piece
+
+
 def load(path: str) -> Buffer:
     """Return all bytes of the FITS file at ``path``: mapped where it is plain, else unpacked.
+
+    A file at a URL is fetched whole.
 
     Raises
     ------
@@ -173,11 +192,11 @@ def load(path: str) -> Buffer:
         Where the compressed stream is damaged.
     """
     kind = compression_of(path)
-    if kind is None:
+    if kind is None and not is_remote(path):
         with _open(path) as file:
             return _mapped(file)
     with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as spool:
-        for piece in _unpacked(path, kind):
+        for piece in _pieces(path) if kind is None else _unpacked(path, kind):
             spool.write(piece)
         spool.flush()
         if spool.tell() <= _IN_MEMORY:

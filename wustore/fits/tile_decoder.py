@@ -375,6 +375,28 @@ def decode_plane(
     return out
 
 
+def heap_ranges(
+    layout: TileLayout, table: Buffer, *, rows: slice | None = None, columns: slice | None = None
+) -> list[tuple[int, int]]:
+    """Return (start, stop) in the data of an HDU of the tiles that a window touches; parameters as `decode_plane`.
+
+    Only the main table of ``table`` is looked at: the rest need not have been read yet.
+
+    Raises
+    ------
+    CorruptError, FormatError
+    """
+    content = Table(layout, table)
+    ranges: list[tuple[int, int]] = []
+    for _, numbers in batches(layout, window_of(layout, rows, columns)):
+        for name in ("COMPRESSED_DATA", "GZIP_COMPRESSED_DATA", "UNCOMPRESSED_DATA"):
+            spans = content.spans(name, numbers)
+            if spans is not None:
+                first, last = (part + layout.heap_start for part in spans)
+                ranges += [(a, b) for a, b in zip(first.tolist(), last.tolist(), strict=True) if b > a]
+    return ranges
+
+
 def _decode_window(decoder: Decoder, window: Window, raw: Array) -> None:
     layout = decoder.layout
     axis = tiled_axis(layout)

@@ -10,7 +10,7 @@ plane at once costs three times as much, a tile at a time ten times as much.
 
 from __future__ import annotations
 
-from wustore.fits.tile_decoder import Integers, decode_integers, decode_plane, differing_tiles, tile_bytes
+from wustore.fits.tile_decoder import Integers, decode_integers, decode_plane, differing_tiles, heap_ranges, tile_bytes
 from wustore.fits.tile_encoder import EncodedPlane, encode_plane, reencode_plane
 from wustore.fits.tile_geometry import TileCount, count_tiles
 from wustore.fits.tile_layout import COMPRESSED, LOSSLESS, UNCOMPRESSED, Column, TileLayout
@@ -29,6 +29,7 @@ __all__ = [
     "decode_plane",
     "differing_tiles",
     "encode_plane",
+    "heap_ranges",
     "reencode_plane",
     "tile_bytes",
 ]

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from wustore.errors import CorruptError, UsageError
 from wustore.hdf5io.filters import DamagedChunkError, Pipeline, Target, filters_of, pipeline_of
 from wustore.hdf5io.netcdf import wrapped
+from wustore.remote import RemoteFile, merged
 from wustore.transfer import default_workers
 
 __all__ = ["ChunkReader", "Job", "RawFile", "Work", "run", "split_axis", "thread_count"]
@@ -107,8 +108,11 @@ class RawFile:
     do the reading: on systems without ``pread``, for other file drivers and behind a user block.
     """
 
-    def __init__(self, file: h5py.File) -> None:
+    def __init__(self, file: h5py.File, remote: RemoteFile | None = None) -> None:
         self._handle = -1
+        self._remote = None if file.userblock_size else remote
+        if remote is not None:
+            return
         if not hasattr(os, "pread") or file.driver != "sec2" or file.userblock_size:
             return
         self._handle = os.open(file.filename, os.O_RDONLY)
@@ -117,7 +121,12 @@ class RawFile:
             self._handle = -1
 
     def __bool__(self) -> bool:
-        return self._handle >= 0
+        return self._handle >= 0 or self._remote is not None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a read is a request, so that chunks that lie side by side are better read at once."""
+        return self._remote is not None
 
     def __del__(self) -> None:
         if self._handle >= 0:
@@ -125,6 +134,8 @@ class RawFile:
 
     def read(self, offset: int, size: int) -> bytes:
         """Return ``size`` bytes at ``offset``, fewer where the file ends before."""
+        if self._remote is not None:
+            return self._remote.read(offset, size)
         return os.pread(self._handle, size, offset)
 
 
@@ -202,10 +213,30 @@ class ChunkReader:
         with self._lock:
             self.chunks_read += len(places)
         views = [out.view(np.uint8).reshape(*out.shape, out.dtype.itemsize) for out in outs]
-        return [
-            partial(self._fill, place, table, [(views[k][inside], source) for k, source, inside in wanted[place]])
-            for place in places
-        ]
+        targets = {place: [(views[k][inside], source) for k, source, inside in wanted[place]] for place in places}
+        if table is not None and self._pipeline is not None and self._raw.is_remote:
+            return self._requests(table, targets)
+        return [partial(self._fill, place, table, targets[place]) for place in places]
+
+    def _requests(self, table: _Table, targets: dict[Place, list[Target]]) -> list[Job]:
+        """Return one job for each request: chunks that lie side by side come together."""
+        spans = {place: (int(table.offsets[place]), int(table.sizes[place])) for place in targets}
+        order = sorted(targets, key=lambda place: spans[place])
+        jobs: list[Job] = []
+        k = 0
+        for start, stop in merged([(offset, offset + size) for offset, size in spans.values()]):
+            inside = []
+            while k < len(order) and spans[order[k]][0] < stop:
+                inside.append(order[k])
+                k += 1
+            jobs.append(partial(self._fill_together, start, stop, table, {place: targets[place] for place in inside}))
+        return jobs
+
+    def _fill_together(self, start: int, stop: int, table: _Table, targets: dict[Place, list[Target]]) -> None:
+        data = memoryview(self._raw.read(start, stop - start))
+        for place, wanted in targets.items():
+            offset = int(table.offsets[place]) - start
+            self._decode(place, bytes(data[offset : offset + int(table.sizes[place])]), table, wanted)
 
     def _chunk_table(self) -> _Table | None:
         """Return where every chunk lies; None for a dataset without chunks."""
@@ -225,8 +256,11 @@ class ChunkReader:
         if self._pipeline is None or table is None:
             self._fill_with_library(place, targets)
             return
+        self._decode(place, self._raw.read(int(table.offsets[place]), int(table.sizes[place])), table, targets)
+
+    def _decode(self, place: Place, stored: bytes, table: _Table, targets: list[Target]) -> None:
+        assert self._pipeline is not None
         size = int(table.sizes[place])
-        stored = self._raw.read(int(table.offsets[place]), size)
         try:
             if len(stored) != size:
                 raise DamagedChunkError(f"{len(stored)} of {size} bytes in the file")

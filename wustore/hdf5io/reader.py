@@ -18,11 +18,12 @@ from wustore.errors import CorruptError, FormatError, MissingDependencyError, Us
 from wustore.hdf5io import filters as h5filters
 from wustore.hdf5io import netcdf
 from wustore.hdf5io.chunks import ChunkReader, Job, RawFile, Work, run, thread_count
-from wustore.hdf5io.file import CAPSULE_BOUND, CAPSULE_DATA, DOCUMENT, DOCUMENT_CHECKSUM, open_file
+from wustore.hdf5io.file import CAPSULE_BOUND, CAPSULE_DATA, DOCUMENT, DOCUMENT_CHECKSUM, METADATA_BLOCK, open_file
 from wustore.hdf5io.profiles import need_plugins
 from wustore.layout import LayerSpec, cast_plane, layers_of, meta_from
 from wustore.model import LAYERS, Capsule, Image, Meta
 from wustore.protocol import Index, Reader
+from wustore.remote import RemoteFile, is_remote
 
 __all__ = ["Hdf5Reader"]
 
@@ -33,7 +34,7 @@ class Hdf5Reader(Reader):
     Parameters
     ----------
     path
-        The file.
+        The file, or the URL of an object.
     workers
         Threads that decode chunks.
 
@@ -46,16 +47,18 @@ class Hdf5Reader(Reader):
     format = "hdf5"
 
     def __init__(self, path: str, *, workers: int) -> None:
-        self.path = path
         self._workers = workers
-        self._file: h5py.File | None = open_file(path)
-        self._raw = RawFile(self._file)
+        self._address = path
+        remote = RemoteFile(path, METADATA_BLOCK) if is_remote(path) else None
+        self.path = path if remote is None else remote.name
+        self._file: h5py.File | None = open_file(path, remote)
+        self._raw = RawFile(self._file, remote)
         self._lock = threading.Lock()
         self._readers: dict[str, ChunkReader] = {}
         self._capsule: tuple[NDArray[Any], ChunkReader] | None = None
         try:
             self._document = self._read_document()
-            self._meta = meta_from(self._document, self._array, path=path)
+            self._meta = meta_from(self._document, self._array, path=self.path)
             self._specs = {spec.name: spec for spec in layers_of(self._meta)}
         except BaseException:
             self.close()
@@ -325,7 +328,7 @@ class Hdf5Reader(Reader):
             file.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self._workers)
+        return _reopen, (self._address, self._workers)
 
 
 class _PendingImage:

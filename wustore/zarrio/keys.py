@@ -9,17 +9,24 @@ import shutil
 import struct
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from wustore.errors import CorruptError
+from wustore.remote import CONCURRENCY, errors_of, merged, shown
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
+T = TypeVar("T")
+
 __all__ = ["DirectoryKeys", "Keys", "StoreKeys", "ZipKeys"]
+
+_WHOLE = 16 << 20
+"""Bytes asked for at once of an object of unknown length; a shard of 2048 x 2048 float32 pixels is never longer."""
 
 _FLUSHED_BYTES = 1 << 18
 """Values from this size on are flushed while the next ones are encoded: at the end only the small ones are left."""
@@ -32,9 +39,12 @@ class Keys(ABC):
     ----------
     name
         What to call the store in messages.
+    by_url
+        Whether a URL led here, where there may be nothing at all.
     """
 
     name: str
+    by_url: bool = False
 
     @abstractmethod
     def get(self, key: str) -> bytes | None:
@@ -335,17 +345,30 @@ class StoreKeys(Keys):
         from zarr.core.buffer import default_buffer_prototype
 
         self.store = store
-        self.name = name or str(store)
+        self._url = name or str(store)
+        self.by_url = name is not None
+        self.name = shown(self._url)
         self._prototype = default_buffer_prototype()
 
     def get(self, key: str) -> bytes | None:
         """Return the value, or None; see `Keys.get`."""
-        return self._get(key, None)
+        # By range: for a whole object s3fs asks for its length first, which is a second request.
+        from zarr.abc.store import RangeByteRequest
 
-    def _get(self, key: str, byte_range: Any) -> bytes | None:
+        try:
+            value = self._get(key, RangeByteRequest(0, _WHOLE))
+        except OSError:
+            return self._get(key, None)  # an empty object has no ranges
+        return value if value is None or len(value) < _WHOLE else self._get(key, None)
+
+    def _sync(self, work: Coroutine[Any, Any, T]) -> T:
         from zarr.core.sync import sync
 
-        value = sync(self.store.get(key, self._prototype, byte_range))
+        with errors_of(self._url):
+            return sync(work)
+
+    def _get(self, key: str, byte_range: Any) -> bytes | None:
+        value = self._sync(self.store.get(key, self._prototype, byte_range))
         return None if value is None else value.to_bytes()
 
     def get_tail(self, key: str, length: int) -> bytes | None:
@@ -357,49 +380,50 @@ class StoreKeys(Keys):
     def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
         """Return the bytes of each range, or None; see `Keys.get_ranges`."""
         from zarr.abc.store import RangeByteRequest
-        from zarr.core.sync import sync
+
+        requests = merged([(start, start + length) for start, length in ranges])
+
+        async def fetch(start: int, stop: int) -> memoryview | None:
+            value = await self.store.get(key, self._prototype, RangeByteRequest(start, stop))
+            return None if value is None else memoryview(value.to_bytes())
 
         async def gather() -> list[bytes] | None:
             import asyncio
 
-            values = await asyncio.gather(
-                *(
-                    self.store.get(key, self._prototype, RangeByteRequest(start, start + length))
-                    for start, length in ranges
-                )
-            )
-            if any(value is None for value in values):
-                return None
-            return [value.to_bytes() for value in values if value is not None]
+            found: list[memoryview] = []
+            for k in range(0, len(requests), CONCURRENCY):
+                for part in await asyncio.gather(*(fetch(*request) for request in requests[k : k + CONCURRENCY])):
+                    if part is None:
+                        return None
+                    found.append(part)
+            starts = [start for start, _ in requests]
+            parts = []
+            for start, length in ranges:
+                k = max(bisect_right(starts, start) - 1, 0)
+                parts.append(bytes(found[k][start - starts[k] : start - starts[k] + length]) if length else b"")
+            return parts
 
-        return sync(gather())
+        return self._sync(gather())
 
     def size(self, key: str) -> int | None:
         """Return the length, or None; see `Keys.size`."""
-        from zarr.core.sync import sync
-
         try:
-            return sync(self.store.getsize(key))
+            return self._sync(self.store.getsize(key))
         except FileNotFoundError:
             return None
 
     def list(self, prefix: str) -> Iterator[str]:
         """Yield the keys below; see `Keys.list`."""
-        from zarr.core.sync import sync
 
         async def gather() -> list[str]:
             return [key async for key in self.store.list_prefix(prefix)]
 
-        return iter(sync(gather()))
+        return iter(self._sync(gather()))
 
     def set(self, key: str, value: bytes) -> None:
         """Write the value; see `Keys.set`."""
-        from zarr.core.sync import sync
-
-        sync(self.store.set(key, self._prototype.buffer.from_bytes(value)))
+        self._sync(self.store.set(key, self._prototype.buffer.from_bytes(value)))
 
     def delete(self, key: str) -> None:
         """Remove the key; see `Keys.delete`."""
-        from zarr.core.sync import sync
-
-        sync(self.store.delete(key))
+        self._sync(self.store.delete(key))

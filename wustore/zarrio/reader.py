@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.errors import CorruptError, FormatError, IncompleteError, WuStoreError
+from wustore.errors import CorruptError, FormatError, IncompleteError, StoreNotFoundError, WuStoreError
 from wustore.layout import LayerSpec, cast_plane, check_version, layers_of, meta_from
 from wustore.model import LAYERS, Capsule, Image, Meta
 from wustore.protocol import Index, Reader
@@ -362,6 +362,13 @@ def _root(keys: Keys) -> tuple[dict[str, Any], Mapping[str, Any]]:
     return document, nodes if isinstance(nodes, dict) else {}
 
 
+def _is_empty(keys: Keys) -> bool:
+    try:
+        return next(keys.list(""), None) is None
+    except (OSError, NotImplementedError):
+        return True  # web servers list nothing
+
+
 def _without_root(keys: Keys) -> WuStoreError:
     if keys.get(f"{JOURNAL}plan.json") is not None:
         done = sum(key.endswith(".json") for key in keys.list(f"{JOURNAL}images/"))
@@ -376,4 +383,6 @@ def _without_root(keys: Keys) -> WuStoreError:
             return FormatError(
                 "a Zarr v2 store", path=keys.name, where=name, expected="Zarr v3", cure="It was not written by wustore."
             )
+    if keys.by_url and _is_empty(keys):
+        return StoreNotFoundError("there is nothing at this path", path=keys.name, cure="Check the name.")
     return FormatError("not a Zarr store", path=keys.name, expected="zarr.json", found="none")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from wustore.errors import BackendError, FormatError, MissingDependencyError, StoreNotFoundError
+from wustore import remote
+from wustore.errors import BackendError, FormatError, StoreNotFoundError, UsageError
 from wustore.zarrio.keys import DirectoryKeys, Keys, StoreKeys, ZipKeys
 
 __all__ = ["is_local", "open_keys", "writable_keys"]
@@ -17,20 +18,16 @@ def is_local(address: Any) -> bool:
 
 
 def _from_url(url: str, *, read_only: bool) -> Keys:
-    try:
-        import fsspec  # noqa: F401
-        from zarr.storage import FsspecStore
+    with remote.errors_of(url):
+        try:
+            import fsspec  # noqa: F401
+            from zarr.storage import FsspecStore
 
-        return StoreKeys(FsspecStore.from_url(url, read_only=read_only), url)
-    except ImportError as error:
-        raise MissingDependencyError(
-            "reading and writing URLs needs optional packages",
-            path=url,
-            found=error,
-            cure="Install them with: pip install 'wustore[cloud]'.",
-        ) from error
-    except ValueError as error:
-        raise BackendError("the URL cannot be used", path=url, found=error) from error
+            store = FsspecStore.from_url(url, storage_options=remote.options_for(url) or None, read_only=read_only)
+        except ValueError as error:
+            found = remote.shown(str(error))
+            raise BackendError("the URL cannot be used", path=remote.shown(url), found=found) from None
+    return StoreKeys(store, url)
 
 
 def open_keys(address: Any) -> Keys:
@@ -64,7 +61,13 @@ def writable_keys(address: Any) -> Keys:
     Raises
     ------
     MissingDependencyError, BackendError
+    UsageError
+        For a protocol that only reads.
     """
+    if isinstance(address, str) and remote.is_read_only(address):
+        raise UsageError(
+            "nothing can be written to a web server", path=remote.shown(address), cure="Write elsewhere and upload it."
+        )
     return StoreKeys(address) if not isinstance(address, str) else _from_url(address, read_only=False)
 
 
