@@ -23,6 +23,7 @@ from wustore.errors import FormatError, IncompleteError, UsageError
 from wustore.hdf5io import filters as h5filters
 from wustore.hdf5io import netcdf
 from wustore.hdf5io.chunks import Job, run, split_axis
+from wustore.hdf5io.document import document_spec
 from wustore.hdf5io.file import CAPSULE_BOUND, CAPSULE_DATA, DOCUMENT, DOCUMENT_CHECKSUM
 from wustore.hdf5io.filters import Pipeline
 from wustore.hdf5io.profiles import LAYOUTS, declared, pipeline_for
@@ -38,6 +39,7 @@ from wustore.layout import (
     plane_checksum,
 )
 from wustore.model import LAYERS, Capsule, Image, Meta
+from wustore.packing import pack
 from wustore.protocol import Writer
 
 __all__ = ["Hdf5Writer"]
@@ -89,6 +91,7 @@ class Hdf5Writer(Writer):
             document["capsule"] = jsonio.encode(dict(capsule.document))
         text = json.dumps(document, allow_nan=False)
         specs = arrays_of(meta)
+        specs.append(pack([document_spec(text), *specs]))
         try:
             if capsule is not None:
                 self._pieces = _Pieces(meta.n_images, staging.target.parent)

@@ -21,10 +21,8 @@ __all__ = [
     "document_checksum",
     "encode_small",
     "group_metadata",
-    "pack",
     "small_metadata",
     "to_json",
-    "unpack",
 ]
 
 SEPARATOR = "."
@@ -179,55 +177,7 @@ def _text_from_bytes(stored: bytes, shape: tuple[int, ...]) -> NDArray[Any]:
     return data.reshape(shape)
 
 
-# --- all small arrays in one ----------------------------------------------------------------------------
-
-
-def pack(specs: Iterable[ArraySpec]) -> NDArray[np.uint8]:
-    """Return the values of arrays as one array of bytes, so that opening a store takes two requests.
-
-    Layout: length of a JSON table (uint64, little-endian); the table, name to dtype, shape, offset and
-    size; then the bytes: numbers little-endian in C order, text as a JSON list.
-    """
-    table: dict[str, list[Any]] = {}
-    bodies = []
-    offset = 0
-    for spec in specs:
-        if spec.data.dtype.kind == "O":
-            dtype, body = "text", json.dumps(spec.data.ravel().tolist()).encode()
-        else:
-            little = spec.data.dtype.newbyteorder("<")
-            dtype, body = little.str, np.ascontiguousarray(spec.data).astype(little, copy=False).tobytes()
-        table[spec.name] = [dtype, list(spec.data.shape), offset, len(body)]
-        bodies.append(body)
-        offset += len(body)
-    head = json.dumps(table, separators=(",", ":")).encode()
-    return np.frombuffer(b"".join([struct.pack("<Q", len(head)), head, *bodies]), dtype=np.uint8)
-
-
-def unpack(packed: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    """Return the arrays by name that `pack` was given.
-
-    Raises
-    ------
-    DamagedChunk
-    """
-    stored = packed.tobytes()
-    try:
-        (length,) = struct.unpack_from("<Q", stored)
-        start = 8 + length
-        arrays: dict[str, NDArray[Any]] = {}
-        for name, (dtype, shape, offset, size) in json.loads(stored[8:start]).items():
-            body = stored[start + offset : start + offset + size]
-            if dtype == "text":
-                texts = json.loads(body)
-                data = np.empty(len(texts), dtype=object)
-                data[:] = texts
-            else:
-                data = np.frombuffer(body, dtype=dtype).astype(np.dtype(dtype).newbyteorder("="))
-            arrays[name] = data.reshape(shape)
-    except (struct.error, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DamagedChunk(f"the packed metadata does not decode: {error}") from error
-    return arrays
+# --- the root document -----------------------------------------------------------------------------------
 
 
 def document_checksum(document: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from wustore.layout import CONVENTIONS, ArraySpec, LayerSpec, arrays_of, cast_plane, document_of, layers_of
 from wustore.model import Image, Meta
+from wustore.packing import pack
 from wustore.zarrio.arrays import (
     SEPARATOR,
     array_metadata,
@@ -16,7 +17,6 @@ from wustore.zarrio.arrays import (
     document_checksum,
     encode_small,
     group_metadata,
-    pack,
     small_metadata,
 )
 from wustore.zarrio.codecs import Hints
@@ -70,9 +70,7 @@ class Structure:
             spec.name: grid_for(spec.name, spec.shape[1:], spec.dtype, profile=profile, layout=layout, chunks=chunks)
             for spec in self.layers
         }
-        self.packed = ArraySpec(
-            "packed", pack(self.small), ("packed_byte",), {"long_name": "all small arrays, for a quick opening"}
-        )
+        self.packed = pack(self.small)
 
     def document(self, capsule: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return the root document."""
