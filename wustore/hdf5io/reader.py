@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,10 +16,12 @@ from wustore.errors import CorruptError, FormatError, MissingDependencyError, Us
 from wustore.hdf5io import filters as h5filters
 from wustore.hdf5io import netcdf
 from wustore.hdf5io.chunks import ChunkReader, Job, RawFile, Work, run, thread_count
-from wustore.hdf5io.file import CAPSULE_BOUND, CAPSULE_DATA, DOCUMENT, DOCUMENT_CHECKSUM, METADATA_BLOCK, open_file
+from wustore.hdf5io.document import DOCUMENT_ARRAY, check_copies, parse_document, read_document
+from wustore.hdf5io.file import CAPSULE_BOUND, CAPSULE_DATA, DOCUMENT, METADATA_BLOCK, open_file
 from wustore.hdf5io.profiles import need_plugins
 from wustore.layout import LayerSpec, cast_plane, layers_of, meta_from
 from wustore.model import LAYERS, Capsule, Image, Meta
+from wustore.packing import PACKED, unpack
 from wustore.protocol import Index, Reader
 from wustore.remote import RemoteFile, is_remote
 
@@ -57,7 +57,8 @@ class Hdf5Reader(Reader):
         self._readers: dict[str, ChunkReader] = {}
         self._capsule: tuple[NDArray[Any], ChunkReader] | None = None
         try:
-            self._document = self._read_document()
+            self._packed: dict[str, NDArray[Any]] = {}
+            self._document = self._read_metadata()
             self._meta = meta_from(self._document, self._array, path=self.path)
             self._specs = {spec.name: spec for spec in layers_of(self._meta)}
         except BaseException:
@@ -69,36 +70,31 @@ class Hdf5Reader(Reader):
             raise UsageError("the store has been closed", path=self.path)
         return self._file
 
-    def _read_document(self) -> dict[str, Any]:
+    def _read_metadata(self) -> dict[str, Any]:
+        """Return the root document, and keep the small arrays that stand packed beside it.
+
+        Text of variable length lies in a part of the file that HDF5 does not protect, and a flipped bit there can
+        keep the library busy for ever. So the copies that other programs read are not touched where the packed
+        ones, which a checksum covers, are there.
+        """
         file = self._open()
         with netcdf.wrapped(self.path, "root attributes"):
             if DOCUMENT not in file.attrs:
                 raise FormatError(
                     "an HDF5 file, but not a wustore store", path=self.path, expected=f"root attribute {DOCUMENT!r}"
                 )
-            text, checksum = file.attrs[DOCUMENT], file.attrs.get(DOCUMENT_CHECKSUM)
-        data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else bytes(text)
-        found = hashlib.sha256(data).hexdigest()
-        expected = checksum.decode("ascii", "replace") if isinstance(checksum, bytes) else checksum
-        if expected is not None and str(expected) != found:
-            raise CorruptError(
-                "the root document does not match its checksum",
-                path=self.path,
-                where=f"root attribute {DOCUMENT!r}",
-                expected=f"sha256 {expected}",
-                found=found,
-                cure=f"Remove the attribute {DOCUMENT_CHECKSUM!r} if the document was changed on purpose.",
-            )
-        try:
-            document = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise CorruptError("the root document is not JSON", path=self.path, found=str(error)) from error
-        if not isinstance(document, dict):
-            raise CorruptError("the root document is not a JSON object", path=self.path, found=type(document).__name__)
-        return document
+            is_packed = PACKED in file
+        if not is_packed:
+            return read_document(file, self.path)
+        self._packed = unpack(netcdf.read_array(file, PACKED, self.path), self.path)
+        text = self._packed.pop(DOCUMENT_ARRAY, None)
+        if text is None or text.shape != (1,):
+            raise CorruptError("the packed metadata hold no document", path=self.path, where=PACKED)
+        return parse_document(str(text[0]), self.path)
 
     def _array(self, name: str) -> NDArray[Any]:
-        return netcdf.read_array(self._open(), name, self.path)
+        packed = self._packed.get(name)
+        return netcdf.read_array(self._open(), name, self.path) if packed is None else packed
 
     @property
     def meta(self) -> Meta:
@@ -301,8 +297,11 @@ class Hdf5Reader(Reader):
         return self._document
 
     def audit(self) -> Iterator[tuple[str, str]]:
-        """Yield the objects that HDF5 cannot read, dimension scales and attributes among them."""
-        yield from netcdf.unreadable(self._open(), self.path)
+        """Yield the objects that HDF5 cannot read, and copies for other programs that differ from what we read."""
+        found = [*netcdf.unreadable(self._open(), self.path)]
+        yield from found
+        if not found and self._packed and not is_remote(self._address):
+            yield from check_copies(self.path)
 
     def describe(self) -> dict[str, Any]:
         """Return profile and layout, filters and stored sizes of the layers, and whether FITS leftovers are kept."""
