@@ -187,7 +187,7 @@ class Hdf5Writer(Writer):
         bound = ArraySpec(
             CAPSULE_BOUND,
             np.cumsum(lengths),
-            ("capsule_bound",),
+            ("fits_bound",),
             {"long_name": "part k of data is data[bound[k]:bound[k + 1]]: the head, then one part an image"},
         )
         netcdf.add_array(file, bound)
@@ -198,7 +198,7 @@ class Hdf5Writer(Writer):
         keywords = {"chunks": (step,), **declared(pipeline)} if total else {}
         data = file.create_dataset(CAPSULE_DATA, (total,), "u1", track_times=False, **keywords)
         netcdf.set_attributes(data, {"long_name": "what gives back the identical FITS files"})
-        self._dims |= {CAPSULE_BOUND: bound.dims, CAPSULE_DATA: ("capsule_byte",)}
+        self._dims |= {CAPSULE_BOUND: bound.dims, CAPSULE_DATA: ("fits_byte",)}
         for start, block in pieces.blocks(head, step):
             whole = np.zeros(step, np.uint8)
             whole[: len(block)] = np.frombuffer(block, np.uint8)
