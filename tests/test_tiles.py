@@ -292,7 +292,8 @@ def test_several_integers_with_one_value_need_corrections() -> None:
     assert found.scale is not None
     assert found.zero is not None
     rebuilt = reencode_plane(layout, values, found.scale, found.zero)
-    guessed = quantize.requantise(values, found.scale, found.zero)
+    guessed = np.empty(values.shape, np.int32)
+    quantize.requantise(values, found.scale, found.zero, guessed)
     places = np.flatnonzero(guessed != found.integers)
     assert bool(len(places)) == (rebuilt != data)
     changes = (found.integers.astype(np.int64) - guessed).reshape(-1)[places]

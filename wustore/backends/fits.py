@@ -6,7 +6,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.errors import CorruptError, FormatError, StoreNotFoundError, UsageError
-from wustore.fits import parallel, sidecar, source
+from wustore.fits import sidecar, source
 from wustore.fits.capsule import meta_digest
 from wustore.fits.cards import BLOCK
 from wustore.fits.layouts import Layout, interpret
@@ -25,7 +25,7 @@ from wustore.layout import fill_value
 from wustore.model import LAYERS, Capsule, Image, Meta
 from wustore.protocol import Backend, Index, Reader, Writer
 from wustore.remote import CONCURRENCY, RemoteFile, is_remote, merged, refuse_writing, shown
-from wustore.transfer import default_workers, read_ahead
+from wustore.transfer import read_ahead
 
 __all__ = ["FitsBackend", "FitsFile", "FitsReader", "ShardedFitsBackend"]
 
@@ -307,54 +307,6 @@ class FitsReader(Reader):
         from wustore.fits import capsule as leftovers
 
         return replace(image, capsule=leftovers.piece(self, i, image))
-
-    def images(
-        self,
-        indices: Iterable[int] | None = None,
-        layers: Sequence[str] = LAYERS,
-        *,
-        capsule: bool = False,
-        workers: int | None = None,
-    ) -> Iterator[tuple[int, Image]]:
-        """Yield images in order; where there is much to decode, other processes decode too.
-
-        See `wustore.protocol.Reader.images`.
-        """
-        wanted = list(range(self.meta.n_images) if indices is None else indices)
-        workers = default_workers() if workers is None else max(workers, 1)
-        n_workers = min(workers, len(wanted))
-        if (
-            capsule
-            or n_workers < 2
-            or self.files[0].is_remote
-            or not parallel.available()
-            or self._n_coded(wanted, layers) < parallel.WORTHWHILE
-        ):
-            yield from super().images(wanted, layers, capsule=capsule, workers=workers)
-            return
-        with parallel.Engines(n_workers) as engines:
-
-            def fetch(i: int) -> Image:
-                image = self.layout.images[i]
-                file = self.files[image.file]
-                if is_remote(file.path) or source.compression_of(file.path) is not None:
-                    return self.image(i, layers)
-                dtypes = {layer: self.meta.dtypes[layer][i] for layer in layers}
-                chosen = {layer: plane for layer, plane in image.planes.items() if dtypes.get(layer) is not None}
-                planes = engines.decode(parallel.Job(file.path, file.state, chosen), lambda: file.data)
-                self._count(sum(plane.size for plane in planes.values()))
-                return _image({layer: plane.astype(dtypes[layer], copy=False) for layer, plane in planes.items()})
-
-            yield from read_ahead(fetch, wanted, n_workers)
-
-    def _n_coded(self, indices: Sequence[int], layers: Sequence[str]) -> int:
-        """Return how many tile-compressed pixels these images have."""
-        return sum(
-            plane.shape[0] * plane.shape[1]
-            for i in indices
-            for layer, plane in self.layout.images[i].planes.items()
-            if layer in layers and plane.compression != "none"
-        )
 
     def _count(self, pixels: int) -> None:
         with self._lock:

@@ -1,10 +1,14 @@
-"""Decoding the images of FITS files on several processors.
+"""Rice tiles coded on several processors.
 
-Rice-coded rows are short: two threads that decode them spend half their time handing the interpreter lock to
-each other. So other processes decode too. They are plain subprocesses, not `multiprocessing` ones, which would
-run the user's script again; an image comes back through memory that both processes map. A helper is started when
-there is much to decode, stays for the next call and leaves when it has had nothing to do for a while, or
-when this process ends.
+Each tile is a call of 10 to 20 microseconds: two threads that make such calls spend half their time handing the
+interpreter lock to each other. So where several threads code tiles they ask helpers, processes that do nothing else,
+and wait without the lock. All other work (quantising, masks, other codecs, files) is done in long calls without the
+lock, for which threads will do.
+
+Helpers are plain subprocesses, not `multiprocessing` ones, which would run the user's script again. They are started
+when threads have waited for each other for a while, not for a process of one thread or for small files; until they
+are ready one thread at a time codes here. They leave when they have had nothing to do for a while, or when this
+process ends. What a helper cannot do (it was killed, the tiles are damaged) is done here.
 """
 
 from __future__ import annotations
@@ -14,74 +18,29 @@ import contextlib
 import json
 import mmap
 import os
-import pickle
-import queue
-import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.errors import CorruptError
-from wustore.fits import source
-from wustore.fits.planes import Plane
-from wustore.fits.scan import Buffer
+from wustore.fits import rice
+from wustore.fits.rice_helper import DONE, Arena, Request, exactly
+from wustore.transfer import default_workers
 
-__all__ = ["WORTHWHILE", "Engines", "Job", "available"]
+__all__ = ["available", "decode_rows", "encode_rows"]
 
-WORTHWHILE = 1 << 25
-"""Tile-compressed pixels from which helpers are used: 0.2 s of one processor, about what starting one takes."""
+_WORTHWHILE = 1 << 23
+"""Pixels that had to wait before a helper is started: 0.1 s of one processor, about half of what starting one takes."""
 
-_IDLE = 20.0
-"""Seconds without work after which a helper leaves."""
+_FEWEST = 1 << 17
+"""Pixels that are worth a message: 1 ms of work, where message and copies take 0.1."""
 
-_LENGTH = struct.Struct(">Q")
-_START = "import sys, json; sys.path[:] = json.loads(sys.argv[2]); from wustore.fits import parallel; "
-_START += "parallel.serve(int(sys.argv[1]))"
-
-
-@dataclass(frozen=True)
-class Job:
-    """Planes of one file to decode.
-
-    Attributes
-    ----------
-    path
-        The file, not compressed as a whole.
-    state
-        Size, time and inode that it must still have.
-    planes
-        Layer to plane.
-    """
-
-    path: str
-    state: tuple[int, int, int]
-    planes: Mapping[str, Plane]
-
-    def offsets(self) -> tuple[dict[str, int], int]:
-        """Return where each plane goes in the shared memory, and its whole length."""
-        offsets, end = {}, 0
-        for layer, plane in self.planes.items():
-            offsets[layer] = end
-            end += -(-_size(plane) // mmap.PAGESIZE) * mmap.PAGESIZE
-        return offsets, end
-
-
-def _size(plane: Plane) -> int:
-    height, width = plane.shape
-    return int(height * width * plane.dtype.itemsize)
-
-
-def decode_here(job: Job, data: Buffer) -> dict[str, NDArray[Any]]:
-    """Decode in this process."""
-    return {layer: plane.read(data) for layer, plane in job.planes.items()}
+_START = "import sys, json; sys.path[:] = json.loads(sys.argv[2]); from wustore.fits import rice_helper; "
+_START += "rice_helper.serve(int(sys.argv[1]))"
 
 
 def available() -> bool:
@@ -89,264 +48,262 @@ def available() -> bool:
     return hasattr(os, "memfd_create") and bool(sys.executable)
 
 
-# --- messages -----------------------------------------------------------------------------------------
-
-
-def _send(channel: socket.socket, message: object, files: Sequence[int] = ()) -> None:
-    body = pickle.dumps(message)
-    head = _LENGTH.pack(len(body))
-    if files:
-        socket.send_fds(channel, [head], list(files))
-    else:
-        channel.sendall(head)
-    channel.sendall(body)
-
-
-def _receive(channel: socket.socket) -> tuple[Any, list[int]]:
-    head, files, _, _ = socket.recv_fds(channel, _LENGTH.size, 1)
-    head += _exactly(channel, _LENGTH.size - len(head)) if head else b""
-    if not head:
-        raise EOFError
-    return pickle.loads(_exactly(channel, _LENGTH.unpack(head)[0])), list(files)
-
-
-def _exactly(channel: socket.socket, count: int) -> bytes:
-    parts = []
-    while count:
-        part = channel.recv(min(count, 1 << 20))
-        if not part:
-            raise EOFError
-        parts.append(part)
-        count -= len(part)
-    return b"".join(parts)
-
-
-# --- the helper's side --------------------------------------------------------------------------------
-
-
-def serve(descriptor: int) -> None:
-    """Decode jobs that come through a socket until it closes, or until there was none for a while."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the process that asked; it closes the socket
-    channel = socket.socket(fileno=descriptor)
-    channel.settimeout(_IDLE)
-    arena: mmap.mmap | None = None
-    at_hand: tuple[str, tuple[int, int, int]] | None = None
-    data: Buffer = b""
-    with channel, contextlib.suppress(EOFError, OSError):
-        _send(channel, "ready")
-        while True:
-            job, files = _receive(channel)
-            if files:
-                arena = mmap.mmap(files[0], 0)
-                os.close(files[0])
-            try:
-                if at_hand != (job.path, job.state):
-                    data = _load(job)
-                    at_hand = job.path, job.state
-                assert arena is not None
-                _fill(job, data, arena)
-            except Exception as error:  # goes to the process that asked, whatever it is
-                _send(channel, error)
-            else:
-                _send(channel, None)
-
-
-def _load(job: Job) -> Buffer:
-    data = source.load(job.path)
-    if source.state_of(job.path) != job.state:
-        raise CorruptError("the file was changed after it was opened", path=job.path, cure="Open it again.")
-    return data
-
-
-def _fill(job: Job, data: Buffer, arena: mmap.mmap) -> None:
-    offsets, _ = job.offsets()
-    for layer, plane in job.planes.items():
-        plane.read(data, out=_view(arena, plane, offsets[layer]))
-
-
-def _view(arena: mmap.mmap, plane: Plane, offset: int) -> NDArray[Any]:
-    height, width = plane.shape
-    return np.frombuffer(arena, plane.dtype, height * width, offset).reshape(height, width)
-
-
-# --- this side ----------------------------------------------------------------------------------------
-
-
 class _Helper:
-    """A process that decodes, and the memory it shares with this one."""
+    """A process that codes tiles, and the memory it shares with this one."""
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [sys.executable, "-c", _START, str(theirs.fileno()), json.dumps(sys.path)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # where it fails to start the work is done without it
                 pass_fds=[theirs.fileno()],
             )
+        self.ready = False
         self._channel = ours
-        self._arena: mmap.mmap | None = None
+        self._memory: mmap.mmap | None = None
 
     def wait(self) -> None:
         """Return when it is ready; raise EOFError or OSError where it could not start."""
-        _receive(self._channel)
+        exactly(self._channel, len(DONE))
 
-    def decode(self, job: Job) -> dict[str, NDArray[Any]]:
-        """Let it decode a job.
+    def arena(self, request: Request) -> tuple[Arena, list[int]]:
+        """Return the shared memory for a request, and the descriptor to send where it is new."""
+        end = request.places()[2]
+        files: list[int] = []
+        if self._memory is None or len(self._memory) < end:
+            descriptor = os.memfd_create("wustore", os.MFD_CLOEXEC)
+            try:
+                os.ftruncate(descriptor, end)
+                self._memory = mmap.mmap(descriptor, end)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            files.append(descriptor)
+        return Arena(self._memory, request), files
+
+    def ask(self, request: Request, files: list[int]) -> bool:
+        """Let it do what the arena holds; return whether it did.
 
         Raises
         ------
         EOFError, OSError
-            Where the helper is gone: the job is still to be done.
-        WuStoreError
-            What decoding raised there.
+            Where the helper is gone.
         """
-        offsets, length = job.offsets()
-        files: list[int] = []
-        if self._arena is None or len(self._arena) < length:
-            descriptor = os.memfd_create("wustore", os.MFD_CLOEXEC)
-            os.ftruncate(descriptor, length)
-            self._arena = mmap.mmap(descriptor, length)
-            files = [descriptor]
         try:
-            _send(self._channel, job, files)
+            if files:
+                socket.send_fds(self._channel, [request.pack()], files)
+            else:
+                self._channel.sendall(request.pack())
         finally:
             for descriptor in files:
                 os.close(descriptor)
-        reply, _ = _receive(self._channel)
-        if reply is not None:
-            raise reply
-        return {layer: np.array(_view(self._arena, plane, offsets[layer])) for layer, plane in job.planes.items()}
+        return exactly(self._channel, len(DONE)) == DONE
 
     def alive(self) -> bool:
         """Return whether it still runs."""
-        return self._process.poll() is None
+        return self.process.poll() is None
 
     def disown(self) -> None:
         """Take it for ended: it belongs to another process."""
-        self._process.returncode = 0
+        self.process.returncode = 0
+        self._channel.close()
 
     def leave(self) -> None:
-        """Let it end."""
+        """End it: it holds nothing that could be lost."""
+        self.process.kill()
+        self.process.wait()
         self._channel.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(5)
+        self._memory = None
 
 
-_lock = threading.Lock()
-_idle: list[_Helper] = []
+class _Processors:
+    """What may code tiles: helpers, and where there are none, or only one thread, this process."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._busy_here = False
+        self._waited = 0
+        self._starting = 0
+        self._last = 0
+        self.idle: list[_Helper] = []
+        self.helpers: list[_Helper] = []
+
+    def take(self, n_pixels: int) -> _Helper | None:
+        """Wait for a processor: a helper, or None for this process, which is then the caller's until `give_back`.
+
+        A thread that was also the last one is taken for the only one, and gets no helper.
+        """
+        asked = False
+        thread = threading.get_ident()
+        with self._changed:
+            alone = thread == self._last
+            self._last = thread
+            while True:
+                helper = None if alone and not self._busy_here else self._idle_one()
+                if helper is not None:
+                    return helper
+                if not self._busy_here and (alone or not any(helper.ready for helper in self.helpers)):
+                    self._busy_here = True
+                    return None
+                alone = False
+                if not asked:
+                    self._ask_for_helper(n_pixels)
+                    asked = True
+                self._changed.wait()
+
+    def _idle_one(self) -> _Helper | None:
+        while self.idle:
+            helper = self.idle.pop()
+            if helper.alive():
+                return helper
+            self._remove(helper)
+        return None
+
+    def give_back(self, helper: _Helper | None, *, gone: bool = False) -> None:
+        """Let others have a processor."""
+        with self._changed:
+            if helper is None:
+                self._busy_here = False
+            elif gone or helper not in self.helpers:
+                self._remove(helper)
+            else:
+                self.idle.append(helper)
+            self._changed.notify()
+
+    def _remove(self, helper: _Helper) -> None:
+        if helper in self.helpers:
+            self.helpers.remove(helper)
+        helper.leave()
+
+    def _ask_for_helper(self, n_pixels: int) -> None:
+        self._waited += n_pixels
+        n_helpers = max(len(self.helpers), self._starting)
+        if self._waited >= _WORTHWHILE and n_helpers < default_workers():
+            self._waited = 0
+            self._starting += 1
+            # Nobody waits for it: until it has started this process does the work.
+            threading.Thread(target=self._start, name="wustore-helper", daemon=True).start()
+
+    def _start(self) -> None:
+        try:
+            helper = _Helper()
+        except OSError:
+            return  # it stays counted as starting: it would not start the next time either
+        with self._changed:
+            self.helpers.append(helper)
+        try:
+            helper.wait()
+            fails = False
+        except (EOFError, OSError):
+            fails = True
+        with self._changed:
+            if not fails or helper not in self.helpers:  # `leave_all` may have ended it
+                self._starting -= 1
+            helper.ready = not fails
+        self.give_back(helper, gone=fails)
+
+    def leave_all(self) -> None:
+        """End all helpers."""
+        with self._changed:
+            helpers = self.helpers[:]
+            self.helpers.clear()
+            self.idle.clear()
+        for helper in helpers:
+            helper.leave()
+
+    @contextlib.contextmanager
+    def one(self, n_pixels: int) -> Iterator[_Helper | None]:
+        """Have a processor for the length of a block; a helper on which the block fails is not used again."""
+        helper = self.take(n_pixels)
+        try:
+            yield helper
+        except BaseException:
+            self.give_back(helper, gone=True)
+            raise
+        self.give_back(helper)
+
+
+_processors = _Processors()
 
 
 def _forget() -> None:
     """Give up the helpers in a forked child: they belong to its parent."""
-    global _lock  # noqa: PLW0603 - another thread of the parent may have held it
-    _lock = threading.Lock()
-    for helper in _idle:
+    global _processors  # noqa: PLW0603 - another thread of the parent may have held its lock
+    for helper in _processors.helpers:
         helper.disown()
-    _idle.clear()
+    _processors = _Processors()
 
 
 @atexit.register
 def _leave_all() -> None:
-    with _lock:
-        helpers = _idle[:]
-        _idle.clear()
-    for helper in helpers:
-        helper.leave()
+    _processors.leave_all()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-def _take_idle() -> _Helper | None:
-    while True:
-        with _lock:
-            helper = _idle.pop() if _idle else None
-        if helper is None or helper.alive():
-            return helper
-        helper.leave()
+def _alone(n_pixels: int) -> bool:
+    return n_pixels < _FEWEST or not available() or default_workers() < 2
 
 
-def _put_back(helper: _Helper) -> None:
-    with _lock:
-        _idle.append(helper)
+def encode_rows(rows: NDArray[np.integer], block_size: int) -> list[bytes]:
+    """Do `rice.encode_rows` on whichever processor is free."""
+    if _alone(rows.size):
+        return rice.encode_rows(rows, block_size)
+    try:
+        with _processors.one(rows.size) as helper:
+            if helper is None:
+                return rice.encode_rows(rows, block_size)
+            n_rows, n_pixels = rows.shape
+            n_bytes = n_rows * rice.room_for(n_pixels, rows.dtype.itemsize, block_size)
+            request = Request(True, rows.dtype.str.encode(), n_rows, n_pixels, block_size, n_bytes)
+            arena, files = helper.arena(request)
+            arena.pixels[...] = rows
+            if helper.ask(request, files):
+                first, last = arena.spans.tolist()
+                tiles = arena.tiles[: last[-1]].tobytes()
+                return [tiles[start:end] for start, end in zip(first, last, strict=True)]
+    except (EOFError, OSError):
+        pass  # it is gone
+    return rice.encode_rows(rows, block_size)
 
 
-class Engines:
-    """The processors that decode for one call: this process's own, and helpers that join when they have started.
+def decode_rows(
+    heap: NDArray[np.uint8],
+    starts: Sequence[int],
+    ends: Sequence[int],
+    rows: Sequence[NDArray[np.integer]] | NDArray[np.integer],
+    block_size: int,
+    names: Sequence[int],
+) -> None:
+    """Do `rice.decode_rows` on whichever processor is free.
 
-    Parameters
-    ----------
-    n_workers
-        Processors to use, this one included. `decode` is to be called from so many threads.
+    Raises
+    ------
+    CorruptError
+        A tile ends before its last pixel.
     """
-
-    def __init__(self, n_workers: int) -> None:
-        self._free: queue.SimpleQueue[_Helper | None] = queue.SimpleQueue()
-        self._free.put(None)  # this process
-        self._closed = False
-        self._guard = threading.Lock()
-        for _ in range(n_workers - 1):
-            helper = _take_idle()
-            if helper is not None:
-                self._free.put(helper)
-            else:
-                # Nobody waits for it: until it has started the others do the work.
-                threading.Thread(target=self._start, name="wustore-helper", daemon=True).start()
-
-    def _start(self) -> None:
-        try:
-            helper = _Helper()
-            helper.wait()
-        except (EOFError, OSError):
-            return  # the work is done without it
-        self._release(helper)
-
-    def _release(self, engine: _Helper | None) -> None:
-        with self._guard:
-            if self._closed and engine is not None:
-                _put_back(engine)
-            else:
-                self._free.put(engine)
-
-    def decode(self, job: Job, data: Callable[[], Buffer]) -> dict[str, NDArray[Any]]:
-        """Decode a job on whichever processor is free.
-
-        Parameters
-        ----------
-        job
-            What to decode.
-        data
-            Function giving the bytes of its file.
-        """
-        engine = self._free.get()
-        back = engine
-        try:
-            if engine is not None:
-                try:
-                    return engine.decode(job)
-                except (EOFError, ConnectionError):
-                    back = None  # it is gone; this thread's turn
-                    engine.leave()
-            return decode_here(job, data())
-        finally:
-            if engine is None or back is not None:
-                self._release(back)
-
-    def close(self) -> None:
-        """Keep the helpers for the next call. Threads that still wait finish on this process's processor."""
-        with self._guard:
-            self._closed = True
-            engines = []
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    engines.append(self._free.get_nowait())
-        for engine in engines:
-            self._release(engine)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    low, high = min(starts, default=0), max(ends, default=0)
+    if not isinstance(rows, np.ndarray) or _alone(rows.size) or high - low > 2 * rows.nbytes:
+        rice.decode_rows(heap, starts, ends, rows, block_size, names)
+        return
+    try:
+        with _processors.one(rows.size) as helper:
+            if helper is None:
+                rice.decode_rows(heap, starts, ends, rows, block_size, names)
+                return
+            n_rows, n_pixels = rows.shape
+            request = Request(False, rows.dtype.str.encode(), n_rows, n_pixels, block_size, high - low)
+            arena, files = helper.arena(request)
+            arena.tiles[...] = heap[low:high]
+            np.subtract((starts, ends), low, out=arena.spans)
+            if helper.ask(request, files):
+                rows[...] = arena.pixels
+                return
+    except (EOFError, OSError):
+        pass  # it is gone
+    rice.decode_rows(heap, starts, ends, rows, block_size, names)

@@ -174,13 +174,12 @@ class Scratch:
     Parameters
     ----------
     shape
-        Of the tiles: (tile, pixel).
+        Of the tiles: (tile, pixel). Fewer tiles may come.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape
         self.floats = np.empty(shape)
-        self.integers = np.empty(shape, np.int32)
         self.mask = np.empty(shape, np.bool_)
 
 
@@ -190,8 +189,6 @@ class Quantised:
 
     Attributes
     ----------
-    integers
-        int32, of shape (tile, pixel); NaN became `BLANK`. The content of failed tiles has no meaning.
     scale, zero
         ZSCALE and ZZERO of each tile; 0 where it failed.
     failed
@@ -200,7 +197,6 @@ class Quantised:
         Whether a tile that did not fail holds NaN.
     """
 
-    integers: NDArray[np.int32]
     scale: NDArray[np.float64]
     zero: NDArray[np.float64]
     failed: NDArray[np.bool_]
@@ -210,6 +206,7 @@ class Quantised:
 def quantise(
     values: Floats,
     step: NDArray[np.float64] | float,
+    out: NDArray[np.int32],
     *,
     dither: str = NO_DITHER,
     rows: NDArray[np.int64] | None = None,
@@ -223,10 +220,12 @@ def quantise(
         float32 or float64 in native byte order, of shape (tile, pixel).
     step
         The distance between levels, one for all or one per tile; a tile with step 0 fails.
+    out
+        Gets the integers, of shape (tile, pixel); NaN becomes `BLANK`. Those of failed tiles have no meaning.
     dither, rows
         See `dequantise`.
     scratch
-        Working space to use again; the integers returned are its own.
+        Working space to use again.
 
     Notes
     -----
@@ -235,7 +234,7 @@ def quantise(
     n_pixels = values.shape[1]
     steps = np.broadcast_to(np.asarray(step, np.float64), values.shape[:1])
     spare = scratch or Scratch(values.shape)
-    work, integers, mask = spare.floats, spare.integers, spare.mask
+    work, integers, mask = spare.floats[: len(values)], out, spare.mask[: len(values)]
     with np.errstate(all="ignore"):
         # Multiplying makes signalling NaN quiet, which the search for the extremes needs: numpy's fmin and fmax
         # forget what they found before a signalling one.
@@ -253,11 +252,11 @@ def quantise(
         # C rounds halves away from zero: (int)(x + 0.5), or (int)(x - 0.5) below zero. The two differ from
         # the first alone only at or below -0.5, where very few pixels are.
         below = np.flatnonzero(np.less_equal(work, -0.5, out=mask))
-        rounded_below = (work.ravel()[below] - 0.5).astype(np.int32)
+        rounded_below = (work.reshape(-1)[below] - 0.5).astype(np.int32)
         work += 0.5
         # As in C on x86-64, what is out of range becomes -2**31.
         np.copyto(integers, work, casting="unsafe")
-        integers.ravel()[below] = rounded_below
+        integers.reshape(-1)[below] = rounded_below
     if dither == SUBTRACTIVE_DITHER_2:
         np.copyto(integers, ZERO, where=np.equal(values, 0, out=mask))
     np.isnan(values, out=mask)
@@ -265,7 +264,7 @@ def quantise(
     if has_blank:
         np.copyto(integers, BLANK, where=mask)
         has_blank = not failed.any() or bool(mask[~failed].any())
-    return Quantised(integers, np.where(failed, 0.0, steps), np.where(failed, 0.0, zero), failed, has_blank)
+    return Quantised(np.where(failed, 0.0, steps), np.where(failed, 0.0, zero), failed, has_blank)
 
 
 def _zero_points(
@@ -306,11 +305,12 @@ def requantise(
     values: Floats,
     scale: NDArray[np.float64],
     zero: NDArray[np.float64],
+    out: NDArray[np.int32],
     *,
     blank: int | NDArray[np.int64] | None = None,
     dither: str = NO_DITHER,
     rows: NDArray[np.int64] | None = None,
-) -> NDArray[np.int32]:
+) -> None:
     """Recover the integers that `dequantise` turned into `values`.
 
     The answer is exact wherever neighbouring integers have different values, that is while the spacing of floats
@@ -320,6 +320,8 @@ def requantise(
     ----------
     values
         Decoded tiles, of shape (tile, pixel).
+    out
+        Gets the integers, of shape (tile, pixel).
     scale, zero, blank, dither, rows
         As given to `dequantise`.
     """
@@ -332,10 +334,9 @@ def requantise(
             work += dither_noise(rows, values.shape[1])
             work -= 0.5
         np.rint(work, out=work)
-        integers = work.astype(np.int32)
+        np.copyto(out, work, casting="unsafe")
     if dither == SUBTRACTIVE_DITHER_2:
-        np.copyto(integers, ZERO, where=values == 0)
+        np.copyto(out, ZERO, where=values == 0)
     if blank is not None:
         stand_in = np.asarray(blank if isinstance(blank, int) else blank[:, None], np.int64).astype(np.int32)
-        np.copyto(integers, stand_in, where=np.isnan(values))
-    return integers
+        np.copyto(out, stand_in, where=np.isnan(values))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from wustore.errors import CorruptError
 
-__all__ = ["MAXIMUM_BLOCK_SIZE", "decode_rows", "encode_rows", "size_limits"]
+__all__ = ["MAXIMUM_BLOCK_SIZE", "decode_rows", "encode_into", "encode_rows", "room_for", "size_limits"]
 
 #: Largest number of pixels per coding block that is taken seriously (writers use 16 or 32).
 MAXIMUM_BLOCK_SIZE = 65536
@@ -108,15 +108,38 @@ def decode_rows(
             ) from error
 
 
-def encode_rows(rows: NDArray[np.integer], block_size: int) -> list[bytes]:
-    """Encode every row of a 2-D array of 1, 2 or 4-byte signed integers as one tile.
+def room_for(n_pixels: int, item_size: int, block_size: int) -> int:
+    """Return the bytes to give the coder for a tile: it does not check the room in its output.
 
-    Notes
-    -----
-    The coder does not check the room in its output, and the room that imagecodecs gives is too small for
-    blocks of fewer than 12 pixels, so the room is always given here.
+    The room that imagecodecs gives by itself is too small for blocks of fewer than 12 pixels.
     """
-    room = size_limits(rows.shape[1], rows.dtype.itemsize, block_size)[1] + 64
-    scratch = memoryview(bytearray(room))
+    return size_limits(n_pixels, item_size, block_size)[1] + 64
+
+
+def encode_into(rows: NDArray[np.integer], block_size: int, out: memoryview) -> list[int]:
+    """Encode every row of a 2-D array of 1, 2 or 4-byte signed integers as one tile; return their sizes.
+
+    Parameters
+    ----------
+    rows
+        The pixels.
+    block_size
+        Pixels per coding block.
+    out
+        Gets the tiles, one after another. It must have `room_for` each.
+    """
+    encode: Any = imagecodecs.rcomp_encode
+    sizes: list[int] = []
+    end = 0
+    for row in rows:
+        size = len(encode(row, nblock=block_size, out=out[end:]))
+        sizes.append(size)
+        end += size
+    return sizes
+
+
+def encode_rows(rows: NDArray[np.integer], block_size: int) -> list[bytes]:
+    """Encode every row of a 2-D array of 1, 2 or 4-byte signed integers as one tile."""
+    scratch = memoryview(bytearray(room_for(rows.shape[1], rows.dtype.itemsize, block_size)))
     encode: Any = imagecodecs.rcomp_encode
     return [bytes(encode(row, nblock=block_size, out=scratch)) for row in rows]

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.errors import CorruptError, FormatError, UsageError
-from wustore.fits import quantize, rice
+from wustore.fits import parallel, quantize, rice
 from wustore.fits.gzip_tiles import MAXIMUM_RATIO, gunzip
 from wustore.fits.plio import decode_plio
 from wustore.fits.quantize import NO_DITHER
-from wustore.fits.tile_geometry import Window, batches, copy_tile, follow, place_of, tiled_axis, window_of
+from wustore.fits.tile_geometry import Window, batches, blocks, copy_tile, follow, place_of, tiled_axis, window_of
 from wustore.fits.tile_layout import COMPRESSED, LOSSLESS, SCALAR_TYPES, UNCOMPRESSED, Array, Buffer, TileLayout
 
 __all__ = ["Integers", "Table", "decode_integers", "decode_plane", "differing_tiles", "stored_tile", "tile_bytes"]
@@ -105,6 +105,7 @@ class Decoder:
         self.zero = self.table.scalars("ZZERO")
         self.blank_column = self.table.scalars("ZBLANK")
         self._work: NDArray[np.float64] | None = None
+        self._room: Array | None = None
 
     def batch(self, numbers: NDArray[np.int64], shape: tuple[int, ...], into: Array | None = None) -> _Batch:
         """Decode tiles as far as integers.
@@ -116,7 +117,7 @@ class Decoder:
         shape
             The shape of each.
         into
-            Where integers of the right type may be put.
+            Where integers of the right type may be put. Those of a batch otherwise last until the next one.
         """
         n_pixels = math.prod(shape)
         spans = self.table.spans("COMPRESSED_DATA", numbers)
@@ -176,7 +177,9 @@ class Decoder:
             wanted = np.dtype(kind)
             if into is not None and into.dtype == wanted:
                 return into
-            return np.empty((len(numbers), n_pixels), wanted)
+            if self._room is None or self._room.dtype != wanted or self._room.shape != (len(numbers), n_pixels):
+                self._room = np.empty((len(numbers), n_pixels), wanted)
+            return self._room
 
         if compression == "RICE_1":
             block_size, item_size = int(layout.parameter("BLOCKSIZE", 32)), int(layout.parameter("BYTEPIX", 4))
@@ -184,7 +187,7 @@ class Decoder:
             _check_sizes(names, ends[present] - starts[present], fewest, most)
             integers = room({1: "u1", 2: "i2", 4: "i4"}[item_size])
             rows = integers if len(present) == len(numbers) else [integers[i] for i in present]
-            rice.decode_rows(heap, first, last, rows, block_size, names)
+            parallel.decode_rows(heap, first, last, rows, block_size, names)
             return integers
         if compression == "PLIO_1":
             _check_sizes(names, ends[present] - starts[present], 6, None)
@@ -245,32 +248,36 @@ class Decoder:
         """Return the seed of each tile."""
         return numbers + self.layout.dither_seed
 
+    def _dequantise(self, numbers: NDArray[np.int64], integers: Array, out: Array) -> None:
+        assert self.scale is not None
+        assert self.zero is not None
+        if self._work is None or self._work.shape[1] != out.shape[1] or len(self._work) < len(out):
+            self._work = np.empty(out.shape)
+        quantize.dequantise(
+            integers,
+            self.scale[numbers].astype(np.float64),
+            self.zero[numbers].astype(np.float64),
+            out,
+            blank=self.blanks(numbers),
+            dither=self.layout.dither,
+            rows=self.dither_rows(numbers) if self.layout.dither != NO_DITHER else None,
+            scratch=self._work[: len(out)],
+        )
+
     def values(self, batch: _Batch, out: Array) -> None:
         """Write the pixels of a batch to `out`, of shape (tile, pixel) and the stored type."""
         layout = self.layout
-        blank = self.blanks(batch.numbers)
         if layout.quantised and layout.bitpix < 0:
-            assert self.scale is not None
-            assert self.zero is not None
-            if self._work is None or self._work.shape != out.shape:
-                self._work = np.empty(out.shape)
             if len(batch.lossless) < len(batch.numbers):
                 if batch.lossless:
                     batch.integers[[place for place, _ in batch.lossless]] = 0
-                quantize.dequantise(
-                    batch.integers,
-                    self.scale[batch.numbers].astype(np.float64),
-                    self.zero[batch.numbers].astype(np.float64),
-                    out,
-                    blank=blank,
-                    dither=layout.dither,
-                    rows=self.dither_rows(batch.numbers) if layout.dither != NO_DITHER else None,
-                    scratch=self._work,
-                )
+                for block in blocks(len(out), out.shape[1]):
+                    self._dequantise(batch.numbers[block], batch.integers[block], out[block])
         else:
             if out is not batch.integers:
                 with np.errstate(invalid="ignore"):
                     np.copyto(out, batch.integers, casting="unsafe")
+            blank = self.blanks(batch.numbers)
             if blank is not None:
                 is_blank = batch.integers == (blank if isinstance(blank, int) else blank[:, None])
                 if layout.bitpix < 0:

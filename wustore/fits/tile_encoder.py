@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.errors import UsageError
-from wustore.fits import quantize, rice
+from wustore.fits import parallel, quantize
 from wustore.fits.gzip_tiles import GzipParameters, gzip_like_astropy, gzip_with
 from wustore.fits.noise import relative_steps
 from wustore.fits.quantize import BLANK, NO_DITHER, SUBTRACTIVE_DITHER_1, SUBTRACTIVE_DITHER_2
 from wustore.fits.tile_decoder import Table, stored_tile
-from wustore.fits.tile_geometry import batches, gather, window_of
+from wustore.fits.tile_geometry import batches, blocks, gather, window_of
 from wustore.fits.tile_layout import (
     ALIASES,
     COMPRESSED,
@@ -121,24 +121,33 @@ def encode_plane(
     scale, zero = np.zeros(n_tiles), np.zeros(n_tiles)
     has_blank = False
     scratch: quantize.Scratch | None = None
+    room: NDArray[np.int32] | None = None
     step = float(-np.float32(quantize_level))
     for shape, numbers in batches(layout, window_of(layout)):
         values = gather(layout, raw, shape, numbers)
         integers: Array = values
         failed = np.zeros(len(numbers), np.bool_)
         if layout.quantised:
-            rows = numbers + layout.dither_seed if layout.dither != NO_DITHER else None
-            if scratch is None or scratch.shape != values.shape:
-                scratch = quantize.Scratch(values.shape)
-            steps: float | NDArray[np.float64] | None = step
-            if quantize_level > 0:
-                steps = relative_steps(values, quantize_level)
-            if steps is None:
-                return _encode_with_astropy(array, clock, **options)
-            result = quantize.quantise(values, steps, dither=layout.dither, rows=rows, scratch=scratch)
-            integers, failed = result.integers, result.failed
-            scale[numbers], zero[numbers], kinds[numbers] = result.scale, result.zero, failed * LOSSLESS
-            has_blank |= result.has_blank
+            if room is None or room.shape != values.shape:
+                room = np.empty(values.shape, np.int32)
+            integers = room
+            for block in blocks(len(values), values.shape[1]):
+                here = numbers[block]
+                steps: float | NDArray[np.float64] | None = step
+                if quantize_level > 0:
+                    steps = relative_steps(values[block], quantize_level)
+                if steps is None:
+                    return _encode_with_astropy(array, clock, **options)
+                size = values[block].shape
+                if scratch is None or scratch.shape[1] != size[1] or scratch.shape[0] < size[0]:
+                    scratch = quantize.Scratch(size)
+                rows = here + layout.dither_seed if layout.dither != NO_DITHER else None
+                result = quantize.quantise(
+                    values[block], steps, integers[block], dither=layout.dither, rows=rows, scratch=scratch
+                )
+                failed[block] = result.failed
+                scale[here], zero[here], kinds[here] = result.scale, result.zero, result.failed * LOSSLESS
+                has_blank |= result.has_blank
         good = np.flatnonzero(~failed)
         streams = _encode_tiles(layout, integers if len(good) == len(numbers) else integers[good], clock)
         for place, stream in zip(good.tolist(), streams, strict=True):
@@ -269,7 +278,7 @@ def _encode_tiles(layout: TileLayout, values: Array, clock: int | None) -> list[
     """Encode rows of pixels with one of the codecs that need no tile shape."""
     if layout.compression == "RICE_1":
         kind = f"i{int(layout.parameter('BYTEPIX', 4))}"
-        return rice.encode_rows(values.astype(kind, copy=False), int(layout.parameter("BLOCKSIZE", 32)))
+        return parallel.encode_rows(values.astype(kind, copy=False), int(layout.parameter("BLOCKSIZE", 32)))
     return [
         tile if layout.compression == "NOCOMPRESS" else gzip_like_astropy(tile, clock)
         for tile in _plain_tiles(layout, values)
@@ -430,15 +439,19 @@ def reencode_plane(
             if layout.quantised and layout.bitpix < 0:
                 assert zscale is not None
                 assert zzero is not None
-                blank = zblank[chosen] if zblank is not None else layout.zblank
-                pixels = quantize.requantise(
-                    pixels,
-                    zscale[chosen],
-                    zzero[chosen],
-                    blank=layout.blank if blank is None else blank,
-                    dither=layout.dither,
-                    rows=chosen + layout.dither_seed if layout.dither != NO_DITHER else None,
-                )
+                floats, pixels = pixels, np.empty(pixels.shape, np.int32)
+                for block in blocks(len(chosen), math.prod(shape)):
+                    here = chosen[block]
+                    blank = zblank[here] if zblank is not None else layout.zblank
+                    quantize.requantise(
+                        floats[block],
+                        zscale[here],
+                        zzero[here],
+                        pixels[block],
+                        blank=layout.blank if blank is None else blank,
+                        dither=layout.dither,
+                        rows=here + layout.dither_seed if layout.dither != NO_DITHER else None,
+                    )
                 if fixes is not None:
                     pixels += gather(layout, fixes, shape, chosen).astype(np.int32)
             streams = _encode_again(layout, pixels, shape, chosen, gzip)
