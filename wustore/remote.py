@@ -20,7 +20,18 @@ from wustore.errors import BackendError, MissingDependencyError, StoreNotFoundEr
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["CONCURRENCY", "RemoteFile", "errors_of", "is_remote", "merged", "refuse_writing", "shown", "system_of"]
+__all__ = [
+    "CONCURRENCY",
+    "RemoteFile",
+    "errors_of",
+    "is_read_only",
+    "is_remote",
+    "merged",
+    "options_for",
+    "refuse_writing",
+    "shown",
+    "system_of",
+]
 
 CONCURRENCY = 16
 """Range requests in flight for one reader. Measured with 20 ms a request: tests/benchmarks/remote.py."""
@@ -32,8 +43,9 @@ GAP = 1 << 16
 LARGEST = 8 << 20
 """Bytes of one request made of several ranges; larger ones would leave the other connections idle."""
 
-BLOCK = 1 << 16
-"""Bytes of the first block that a `RemoteFile` reads ahead; each block that follows on another is twice as long."""
+BLOCK = 1 << 14
+"""Bytes of the first block that a `RemoteFile` reads ahead, enough for the header of an image in KBMOD's files; each
+block that follows on another is twice as long."""
 
 _LARGEST_BLOCK = 1 << 20
 _CACHED = 16 << 20
@@ -69,8 +81,14 @@ def errors_of(url: str) -> Iterator[None]:
         return
     except (WuStoreError, MemoryError):
         raise
-    except FileNotFoundError:
+    except FileNotFoundError as error:
         failed = StoreNotFoundError("there is nothing at this URL", path=shown(url), cure="Check the name.")
+        cause = error.__cause__
+        if url.partition("://")[0] in _WEB and cause is not None and getattr(cause, "status", 404) != 404:
+            failed = OSError(f"{shown(url)}: {type(cause).__name__}: {shown(str(cause))}")
+        elif isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+            # fsspec calls every web server that it cannot talk to a missing file.
+            failed = OSError(f"{shown(url)}: {type(cause).__name__}: {shown(str(cause))}")
     except ImportError as error:
         protocol = url.partition("://")[0]
         package = _EXTRA.get(protocol, "aiohttp" if protocol in _WEB else "fsspec")
@@ -95,15 +113,19 @@ def errors_of(url: str) -> Iterator[None]:
 
 
 def options_for(url: str) -> dict[str, Any]:
-    """Return options of the file system for this URL: time limits where the library has none."""
+    """Return options of the file system for this URL: no cache of listings, time limits where the library has none.
+
+    A cached listing would hide what another process has written or deleted since.
+    """
+    options: dict[str, Any] = {"use_listings_cache": False}
     if url.partition("://")[0] not in _WEB:
-        return {}
+        return options
     try:
         from aiohttp import ClientTimeout
     except ImportError:
-        return {}  # opening says what is missing
+        return options  # opening says what is missing
     limits = ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS)
-    return {"client_kwargs": {"timeout": limits}}
+    return options | {"client_kwargs": {"timeout": limits}}
 
 
 def system_of(url: str) -> tuple[Any, str]:
@@ -252,13 +274,15 @@ class RemoteFile:
                     return base, block
                 if base + len(block) == at:
                     length = min(2 * len(block), _LARGEST_BLOCK)
-        data = self.read(at, length)
+        # The last block is as long as the others: what was added last when the object was written is used together.
+        base = at if at + length <= self.size else max(self.size - length, 0)
+        data = self.read(base, length)
         with self._lock:
-            self._held += len(data) - len(self._blocks.pop(at, b""))
-            self._blocks[at] = data
+            self._held += len(data) - len(self._blocks.pop(base, b""))
+            self._blocks[base] = data
             while self._held > _CACHED:
                 self._held -= len(self._blocks.popitem(last=False)[1])
-        return at, data
+        return base, data
 
     def __getitem__(self, part: slice) -> bytes:
         start, stop, _ = part.indices(self.size)

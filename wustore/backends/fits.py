@@ -32,6 +32,9 @@ __all__ = ["FitsBackend", "FitsFile", "FitsReader", "ShardedFitsBackend"]
 _OPEN_FILES = 64
 """Files of a sharded set whose bytes are kept at hand at a time; a process may open about 1000."""
 
+_CONNECTIONS = 8
+"""Images of a box at a URL that are read at a time; more of them are no faster (tests/benchmarks/remote.py)."""
+
 _EMPTY = np.empty((0, 0), dtype=np.float32)
 
 
@@ -167,6 +170,8 @@ def _exists(path: str) -> bool:
 
 def _shard_path(primary: str, i: int) -> str:
     directory, name = os.path.split(primary)  # of a URL too
+    if is_remote(primary):
+        return f"{directory}/{i}_{name}"
     return str(Path(directory) / f"{i}_{name}") if directory else f"{i}_{name}"
 
 
@@ -282,13 +287,15 @@ class FitsReader(Reader):
         if out is None:
             shape = tuple(part.stop - part.start for part in index)
             out = np.empty(shape, dtype)
-        for k, i in enumerate(range(times.start, times.stop)):
+
+        def fill(k: int) -> None:
+            i = times.start + k
             height, width = self.meta.shape_of(layer, i)
             y, x = slice(rows.start, min(rows.stop, height)), slice(columns.start, min(columns.stop, width))
             box = out[k]
             if self.meta.dtypes[layer][i] is None or y.stop <= y.start or x.stop <= x.start:
                 box[...] = fill_value(dtype)
-                continue
+                return
             part = box[: y.stop - y.start, : x.stop - x.start]
             if part.shape != box.shape:
                 box[...] = fill_value(dtype)
@@ -296,6 +303,10 @@ class FitsReader(Reader):
             values = self._read_plane(i, layer, y, x, part if direct else None)
             if not direct:
                 part[...] = values
+
+        # At a URL each image takes two requests, which need not wait for those of another one.
+        for _ in read_ahead(fill, range(times.stop - times.start), _CONNECTIONS if self.files[0].is_remote else 1):
+            pass
         return out
 
     def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:

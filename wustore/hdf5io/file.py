@@ -19,8 +19,8 @@ DOCUMENT = "wustore"
 """Root attribute with the root document."""
 DOCUMENT_CHECKSUM = "wustore_sha256"
 CAPSULE_DATA, CAPSULE_BOUND = "fits/data", "fits/bound"
-METADATA_BLOCK = 1 << 20
-"""Bytes read at a time from a URL for metadata, which stands mostly at the start: opening takes two requests."""
+METADATA_BLOCK = 1 << 18
+"""Bytes of the first block read from a URL: metadata stands mostly at the start, and opening takes two requests."""
 _SNIFFED = 4096
 """Bytes at the start of an object in which the signature is looked for: further on, each look were a request."""
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wustore.errors import CorruptError
-from wustore.remote import CONCURRENCY, errors_of, merged, shown
+from wustore.remote import CONCURRENCY, LARGEST, errors_of, merged, shown
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -26,7 +26,7 @@ T = TypeVar("T")
 __all__ = ["DirectoryKeys", "Keys", "StoreKeys", "ZipKeys"]
 
 _WHOLE = 16 << 20
-"""Bytes asked for at once of an object of unknown length; a shard of 2048 x 2048 float32 pixels is never longer."""
+"""Bytes asked for at once of an object of unknown length: no shard of 2048 x 2048 float32 pixels is longer."""
 
 _FLUSHED_BYTES = 1 << 18
 """Values from this size on are flushed while the next ones are encoded: at the end only the small ones are left."""
@@ -359,7 +359,11 @@ class StoreKeys(Keys):
             value = self._get(key, RangeByteRequest(0, _WHOLE))
         except OSError:
             return self._get(key, None)  # an empty object has no ranges
-        return value if value is None or len(value) < _WHOLE else self._get(key, None)
+        if value is None or len(value) < _WHOLE:
+            return value
+        size = self.size(key) or 0
+        rest = self.get_ranges(key, [(k, min(LARGEST, size - k)) for k in range(_WHOLE, size, LARGEST)])
+        return None if rest is None else b"".join([value, *rest])
 
     def _sync(self, work: Coroutine[Any, Any, T]) -> T:
         from zarr.core.sync import sync

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from wustore.errors import CorruptError, FormatError, IncompleteError, StoreNotFoundError, WuStoreError
 from wustore.layout import LayerSpec, cast_plane, check_version, layers_of, meta_from
 from wustore.model import LAYERS, Capsule, Image, Meta
+from wustore.packing import PACKED, unpack
 from wustore.protocol import Index, Reader
+from wustore.remote import CONCURRENCY
 from wustore.transfer import default_workers, read_ahead
-from wustore.zarrio.arrays import chunk_key, decode_small, document_checksum, unpack
+from wustore.zarrio.arrays import chunk_key, decode_small, document_checksum
 from wustore.zarrio.audit import audit
 from wustore.zarrio.capsule import BOUND, DATA, CapsuleBytes
 from wustore.zarrio.codecs import DamagedChunk
@@ -26,6 +28,9 @@ from wustore.zarrio.shards import Box, ShardedLayer, in_threads, parse_grid
 from wustore.zarrio.store import open_keys
 
 __all__ = ["ZarrReader", "open_reader"]
+
+_IMAGES_AT_URL = 4
+"""Images of a URL that are read at a time: 8 gain 15 % at 20 ms a request, and take twice the memory."""
 
 _EMPTY = np.empty((0, 0), dtype=np.float32)
 
@@ -64,10 +69,10 @@ class ZarrReader(Reader):
         self._address = address
         self._keys = keys
         self._requested_workers = workers
-        self._workers = default_workers() if workers is None else max(workers, 1)
+        self._workers = max(workers, 1) if workers is not None else CONCURRENCY if keys.by_url else default_workers()
         try:
             self._document, self._nodes = _root(keys)
-            packed = unpack(self._small("packed")) if self._document.get("packed") else {}
+            packed = unpack(self._small(PACKED), keys.name) if self._document.get("packed") else {}
             self._meta = meta_from(
                 self._document, lambda name: packed[name] if name in packed else self._small(name), path=self.path
             )
@@ -177,7 +182,7 @@ class ZarrReader(Reader):
             source.fill(i, [box], workers)
 
         images = range(times.start, times.stop)
-        if len(images) < self._workers:
+        if len(images) < self._workers and not self._keys.by_url:
             for i in images:
                 fill(i, self._workers)
         else:
@@ -196,7 +201,7 @@ class ZarrReader(Reader):
             for k, i in enumerate(range(times.start, times.stop)):
                 box = Box((rows.start, rows.stop), (columns.start, columns.stop), array[k])
                 by_image.setdefault(i, []).append(box)
-        if len(by_image) < self._workers:
+        if len(by_image) < self._workers and not self._keys.by_url:
             for i, wanted in by_image.items():
                 source.fill(i, wanted, self._workers)
         else:
@@ -244,10 +249,10 @@ class ZarrReader(Reader):
     ) -> Iterator[tuple[int, Image]]:
         """Yield images in order; see `wustore.protocol.Reader.images`."""
         wanted = range(self._meta.n_images) if indices is None else indices
+        if workers is None:
+            workers = min(self._workers, _IMAGES_AT_URL) if self._keys.by_url else self._workers
         # A thread an image: less to hand about than a thread a chunk.
-        return read_ahead(
-            lambda i: self._image(i, layers, capsule, 1), wanted, self._workers if workers is None else workers
-        )
+        return read_ahead(lambda i: self._image(i, layers, capsule, 1), wanted, workers)
 
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return the shape of an inner chunk (at most that of the layer)."""

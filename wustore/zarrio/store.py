@@ -23,7 +23,7 @@ def _from_url(url: str, *, read_only: bool) -> Keys:
             import fsspec  # noqa: F401
             from zarr.storage import FsspecStore
 
-            store = FsspecStore.from_url(url, storage_options=remote.options_for(url) or None, read_only=read_only)
+            store = FsspecStore.from_url(url, storage_options=remote.options_for(url), read_only=read_only)
         except ValueError as error:
             found = remote.shown(str(error))
             raise BackendError("the URL cannot be used", path=remote.shown(url), found=found) from None
