@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from wustore.backends.memory import MemoryBackend, MemoryReader
 from wustore.layer import Layer
 from wustore.testing import sample
-from wustore.transfer import copy, read_ahead
+from wustore.transfer import copy
+from wustore.workers import read_ahead
 
 
 class Recording(MemoryReader):

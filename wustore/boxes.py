@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.protocol import Index, Reader
-from wustore.transfer import default_workers, read_ahead
+from wustore.workers import default_workers, read_ahead
+
+if TYPE_CHECKING:
+    from wustore.protocol import Index, Reader
 
 __all__ = ["READ_BYTES", "read_boxes"]
 

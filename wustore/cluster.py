@@ -50,12 +50,13 @@ def run_on_cluster(job: Job, scheduler: Any, *, progress: Progress | None = None
 
     client, ours = _client(scheduler)
     try:
-        # Not pure: a part that runs again must look at what is there, not at a remembered result.
-        futures = [client.submit(part, job.target, k, workers=1, pure=False) for k in range(job.parts)]
-        for done, future in enumerate(as_completed(futures), 1):  # type: ignore[no-untyped-call]
-            future.result()
-            if progress is not None:
-                progress(done, job.parts)
+        with client.as_current():  # `as_completed` looks for its client there
+            # Not pure: a part that runs again must look at what is there, not at a remembered result.
+            futures = [client.submit(part, job.target, k, workers=1, pure=False) for k in range(job.parts)]
+            for done, future in enumerate(as_completed(futures), 1):  # type: ignore[no-untyped-call]
+                future.result()
+                if progress is not None:
+                    progress(done, job.parts)
     finally:
         if ours:
             client.close()  # type: ignore[no-untyped-call]

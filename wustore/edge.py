@@ -28,8 +28,9 @@ from wustore.metadata import STANDARD_COLUMNS, constituents_to_table, table_to_c
 from wustore.model import LAYERS, Column, ConstituentTable, Image, Meta
 from wustore.observatory import location_of, observatory_of
 from wustore.protocol import Reader
-from wustore.transfer import Progress, default_workers
+from wustore.transfer import Progress
 from wustore.wcs import wcs_to_text
+from wustore.workers import default_workers
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -240,7 +241,7 @@ def _memory_reader(work_unit: WorkUnit) -> MemoryReader:
             raise FormatError("a PSF kernel must have two axes", where=f"image {k}", found=psf.shape)
         # No mask layer: what is masked in memory is NaN, in one layer or both, and stays exactly that.
         images.append(Image(np.asarray(stack.sci[k]), np.asarray(stack.var[k]), None, psf))
-    return MemoryReader(meta_of(work_unit), images)
+    return MemoryReader(meta_of(work_unit), images, shared=True)
 
 
 def _same_cells(a: Column, b: Column) -> bool:

@@ -132,7 +132,7 @@ class Reader(ABC):
         At most ``workers`` + 1 images are held at a time. The default implementation keeps a bounded window
         of `image` calls in a thread pool; a backend overrides it where it knows better.
         """
-        from wustore.transfer import read_ahead
+        from wustore.workers import read_ahead
 
         wanted = range(self.meta.n_images) if indices is None else indices
         return read_ahead(lambda i: self.image(i, layers, capsule=capsule), wanted, workers)

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Callable, Iterable
 
 from wustore.errors import CorruptError
 from wustore.model import LAYERS, Image, Meta
 from wustore.protocol import Reader, Writer
+from wustore.workers import default_workers, read_ahead
 
-__all__ = ["bytes_per_image", "copy", "copy_images", "default_workers", "read_ahead", "workers_within"]
-
-T = TypeVar("T")
+__all__ = ["bytes_per_image", "copy", "copy_images", "workers_within"]
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
-
-
-def default_workers() -> int:
-    """Return the number of processors this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else (os.cpu_count() or 1)
 
 
 IMAGE_BUFFERS = 4
@@ -58,47 +47,6 @@ def workers_within(meta: Meta, workers: int | None, max_memory: int | None) -> i
     if max_memory is None:
         return wanted
     return max(1, min(wanted, max_memory // max(bytes_per_image(meta), 1)))
-
-
-def read_ahead(
-    fetch: Callable[[int], T], indices: Iterable[int], workers: int | None = None
-) -> Generator[tuple[int, T], None, None]:
-    """Yield (i, fetch(i)) in order, with a bounded number of calls ahead in threads.
-
-    Parameters
-    ----------
-    fetch
-        Thread-safe function of an image index.
-    indices
-        The indices, in the order wanted.
-    workers
-        Number of threads, the number of processors by default; 1 fetches in the calling thread.
-    """
-    workers = default_workers() if workers is None else max(workers, 1)
-    if workers == 1:
-        for i in indices:
-            yield i, fetch(i)
-        return
-    pending: deque[tuple[int, Future[T]]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="wustore-read")
-    try:
-        for i in indices:
-            pending.append((i, pool.submit(fetch, i)))
-            if len(pending) > workers:
-                ready, future = pending.popleft()
-                yield ready, future.result()
-        while pending:
-            ready, future = pending.popleft()
-            yield ready, future.result()
-    except GeneratorExit:
-        # An abandoned generator may be collected in any thread, even inside the start of another one with the
-        # locks of `threading` held: waiting there would never end.
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    except BaseException:
-        pool.shutdown(cancel_futures=True)
-        raise
-    pool.shutdown()
 
 
 def copy(

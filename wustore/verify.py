@@ -18,7 +18,8 @@ from wustore.layout import document_of, plane_checksum
 from wustore.model import LAYERS, Image
 from wustore.protocol import Reader
 from wustore.registry import backend_named
-from wustore.transfer import Progress, copy, read_ahead
+from wustore.transfer import Progress, copy
+from wustore.workers import read_ahead
 
 __all__ = ["Problem", "fits_problems", "problems"]
 

@@ -66,7 +66,7 @@ def main() -> None:
 
     import wustore
     from wustore import remote
-    from wustore.transfer import read_ahead
+    from wustore.workers import read_ahead
 
     print(f"{N_IMAGES} images of {SIDE} x {SIDE}, {DELAY * 1000:g} ms a request")
     with server(), folder() as place:

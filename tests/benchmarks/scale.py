@@ -78,7 +78,7 @@ def main():
         megabytes = original / N_IMAGES / 1e6, stored / N_IMAGES / 1e6
         hours = images_in_100_tb * one / N_IMAGES / 3600
         print(
-            f"an image of {SIDE} x {SIDE}: {one / N_IMAGES:.3f} core seconds, {megabytes[0]:.1f} -> {megabytes[1]:.1f} MB"
+            f"{SIDE} x {SIDE}: {one / N_IMAGES:.3f} core seconds an image, {megabytes[0]:.1f} -> {megabytes[1]:.1f} MB"
         )
         print(f"100 TB of such files: {images_in_100_tb / 1e6:.1f} million images, {hours:.0f} core hours")
     finish()

@@ -25,7 +25,7 @@ from wustore.layout import fill_value
 from wustore.model import LAYERS, Capsule, Image, Meta
 from wustore.protocol import Backend, Index, Reader, Writer
 from wustore.remote import CONCURRENCY, RemoteFile, is_remote, merged, refuse_writing, shown
-from wustore.transfer import read_ahead
+from wustore.workers import read_ahead
 
 __all__ = ["FitsBackend", "FitsFile", "FitsReader", "ShardedFitsBackend"]
 

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from wustore.fits import rice
 from wustore.fits.rice_helper import DONE, Arena, Request, exactly
-from wustore.transfer import default_workers
+from wustore.workers import default_workers
 
 __all__ = ["available", "decode_rows", "encode_rows"]
 

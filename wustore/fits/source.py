@@ -21,7 +21,7 @@ from typing import IO, Any, cast
 from wustore.errors import CorruptError, FormatError, StoreNotFoundError
 from wustore.fits.scan import Buffer
 from wustore.remote import LARGEST, RemoteFile, is_remote
-from wustore.transfer import read_ahead
+from wustore.workers import read_ahead
 
 __all__ = ["compression_of", "first_bytes", "load", "state_of"]
 

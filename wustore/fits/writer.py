@@ -26,7 +26,7 @@ from wustore.fits.scan import scan
 from wustore.fits.sidecar import read_wustore_hdu, wustore_hdu
 from wustore.model import LAYERS, Capsule, Image, Meta
 from wustore.protocol import Writer
-from wustore.transfer import default_workers
+from wustore.workers import default_workers
 
 __all__ = ["FitsLossWarning", "StoreChangedWarning", "create", "read_wustore_hdu"]
 

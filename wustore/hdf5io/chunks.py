@@ -23,7 +23,7 @@ from wustore.errors import CorruptError, UsageError
 from wustore.hdf5io.filters import DamagedChunkError, Pipeline, Target, filters_of, pipeline_of
 from wustore.hdf5io.netcdf import wrapped
 from wustore.remote import RemoteFile, merged
-from wustore.transfer import default_workers
+from wustore.workers import default_workers
 
 __all__ = ["ChunkReader", "Job", "RawFile", "Work", "run", "split_axis", "thread_count"]
 

@@ -24,7 +24,8 @@ from wustore.layout import checksum_array, plane_checksum
 from wustore.merge import appended
 from wustore.model import LAYERS
 from wustore.protocol import Reader
-from wustore.transfer import Progress, default_workers
+from wustore.transfer import Progress
+from wustore.workers import default_workers
 from wustore.zarrio.arrays import to_json
 from wustore.zarrio.keys import DirectoryKeys, Keys
 from wustore.zarrio.reader import ZarrReader

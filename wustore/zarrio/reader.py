@@ -16,7 +16,7 @@ from wustore.model import LAYERS, Capsule, Image, Meta
 from wustore.packing import PACKED, unpack
 from wustore.protocol import Index, Reader
 from wustore.remote import CONCURRENCY
-from wustore.transfer import default_workers, read_ahead
+from wustore.workers import default_workers, read_ahead
 from wustore.zarrio.arrays import chunk_key, decode_small, document_checksum
 from wustore.zarrio.audit import audit
 from wustore.zarrio.capsule import BOUND, DATA, CapsuleBytes

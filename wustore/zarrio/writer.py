@@ -19,7 +19,7 @@ from wustore.layout import (
 )
 from wustore.model import LAYERS, Capsule, Image, Meta
 from wustore.protocol import Writer
-from wustore.transfer import default_workers
+from wustore.workers import default_workers
 from wustore.zarrio.arrays import (
     to_json,
 )
