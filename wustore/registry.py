@@ -33,6 +33,7 @@ class _Entry:
     name: str
     address: str
     suffixes: tuple[str, ...]
+    writes: bool = True
 
 
 _BUILT_IN = (
@@ -45,7 +46,7 @@ _BUILT_IN = (
         (".fits.gz", ".fits.bz2", ".fits.zip", ".fit.gz", ".fits.fz", ".fits", ".fit", ".fts"),
     ),
     _Entry("sharded-fits", "wustore.backends.fits:ShardedFitsBackend", ()),
-    _Entry("kbmod-yaml", "wustore.backends.yaml_dump:YamlDumpBackend", (".yaml", ".yml")),
+    _Entry("kbmod-yaml", "wustore.backends.yaml_dump:YamlDumpBackend", (".yaml", ".yml"), writes=False),
     _Entry("memory", "wustore.backends.memory:MemoryBackend", ()),
 )
 
@@ -190,7 +191,7 @@ def backend_for_writing(path: Any, name: str | None = None) -> Backend:
         return backend_named("memory")
     for backend in _by_suffix(path):
         return backend
-    endings = sorted({s for entry in _BUILT_IN for s in entry.suffixes})
+    endings = sorted({s for entry in _BUILT_IN if entry.writes for s in entry.suffixes})
     raise UnknownFormatError(
         "the name does not say which format to write",
         path=shown(path),
