@@ -73,12 +73,24 @@ class MemoryReader(Reader):
     path
         Its ``ram:`` name where it is registered, and pickles by address; others get a name of their own, so that
         no two are taken for the same, and pickle with their images.
+    shared
+        Let `image` give the arrays themselves, for reading only, in place of copies: for a reader that is used at
+        once, by a copy.
     """
 
     format = "memory"
 
-    def __init__(self, meta: Meta, images: Sequence[Image], capsule: Capsule | None = None, path: str = "") -> None:
+    def __init__(
+        self,
+        meta: Meta,
+        images: Sequence[Image],
+        capsule: Capsule | None = None,
+        path: str = "",
+        *,
+        shared: bool = False,
+    ) -> None:
         self._meta = meta
+        self._shared = shared
         self._images = images
         self._capsule = capsule
         self.path = path or f"{PREFIX}unnamed-{uuid.uuid4().hex}"
@@ -98,12 +110,12 @@ class MemoryReader(Reader):
         return out
 
     def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
-        """Return a copy of image ``i``; see `wustore.protocol.Reader.image`."""
+        """Return image ``i``; see `wustore.protocol.Reader.image`."""
         image = self._images[i]
         wanted = {}
         for layer in LAYERS:
             plane = image.layer(layer) if layer in layers else None
-            wanted[layer] = None if plane is None else np.array(plane, order="C")
+            wanted[layer] = None if plane is None else self._handed_out(plane)
         return Image(
             science=_EMPTY if wanted["science"] is None else wanted["science"],
             variance=_EMPTY if wanted["variance"] is None else wanted["variance"],
@@ -111,6 +123,13 @@ class MemoryReader(Reader):
             psf=wanted["psf"],
             capsule=image.capsule if capsule else None,
         )
+
+    def _handed_out(self, plane: NDArray[Any]) -> NDArray[Any]:
+        if not self._shared:
+            return np.array(plane, order="C")
+        view = np.ascontiguousarray(plane).view()
+        view.flags.writeable = False
+        return view
 
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return a single pixel: memory has no chunks."""

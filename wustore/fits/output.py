@@ -11,6 +11,7 @@ import shutil
 import threading
 import zipfile
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +22,9 @@ from wustore.fits.outer import repack_outer
 __all__ = ["Output", "shard_name"]
 
 _STEP = 1 << 20
+_SYNC_STEP = 16 << 20
+"""Bytes after which the disk is told to begin."""
+
 _SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".zip": "zip"}
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
 """Clock in zip files: a fixed one, so that the same WorkUnit gives the same file."""
@@ -39,6 +43,10 @@ def _existing_shards(primary: Path) -> list[Path]:
         if rest == primary.name and index.isascii() and index.isdigit() and str(int(index)) == index:
             found.append(Path(entry.path))
     return sorted(found)
+
+
+def _sync(descriptor: int) -> None:
+    getattr(os, "fdatasync", os.fsync)(descriptor)
 
 
 class Output:
@@ -76,6 +84,9 @@ class Output:
         self._outers = outers or {}
         self._lock = threading.Lock()
         self._file: IO[bytes] | None = None
+        self._unsynced = 0
+        self._syncs: list[Future[None]] = []
+        self._pool: ThreadPoolExecutor | None = None
         if self.sharded:
             self._check_shards()
             self._staging.path.mkdir()
@@ -116,12 +127,33 @@ class Output:
             with self._lock:
                 self._file.seek(offset)
                 self._file.writelines(pieces)
-                return self._file.tell()
+                end = self._file.tell()
+                self._sync_ahead(end - offset)
+                return end
         path = self._inner(number)
         with self._lock, path.open("r+b" if path.exists() else "w+b") as file:
             file.seek(offset)
             file.writelines(pieces)
             return file.tell()
+
+    def _sync_ahead(self, size: int) -> None:
+        """Let the disk work while images are still being encoded: then `commit` has little to wait for."""
+        self._unsynced += size
+        if self._unsynced < _SYNC_STEP or self.outer is not None or not all(sync.done() for sync in self._syncs):
+            return
+        self._unsynced = 0
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="wustore-sync")
+        assert self._file is not None
+        self._syncs.append(self._pool.submit(_sync, self._file.fileno()))
+
+    def _synced(self) -> None:
+        """Wait for the disk; raise what it reported."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+        for sync in self._syncs:
+            sync.result()
 
     def read_at(self, number: int, offset: int, size: int) -> bytes:
         """Read what was written."""
@@ -175,6 +207,7 @@ class Output:
 
     def commit(self) -> None:
         """Compress, make durable, and let the files appear: of a set the primary one last."""
+        self._synced()
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -228,6 +261,8 @@ class Output:
 
     def abort(self) -> None:
         """Drop everything."""
+        with contextlib.suppress(OSError):
+            self._synced()
         file, self._file = self._file, None
         if file is not None:
             with contextlib.suppress(OSError):  # on a full disk the last buffer cannot be written even now

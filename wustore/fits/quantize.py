@@ -88,6 +88,12 @@ def dither_noise(rows: NDArray[np.int64], n_pixels: int) -> NDArray[np.float32]:
     return noise
 
 
+def _factor(scale: NDArray[np.float64]) -> Any:
+    """Return the factor of tiles: one number where all have the same, which takes a quarter of the time."""
+    bits = np.ascontiguousarray(scale).view(np.int64)
+    return scale[0] if (bits == bits[0]).all() else scale[:, None]
+
+
 def dequantise(
     integers: Integers,
     scale: NDArray[np.float64],
@@ -133,7 +139,7 @@ def dequantise(
             noise = dither_noise(rows, integers.shape[1])
             work -= noise
             work += 0.5
-        work *= scale[:, None]
+        work *= _factor(scale)
         work += zero[:, None]
         np.copyto(out, work, casting="same_kind")
     odd = np.flatnonzero(~(np.isfinite(scale) & np.isfinite(zero)))
@@ -251,12 +257,14 @@ def quantise(
             work -= 0.5
         # C rounds halves away from zero: (int)(x + 0.5), or (int)(x - 0.5) below zero. The two differ from
         # the first alone only at or below -0.5, where very few pixels are.
-        below = np.flatnonzero(np.less_equal(work, -0.5, out=mask))
-        rounded_below = (work.reshape(-1)[below] - 0.5).astype(np.int32)
+        np.less_equal(work, -0.5, out=mask)
+        below = np.flatnonzero(mask) if mask.any() else ()  # finding none takes 2 ms a plane, asking 0.1
+        rounded_below = (work.reshape(-1)[below] - 0.5).astype(np.int32) if len(below) else ()
         work += 0.5
         # As in C on x86-64, what is out of range becomes -2**31.
         np.copyto(integers, work, casting="unsafe")
-        integers.reshape(-1)[below] = rounded_below
+        if len(below):
+            integers.reshape(-1)[below] = rounded_below
     if dither == SUBTRACTIVE_DITHER_2:
         np.copyto(integers, ZERO, where=np.equal(values, 0, out=mask))
     np.isnan(values, out=mask)
@@ -328,7 +336,7 @@ def requantise(
     with np.errstate(all="ignore"):
         work = values.astype(np.float64)
         work -= zero[:, None]
-        work /= scale[:, None]
+        work /= _factor(scale)
         if dither != NO_DITHER:
             assert rows is not None
             work += dither_noise(rows, values.shape[1])
