@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import gzip
 import http.server
 import logging
 import os
@@ -182,8 +183,6 @@ def test_files_are_read_as_local_ones(s3, tmp_path, suffix, kind):
     source = sample(kind)
     path = tmp_path / f"{kind}{suffix}"
     if suffix == ".fits.gz":
-        import gzip
-
         plain = save(source, str(tmp_path / f"{kind}.fits"))
         path.write_bytes(gzip.compress(Path(plain).read_bytes()))
     else:
@@ -282,6 +281,21 @@ def test_convert_between_buckets_and_back(s3, tmp_path):
     files = {path.relative_to(local).as_posix(): path.read_bytes() for path in Path(local).rglob("*") if path.is_file()}
     other = tmp_path / "b.zarr"
     assert files == {p.relative_to(other).as_posix(): p.read_bytes() for p in other.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("suffix", [".fits", ".fits.gz"])
+def test_a_fits_file_from_a_bucket_comes_back_identical(s3, tmp_path, suffix):
+    plain = Path(save(sample("chunked"), str(tmp_path / "a.fits"))).read_bytes()
+    path = tmp_path / f"source{suffix}"
+    path.write_bytes(plain if suffix == ".fits" else gzip.compress(plain, mtime=0))
+    wustore.convert(put(path, path.name), "s3://bucket/archive.zarr", overwrite=True)
+    wustore.convert("s3://bucket/archive.zarr", str(tmp_path / "back.fits"))
+    assert (tmp_path / "back.fits").read_bytes() == plain
+    reader = wustore.open_reader(f"s3://bucket/{path.name}")
+    put(tmp_path / "a.fits", path.name)
+    boto3.client("s3").put_object(Bucket="bucket", Key=path.name, Body=plain + b"more")
+    with pytest.raises(CorruptError, match="changed after it was opened"):
+        reader.capsule()
 
 
 def test_resume_on_a_bucket(s3, tmp_path):

@@ -91,6 +91,7 @@ class FitsFile:
         self.path = path
         self._cache = cache
         self._remote = _remote(path)
+        self._is_fetched = False
         self.state = source.state_of(path) if self._remote is None else self._remote.state
         self.scan: ScannedFile = scan(cache.get(path) if self._remote is None else self._remote, shown(path))
 
@@ -103,14 +104,17 @@ class FitsFile:
         CorruptError
             Where the file was changed since it was opened: what the scan found does not hold any more.
         """
-        if not is_remote(self.path) and source.state_of(self.path) != self.state:
-            raise CorruptError("the file was changed after it was opened", path=self.path, cure="Open it again.")
+        # What was fetched from a URL does not change; of a compressed file the capsule reads the original once more.
+        asked = self._is_fetched and self._remote is not None
+        if not asked and source.state_of(self.path) != self.state:
+            raise CorruptError("the file was changed after it was opened", path=shown(self.path), cure="Open it again.")
+        self._is_fetched = True  # from here on what is at hand is used
         return self._cache.get(self.path)
 
     @property
     def parts(self) -> Sliceable:
         """The file as bytes of which only what is taken is read; at a URL in blocks."""
-        return self.data if self._remote is None else self._remote
+        return self.data if self._remote is None or self._is_fetched else self._remote
 
     @property
     def is_remote(self) -> bool:
@@ -121,7 +125,7 @@ class FitsFile:
         self, plane: Plane, rows: slice | None = None, columns: slice | None = None, out: NDArray[Any] | None = None
     ) -> NDArray[Any]:
         """Decode a plane of this file or a window of it; see `wustore.fits.planes.Plane.read`."""
-        if self._remote is None:
+        if self._remote is None or self._is_fetched:
             return plane.read(self.data, rows, columns, out)
         return plane.read_ranges(self._fetch, rows, columns, out)
 

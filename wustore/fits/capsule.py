@@ -34,6 +34,7 @@ from wustore.fits.outer import describe_outer
 from wustore.fits.scan import Buffer, Hdu, ScannedFile
 from wustore.layout import arrays_of, document_of, plane_checksum
 from wustore.model import LAYERS, Capsule, Image, Meta
+from wustore.remote import shown
 
 __all__ = ["ENCODING", "Block", "ChangedError", "Head", "build", "meta_digest", "piece", "regenerate"]
 
@@ -227,7 +228,7 @@ def build(source: FitsSource) -> Capsule:
     for file in plan.files:
         content = file.data
         entry: dict[str, Any] = {
-            "name": Path(file.path).name,
+            "name": Path(shown(file.path)).name,
             "size": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),
         }

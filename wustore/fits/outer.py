@@ -13,12 +13,12 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from wustore.errors import CorruptError
+from wustore.fits import source
 from wustore.fits.scan import Buffer
 
 __all__ = ["describe_outer", "repack_outer"]
@@ -48,17 +48,18 @@ def describe_outer(path: str, content: Buffer) -> dict[str, Any] | None:
         JSON: ``format``, ``size`` and ``sha256`` of the compressed file, ``exact`` (whether `repack_outer` gives the
         identical file) and then the settings.
     """
-    with Path(path).open("rb") as file:
+    with source.opened(path) as file:
         start = file.read(4)
         name = next((name for magic, name in _MAGIC if start.startswith(magic)), None)
         if name is None:
             return None
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    outer: dict[str, Any] = {"format": name, "size": Path(path).stat().st_size, "sha256": digest, "exact": False}
+    outer: dict[str, Any] = {"format": name, "size": source.state_of(path)[0], "sha256": digest, "exact": False}
     if len(content) > _LARGEST or name == "zip":
         return outer
-    raw = Path(path).read_bytes()
+    with source.opened(path) as file:
+        raw = file.read()
     inner = memoryview(content)
     if name == "bzip2":
         settings: dict[str, Any] | None = {"level": start[3] - ord("0")} if start[3:4] in b"123456789" else None

@@ -23,7 +23,7 @@ from wustore.fits.scan import Buffer
 from wustore.remote import LARGEST, RemoteFile, is_remote
 from wustore.workers import read_ahead
 
-__all__ = ["compression_of", "first_bytes", "load", "state_of"]
+__all__ = ["compression_of", "first_bytes", "load", "opened", "state_of"]
 
 _IN_MEMORY = 64 << 20
 """Bytes of an unpacked file that are kept in memory; more go to a temporary file."""
@@ -37,12 +37,18 @@ _MAGIC = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"PK\x03\x04", "zip"))
 
 def compression_of(path: str) -> str | None:
     """Return how a file is compressed as a whole: ``gzip``, ``bzip2``, ``zip``, or None for a plain one."""
-    with _open(path) as file:
+    with opened(path) as file:
         start = file.read(4)
     return next((name for magic, name in _MAGIC if start.startswith(magic)), None)
 
 
-def _open(path: str) -> IO[bytes]:
+def opened(path: str) -> IO[bytes]:
+    """Return a file, or an object at a URL, open for reading.
+
+    Raises
+    ------
+    StoreNotFoundError, FormatError
+    """
     if is_remote(path):
         return cast(IO[bytes], io.BufferedReader(RemoteFile(path).stream()))
     try:
@@ -118,7 +124,7 @@ _STEPS = {"gzip": _gzip_steps, "bzip2": _bzip2_steps, "zip": _zip_steps}
 
 def _unpacked(path: str, kind: str) -> Iterator[bytes]:
     try:
-        with _open(path) as file:
+        with opened(path) as file:
             yield from _STEPS[kind](file)
     except FormatError as error:
         error.path = path
@@ -154,7 +160,7 @@ def first_bytes(path: str, count: int) -> bytes:
     """
     kind = compression_of(path)
     if kind is None:
-        with _open(path) as file:
+        with opened(path) as file:
             return file.read(count)
     start = b""
     for piece in _unpacked(path, kind):
@@ -193,7 +199,7 @@ def load(path: str) -> Buffer:
     """
     kind = compression_of(path)
     if kind is None and not is_remote(path):
-        with _open(path) as file:
+        with opened(path) as file:
             return _mapped(file)
     with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as spool:
         for piece in _pieces(path) if kind is None else _unpacked(path, kind):
