@@ -31,11 +31,18 @@ def open_reader(path: Any, *, format: str | None = None, **options: Any) -> Read
     format
         Format name, where the content must not decide.
     options
-        Of the backend.
+        Of the backend (``workers``); an unknown one is refused.
+
+    Returns
+    -------
+    Reader
+        To be closed, or used in a ``with`` statement. No pixel has been read.
 
     Raises
     ------
-    StoreNotFoundError, UnknownFormatError, FormatError, VersionError, IncompleteError, CorruptError
+    StoreNotFoundError, UnknownFormatError, FormatError, VersionError, IncompleteError, CorruptError, UsageError
+    MissingDependencyError
+        Where the store, or a URL, needs an extra that is not installed.
     """
     address = address_of(path)
     return backend_for_reading(address, format).open(address, **options)
@@ -62,7 +69,9 @@ def open(path: Any, *, format: str | None = None, lazy: bool = True, **options: 
 
     Raises
     ------
-    StoreNotFoundError, UnknownFormatError, FormatError, VersionError, IncompleteError, CorruptError
+    StoreNotFoundError, UnknownFormatError, FormatError, VersionError, IncompleteError, CorruptError, UsageError
+    MissingDependencyError
+        Where the store, or a URL, needs an extra that is not installed.
     """
     from wustore.edge import work_unit_from
 
@@ -78,7 +87,9 @@ def save(
     progress: Progress | None = None,
     **options: Any,
 ) -> None:
-    """Save a WorkUnit in the format that the path's ending, or ``format``, names.
+    """Save a WorkUnit in the format that the path's ending, or ``format``, names; nothing is lost, in FITS either.
+
+    (`WorkUnit.to_fits` writes KBMOD's own bytes instead, which are quantised.)
 
     Parameters
     ----------
@@ -97,7 +108,14 @@ def save(
 
     Raises
     ------
-    StoreExistsError, UnknownFormatError, UsageError, OSError
+    StoreExistsError, UnknownFormatError, UsageError, FidelityError, OSError
+    CorruptError
+        Where a lazy WorkUnit's store is damaged.
+
+    Warns
+    -----
+    StoreChangedWarning
+        Where a FITS file is not the one that the store was imported from, because its content was changed since.
     """
     from wustore.edge import reader_of
 
@@ -118,7 +136,33 @@ def write(
     options: dict[str, Any],
     check: Callable[[], None] | None = None,
 ) -> None:
-    """Write what ``reader`` reads to a new store: what `save` and `wustore.convert` have in common."""
+    """Write what ``reader`` reads to a new store: what `save` and `wustore.convert` have in common.
+
+    Parameters
+    ----------
+    reader
+        The source, open.
+    target
+        Where to write.
+    format_name
+        Format name, or None where the target's ending says it.
+    overwrite
+        Whether an existing store may be replaced.
+    capsule
+        Keep what gives back the identical FITS files.
+    workers
+        Images at a time; the number of processors where None.
+    progress
+        Called with (images done, images in all).
+    options
+        Of the target's backend.
+    check
+        Called before the commit; what it raises aborts the writer.
+
+    Raises
+    ------
+    StoreExistsError, UnknownFormatError, UsageError, CorruptError, FidelityError, OSError
+    """
     backend = backend_for_writing(target, format_name)
     leftovers = reader.capsule() if capsule else None
     writer = backend.create(target, reader.meta, capsule=leftovers, overwrite=overwrite, workers=workers, **options)

@@ -66,7 +66,25 @@ def convert(
 
     Raises
     ------
-    StoreNotFoundError, StoreExistsError, UnknownFormatError, FormatError, CorruptError, FidelityError, UsageError
+    StoreNotFoundError, StoreExistsError, UnknownFormatError, FormatError, VersionError, IncompleteError
+        As opening and creating a store raise them.
+    CorruptError
+        The source is damaged, or changed while it was read.
+    FidelityError
+        A FITS file did not come out with its recorded sha256.
+    UsageError
+        Source and target are the same, an option is unknown, or the target's format cannot be resumed.
+    MissingDependencyError
+        Without dask.distributed (extra ``cluster``), for ``scheduler``.
+    WuStoreError
+        A worker process was killed.
+    OSError
+        The system refused (disk full, no permission).
+
+    Warns
+    -----
+    StoreChangedWarning
+        Where a FITS file is not the one that the store was imported from, because its content was changed since.
     """
     source, target = address_of(source), address_of(target)
     _refuse_same(source, target)

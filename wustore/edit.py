@@ -30,7 +30,15 @@ DROPPABLE = ("mask", "psf", "capsule")
 
 
 def history_entry(action: str, **facts: Any) -> dict[str, Any]:
-    """Return an entry of ``history``: what was done, when (UTC), and by which version."""
+    """Return an entry of ``history``: what was done, when (UTC), and by which version.
+
+    Parameters
+    ----------
+    action
+        ``append``, ``repack`` or ``drop``.
+    facts
+        What else is to be known of it: JSON values.
+    """
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"action": action, "when": now, "version": __version__, **facts}
 
@@ -102,7 +110,8 @@ def repack(path: Any, *, progress: Progress | None = None, **options: Any) -> No
     Raises
     ------
     UsageError
-        For a format that has no profiles.
+        For a format that has no profiles, or an unknown option.
+    StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError, OSError
     """
     with _editable(path) as reader:
         meta = reader.meta
@@ -127,6 +136,7 @@ def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -
     ------
     UsageError
         For another name, or a layer that is not there.
+    StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError, OSError
     """
     wanted = set(names)
     if not wanted or not wanted <= set(DROPPABLE):
@@ -172,7 +182,8 @@ def append(path: Any, *sources: Any, progress: Progress | None = None) -> int:
     Raises
     ------
     UsageError
-        For another format, or images that do not belong into this store.
+        For another format, images that do not belong into this store, or where another process is appending.
+    StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError, OSError
     """
     from wustore.zarrio.append import append_images
 

@@ -103,6 +103,14 @@ def estimate(
         The source.
     target, format, workers, max_memory, options
         As for `wustore.convert`. Nothing is written there; the sample goes to the temporary directory.
+
+    Returns
+    -------
+    Estimate
+
+    Raises
+    ------
+    UnknownFormatError, UsageError, CorruptError, OSError
     """
     backend = backend_for_writing(target, format)
     n_images = reader.meta.n_images
@@ -132,6 +140,13 @@ def estimate(
 
 def refuse_if_too_large(found: Estimate, target: str) -> None:
     """Raise where the target has no room for what was estimated.
+
+    Parameters
+    ----------
+    found
+        From `estimate`.
+    target
+        Its path, for the message.
 
     Raises
     ------

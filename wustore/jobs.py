@@ -75,7 +75,13 @@ class Job:
     parts: int = 1
 
     def images_of(self, k: int) -> range:
-        """Return the images of part ``k``: neighbours, so that a part reads its source in one sweep."""
+        """Return the images of part ``k``: neighbours, so that a part reads its source in one sweep.
+
+        Raises
+        ------
+        UsageError
+            Where there is no such part.
+        """
         if not 0 <= k < self.parts:
             raise UsageError("no such part", path=self.target, expected=f"0 … {self.parts - 1}", found=k)
         return range(k * self.n_images // self.parts, (k + 1) * self.n_images // self.parts)
@@ -166,13 +172,22 @@ def plan(
     source_format, format, overwrite, capsule, options
         As for `wustore.convert`.
     parts
-        Number of parts for `part`.
+        Number of parts for `part`; at most one for each image.
+
+    Returns
+    -------
+    Job
+        The plan as it stands beside the target.
 
     Raises
     ------
     UsageError
         Another conversion has begun at this target, the source has changed since, or the format cannot be
         written in pieces.
+    StoreExistsError
+        The target exists and ``overwrite`` is False.
+    StoreNotFoundError, UnknownFormatError, FormatError, CorruptError, OSError
+        As for `wustore.convert`.
     """
     backend = backend_for_writing(target, format)
     if backend.name not in _RESUMABLE:
@@ -243,6 +258,13 @@ def _open_both(target: str, workers: int | None = 1) -> tuple[Job, Reader, ZarrW
 def check_unchanged(reader: Reader, state: str) -> None:
     """Refuse to go on where the files of a store are not what `source_state` found before.
 
+    Parameters
+    ----------
+    reader
+        The store.
+    state
+        What `source_state` returned.
+
     Raises
     ------
     CorruptError
@@ -273,6 +295,16 @@ def part(target: str, k: int, *, workers: int | None = None, progress: Progress 
     -------
     int
         How many images were written now.
+
+    Raises
+    ------
+    UsageError
+        There is no such part, or the target is finished.
+    IncompleteError
+        Nothing was planned for this target.
+    CorruptError
+        The source is damaged or has changed since, or the plan is damaged.
+    OSError
     """
     job, reader, writer = _open_both(target, workers)
     with reader:
@@ -291,8 +323,15 @@ def part(target: str, k: int, *, workers: int | None = None, progress: Progress 
 def finish(target: str) -> None:
     """Check that every image is there, and let the store appear.
 
+    Parameters
+    ----------
+    target
+        The target of a `plan`.
+
     Raises
     ------
+    UsageError
+        Where the store is finished already.
     IncompleteError
         Where images are missing; the message names them.
     CorruptError
@@ -304,7 +343,13 @@ def finish(target: str) -> None:
 
 
 def progress_of(target: str) -> tuple[int, int]:
-    """Return (images recorded as written, images in all) of the unfinished conversion to ``target``."""
+    """Return (images recorded as written, images in all) of the unfinished conversion to ``target``.
+
+    Raises
+    ------
+    IncompleteError, UsageError, CorruptError
+        Nothing was planned, the store is finished, or the plan is damaged.
+    """
     job, _ = _load(target)
     keys = _keys(target)
     recorded = sum(key.endswith(".json") for key in keys.list(f"{JOURNAL}images/"))
@@ -312,7 +357,13 @@ def progress_of(target: str) -> tuple[int, int]:
 
 
 def discard(target: str) -> None:
-    """Remove what an unfinished conversion has written."""
+    """Remove what an unfinished conversion to ``target`` has written.
+
+    Raises
+    ------
+    IncompleteError, UsageError
+        Where there is none.
+    """
     _keys(target).delete_below("")
     if is_local(target):
         Staging(target, overwrite=True, keep=True).abort(keep=False)
@@ -367,6 +418,14 @@ def run(job: Job, *, workers: int, processes: bool = False, progress: Progress |
         Whether each worker is a process of its own; by default threads of this one.
     progress
         Called with (images done, images in all).
+
+    Raises
+    ------
+    CorruptError
+        The source is damaged, or changed while it was read.
+    WuStoreError
+        A worker process was killed; what is written stays for a resume.
+    OSError
     """
     _, reader, writer = _open_both(job.target, workers)
     with reader:

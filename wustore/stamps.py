@@ -70,7 +70,12 @@ class Stamps:
         return len(self.inside)
 
     def coadd(self, kind: str = "mean") -> NDArray[np.float64]:
-        """Return the coadd over time, shape S + (y, x); ``kind`` and rules: `wustore.coadd.coadd`.
+        """Return the coadd over time, shape S + (y, x), in the unit of the science layer.
+
+        Parameters
+        ----------
+        kind
+            One of `wustore.coadd.KINDS`; the rules are those of `wustore.coadd.coadd`.
 
         Raises
         ------
@@ -225,7 +230,22 @@ def stamp_batches(
     """Yield the stamps of `trajectory_stamps` in parts, some images at a time, for results larger than memory.
 
     A part holds as many images as fit into half of ``max_memory``, at least those that share a chunk, so that each
-    chunk is still read once. Parameters and errors are those of `trajectory_stamps`.
+    chunk is still read once.
+
+    Parameters
+    ----------
+    reader, trajectories, radius, times, images, layers, max_memory
+        As in `trajectory_stamps`.
+
+    Yields
+    ------
+    Stamps
+        Arrays of shape (n, images of this part, y, x).
+
+    Raises
+    ------
+    UsageError, CorruptError
+        As in `trajectory_stamps`.
     """
     chosen = chosen_images(reader.meta, times, images)
     x, y = _path(reader, trajectories, chosen)
@@ -265,6 +285,11 @@ def trajectory_coadds(
         As in `trajectory_stamps`.
     kind
         One of `wustore.coadd.KINDS`.
+
+    Returns
+    -------
+    Coadds
+        Values of shape (n, y, x).
 
     Raises
     ------

@@ -329,6 +329,18 @@ class WorkUnit:
         ----------
         name
             ``science``, ``variance``, ``mask`` or ``psf``.
+
+        Returns
+        -------
+        Layer
+            Shape (time, y, x), or (time, psf_y, psf_x); padded to the largest image, not masked.
+
+        Raises
+        ------
+        KeyError
+            For another name.
+        FormatError
+            Where no image has this layer.
         """
         from wustore.layer import Layer as LazyLayer
 
@@ -348,6 +360,13 @@ class WorkUnit:
         -------
         list or dict
             The values of one column, or name to values.
+
+        Raises
+        ------
+        KeyError
+            Where the table lacks the one column that was asked for.
+        TypeError
+            Where ``column`` is neither text nor several texts.
         """
         if isinstance(column, str):
             values: list[Any] = self.org_img_meta[column].tolist()
@@ -357,7 +376,20 @@ class WorkUnit:
         return {name: self.org_img_meta[name].tolist() for name in column if name in self.org_img_meta.colnames}
 
     def get_wcs(self, img_num: int) -> WCS | None:
-        """Return the global WCS, or where there is none that of constituent ``img_num``; None where it has none."""
+        """Return the global WCS, or where there is none that of constituent ``img_num``; None where it has none.
+
+        Parameters
+        ----------
+        img_num
+            Row of the table of constituents.
+
+        Raises
+        ------
+        FormatError
+            Where astropy does not accept the WCS that is stored.
+        IndexError
+            Where there is no such constituent.
+        """
         return self.wcs if self.wcs is not None else self.org_img_meta["per_image_wcs"][img_num]
 
     def get_pixel_coordinates(
@@ -491,6 +523,11 @@ class WorkUnit:
         """Shift every time by a random number of days, then sort the images by their new times.
 
         Images that share a time still do. For tests and training data in which nothing real can be found.
+
+        Raises
+        ------
+        UsageError
+            Where there are no times.
         """
         times = self.get_all_obstimes()
         unique, inverse = np.unique(times, return_inverse=True)
@@ -601,7 +638,13 @@ class WorkUnit:
         self.load_if_lazy()
 
     def load_if_lazy(self) -> None:
-        """Read all images into memory where they are not."""
+        """Read all images into memory where they are not.
+
+        Raises
+        ------
+        StoreNotFoundError, CorruptError
+            Where a file is gone or damaged.
+        """
         if self.im_stack.lazy:
             self.im_stack.load()
         elif self._lazy and self.file_paths is not None:
@@ -739,7 +782,7 @@ class WorkUnit:
         Parameters
         ----------
         filename
-            The file; endings ``.gz`` and ``.bz2`` compress it.
+            The file; endings ``.gz``, ``.bz2`` and ``.zip`` compress it.
         overwrite
             Replace an existing file; it stays until the new one is whole.
         compression_type
@@ -752,7 +795,12 @@ class WorkUnit:
 
         Raises
         ------
-        StoreExistsError, UsageError, OSError
+        StoreExistsError, StoreNotFoundError, UsageError, OSError
+
+        Warns
+        -----
+        FitsLossWarning
+            Of what does not fit, by name, and of a quantisation step that destroys a plane, with numbers.
         """
         options = _fits_options(compression_type, quantize_level, lossless=lossless)
         self._write("fits", os.fspath(filename), overwrite=overwrite, kbmod=not lossless, capsule=False, **options)
@@ -780,7 +828,12 @@ class WorkUnit:
 
         Raises
         ------
-        StoreExistsError, UsageError, OSError
+        StoreExistsError, StoreNotFoundError, UsageError, OSError
+
+        Warns
+        -----
+        FitsLossWarning
+            As in `to_fits`.
         """
         options = _fits_options(compression_type, quantize_level, lossless=lossless)
         path = os.fspath(Path(directory) / os.fspath(filename))
@@ -849,11 +902,39 @@ class WorkUnit:
 
     @classmethod
     def from_hdf5(cls, path: str | PathLike[str], *, lazy: bool = False, show_progress: bool | None = None) -> WorkUnit:
-        """Load a WorkUnit from an HDF5 file; parameters and errors as in `from_zarr`."""
+        """Load a WorkUnit from an HDF5 file.
+
+        Parameters
+        ----------
+        path
+            The file, or a URL.
+        lazy, show_progress
+            As in `from_zarr`.
+
+        Raises
+        ------
+        StoreNotFoundError, FormatError, VersionError, CorruptError
+        MissingDependencyError
+            For filters that need the extra ``plugins``.
+        """
         return _load("hdf5", path, lazy=lazy, show_progress=show_progress)
 
     def to_hdf5(self, path: str | PathLike[str], *, overwrite: bool = False, **options: Any) -> None:
-        """Write an HDF5 file; nothing is lost. Parameters and errors as in `to_zarr`."""
+        """Write an HDF5 file; nothing is lost.
+
+        Parameters
+        ----------
+        path
+            The file.
+        overwrite, options
+            As in `to_zarr`.
+
+        Raises
+        ------
+        StoreExistsError, UsageError, OSError
+        MissingDependencyError
+            For profile ``fast`` without the extra ``plugins``.
+        """
         self._write("hdf5", path, overwrite=overwrite, **options)
 
     def _write(
