@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from wustore.errors import CorruptError, FormatError, StoreNotFoundError
 from wustore.fits.scan import Buffer
@@ -42,7 +42,7 @@ def compression_of(path: str) -> str | None:
     return next((name for magic, name in _MAGIC if start.startswith(magic)), None)
 
 
-def opened(path: str) -> IO[bytes]:
+def opened(path: str) -> io.BufferedReader:
     """Return a file, or an object at a URL, open for reading.
 
     Raises
@@ -50,7 +50,7 @@ def opened(path: str) -> IO[bytes]:
     StoreNotFoundError, FormatError
     """
     if is_remote(path):
-        return cast(IO[bytes], io.BufferedReader(RemoteFile(path).stream()))
+        return io.BufferedReader(RemoteFile(path).stream())
     try:
         return Path(path).open("rb")
     except FileNotFoundError as error:

@@ -30,7 +30,7 @@ from wustore.zarrio.store import open_keys
 __all__ = ["ZarrReader", "open_reader"]
 
 _IMAGES_AT_URL = 4
-"""Images of a URL that are read at a time: 8 gain 15 % at 20 ms a request, and take twice the memory."""
+"""Images of a URL that are read at a time: 8 are 1.3 times as fast at 20 ms a request, and take twice the memory."""
 
 _EMPTY = np.empty((0, 0), dtype=np.float32)
 
