@@ -93,14 +93,19 @@ def _table_bytes(table: Any, name: str) -> bytes:
 
 
 def _configuration(meta: Meta) -> bytes:
-    from astropy.table import Table
-
     cells = {}
     for key, value in (meta.configuration or {}).items():
         # A tuple or a numpy number, dumped as such, makes a file that KBMOD can never read again.
         text = dump_value(value if isinstance(value, RawYaml) else plain(value))
-        cells[_ascii(key)] = np.array([_ascii(text)], dtype=np.str_)
-    return _table_bytes(Table(cells), "KBMOD_CONFIG")
+        cells[_ascii(key)] = _ascii(text)
+    return _configuration_hdu(tuple(cells.items()))
+
+
+@lru_cache(maxsize=4)  # astropy takes 20 ms for the 60 columns, which are the same in file after file
+def _configuration_hdu(cells: tuple[tuple[str, str], ...]) -> bytes:
+    from astropy.table import Table
+
+    return _table_bytes(Table({key: np.array([text], dtype=np.str_) for key, text in cells}), "KBMOD_CONFIG")
 
 
 @lru_cache(maxsize=2)  # by identity: asked once for every image

@@ -150,7 +150,7 @@ def _unusable(capsule: Capsule, meta: Meta) -> str | None:
 
 
 class _Parallel(Writer):
-    """Compresses images in threads, at most ``workers`` + 1 at a time, and hands the results on.
+    """Compresses images in threads, at most ``workers`` + 1 of them at a time, and hands the results on.
 
     Parameters
     ----------
@@ -166,7 +166,9 @@ class _Parallel(Writer):
         self._n_images = n_images
         self._output = output
         self._workers = default_workers() if workers is None else max(1, workers)
-        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="wustore-fits")
+        # One thread more than processors: some wait for helpers (`wustore.fits.parallel`).
+        n_threads = 1 if self._workers == 1 else self._workers + 1
+        self._pool = ThreadPoolExecutor(n_threads, thread_name_prefix="wustore-fits")
         self._lock = threading.RLock()
         self._written: set[int] = set()
         self._pending: deque[tuple[int, Future[Any]]] = deque()
