@@ -93,7 +93,10 @@ class FitsFile:
         self._remote = _remote(path)
         self._is_fetched = False
         self.state = source.state_of(path) if self._remote is None else self._remote.state
-        self.scan: ScannedFile = scan(cache.get(path) if self._remote is None else self._remote, shown(path))
+        data = cache.get(path) if self._remote is None else self._remote
+        self.scan: ScannedFile = scan(data, shown(path))
+        if not isinstance(data, RemoteFile):
+            source.release(data)  # touched all over, a header at a time
 
     @property
     def data(self) -> Buffer:
@@ -317,11 +320,19 @@ class FitsReader(Reader):
         """Read one image; see `wustore.protocol.Reader.image`."""
         planes = {layer: values for layer in layers if (values := self._read_plane(i, layer)) is not None}
         image = _image(planes)
-        if not capsule:
-            return image
-        from wustore.fits import capsule as leftovers
+        if capsule:
+            from wustore.fits import capsule as leftovers
 
-        return replace(image, capsule=leftovers.piece(self, i, image))
+            image = replace(image, capsule=leftovers.piece(self, i, image))
+        self._release(i)
+        return image
+
+    def _release(self, i: int) -> None:
+        """Give back the memory of the mapped bytes of an image."""
+        planes = self.layout.images[i].planes
+        for plane in planes.values():
+            hdu = plane.hdu
+            source.release(self.files[self.layout.images[i].file].data, hdu.data_start, hdu.end)
 
     def _count(self, pixels: int) -> None:
         with self._lock:

@@ -32,12 +32,15 @@ from wustore.errors import CorruptError, FidelityError, WuStoreError
 from wustore.fits.blocks import Recipe, rebuild, record
 from wustore.fits.outer import describe_outer
 from wustore.fits.scan import Buffer, Hdu, ScannedFile
+from wustore.fits.source import release
 from wustore.layout import arrays_of, document_of, plane_checksum
 from wustore.model import LAYERS, Capsule, Image, Meta
 from wustore.remote import shown
 
 __all__ = ["ENCODING", "Block", "ChangedError", "Head", "build", "meta_digest", "piece", "regenerate"]
 
+_HASHED = 1 << 24
+"""Bytes of a mapped file that are hashed at a time."""
 ENCODING = 1
 """Version of head and pieces."""
 
@@ -215,6 +218,16 @@ def _head(plan: _Plan) -> bytes:
     return _encode(_HEAD, {"template": len(plan.template), "segments": segments}, parts)
 
 
+def _sha256(content: Any) -> str:
+    """Return the digest of a file's bytes, holding a few of them in memory at a time."""
+    digest = hashlib.sha256()
+    view = memoryview(content)
+    for start in range(0, len(view), _HASHED):
+        digest.update(view[start : start + _HASHED])
+        release(content, start, min(start + _HASHED, len(view)))
+    return digest.hexdigest()
+
+
 def build(source: FitsSource) -> Capsule:
     """Make the capsule of a WorkUnit: hashes the files and keeps what belongs to no image.
 
@@ -230,7 +243,7 @@ def build(source: FitsSource) -> Capsule:
         entry: dict[str, Any] = {
             "name": Path(shown(file.path)).name,
             "size": len(content),
-            "sha256": hashlib.sha256(content).hexdigest(),
+            "sha256": _sha256(content),
         }
         outer = describe_outer(file.path, content)
         if outer is not None:
