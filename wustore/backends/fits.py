@@ -19,6 +19,7 @@ from wustore.fits import sidecar, source
 from wustore.fits.capsule import meta_digest
 from wustore.fits.cards import BLOCK
 from wustore.fits.layouts import Layout, interpret
+from wustore.fits.mapping import release
 from wustore.fits.planes import Plane
 from wustore.fits.scan import Buffer, ScannedFile, Sliceable, is_fits, scan
 from wustore.layout import fill_value
@@ -93,10 +94,7 @@ class FitsFile:
         self._remote = _remote(path)
         self._is_fetched = False
         self.state = source.state_of(path) if self._remote is None else self._remote.state
-        data = cache.get(path) if self._remote is None else self._remote
-        self.scan: ScannedFile = scan(data, shown(path))
-        if not isinstance(data, RemoteFile):
-            source.release(data)  # touched all over, a header at a time
+        self.scan: ScannedFile = scan(cache.get(path) if self._remote is None else self._remote, shown(path))
 
     @property
     def data(self) -> Buffer:
@@ -332,7 +330,7 @@ class FitsReader(Reader):
         planes = self.layout.images[i].planes
         for plane in planes.values():
             hdu = plane.hdu
-            source.release(self.files[self.layout.images[i].file].data, hdu.data_start, hdu.end)
+            release(self.files[self.layout.images[i].file].data, hdu.data_start, hdu.end)
 
     def _count(self, pixels: int) -> None:
         with self._lock:

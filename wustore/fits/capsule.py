@@ -30,9 +30,9 @@ import numpy as np
 
 from wustore.errors import CorruptError, FidelityError, WuStoreError
 from wustore.fits.blocks import Recipe, rebuild, record
+from wustore.fits.mapping import release
 from wustore.fits.outer import describe_outer
 from wustore.fits.scan import Buffer, Hdu, ScannedFile
-from wustore.fits.source import release
 from wustore.layout import arrays_of, document_of, plane_checksum
 from wustore.model import LAYERS, Capsule, Image, Meta
 from wustore.remote import shown

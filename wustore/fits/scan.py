@@ -15,6 +15,7 @@ from typing import Protocol
 
 from wustore.errors import CorruptError, FormatError
 from wustore.fits.cards import BLOCK, CARD, Header
+from wustore.fits.mapping import release
 from wustore.remote import RemoteFile
 
 __all__ = ["Hdu", "ScannedFile", "Sliceable", "is_fits", "scan"]
@@ -30,6 +31,9 @@ _USUAL = re.compile(
     rf"NAXIS1  {_FIXED}NAXIS2  {_FIXED}PCOUNT  {_FIXED}GCOUNT  {_FIXED}",
     re.ASCII,
 )
+
+_SCANNED = 1 << 26
+"""Bytes of a mapped file scanned until their memory is given back: each header brings 64 KiB with it."""
 
 Buffer = bytes | bytearray | memoryview | mmap.mmap
 
@@ -214,8 +218,11 @@ def scan(data: Buffer | RemoteFile, path: str) -> ScannedFile:
             "not a FITS file", path=path, expected=_SIGNATURE.decode(), found=repr(bytes(data[: len(_SIGNATURE)]))
         )
     hdus: list[Hdu] = []
-    start = 0
+    start = released = 0
     while start < size:
+        if start - released > _SCANNED:
+            release(data, released, start)
+            released = start
         index = len(hdus)
         if index and bytes(data[start : start + 8]) != b"XTENSION":
             break
@@ -250,4 +257,5 @@ def scan(data: Buffer | RemoteFile, path: str) -> ScannedFile:
         end = min(data_start + -(-length // BLOCK) * BLOCK, size)
         hdus.append(Hdu(index, name, kind, header, start, min(data_start, size), length, end))
         start = end
+    release(data, released)
     return ScannedFile(path, size, hdus)
