@@ -184,6 +184,21 @@ def test_repack(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".zarr", ".h5"])
+def test_repack_keeps_what_is_not_changed(tmp_path, suffix):
+    path = save(sample("chunked"), tmp_path / f"a{suffix}", chunks=(100, 110))
+    edit.repack(path, profile="none")
+    with wustore.open_reader(path) as reader:
+        chunks = reader.chunks("science")
+        assert reader.describe()["profile"] == "none"
+    edit.repack(path, layout="cutouts")
+    with wustore.open_reader(path) as reader:
+        assert reader.describe()["profile"] == "none"
+        assert reader.describe()["layout"] == "cutouts"
+        assert reader.chunks("science") != chunks
+        assert_same(sample("chunked"), reader)
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".h5"])
 def test_drop(tmp_path, suffix):
     source = with_capsule(sample("simple"))
     path = save(source, tmp_path / f"a{suffix}", profile="none")

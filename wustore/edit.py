@@ -116,7 +116,11 @@ def repack(path: Any, *, progress: Progress | None = None, **options: Any) -> No
     with _editable(path) as reader:
         meta = reader.meta
         meta = replace(meta, history=(*meta.history, history_entry("repack", options=dict(options))))
-        _rewritten(reader, meta, keep_capsule=True, progress=progress, options=options)
+        kept = _settings(reader)
+        if "chunks" in options or "layout" in options:
+            kept.pop("layout", None)
+            kept.pop("chunks", None)
+        _rewritten(reader, meta, keep_capsule=True, progress=progress, options=kept | options)
 
 
 def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -> None:
@@ -154,8 +158,7 @@ def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -
         psf_shape = np.zeros_like(meta.psf_shape) if "psf" in wanted else meta.psf_shape
         entry = history_entry("drop", names=sorted(wanted))
         meta = replace(meta, dtypes=dtypes, psf_shape=psf_shape, history=(*meta.history, entry))
-        described = reader.describe()
-        options = {name: described[name] for name in ("profile", "layout") if isinstance(described.get(name), str)}
+        options = _settings(reader)
         _rewritten(reader, meta, keep_capsule=False, progress=progress, options=options)
 
 
@@ -202,6 +205,15 @@ def append(path: Any, *sources: Any, progress: Progress | None = None) -> int:
         return append_images(
             address, readers, lambda count: history_entry("append", images=count, sources=names), progress=progress
         )
+
+
+def _settings(reader: Reader) -> dict[str, Any]:
+    """Return the options that a store was written with."""
+    described = reader.describe()
+    settings = {name: described[name] for name in ("profile", "layout") if isinstance(described.get(name), str)}
+    if isinstance(described.get("layout"), list):
+        settings["chunks"] = described["layout"]
+    return settings
 
 
 def _editable(path: Any) -> Reader:

@@ -86,10 +86,7 @@ class NpzBackend(Backend):
             return np.array(json.loads(str(data)), dtype=object) if archive[f"text/{name}"] else data
 
         meta = meta_from(json.loads(str(archive["document"])), array, path=path)
-        images = [
-            Image(**{n: archive.get(f"{n}_{i}") for n in LAYERS})
-            for i in range(meta.n_images)
-        ]
+        images = [Image(**{n: archive.get(f"{n}_{i}") for n in LAYERS}) for i in range(meta.n_images)]
         return NpzReader(meta, images, path=path)
 
     def create(self, path, meta, *, capsule=None, overwrite=False, workers=None, **options):
