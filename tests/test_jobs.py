@@ -118,6 +118,15 @@ def test_torn_images_are_written_again(source, reference, tmp_path):
     assert listing(target) == reference
 
 
+def test_halves_of_values_do_not_stay(source, reference, tmp_path):
+    target = str(tmp_path / "x.zarr")
+    jobs.plan(source, target)
+    jobs.part(target, 0)
+    (partial_path(target) / "science" / ".c.2.0.0~host~1234-5").write_bytes(b"half")
+    jobs.finish(target)
+    assert listing(target) == reference
+
+
 def test_other_conversion_at_the_same_target(source, tmp_path):
     target = str(tmp_path / "x.zarr")
     jobs.plan(source, target)

@@ -118,6 +118,8 @@ def append_images(
         if before is None:
             raise UsageError("the store has no checksums", path=path, cure="Convert it into a new store first.")
         keys = _keys(path)
+        if isinstance(keys, DirectoryKeys):
+            keys.sweep()  # what an append that was killed left
         rows = np.array([*before.tolist(), *_write(keys, structure, old.meta.n_images, sources, progress)], np.uint32)
         _switch(keys, structure, rows)
     return count

@@ -186,6 +186,13 @@ class DirectoryKeys(Keys):
                 self._flusher = ThreadPoolExecutor(1, thread_name_prefix="wustore-flush")
             self._flushes.append(self._flusher.submit(_flush, path))
 
+    def sweep(self) -> None:
+        """Remove the halves of values that killed processes left; nobody else may be writing."""
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                if name.startswith(".") and "~" in name:
+                    os.unlink(f"{folder}/{name}")  # noqa: PTH108
+
     def settle(self) -> None:
         """Wait until the values that are being flushed are on disk.
 

@@ -92,6 +92,7 @@ class DirectoryTarget(Target):
     def publish(self) -> None:
         """Make it durable and move it to its place."""
         self._directory.settle()
+        self._directory.sweep()
         self.staging.commit()
 
     def discard(self) -> None:
@@ -106,6 +107,7 @@ class ZipTarget(DirectoryTarget):
 
     def publish(self) -> None:
         """Pack, then move the file to its place."""
+        self._directory.sweep()
         pack_directory(self.staging.path)
         super().publish()
 
