@@ -132,7 +132,7 @@ class TestEveryBit:
     def test_hints_follow_the_data(self) -> None:
         rng = np.random.default_rng(0)
         noise = rng.normal(0, 5, (256, 256))
-        assert hints_for(noise.astype("f4")) == Hints("classic")
+        assert hints_for(noise.astype("f4")) == Hints("classic", level=5)
         assert hints_for((np.rint(noise * 100) * 0.01).astype("f4")) == Hints("multiples", 0.01)
         assert hints_for((np.rint(noise * 10) * 0.1234).astype("f4")) == Hints("auto")
         slope = np.add.outer(np.zeros(256), 25 + 0.3 * np.arange(256) / 7)

@@ -38,11 +38,14 @@ class Hints:
         For ``multiples``.
     order
         Differences of this order are smaller than the values themselves.
+    level
+        Instead of the chain's level; pcodec reads any level without being told.
     """
 
     mode: Literal["auto", "classic", "multiples"] = "auto"
     base: float = 1.0
     order: int = 0
+    level: int | None = None
 
 
 def crc32c(data: bytes | memoryview) -> int:
@@ -115,9 +118,8 @@ class Chain:
         if self.method == "pcodec":
             from pcodec import standalone
 
-            return with_crc(
-                standalone.simple_compress(chunk.reshape(-1), _pcodec_config(self.settings["level"], hints))
-            )
+            config = _pcodec_config(hints.level or self.settings["level"], hints)
+            return with_crc(standalone.simple_compress(chunk.reshape(-1), config))
         little = chunk.astype(chunk.dtype.newbyteorder("<"), copy=False)
         if self.method == "raw":
             return with_crc(little.tobytes())

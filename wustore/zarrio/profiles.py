@@ -28,6 +28,10 @@ _PCODEC_LEVEL = 6
 """Of 0 to 12. Science: 1.457 B/pixel at 5, 1.402 at 6 (1.5 % above the entropy), 1.380 at 7, 1.376 at 8; encoding of
 unquantised noise 411, 378, 345, 290 MB/s a core. Variance: 0.145, 0.123, 0.117, 0.107."""
 
+_CONTINUOUS_LEVEL = 5
+"""For unquantised values, whose bits are mostly noise: 2.6 % larger than 6, written a tenth faster (saving 6 images of
+2048 x 2048 took 0.31 instead of 0.36 s on two cores)."""
+
 _STEP = 0.01
 """KBMOD's quantisation step. Naming it gives variance 0.123 B/pixel instead of 0.139 that pcodec finds by itself."""
 
@@ -142,7 +146,7 @@ def hints_for(plane: NDArray[Any]) -> Hints:
         fresh = np.sort(np.concatenate([rows[0], rows[1:][rows[1:] != rows[:-1]]]))
         fresh = fresh[np.isfinite(fresh)]
         if fresh.size and np.mean(np.diff(fresh) > 0) > _ALL_DIFFERENT:
-            return Hints("classic", order=order)
+            return Hints("classic", order=order, level=_CONTINUOUS_LEVEL)
         units = finite / _STEP
         # A float32 near 100 is within 4e-6 of a multiple of 0.01, so within 4e-4 steps.
         slack = np.maximum(np.abs(units), 1.0) * np.finfo(plane.dtype).eps * 2
