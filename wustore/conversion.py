@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from wustore.api import address_of, open_reader, write
 from wustore.cluster import run_on_cluster
-from wustore.errors import UsageError
+from wustore.errors import UsageError, WuStoreError
 from wustore.jobs import check_unchanged, discard, plan, run, source_state
 from wustore.registry import backend_for_writing
 from wustore.transfer import Progress, workers_within
@@ -28,7 +29,7 @@ def convert(
     overwrite: bool = False,
     capsule: bool = True,
     workers: int | None = None,
-    processes: bool | None = None,
+    processes: bool | None = False,
     max_memory: int | None = None,
     resume: bool = False,
     scheduler: Any = None,
@@ -50,8 +51,9 @@ def convert(
     workers
         Images at a time; the number of processors by default. The result does not depend on it.
     processes
-        Whether workers are processes (Zarr targets only) instead of threads; by default where there are
-        more than `THREADS_AT_MOST` workers.
+        Whether workers are processes (Zarr targets only) instead of threads; None where there are more than
+        `THREADS_AT_MOST` workers. A process imports the main module of the program that asks for it, which must
+        therefore start its work under ``if __name__ == "__main__"``.
     max_memory
         Bytes that the images in work may take together; lowers ``workers``.
     resume
@@ -125,7 +127,8 @@ def convert(
             run(job, workers=workers, processes=bool(processes), progress=progress)
     except BaseException:
         if not resume:
-            discard(target)
+            with suppress(WuStoreError, OSError):  # what went wrong first is what to tell
+                discard(target)
         raise
 
 

@@ -398,7 +398,8 @@ def _in_processes(target: str, indices: Iterable[int], workers: int, report: Cal
             raise WuStoreError(
                 "a worker process died (killed, perhaps for want of memory)",
                 path=target,
-                cure="Run the same conversion again with --resume, with fewer --workers or less --max-memory.",
+                cure="Run the same conversion again with --resume, with fewer --workers or less --max-memory; "
+                "a script that asks for processes must start them under if __name__ == '__main__'.",
             ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
