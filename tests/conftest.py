@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from wustore.fits import compiling
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,3 +26,16 @@ def corpus() -> Path:
 def data() -> Path:
     """The golden files in the repository."""
     return ROOT / "tests" / "data"
+
+
+@pytest.fixture(scope="module", params=["cfitsio", "compiled"])
+def coder(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Which of the two coders works on Rice tiles, however few there are."""
+    state = compiling._State()
+    state.is_missing = request.param == "cfitsio"
+    state.coded = compiling._WORTHWHILE
+    if request.param == "compiled" and state.load(0) is None:
+        pytest.skip("there is no numba for this Python")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiling, "_state", state)
+        yield request.param

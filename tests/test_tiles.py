@@ -34,6 +34,8 @@ from wustore.fits.tiles import (
     tile_bytes,
 )
 
+pytestmark = pytest.mark.usefixtures("coder")
+
 FLOAT_TYPES = ["RICE_1", "GZIP_1", "GZIP_2", "NOCOMPRESS", "HCOMPRESS_1"]
 quickly = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 

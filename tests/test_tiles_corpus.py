@@ -19,6 +19,8 @@ from wustore.fits.gzip_tiles import GzipParameters, recognise_gzip
 from wustore.fits.tile_decoder import Table
 from wustore.fits.tiles import LOSSLESS, TileLayout, decode_plane, reencode_plane, tile_bytes
 
+pytestmark = pytest.mark.usefixtures("coder")
+
 OPENERS: dict[str, Any] = {".gz": gzip.decompress, ".bz2": bz2.decompress}
 #: 1100 images of 8 x 6 pixels take astropy minutes and show nothing that the others do not.
 LEFT_OUT = "n_1100"

@@ -17,6 +17,8 @@ from tile_reference import by_astropy
 from wustore.errors import CorruptError, FormatError, WuStoreError
 from wustore.fits.tiles import TileLayout, decode_integers, decode_plane, encode_plane
 
+pytestmark = pytest.mark.usefixtures("coder")
+
 RNG = np.random.default_rng(8)
 NOISE = RNG.normal(0, 5, (24, 40)).astype(np.float32)
 NOISE[3, 4] = np.nan

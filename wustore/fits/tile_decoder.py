@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.errors import CorruptError, FormatError, UsageError
-from wustore.fits import parallel, quantize, rice
+from wustore.fits import quantize, rice
 from wustore.fits.gzip_tiles import MAXIMUM_RATIO, gunzip
 from wustore.fits.plio import decode_plio
 from wustore.fits.quantize import NO_DITHER
@@ -182,12 +182,9 @@ class Decoder:
             return self._room
 
         if compression == "RICE_1":
-            block_size, item_size = int(layout.parameter("BLOCKSIZE", 32)), int(layout.parameter("BYTEPIX", 4))
-            fewest, most = rice.size_limits(n_pixels, item_size, block_size)
-            _check_sizes(names, ends[present] - starts[present], fewest, most)
-            integers = room({1: "u1", 2: "i2", 4: "i4"}[item_size])
-            rows = integers if len(present) == len(numbers) else [integers[i] for i in present]
-            parallel.decode_rows(heap, first, last, rows, block_size, names)
+            coded = self._rice_tiles(numbers[present], starts[present], ends[present], n_pixels)
+            integers = room({1: "u1", 2: "i2", 4: "i4"}[int(layout.parameter("BYTEPIX", 4))])
+            rice.decode_rows(coded, integers if len(present) == len(numbers) else [integers[i] for i in present])
             return integers
         if compression == "PLIO_1":
             _check_sizes(names, ends[present] - starts[present], 6, None)
@@ -208,6 +205,14 @@ class Decoder:
                 integers[present] = decode_hcompress(tiles, (flat[0], flat[1]), self._hcompress_parameters(), names)
             return integers
         return self._bytewise(first, last, present, names, n_pixels, room)
+
+    def _rice_tiles(
+        self, numbers: NDArray[np.int64], starts: NDArray[np.int64], ends: NDArray[np.int64], n_pixels: int
+    ) -> rice.Tiles:
+        """Return tiles whose sizes are possible."""
+        block_size, item_size = int(self.layout.parameter("BLOCKSIZE", 32)), int(self.layout.parameter("BYTEPIX", 4))
+        _check_sizes(numbers.tolist(), ends - starts, *rice.size_limits(n_pixels, item_size, block_size))
+        return rice.Tiles(self.table.heap, starts, ends, numbers, block_size)
 
     def _hcompress_parameters(self) -> list[tuple[str, Any]]:
         return [(key, value) for key, value in self.layout.parameters if key in ("SCALE", "SMOOTH")]
@@ -264,7 +269,38 @@ class Decoder:
             scratch=self._work[: len(out)],
         )
 
-    def values(self, batch: _Batch, out: Array) -> None:
+    def decode(self, numbers: NDArray[np.int64], shape: tuple[int, ...], out: Array) -> None:
+        """Write the pixels of tiles to `out`.
+
+        Parameters
+        ----------
+        numbers
+            Their rows in the table.
+        shape
+            The shape of each.
+        out
+            C-contiguous, shape (tile, pixel) and the stored type.
+        """
+        if not self._rice_floats(numbers, out):
+            self._values(self.batch(numbers, shape, out), out)
+
+    def _rice_floats(self, numbers: NDArray[np.int64], out: Array) -> bool:
+        """Decode Rice-coded floats in one go, where that can be done; return whether."""
+        layout = self.layout
+        quantised = layout.quantised and layout.bitpix < 0 and layout.dither == NO_DITHER
+        if not quantised or layout.compression != "RICE_1" or int(layout.parameter("BYTEPIX", 4)) != 4:
+            return False
+        blank = self.blanks(numbers)
+        spans = self.table.spans("COMPRESSED_DATA", numbers)
+        assert spans is not None
+        if isinstance(blank, np.ndarray) or (spans[0] == spans[1]).any():
+            return False
+        assert self.scale is not None
+        assert self.zero is not None
+        scale, zero = (column[numbers].astype(np.float64) for column in (self.scale, self.zero))
+        return rice.decode_floats(self._rice_tiles(numbers, *spans, out.shape[1]), scale, zero, blank, out)
+
+    def _values(self, batch: _Batch, out: Array) -> None:
         """Write the pixels of a batch to `out`, of shape (tile, pixel) and the stored type."""
         layout = self.layout
         if layout.quantised and layout.bitpix < 0:
@@ -358,9 +394,9 @@ def decode_plane(
 
     Notes
     -----
-    2048 x 2048 pixels written with KBMOD's defaults take 31 ms in one thread (astropy 53), of which 21 in the Rice
-    decoder and 6 in `dequantise`. Its rows are calls of 10 microseconds, so threads gain nothing: two of them
-    hand the interpreter lock to and fro. Use processes.
+    2048 x 2048 pixels written with KBMOD's defaults take 12 ms in one thread, and so in each of several
+    (`wustore.fits.loops`). Without numba they take 40 ms, and threads gain nothing: cfitsio's coder is called a row at
+    a time, and two threads would hand the interpreter lock to and fro.
     """
     window = window_of(layout, rows, columns)
     final, way = layout.scaling()
@@ -425,12 +461,11 @@ def _decode_window(decoder: Decoder, window: Window, raw: Array) -> None:
             stop = start + len(numbers) * n_pixels
             if start >= 0 and stop <= flat.size and follow(layout, numbers, n_pixels):
                 target = flat[start:stop].reshape(len(numbers), n_pixels)
-        batch = decoder.batch(numbers, shape, target)
         if target is not None:
-            decoder.values(batch, target)
+            decoder.decode(numbers, shape, target)
             continue
         values = np.empty((len(numbers), n_pixels), raw.dtype)
-        decoder.values(batch, values)
+        decoder.decode(numbers, shape, values)
         for number, tile in zip(numbers.tolist(), values, strict=True):
             copy_tile(layout, window, number, tile.reshape(shape), raw)
 

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.errors import UsageError
-from wustore.fits import parallel, quantize
+from wustore.fits import quantize, rice
 from wustore.fits.gzip_tiles import GzipParameters, gzip_like_astropy, gzip_with
 from wustore.fits.noise import relative_steps
 from wustore.fits.quantize import BLANK, NO_DITHER, SUBTRACTIVE_DITHER_1, SUBTRACTIVE_DITHER_2
 from wustore.fits.tile_decoder import Table, stored_tile
-from wustore.fits.tile_geometry import batches, blocks, gather, window_of
+from wustore.fits.tile_geometry import batches, blocks, follow, gather, window_of
 from wustore.fits.tile_layout import (
     ALIASES,
     COMPRESSED,
@@ -101,8 +101,8 @@ def encode_plane(
 
     Notes
     -----
-    2048 x 2048 pixels with KBMOD's defaults take 48 ms in one thread (astropy 140), of which 35 in the Rice coder
-    and 10 in `quantize.quantise`. Two threads on two planes take 0.77 of the time of one after the other.
+    2048 x 2048 pixels with KBMOD's defaults take 17 ms in one thread, and so in each of several
+    (`wustore.fits.loops`); without numba 58, most of it in cfitsio's Rice coder (astropy 140).
     """
     array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
     options: dict[str, Any] = {
@@ -115,6 +115,8 @@ def encode_plane(
     if not _is_known(array, **options):
         return _encode_with_astropy(array, clock, hcomp_scale=hcomp_scale, hcomp_smooth=hcomp_smooth, **options)
     raw, layout = _layout_like_astropy(array, **options)
+    if quantize_level < 0 and (encoded := _encode_rice_floats(raw, layout, _step(quantize_level))) is not None:
+        return encoded
     n_tiles = layout.n_tiles
     tiles: list[bytes] = [b""] * n_tiles
     kinds = np.zeros(n_tiles, np.uint8)
@@ -122,7 +124,7 @@ def encode_plane(
     has_blank = False
     scratch: quantize.Scratch | None = None
     room: NDArray[np.int32] | None = None
-    step = float(-np.float32(quantize_level))
+    step = _step(quantize_level)
     for shape, numbers in batches(layout, window_of(layout)):
         values = gather(layout, raw, shape, numbers)
         integers: Array = values
@@ -158,9 +160,40 @@ def encode_plane(
             if missing.any():  # astropy loses which NaN it was
                 tile = np.where(missing, tile.dtype.type(np.nan), tile)
             tiles[int(numbers[place])] = gzip_like_astropy(_big_endian(tile), clock)
-    main, heap = _assemble(layout, tiles, kinds, scale, zero)
+    main = _main_table(layout, _lengths(tiles), kinds, scale, zero)
+    return _encoded(layout, main, b"".join(tiles), has_blank=has_blank)
+
+
+def _step(quantize_level: float) -> float:
+    """Return the absolute step that a negative level asks for, in the precision that cfitsio keeps it in."""
+    return float(-np.float32(quantize_level))
+
+
+def _encoded(layout: TileLayout, main: bytes, heap: bytes, *, has_blank: bool) -> EncodedPlane:
     layout = replace(layout, heap_size=len(heap), zblank=BLANK if has_blank else None)
     return EncodedPlane(layout, main, heap, _column_formats(layout, main))
+
+
+def _rows_of_floats(layout: TileLayout, raw: Array) -> Array | None:
+    """Return the pixels as (tile, pixel) where they are floats for Rice, without dithering, in tiles of one shape."""
+    usual = layout.compression == "RICE_1" and layout.quantised and layout.bitpix < 0 and layout.dither == NO_DITHER
+    if not usual or int(layout.parameter("BYTEPIX", 4)) != 4 or not raw.size:
+        return None
+    shape, numbers = next(batches(layout, window_of(layout), limit=raw.size))
+    if len(numbers) != layout.n_tiles or not follow(layout, numbers, math.prod(shape)):
+        return None
+    return raw.reshape(layout.n_tiles, -1)
+
+
+def _encode_rice_floats(raw: Array, layout: TileLayout, step: float) -> EncodedPlane | None:
+    """Encode a plane in one go, where that can be done."""
+    values = _rows_of_floats(layout, raw)
+    found = None if values is None else rice.encode_floats(values, step, int(layout.parameter("BLOCKSIZE", 32)))
+    if found is None:
+        return None
+    kinds, scale = np.zeros(layout.n_tiles, np.uint8), np.full(layout.n_tiles, step)
+    main = _main_table(layout, found.sizes, kinds, scale, found.zero)
+    return _encoded(layout, main, found.tiles, has_blank=found.has_blank)
 
 
 def _is_known(
@@ -278,7 +311,7 @@ def _encode_tiles(layout: TileLayout, values: Array, clock: int | None) -> list[
     """Encode rows of pixels with one of the codecs that need no tile shape."""
     if layout.compression == "RICE_1":
         kind = f"i{int(layout.parameter('BYTEPIX', 4))}"
-        return parallel.encode_rows(values.astype(kind, copy=False), int(layout.parameter("BLOCKSIZE", 32)))
+        return rice.encode_rows(values.astype(kind, copy=False), int(layout.parameter("BLOCKSIZE", 32)))
     return [
         tile if layout.compression == "NOCOMPRESS" else gzip_like_astropy(tile, clock)
         for tile in _plain_tiles(layout, values)
@@ -295,19 +328,22 @@ def _plain_tiles(layout: TileLayout, values: Array) -> Iterator[bytes]:
         yield tile.tobytes()
 
 
-def _assemble(
+def _lengths(tiles: Sequence[bytes]) -> NDArray[np.int64]:
+    return np.fromiter(map(len, tiles), np.int64, len(tiles))
+
+
+def _main_table(
     layout: TileLayout,
-    tiles: Sequence[bytes],
+    lengths: NDArray[np.int64],
     kinds: NDArray[np.uint8],
     scale: NDArray[np.float64] | None,
     zero: NDArray[np.float64] | None,
     zblank: NDArray[np.int64] | None = None,
-) -> tuple[bytes, bytes]:
-    """Lay tiles out as every known writer does: one after another in the order of the rows."""
-    lengths = np.fromiter(map(len, tiles), np.int64, len(tiles))
+) -> bytes:
+    """Return the main table for tiles that lie as every known writer puts them: one after another, in table order."""
     starts = np.cumsum(lengths) - lengths
     main = np.zeros((layout.n_rows, layout.row_size), np.uint8)
-    cells = main[: len(tiles)]
+    cells = main[: len(lengths)]
     for kind, name in enumerate(("COMPRESSED_DATA", "GZIP_COMPRESSED_DATA", "UNCOMPRESSED_DATA")):
         column = layout.column(name)
         if column is None:
@@ -319,7 +355,7 @@ def _assemble(
         column = layout.column(name)
         if column is not None and numbers is not None:
             _fill(cells, column, numbers[:, None], SCALAR_TYPES[column.form])
-    return main.tobytes(), b"".join(tiles)
+    return main.tobytes()
 
 
 def _fill(cells: NDArray[np.uint8], column: Column, values: Array, kind: str) -> None:
@@ -423,48 +459,93 @@ def reencode_plane(
         kinds = np.zeros(n_tiles, np.uint8)
         if zscale is not None:
             kinds[zscale == 0] = LOSSLESS
-    kept = kept or {}
+    if not kinds.any() and zblank is None and not kept and corrections is None:
+        rebuilt = _reencode_rice_floats(layout, raw, zscale, zzero)
+        if rebuilt is not None:
+            return rebuilt
+    tiles: list[bytes] = [b""] * n_tiles
+    for number, stream in _tiles_again(layout, raw, zscale, zzero, kinds, zblank, gzip, kept or {}, corrections):
+        tiles[number] = stream
+    for number, stream in (kept or {}).items():
+        tiles[number] = stream
+    main = _main_table(layout, _lengths(tiles), kinds, zscale, zzero, zblank)
+    return b"".join((main, bytes(layout.heap_start - len(main)), *tiles))
+
+
+def _tiles_again(
+    layout: TileLayout,
+    raw: Array,
+    scale: NDArray[np.float64] | None,
+    zero: NDArray[np.float64] | None,
+    kinds: NDArray[np.uint8],
+    zblank: NDArray[np.int64] | None,
+    gzip: GzipParameters | Mapping[int, GzipParameters] | None,
+    left_out: Mapping[int, bytes],
+    corrections: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
+) -> Iterator[tuple[int, bytes]]:
+    """Yield number and bytes of each tile that is not left out; parameters as for `reencode_plane`."""
     fixes = None
     if corrections is not None:
         fixes = np.zeros(layout.shape, np.int64)
         fixes.reshape(-1)[corrections[0]] = corrections[1]
-    tiles: list[bytes] = [b""] * n_tiles
     for shape, numbers in batches(layout, window_of(layout)) if raw.size else ():
         values = gather(layout, raw, shape, numbers)
-        wanted = np.array([number not in kept for number in numbers.tolist()])
+        wanted = np.array([number not in left_out for number in numbers.tolist()])
         good = np.flatnonzero((kinds[numbers] == COMPRESSED) & wanted)
         if good.size:
             chosen = numbers[good]
             pixels = values if len(good) == len(numbers) else values[good]
             if layout.quantised and layout.bitpix < 0:
-                assert zscale is not None
-                assert zzero is not None
-                floats, pixels = pixels, np.empty(pixels.shape, np.int32)
-                for block in blocks(len(chosen), math.prod(shape)):
-                    here = chosen[block]
-                    blank = zblank[here] if zblank is not None else layout.zblank
-                    quantize.requantise(
-                        floats[block],
-                        zscale[here],
-                        zzero[here],
-                        pixels[block],
-                        blank=layout.blank if blank is None else blank,
-                        dither=layout.dither,
-                        rows=here + layout.dither_seed if layout.dither != NO_DITHER else None,
-                    )
+                assert scale is not None
+                assert zero is not None
+                pixels = _integers_again(layout, pixels, chosen, scale, zero, zblank)
                 if fixes is not None:
                     pixels += gather(layout, fixes, shape, chosen).astype(np.int32)
-            streams = _encode_again(layout, pixels, shape, chosen, gzip)
-            for number, stream in zip(chosen.tolist(), streams, strict=True):
-                tiles[number] = stream
+            yield from zip(chosen.tolist(), _encode_again(layout, pixels, shape, chosen, gzip), strict=True)
         for place in np.flatnonzero((kinds[numbers] != COMPRESSED) & wanted).tolist():
             number = int(numbers[place])
             content = _big_endian(values[place])
-            tiles[number] = content if kinds[number] == UNCOMPRESSED else _gzip_again(gzip, number, content)
-    for number, stream in kept.items():
-        tiles[number] = stream
-    main, heap = _assemble(layout, tiles, kinds, zscale, zzero, zblank)
-    return main + bytes(layout.heap_start - len(main)) + heap
+            yield number, content if kinds[number] == UNCOMPRESSED else _gzip_again(gzip, number, content)
+
+
+def _integers_again(
+    layout: TileLayout,
+    values: Array,
+    numbers: NDArray[np.int64],
+    scale: NDArray[np.float64],
+    zero: NDArray[np.float64],
+    zblank: NDArray[np.int64] | None,
+) -> NDArray[np.int32]:
+    """Recover the integers of quantised tiles, shape (tile, pixel)."""
+    integers = np.empty(values.shape, np.int32)
+    for block in blocks(*values.shape):
+        here = numbers[block]
+        blank = zblank[here] if zblank is not None else layout.zblank
+        quantize.requantise(
+            values[block],
+            scale[here],
+            zero[here],
+            integers[block],
+            blank=layout.blank if blank is None else blank,
+            dither=layout.dither,
+            rows=here + layout.dither_seed if layout.dither != NO_DITHER else None,
+        )
+    return integers
+
+
+def _reencode_rice_floats(
+    layout: TileLayout, raw: Array, scale: NDArray[np.float64] | None, zero: NDArray[np.float64] | None
+) -> bytes | None:
+    """Build the data of an HDU again in one go, where that can be done."""
+    values = _rows_of_floats(layout, raw)
+    if values is None or scale is None or zero is None:
+        return None
+    blank = layout.blank if layout.zblank is None else layout.zblank
+    found = rice.encode_floats_again(values, scale, zero, blank, int(layout.parameter("BLOCKSIZE", 32)))
+    if found is None:
+        return None
+    main = _main_table(layout, found.sizes, np.zeros(layout.n_tiles, np.uint8), scale, zero)
+    return b"".join((main, bytes(layout.heap_start - len(main)), found.tiles))
 
 
 _ASTROPY_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\xff"

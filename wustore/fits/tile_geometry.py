@@ -30,7 +30,7 @@ __all__ = [
 #: Pixels of a batch: 32 rows of 2048 make 512 KB of float64, half a second-level cache. 16 to 64 rows are
 #: equally fast within 3 %, 256 rows 10 % slower.
 _BATCH_PIXELS = 65536
-#: The same for Rice tiles: enough to be sent to another processor. The arithmetic is done in `blocks`.
+#: The same for Rice tiles: enough for a call of the compiled loops. Other arithmetic is done in `blocks`.
 _RICE_PIXELS = 1 << 19
 #: The same for HCOMPRESS, where each batch is a FITS file for astropy to open, which takes 20 ms.
 _HCOMPRESS_PIXELS = 1 << 21
@@ -139,11 +139,21 @@ def _numbers(layout: TileLayout, indices: list[range]) -> NDArray[np.int64]:
     return numbers
 
 
-def batches(layout: TileLayout, window: Window) -> Iterator[tuple[tuple[int, ...], NDArray[np.int64]]]:
-    """Yield the tiles of a window, a batch of one shape at a time: the shape, and their rows in the table."""
+def batches(
+    layout: TileLayout, window: Window, *, limit: int | None = None
+) -> Iterator[tuple[tuple[int, ...], NDArray[np.int64]]]:
+    """Yield the tiles of a window, a batch of one shape at a time: the shape, and their rows in the table.
+
+    Parameters
+    ----------
+    layout, window
+        The image and its part.
+    limit
+        Pixels of a batch, by default what suits the codec.
+    """
+    limit = _LARGER.get(layout.compression, _BATCH_PIXELS) if limit is None else limit
     for shape, indices in _classes(layout, window):
         numbers = _numbers(layout, indices)
-        limit = _LARGER.get(layout.compression, _BATCH_PIXELS)
         step = max(1, limit // math.prod(shape))
         for i in range(0, len(numbers), step):
             yield shape, numbers[i : i + step]

@@ -166,9 +166,7 @@ class _Parallel(Writer):
         self._n_images = n_images
         self._output = output
         self._workers = default_workers() if workers is None else max(1, workers)
-        # One thread more than processors: some wait for helpers (`wustore.fits.parallel`).
-        n_threads = 1 if self._workers == 1 else self._workers + 1
-        self._pool = ThreadPoolExecutor(n_threads, thread_name_prefix="wustore-fits")
+        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="wustore-fits")
         self._lock = threading.RLock()
         self._written: set[int] = set()
         self._pending: deque[tuple[int, Future[Any]]] = deque()
@@ -250,11 +248,20 @@ class _InOrder:
             return
         self.offset = self._output.write_at(0, self.offset, *pieces)
         self._next += 1
-        while self._next in self._waiting and self._spool is not None:
-            start, size = self._waiting.pop(self._next)
-            self._spool.seek(start)
-            self.offset = self._output.write_at(0, self.offset, self._spool.read(size))
+        while self._next in self._waiting:
+            self._append_waiting(self._next)
             self._next += 1
+
+    def _append_waiting(self, i: int) -> None:
+        assert self._spool is not None
+        start, size = self._waiting.pop(i)
+        self._spool.seek(start)
+        self.offset = self._output.write_at(0, self.offset, self._spool.read(size))
+
+    def append_all(self) -> None:
+        """Append those that wait, though images before them never came."""
+        for i in sorted(self._waiting):
+            self._append_waiting(i)
 
     def close(self) -> None:
         if self._spool is not None:
@@ -517,6 +524,7 @@ class _Transcribed(_FromCapsule):
 
     def _fall_back(self, i: int) -> None:
         if not self._sharded and self._done:
+            self._order.append_all()
             self._order.close()
             self._output.flush()
             scanned = scan(self._output.read_at(0, 0, self._output.size(0)), self._output.path)

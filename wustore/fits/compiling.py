@@ -1,0 +1,59 @@
+"""Whether tiles are coded by the compiled loops (`wustore.fits.loops`): where there is numba, and enough to do.
+
+Importing numba takes 0.3 s and compiling, once for each installation, some seconds. So small files are coded by
+cfitsio's coder (imagecodecs), a row at a time, which needs neither. Both give the same bytes and values.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import ModuleType
+
+__all__ = ["loops"]
+
+_WORTHWHILE = 1 << 24
+"""Pixels that a process codes before it imports numba: about 0.15 s of work without it."""
+
+
+class _State:
+    """What this process knows of numba."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.coded = 0
+        self.module: ModuleType | None = None
+        self.is_missing = False
+
+    def load(self, n_pixels: int) -> ModuleType | None:
+        with self.lock:
+            self.coded += n_pixels
+            if self.module is None and not self.is_missing and self.coded >= _WORTHWHILE:
+                self.module = _import()
+                self.is_missing = self.module is None
+            return self.module
+
+
+def _import() -> ModuleType | None:
+    try:
+        import numba
+
+        if getattr(numba.config, "DISABLE_JIT", False):  # as Python the loops would take minutes
+            return None
+        from wustore.fits import loops as module
+    except ImportError:
+        return None
+    return module
+
+
+_state = _State()
+
+
+def loops(n_pixels: int) -> ModuleType | None:
+    """Return `wustore.fits.loops`, or None where so many pixels more are better coded without it.
+
+    Parameters
+    ----------
+    n_pixels
+        What is to be coded now; it counts towards the amount for which compiling pays.
+    """
+    return _state.module or (None if _state.is_missing else _state.load(n_pixels))
