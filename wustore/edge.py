@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +29,6 @@ from wustore.observatory import location_of, observatory_of
 from wustore.protocol import Reader
 from wustore.transfer import Progress
 from wustore.wcs import wcs_to_text
-from wustore.workers import default_workers
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -107,16 +105,12 @@ class StoreSource:
         self, indices: Sequence[int], progress: Progress | None = None
     ) -> tuple[list[NDArray[Any]], list[NDArray[Any]], list[NDArray[Any]]]:
         """Read images, decoding several at once; memory: the result and a few images more."""
-        workers = default_workers()
-        done: list[Future[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]] = []
-        with ThreadPoolExecutor(workers, thread_name_prefix="wustore-mask") as pool:
-            for k, (_, image) in enumerate(self.reader.images(list(indices), _PIXELS)):
-                done.append(pool.submit(self._finish, image))
-                if k >= workers:
-                    done[k - workers].result()
-                if progress is not None:
-                    progress(k + 1, len(indices))
-        planes = [future.result() for future in done]
+        planes = []
+        # Masking an image takes a tenth of decoding it: done here, while threads decode the next ones.
+        for k, (_, image) in enumerate(self.reader.images(list(indices), _PIXELS), 1):
+            planes.append(self._finish(image))
+            if progress is not None:
+                progress(k, len(indices))
         return [p[0] for p in planes], [p[1] for p in planes], [p[2] for p in planes]
 
 

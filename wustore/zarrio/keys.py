@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wustore.errors import CorruptError
+from wustore.pread import pread
 from wustore.remote import CONCURRENCY, LARGEST, errors_of, merged, shown
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class DirectoryKeys(Keys):
             return None
         try:
             size = os.fstat(handle).st_size
-            return os.pread(handle, length, max(size - length, 0))
+            return pread(handle, length, max(size - length, 0))
         except IsADirectoryError as error:
             raise CorruptError("a directory where a file belongs", path=self.name, where=key) from error
         finally:
@@ -142,7 +143,9 @@ class DirectoryKeys(Keys):
         if handle is None:
             return None
         try:
-            return [os.pread(handle, length, start) for start, length in ranges]
+            # Wild lengths must not decide how much memory is taken.
+            size = os.fstat(handle).st_size
+            return [pread(handle, max(min(length, size - start), 0), start) for start, length in ranges]
         finally:
             os.close(handle)
 
@@ -230,9 +233,9 @@ def _flush(path: str) -> None:
 
 def _read(handle: int, size: int) -> bytes:
     # One call as a rule; Linux reads at most 2 GiB at once.
-    data = os.pread(handle, size, 0)
+    data = pread(handle, size, 0)
     while len(data) < size:
-        more = os.pread(handle, size - len(data), len(data))
+        more = pread(handle, size - len(data), len(data))
         if not more:
             break
         data += more
@@ -263,7 +266,7 @@ class ZipKeys(Keys):
         start = self._starts.get(key)
         if start is None:
             info = self._members[key]
-            header = os.pread(self._handle, _LOCAL_HEADER.size, info.header_offset)
+            header = pread(self._handle, _LOCAL_HEADER.size, info.header_offset)
             if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\x03\x04":
                 raise CorruptError("a member of the zip file is not where it should be", path=self.name, where=key)
             fields = _LOCAL_HEADER.unpack(header)
@@ -291,7 +294,7 @@ class ZipKeys(Keys):
         if size is None:
             return None
         unpacked = self._unpacked(key)
-        return os.pread(self._handle, size, self._start(key)) if unpacked is None else unpacked
+        return pread(self._handle, size, self._start(key)) if unpacked is None else unpacked
 
     def get_tail(self, key: str, length: int) -> bytes | None:
         """Return the last bytes, or None; see `Keys.get_tail`."""
@@ -310,7 +313,7 @@ class ZipKeys(Keys):
         if unpacked is not None:
             return [unpacked[start : start + length] for start, length in ranges]
         base = self._start(key)
-        return [os.pread(self._handle, max(min(length, size - start), 0), base + start) for start, length in ranges]
+        return [pread(self._handle, max(min(length, size - start), 0), base + start) for start, length in ranges]
 
     def size(self, key: str) -> int | None:
         """Return the length, or None; see `Keys.size`."""

@@ -255,9 +255,10 @@ class ShardedLayer:
         if not wanted:
             return
         places = list(wanted)
-        whole = len(places) == self.grid.n_chunks
-        raw: list[bytes] | list[memoryview]
-        if whole:
+        raw: list[bytes]
+        # At a URL a whole shard is one request; from a disk its chunks are better read one by one, each into memory
+        # that the one before has warmed.
+        if len(places) == self.grid.n_chunks and self.keys.by_url:
             shard = self.keys.get(self.key(i))
             if shard is None:
                 raise self._missing(i)
