@@ -67,10 +67,10 @@ def test_integers(kind: str, shape: tuple[int, int], block_size: int, seed: int)
     assert sizes.tolist() == [len(tile) for tile in expected]
     assert out[-1] == 77
 
-    copied = placed(expected, block_size).copied(loops.PADDING)
-    assert copied is not None
+    padded = placed(expected, block_size).padded(loops.PADDING)
+    assert padded is not None
     found = np.empty_like(rows)
-    assert loops.decode_integers(*copied, block_size, found) == -1
+    assert loops.decode_integers(*padded, block_size, found) == -1
     np.testing.assert_array_equal(found, rows)
 
 
@@ -98,11 +98,11 @@ def test_floats(shape: tuple[int, int], step: float, kind: str, seed: int) -> No
     tiles = rice.encode_rows(numbers, 32)
     assert out[:end].tobytes() == b"".join(tiles)
 
-    copied = placed(tiles, 32).copied(loops.PADDING)
-    assert copied is not None
+    padded = placed(tiles, 32).padded(loops.PADDING)
+    assert padded is not None
     for blank in (quantize.BLANK, None):
         decoded, wanted = np.empty_like(values), np.empty_like(values)
-        assert loops.decode_floats(*copied, 32, expected.scale, zero, blank or 0, blank is not None, decoded) == -1
+        assert loops.decode_floats(*padded, 32, expected.scale, zero, blank or 0, blank is not None, decoded) == -1
         quantize.dequantise(numbers, expected.scale, zero, wanted, blank=blank)
         assert decoded.tobytes() == wanted.tobytes()
         again = np.empty(shape, np.int32)
@@ -120,16 +120,16 @@ def test_damaged_tiles(seed: int, cut: int) -> None:
     tiles = rice.encode_rows(rows, 32)
     whole = placed(tiles, 32)
     short = rice.Tiles(whole.heap, whole.starts, whole.ends - np.array([0, min(cut, 60), 0]), whole.names, 32)
-    copied = short.copied(loops.PADDING)
-    assert copied is not None
-    assert loops.decode_integers(*copied, 32, np.empty_like(rows)) == (1 if cut else -1)
+    padded = short.padded(loops.PADDING)
+    assert padded is not None
+    assert loops.decode_integers(*padded, 32, np.empty_like(rows)) == (1 if cut else -1)
 
     heap = whole.heap.copy()
     heap[rng.integers(0, heap.size, 3)] = rng.integers(0, 256, 3)
     heap[int(rng.integers(0, heap.size)) :] = rng.choice([0, 255])
-    copied = rice.Tiles(heap, whole.starts, whole.ends, whole.names, 32).copied(loops.PADDING)
-    assert copied is not None
-    assert loops.decode_integers(*copied, 32, np.empty_like(rows)) in (-1, 0, 1, 2)
+    padded = rice.Tiles(heap, whole.starts, whole.ends, whole.names, 32).padded(loops.PADDING)
+    assert padded is not None
+    assert loops.decode_integers(*padded, 32, np.empty_like(rows)) in (-1, 0, 1, 2)
 
 
 def test_the_error_names_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:

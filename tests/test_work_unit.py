@@ -565,7 +565,7 @@ def test_missing_files(tmp_path: Path) -> None:
 
 def test_open_save_convert(tmp_path: Path) -> None:
     work_unit = made()
-    wustore.save(work_unit, tmp_path / "a.zarr")
+    wustore.save(work_unit, tmp_path / "a.zarr", workers=1)
     with wustore.open(tmp_path / "a.zarr") as lazy:
         assert lazy.lazy
         wustore.save(lazy, tmp_path / "a.h5")

@@ -84,6 +84,7 @@ def save(
     *,
     format: str | None = None,  # noqa: A002
     overwrite: bool = False,
+    workers: int | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> None:
@@ -101,6 +102,8 @@ def save(
         Format name: ``zarr``, ``zarr-zip``, ``hdf5``, ``fits``, ``sharded-fits`` or a plug-in's.
     overwrite
         Whether an existing store may be replaced.
+    workers
+        Images at a time; the number of processors by default.
     progress
         Called with (images done, images in all).
     options
@@ -121,7 +124,9 @@ def save(
 
     address = address_of(path)
     reader = reader_of(work_unit)
-    write(reader, address, format, overwrite=overwrite, capsule=True, workers=None, progress=progress, options=options)
+    write(
+        reader, address, format, overwrite=overwrite, capsule=True, workers=workers, progress=progress, options=options
+    )
 
 
 def write(

@@ -88,6 +88,12 @@ class Tiles:
     names: NDArray[np.int64]
     block_size: int
 
+    def padded(self, padding: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:
+        """Return bytes that hold them and so many more, and their spans there: the heap, where it goes on that far."""
+        if int(self.ends.max()) + padding <= self.heap.size:
+            return self.heap, np.stack((self.starts, self.ends))
+        return self.copied(padding)
+
     def copied(self, padding: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:
         """Return a copy of the part of the heap that they lie in, ones behind it, and their spans there.
 
@@ -129,9 +135,9 @@ def decode_rows(tiles: Tiles, rows: Sequence[NDArray[np.integer]] | NDArray[np.i
     if not len(tiles.starts):
         return
     if isinstance(rows, np.ndarray) and rows.dtype == np.int32 and (loops := compiling.loops(rows.size)) is not None:
-        copied = tiles.copied(loops.PADDING)
-        if copied is not None:
-            bad = loops.decode_integers(*copied, tiles.block_size, rows)
+        padded = tiles.padded(loops.PADDING)
+        if padded is not None:
+            bad = loops.decode_integers(*padded, tiles.block_size, rows)
             if bad >= 0:
                 raise tiles.too_short(bad, rows.shape[1])
             return
@@ -183,10 +189,10 @@ def decode_floats(
     # Which NaN an infinite scale makes depends on the order of the operands: see `wustore.fits.quantize`.
     if not (np.isfinite(scale).all() and np.isfinite(zero).all()) or (loops := compiling.loops(out.size)) is None:
         return False
-    copied = tiles.copied(loops.PADDING)
-    if copied is None:
+    padded = tiles.padded(loops.PADDING)
+    if padded is None:
         return False
-    bad = loops.decode_floats(*copied, tiles.block_size, scale, zero, blank or 0, blank is not None, out)
+    bad = loops.decode_floats(*padded, tiles.block_size, scale, zero, blank or 0, blank is not None, out)
     if bad >= 0:
         raise tiles.too_short(bad, out.shape[1])
     return True

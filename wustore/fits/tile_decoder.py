@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wustore import allocation
 from wustore.errors import CorruptError, FormatError, UsageError
 from wustore.fits import quantize, rice
 from wustore.fits.gzip_tiles import MAXIMUM_RATIO, gunzip
@@ -403,7 +404,7 @@ def decode_plane(
     stored = layout.stored_dtype
     decoder = Decoder(layout, table)
     if out is None:
-        out = np.empty(window.shape, final)
+        out = allocation.empty(window.shape, final)
     elif out.shape != window.shape or out.dtype != final or not out.flags.c_contiguous:
         raise UsageError(
             "the array to decode into does not fit",

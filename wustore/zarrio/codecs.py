@@ -148,8 +148,12 @@ class Chain:
             return with_crc(little.tobytes())
         return with_crc(bytes(self._codec.encode(little)))
 
+    def can_fill(self, out: NDArray[Any]) -> bool:
+        """Return whether `decode` takes this array: pcodec writes to contiguous memory only."""
+        return self.method != "pcodec" or out.flags.c_contiguous
+
     def decode(self, raw: bytes, out: NDArray[Any]) -> None:
-        """Fill ``out`` (C-contiguous, exactly the chunk) from stored bytes.
+        """Fill ``out`` (exactly the chunk; see `can_fill`) from stored bytes.
 
         Raises
         ------
@@ -168,7 +172,7 @@ class Chain:
             body = memoryview(raw)[:-4]
             plain = body if self.method == "raw" else self._codec.decode(body)
             values: NDArray[Any] = np.frombuffer(plain, dtype=self.dtype.newbyteorder("<"))
-            out.reshape(-1)[...] = _exactly(values, out.size)
+            out[...] = _exactly(values, out.size).reshape(out.shape)
         except (RuntimeError, ValueError, TypeError) as error:
             if isinstance(error, DamagedChunk):
                 raise

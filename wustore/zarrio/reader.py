@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wustore import allocation
 from wustore.errors import CorruptError, FormatError, IncompleteError, StoreNotFoundError, WuStoreError
 from wustore.layout import LayerSpec, cast_plane, check_version, layers_of, meta_from
 from wustore.model import LAYERS, Capsule, Image, Meta
@@ -225,7 +226,7 @@ class ZarrReader(Reader):
     def _plane(self, name: str, i: int, dtype: np.dtype[Any], workers: int) -> NDArray[Any]:
         height, width = self._meta.shape_of(name, i)
         spec = self._spec(name)
-        plane = np.empty((height, width), spec.dtype)
+        plane = allocation.empty((height, width), spec.dtype)
         source = self._layer(name)
         if plane.size == 0:
             pass

@@ -318,11 +318,12 @@ class ShardedLayer:
         y, x = place[0] * height, place[1] * width
         if len(boxes) == 1:
             box = boxes[0]
-            target = box.out[max(y - box.rows[0], 0) : y + height - box.rows[0]]
-            inside = box.rows[0] <= y and box.columns == (x, x + width) and target.shape == self.grid.chunk
-            if inside and target.flags.c_contiguous:
-                self.grid.chain.decode(raw, target)
-                return
+            top, left = y - box.rows[0], x - box.columns[0]
+            if top >= 0 and left >= 0 and y + height <= box.rows[1] and x + width <= box.columns[1]:
+                target = box.out[top : top + height, left : left + width]
+                if self.grid.chain.can_fill(target):
+                    self.grid.chain.decode(raw, target)
+                    return
         chunk = scratch(self.grid.chain.dtype, self.grid.chunk)
         self.grid.chain.decode(raw, chunk)
         for box in boxes:
