@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tile_reference import CLOCK, assert_same, by_astropy, read_by_astropy, stopped
 
 from wustore.errors import CorruptError, UsageError
-from wustore.fits import quantize
+from wustore.fits import gzip_tiles, quantize
 from wustore.fits.gzip_tiles import GzipParameters, gunzip, gzip_like_astropy, gzip_with, recognise_gzip
 from wustore.fits.plio import decode_plio
 from wustore.fits.tile_decoder import Table
@@ -419,6 +419,25 @@ def test_unusual_gzip_needs_a_thorough_search() -> None:
     assert gzip_with(found, content) == stream
     assert recognise_gzip(stream[:-1]) is None
     assert recognise_gzip(b"not gzip at all, not at all") is None
+
+
+@pytest.mark.skipif(not gzip_tiles._IS_CLASSIC, reason="Python's zlib is not the classic one here")
+@pytest.mark.parametrize("level", range(1, 10))
+def test_gzip_where_python_has_another_zlib(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was imported on a system with the classic zlib comes back on one with zlib-ng."""
+    rng = np.random.default_rng(level)
+    contents = [b"", rng.normal(0, 5, 3000).astype(">f4").tobytes(), rng.integers(0, 3, 9000).astype("u1").tobytes()]
+    parameters = GzipParameters(gzip_tiles.ASTROPY_HEADER, level)
+    expected = [gzip_with(parameters, content) for content in contents]
+    monkeypatch.setattr(gzip_tiles, "_IS_CLASSIC", False)
+    assert [gzip_with(parameters, content) for content in contents] == expected
+    monkeypatch.setattr(zlib, "compressobj", None)  # not Python's
+    assert [gzip_with(parameters, content) for content in contents] == expected
+
+
+def test_gzip_like_python() -> None:
+    data = bytes(range(256)) * 30
+    assert gzip_like_astropy(data, CLOCK) == gzip.compress(data, mtime=CLOCK)
 
 
 def test_gunzip_is_bounded() -> None:

@@ -7,8 +7,8 @@ instead of the tile. The wrapper is that of RFC 1952, the stream that of RFC 195
 
 from __future__ import annotations
 
-import gzip
 import struct
+import time
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +17,15 @@ import imagecodecs
 
 from wustore.errors import CorruptError
 
-__all__ = ["ASTROPY_LIKELY", "GzipParameters", "gunzip", "gzip_like_astropy", "gzip_with", "recognise_gzip"]
+__all__ = [
+    "ASTROPY_HEADER",
+    "ASTROPY_LIKELY",
+    "GzipParameters",
+    "gunzip",
+    "gzip_like_astropy",
+    "gzip_with",
+    "recognise_gzip",
+]
 
 _HEADER_SIZE = 10
 _TRAILER_SIZE = 8
@@ -48,6 +56,9 @@ class GzipParameters:
         """Seconds since 1970 that the writer noted."""
         return int.from_bytes(self.header[4:8], "little")
 
+
+#: What Python's gzip module writes before a stream, with a clock of 0.
+ASTROPY_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\xff"
 
 #: The settings tried first: those of Python's gzip module (astropy) and of cfitsio (level 1, memory level 8).
 ASTROPY_LIKELY: tuple[tuple[int, int, int, int], ...] = ((9, 8, 0, 15), (1, 8, 0, 15), (6, 8, 0, 15))
@@ -124,17 +135,31 @@ def gzip_like_astropy(data: bytes, clock: int | None = None) -> bytes:
     clock
         Seconds since 1970 to put in place of the present time.
     """
-    stream = gzip.compress(data)
-    return stream if clock is None else stream[:4] + struct.pack("<I", clock) + stream[8:]
+    seconds = int(time.time()) if clock is None else clock
+    header = ASTROPY_HEADER[:4] + seconds.to_bytes(4, "little") + ASTROPY_HEADER[8:]
+    return gzip_with(GzipParameters(header), data)
 
 
 def gzip_with(parameters: GzipParameters, data: bytes) -> bytes:
     """Compress with recognised parameters."""
+    body = _deflate(parameters, data)
+    return b"".join((parameters.header, body, struct.pack("<II", zlib.crc32(data), len(data) & 0xFFFFFFFF)))
+
+
+_IS_CLASSIC = "ng" not in zlib.ZLIB_RUNTIME_VERSION
+"""Whether Python's zlib is the classic one. zlib-ng, which some systems put in its place, writes other bytes."""
+
+
+def _deflate(parameters: GzipParameters, data: bytes) -> bytes:
+    """Return the raw stream that classic zlib writes, wherever there is one that can."""
+    settings = parameters.memory_level, parameters.strategy, parameters.window_bits
+    if not _IS_CLASSIC and settings == (8, 0, 15):
+        # imagecodecs brings a classic zlib of its own; around the stream are 2 bytes of header and 4 of a checksum.
+        return bytes(imagecodecs.zlib_encode(data, level=parameters.level))[2:-4]
     deflate = zlib.compressobj(
         parameters.level, zlib.DEFLATED, -parameters.window_bits, parameters.memory_level, parameters.strategy
     )
-    body = deflate.compress(data) + deflate.flush()
-    return b"".join((parameters.header, body, struct.pack("<II", zlib.crc32(data), len(data) & 0xFFFFFFFF)))
+    return deflate.compress(data) + deflate.flush()
 
 
 def recognise_gzip(stream: bytes, data: bytes | None = None, *, thorough: bool = False) -> GzipParameters | None:

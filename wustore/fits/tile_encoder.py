@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wustore.errors import UsageError
 from wustore.fits import quantize, rice
-from wustore.fits.gzip_tiles import GzipParameters, gzip_like_astropy, gzip_with
+from wustore.fits.gzip_tiles import ASTROPY_HEADER, GzipParameters, gzip_like_astropy, gzip_with
 from wustore.fits.noise import relative_steps
 from wustore.fits.quantize import BLANK, NO_DITHER, SUBTRACTIVE_DITHER_1, SUBTRACTIVE_DITHER_2
 from wustore.fits.tile_decoder import Table, stored_tile
@@ -548,12 +548,9 @@ def _reencode_rice_floats(
     return b"".join((main, bytes(layout.heap_start - len(main)), found.tiles))
 
 
-_ASTROPY_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\xff"
-
-
 def _gzip_again(gzip: GzipParameters | Mapping[int, GzipParameters] | None, number: int, content: bytes) -> bytes:
     parameters = gzip if gzip is None or isinstance(gzip, GzipParameters) else gzip.get(number)
-    return gzip_with(parameters or GzipParameters(_ASTROPY_HEADER), content)
+    return gzip_with(parameters or GzipParameters(ASTROPY_HEADER), content)
 
 
 def _encode_again(
