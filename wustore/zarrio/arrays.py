@@ -108,7 +108,7 @@ def encode_small(data: NDArray[Any]) -> bytes | None:
     if data.size == 0:
         return None
     if data.dtype.kind != "O":
-        return _small_chain(data.dtype).encode(np.ascontiguousarray(data), Hints())
+        return b"".join(_small_chain(data.dtype).encode(np.ascontiguousarray(data), Hints()))
     from numcodecs import Zstd
 
     return with_crc(bytes(Zstd(5).encode(_text_to_bytes(data))))

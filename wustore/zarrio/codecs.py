@@ -23,6 +23,7 @@ __all__ = [
     "Hints",
     "check_crc",
     "crc32c",
+    "finds_structure",
     "parse_chain",
     "strip_crc",
     "with_crc",
@@ -30,6 +31,9 @@ __all__ = [
 
 PCODEC_DTYPES = frozenset(np.dtype(name) for name in ("u2", "u4", "u8", "i2", "i4", "i8", "f2", "f4", "f8"))
 """What pcodec compresses under its Zarr name ``numcodecs.pcodec``."""
+
+
+Mode = Literal["auto", "classic", "multiples"]
 
 
 class DamagedChunk(ValueError):  # noqa: N818 - internal: becomes a CorruptError where the place is known
@@ -52,7 +56,7 @@ class Hints:
         Instead of the chain's level; pcodec reads any level without being told.
     """
 
-    mode: Literal["auto", "classic", "multiples"] = "auto"
+    mode: Mode = "auto"
     base: float = 1.0
     order: int = 0
     level: int | None = None
@@ -136,17 +140,22 @@ class Chain:
         shuffle = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}[self.settings["shuffle"]]
         return blosc.Blosc(self.settings["cname"], self.settings["clevel"], shuffle, self.settings["blocksize"])
 
-    def encode(self, chunk: NDArray[Any], hints: Hints) -> bytes:
-        """Return the stored bytes of a C-contiguous chunk."""
+    def encode(self, chunk: NDArray[Any], hints: Hints) -> tuple[bytes, bytes]:
+        """Return the stored bytes of a C-contiguous chunk, and their checksum as it is stored behind them."""
+        body = self._encoded(chunk, hints)
+        return body, crc32c(body).to_bytes(4, "little")
+
+    def _encoded(self, chunk: NDArray[Any], hints: Hints) -> bytes:
         if self.method == "pcodec":
             from pcodec import standalone
 
             config = _pcodec_config(hints.level or self.settings["level"], hints)
-            return with_crc(standalone.simple_compress(chunk.reshape(-1), config))
+            encoded: bytes = standalone.simple_compress(chunk.reshape(-1), config)
+            return encoded
         little = chunk.astype(chunk.dtype.newbyteorder("<"), copy=False)
         if self.method == "raw":
-            return with_crc(little.tobytes())
-        return with_crc(bytes(self._codec.encode(little)))
+            return little.tobytes()
+        return bytes(self._codec.encode(little))
 
     def can_fill(self, out: NDArray[Any]) -> bool:
         """Return whether `decode` takes this array: pcodec writes to contiguous memory only."""
@@ -204,6 +213,27 @@ def _pcodec_config(level: int, hints: Hints) -> Any:
         delta = getattr(DeltaSpec, "no_op", None) or DeltaSpec.none  # renamed in pcodec 1.0
         delta = delta()
     return ChunkConfig(compression_level=level, mode_spec=mode, delta_spec=delta)
+
+
+def finds_structure(values: NDArray[Any], order: int) -> bool:
+    """Return whether pcodec, asked to look for structure in the values, makes them smaller by more than a hundredth.
+
+    Parameters
+    ----------
+    values
+        A sample: contiguous, one axis.
+    order
+        As in `Hints`.
+    """
+    from pcodec import standalone
+
+    modes: tuple[Mode, ...] = ("classic", "auto")
+    configurations = [_pcodec_config(_SAMPLE_LEVEL, Hints(mode, order=order)) for mode in modes]
+    plain, searched = (len(standalone.simple_compress(values, each)) for each in configurations)
+    return searched < 0.99 * plain
+
+
+_SAMPLE_LEVEL = 4
 
 
 def parse_chain(codecs: object, dtype: np.dtype[Any]) -> Chain | None:

@@ -7,6 +7,7 @@ the CRC-32C of that index.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -140,7 +141,7 @@ def encode_shard(plane: NDArray[Any], grid: ShardGrid, fill: float, hints: Hints
     """
     height, width = grid.chunk
 
-    def encode(place: tuple[int, int]) -> bytes:
+    def encode(place: tuple[int, int]) -> tuple[bytes, bytes]:
         y, x = place[0] * height, place[1] * width
         part = plane[y : y + height, x : x + width]
         if part.shape != grid.chunk:
@@ -150,11 +151,11 @@ def encode_shard(plane: NDArray[Any], grid: ShardGrid, fill: float, hints: Hints
         return grid.chain.encode(np.ascontiguousarray(part), hints)
 
     chunks = in_threads(encode, list(np.ndindex(grid.counts)), workers)
-    lengths = np.array([len(chunk) for chunk in chunks], dtype=np.uint64)
+    lengths = np.array([len(body) + len(checksum) for body, checksum in chunks], dtype=np.uint64)
     index = np.empty((len(chunks), 2), dtype="<u8")
     index[:, 0] = np.cumsum(lengths) - lengths
     index[:, 1] = lengths
-    return b"".join([*chunks, with_crc(index.tobytes())])
+    return b"".join([*itertools.chain.from_iterable(chunks), with_crc(index.tobytes())])
 
 
 @dataclass(frozen=True, eq=False)
