@@ -224,7 +224,7 @@ def _record_tiles(header: Header, data: Buffer, plane: Array) -> tuple[Any, list
     kept: dict[int, bytes] = {}
     arguments = (layout, plane, scale, zero)
     rebuilt = reencode_plane(*arguments, kinds=kinds, zblank=zblank, gzip=gzip)
-    if rebuilt != data:
+    if not _equal(data, rebuilt):
         different = differing_tiles(layout, data, rebuilt)
         if different:
             kept = {number: table.tile(number) for number in different}
@@ -305,6 +305,19 @@ def _plain_data(header: Header, plane: Array) -> bytes:
 # --- any HDU ------------------------------------------------------------------------------------------
 
 
+_COMPARED = 1 << 20
+"""Bytes compared at a time: they stay in the cache, and what is different is seen early."""
+
+
+def _equal(data: Buffer, rebuilt: bytes) -> bool:
+    """Return whether bytes are the same; Python compares a memoryview one by one, 20 times as slowly."""
+    if len(data) != len(rebuilt):
+        return False
+    true, made = np.frombuffer(data, np.uint8), np.frombuffer(rebuilt, np.uint8)
+    pieces = (slice(k, k + _COMPARED) for k in range(0, len(true), _COMPARED))
+    return all(np.array_equal(true[piece], made[piece]) for piece in pieces)
+
+
 def _patches(data: Buffer, rebuilt: bytes) -> tuple[Array, bytes] | None:
     """Return positions and true bytes where the two differ; None where they are too many."""
     if len(rebuilt) != len(data):
@@ -347,7 +360,7 @@ def record(header: Header, head: bytes, data: Buffer, data_length: int, plane: A
         if parameters:
             control["with"] = parameters
         recipe.blobs += blobs
-        if rebuilt != true:
+        if not _equal(true, rebuilt):
             patches = _patches(true, rebuilt)
             if patches is None:
                 control["method"] = "kept"
