@@ -259,8 +259,9 @@ def test_write_config(tmp_path: Path) -> None:
     work_unit.write_config()
     path = tmp_path / "night_provenance" / "night_config.yaml"
     assert SearchConfiguration.from_file(path)["num_obs"] == 7
-    with pytest.raises(StoreExistsError):
+    with pytest.raises(StoreExistsError) as caught:
         work_unit.write_config()
+    assert isinstance(caught.value, ValueError)  # which KBMOD's callers catch
     work_unit.config["num_obs"] = 8
     work_unit.write_config(overwrite=True)
     assert SearchConfiguration.from_file(path)["num_obs"] == 8
@@ -559,8 +560,9 @@ def test_missing_files(tmp_path: Path) -> None:
         lambda: WorkUnit.from_hdf5(tmp_path / "a.h5"),
         lambda: load_layered_image_from_shard(tmp_path / "0_a.fits"),
     ):
-        with pytest.raises(StoreNotFoundError):
+        with pytest.raises(StoreNotFoundError) as caught:
             load()
+        assert isinstance(caught.value, ValueError)  # which KBMOD's callers catch
 
 
 def test_open_save_convert(tmp_path: Path) -> None:
