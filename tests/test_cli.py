@@ -197,6 +197,9 @@ def test_info_of_an_import(run, tmp_path, suffix):
     assert file["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert file["compressed"] == "gzip"
     assert file["compressed_file_exact"] is True
+    assert found["capsule"]["bytes_of_files"] == path.stat().st_size
+    if suffix == "zarr":  # what the leftovers take, not what they give back
+        assert found["capsule"]["bytes"] == sum(f.stat().st_size for f in (store / "fits").rglob("*") if f.is_file())
     assert found["source"]["layout"].startswith("kbmod-")
     assert found["bytes"] == sum(f.stat().st_size for f in [store, *store.rglob("*")] if f.is_file())
     if suffix != "zarr.zip":
