@@ -173,6 +173,10 @@ def test_refused():
         {"x": 1, "y": 1, "layers": ()},
         {"x": 1, "y": 1, "images": [3]},
         {"x": 1, "y": 1, "times": [1, 2, 3]},
+        {"x": 1, "y": 1, "times": (2.0, 1.0)},
+        {"x": "a", "y": 1},
+        {"x": [1, 2], "y": [1, 2, 3]},
+        {"ra": [1, 2], "dec": [1, 2, 3]},
         {"ra": 1, "dec": 2},
     ):
         with pytest.raises(UsageError):

@@ -29,11 +29,17 @@ from wustore.errors import CorruptError, FormatError, StoreExistsError, StoreNot
 from wustore.images import ImageStack, LayeredImage, match_times
 from wustore.metadata import create_image_metadata, hdu_to_image_metadata_table, image_metadata_table_to_hdu
 from wustore.observatory import default_observatory, location_of, observatory_of
-from wustore.parallax import image_positions_to_original_icrs, offline, sky_to_pixel
+from wustore.parallax import image_positions_to_original_icrs, offline
 from wustore.protocol import Reader
 from wustore.registry import backend_named
 from wustore.transfer import copy as copy_store
-from wustore.wcs import append_wcs_to_hdu_header, calc_ecliptic_angle, extract_wcs_from_hdu_header, text_to_wcs
+from wustore.wcs import (
+    append_wcs_to_hdu_header,
+    calc_ecliptic_angle,
+    extract_wcs_from_hdu_header,
+    sky_to_pixel,
+    text_to_wcs,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
