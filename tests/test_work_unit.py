@@ -552,6 +552,25 @@ def test_kbmod_style_lazy_work_unit(tmp_path: Path) -> None:
     assert lazy.im_stack.times.tolist() == times[[0, 2, 3]].tolist()
 
 
+@pytest.mark.parametrize("name", ["a.zarr", "a.zarr.zip", "a.h5", "a.fits"])
+def test_a_lazy_work_unit_survives_a_change_of_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    work_unit = made()
+    wustore.save(work_unit, tmp_path / name)
+    made().to_sharded_fits("s.fits", tmp_path, lossless=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with wustore.open(name) as lazy, WorkUnit.from_sharded_fits("s.fits", ".", lazy=True) as shards:
+        sent = pickle.dumps(lazy.layer("science"))
+        assert shards.file_paths is not None
+        monkeypatch.chdir("elsewhere")
+        np.testing.assert_array_equal(pickle.loads(sent)[0], lazy.layer("science")[0])
+        for loaded in (lazy, shards):
+            loaded.load_images()
+            assert len(loaded.im_stack.sci) == len(work_unit)
+
+
 def test_missing_files(tmp_path: Path) -> None:
     for load in (
         lambda: WorkUnit.from_fits(tmp_path / "a.fits"),

@@ -31,7 +31,7 @@ from wustore.metadata import create_image_metadata, hdu_to_image_metadata_table,
 from wustore.observatory import default_observatory, location_of, observatory_of
 from wustore.parallax import image_positions_to_original_icrs, offline
 from wustore.protocol import Reader
-from wustore.registry import backend_named
+from wustore.registry import backend_named, opened
 from wustore.transfer import copy as copy_store
 from wustore.wcs import (
     append_wcs_to_hdu_header,
@@ -1022,10 +1022,7 @@ def _fits_options(compression_type: str, quantize_level: float, *, lossless: boo
 
 
 def _load(format_name: str, path: Any, *, lazy: bool, show_progress: bool | None = None) -> WorkUnit:
-    address = os.fspath(path) if isinstance(path, str | PathLike) else path
-    if isinstance(address, str) and "://" not in address and not Path(address).exists():
-        raise StoreNotFoundError("no WorkUnit there", path=address)
-    reader = backend_named(format_name).open(address)
+    reader = opened(os.fspath(path) if isinstance(path, str | PathLike) else path, format_name)
     if lazy:
         return edge.work_unit_from(reader)
     with reader:
