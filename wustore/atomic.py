@@ -106,6 +106,24 @@ def _is_stale(name: str) -> bool:
     return False
 
 
+_ROOTS = ("zarr.json", ".zgroup", ".zarray")
+"""One of these is right below a directory that is a Zarr store, of any version."""
+
+
+def _refuse_foreign_directory(target: Path) -> None:
+    """Refuse to replace a directory with anything in it that is no Zarr store: all of it would be gone."""
+    if not target.is_dir() or any((target / name).exists() for name in _ROOTS):
+        return
+    names = sorted(entry.name for entry in target.iterdir())
+    if names:
+        raise StoreExistsError(
+            "the target is a directory of something else, which is not overwritten",
+            path=target,
+            found=", ".join(names[:5]) + (", …" if len(names) > 5 else ""),
+            cure="Choose another name, or remove it yourself.",
+        )
+
+
 class Staging:
     """A temporary sibling of a target.
 
@@ -127,7 +145,7 @@ class Staging:
     Raises
     ------
     StoreExistsError
-        The target exists and ``overwrite`` is False.
+        The target exists and ``overwrite`` is False, or it is a directory that is neither empty nor a Zarr store.
     StoreNotFoundError
         The target's directory does not exist.
     """
@@ -149,6 +167,7 @@ class Staging:
             raise StoreExistsError(
                 "the target exists already", path=self.target, cure="Choose another name, or allow overwriting."
             )
+        _refuse_foreign_directory(self.target)
         if not self.target.parent.is_dir():
             raise StoreNotFoundError(
                 "the target's directory does not exist", path=self.target.parent, cure="Create it first."
