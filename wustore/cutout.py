@@ -276,7 +276,11 @@ def _checked(part: slice | None, size: int, axis: str, path: str) -> slice:
     start, stop, step = part.indices(size)
     if step != 1 or stop <= start:
         raise UsageError(
-            "the window has no pixel in the frame", path=path, where=axis, expected=f"within 0 to {size}", found=part
+            "the window has no pixel in the frame",
+            path=path,
+            where=axis,
+            expected=f"within 0 to {size - 1}",
+            found=f"{part.start} to {part.stop - 1}" if part.stop else "below 0",
         )
     return slice(start, stop)
 
