@@ -14,7 +14,7 @@ from typing import Any, Protocol, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from wustore.errors import FormatError
+from wustore.errors import FormatError, UsageError
 
 __all__ = ["ImageStack", "ImageStackPy", "LayeredImage", "LayeredImagePy", "LazyPlanes", "PlaneSource", "match_times"]
 
@@ -219,6 +219,26 @@ class ImageStack:
                 variances[k] = _apply_mask(variances[k], masked, var[k])
         self.sci, self.var = planes, variances
         self.psfs = [np.ones((1, 1)) for _ in range(n)] if psfs is None else [_kernel(psf) for psf in psfs]
+
+    @classmethod
+    def of(cls, given: Any) -> ImageStack:
+        """Return ``given`` itself, or KBMOD's stack as ours: taken over by its attributes, sharing the arrays.
+
+        Raises
+        ------
+        UsageError
+            Where it is no image stack.
+        """
+        if isinstance(given, ImageStack):
+            return given
+        try:
+            if len(given.sci) == 0:
+                return cls()
+            return cls(given.times, list(given.sci), list(given.var), psfs=list(given.psfs))
+        except AttributeError as error:
+            raise UsageError(
+                "not an image stack", expected="times, sci, var, psfs", found=type(given).__name__
+            ) from error
 
     @classmethod
     def over(cls, source: PlaneSource, times: NDArray[np.float64], size: tuple[int, int]) -> ImageStack:
