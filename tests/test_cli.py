@@ -128,6 +128,22 @@ def test_not_an_error_of_ours(monkeypatch, run):
         run("info", "x")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["info"],
+        ["verify"],
+        ["repack", "--layout", "images"],
+        ["stamp", "--x", "1", "--y", "1", "-o", "a.npy"],
+        ["finish"],
+    ],
+)
+def test_an_empty_path_is_a_mistake_in_the_command(run, command):
+    code, out, err = run(*command, "")
+    assert (code, out) == (2, "")
+    assert "without a name" in err
+
+
 # --- info -------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ import sys
 import uuid
 from pathlib import Path
 
-from wustore.errors import StoreExistsError, StoreNotFoundError
+from wustore.errors import StoreExistsError, StoreNotFoundError, UsageError
 
 __all__ = ["Staging", "partial_path", "sync_tree"]
 
@@ -28,8 +28,16 @@ _SYNC_WHOLE_FILE_SYSTEM = 64
 
 
 def partial_path(target: str | os.PathLike[str]) -> Path:
-    """Return where a conversion to ``target`` that can be resumed is kept until it is whole."""
+    """Return where a conversion to ``target`` that can be resumed is kept until it is whole.
+
+    Raises
+    ------
+    UsageError
+        Where the path names nothing.
+    """
     path = Path(target)
+    if not path.name:
+        raise UsageError("a path without a name", expected="the name of a store", found=repr(os.fspath(target)))
     return path.with_name(f".{path.name}{_MARK}")
 
 
