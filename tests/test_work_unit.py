@@ -7,6 +7,7 @@ import pickle
 import sys
 import types
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -550,6 +551,28 @@ def test_kbmod_style_lazy_work_unit(tmp_path: Path) -> None:
     assert not lazy.lazy
     assert len(lazy) == 3
     assert lazy.im_stack.times.tolist() == times[[0, 2, 3]].tolist()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda lazy, path: wustore.save(lazy, path / "b.h5"),
+        lambda lazy, path: lazy.to_zarr(path / "b.zarr"),
+        lambda lazy, path: lazy.layer("science"),
+        lambda lazy, path: lazy.stamps(2, 2, 1),
+        lambda lazy, path: lazy.cutout(4, 3, 2, 2),
+        lambda lazy, path: lazy.select(images=[1]),
+    ],
+)
+def test_a_kbmod_style_lazy_work_unit_loads_where_pixels_are_needed(
+    tmp_path: Path, use: Callable[[WorkUnit, Path], object]
+) -> None:
+    made().to_sharded_fits("a.fits", tmp_path, lossless=True)
+    paths = [str(tmp_path / f"{i}_a.fits") for i in range(N)]
+    lazy = WorkUnit(ImageStack(), None, wcs=wcs_at(), lazy=True, file_paths=paths, obstimes=stack().times)
+    use(lazy, tmp_path)
+    assert not lazy.lazy
+    assert np.array_equal(lazy.im_stack.sci[1], made().im_stack.sci[1], equal_nan=True)
 
 
 @pytest.mark.parametrize("name", ["a.zarr", "a.zarr.zip", "a.h5", "a.fits"])

@@ -927,8 +927,6 @@ class WorkUnit:
         capsule: bool = True,
         **options: Any,
     ) -> None:
-        if self._lazy and not self.im_stack.lazy:
-            self.load_if_lazy()
         target = os.fspath(path) if isinstance(path, str | PathLike) else path
         reader = edge.reader_of(self)
         meta = reader.meta
