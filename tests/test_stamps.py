@@ -344,6 +344,17 @@ def test_results_files(tmp_path, name):
     assert got.x[:, 0].tolist() == [int(np.floor(x + vx * shift + 0.5)) for x, _, vx, _ in ROWS]
 
 
+def test_kbmods_results():
+    class Results:  # what KBMOD's have: a table, and the times that it was found with
+        table = Table(ROWS, names=("x", "y", "vx", "vy"))
+        colnames = table.colnames
+        mjd_mid = np.array([60000.25, 60001.0])
+
+    found = trajectories_from(Results(), sample("simple").meta)
+    assert np.array_equal(columns_of(found), ROWS)
+    assert found.zero_time == 60000.25
+
+
 def test_bad_trajectories(tmp_path):
     meta = sample("simple").meta
     masked = Table(ROWS, names=("x", "y", "vx", "vy"), masked=True)

@@ -126,8 +126,8 @@ def trajectories_from(source: Any, meta: Meta) -> Trajectories:
 
         - `Trajectories`;
         - an array of shape (n, 4) or a sequence of four arrays ``(x, y, vx, vy)``;
-        - an astropy Table, structured array, pandas DataFrame or mapping with columns ``x, y, vx, vy``
-          (KBMOD's results), or ``ra, dec, v_ra, v_dec`` [deg, deg / day] at the first image's time, or ``ra,
+        - KBMOD's ``Results``, an astropy Table, structured array, pandas DataFrame or mapping with columns
+          ``x, y, vx, vy``, or ``ra, dec, v_ra, v_dec`` [deg, deg / day] at the first image's time, or ``ra,
           dec`` and a time column (``mjd``, ``time``) with a row per position, ``object`` (or ``id``) telling
           the objects apart: each is fitted with a straight line in pixels;
         - objects with attributes ``x, y, vx, vy`` (KBMOD's ``Trajectory``), one or many;
@@ -150,8 +150,10 @@ def trajectories_from(source: Any, meta: Meta) -> Trajectories:
     if isinstance(source, str | PathLike):
         columns, zero_time = _read_file(fspath(source))
         return _from_columns(columns, meta, zero_time)
-    if hasattr(source, "colnames"):
-        return _from_columns({name: source[name] for name in source.colnames}, meta, _zero_time(source.meta))
+    table = getattr(source, "table", source)  # KBMOD's Results hold a table, and the times beside it
+    if hasattr(table, "colnames"):
+        beside = {key: getattr(source, key) for key in _ZERO_TIME_KEYS if getattr(source, key, None) is not None}
+        return _from_columns({name: table[name] for name in table.colnames}, meta, _zero_time(beside | table.meta))
     if isinstance(source, np.ndarray) and source.dtype.names is not None:
         return _from_columns({name: source[name] for name in source.dtype.names}, meta, None)
     if isinstance(source, Mapping):
