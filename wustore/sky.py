@@ -11,7 +11,7 @@ from wustore import wcs
 from wustore.errors import UsageError
 from wustore.model import Meta
 
-__all__ = ["image_wcs", "numbers_alike", "sky_to_pixel", "text_sky_to_pixel"]
+__all__ = ["image_wcs", "numbers_alike", "shared_wcs", "sky_to_pixel", "text_sky_to_pixel"]
 
 WCS_COLUMN = "per_image_wcs"
 
@@ -49,6 +49,32 @@ def image_wcs(meta: Meta, i: int) -> str:
         where=f"image {i}",
         cure="Give positions in pixels.",
     )
+
+
+def shared_wcs(meta: Meta, consequence: str, cure: str) -> str:
+    """Return the header text of the WCS that all images share.
+
+    Parameters
+    ----------
+    meta
+        Metadata of the store.
+    consequence, cure
+        For the message: what different WCSs mean, and what to do then.
+
+    Raises
+    ------
+    UsageError
+        Where an image has none, or another.
+    """
+    texts = {image_wcs(meta, i) for i in range(meta.n_images)}
+    if len(texts) > 1:
+        raise UsageError(
+            f"the images have different WCSs, so {consequence}",
+            expected="one WCS for all of them",
+            found=f"{len(texts)} different ones",
+            cure=cure,
+        )
+    return texts.pop()
 
 
 def text_sky_to_pixel(text: str, ra: ArrayLike, dec: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from wustore.errors import FormatError, MissingDependencyError, StoreNotFoundError, UsageError, WuStoreError
 from wustore.model import Meta
-from wustore.sky import image_wcs, text_sky_to_pixel
+from wustore.sky import shared_wcs, text_sky_to_pixel
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -226,15 +226,11 @@ def _numbers(columns: Mapping[str, Any], name: str) -> NDArray[np.float64]:
 
 def _one_wcs(meta: Meta) -> str:
     """Return the WCS that all images share: motions in the pixels of a stack mean nothing without it."""
-    texts = {image_wcs(meta, i) for i in range(meta.n_images)}
-    if len(texts) > 1:
-        raise UsageError(
-            "the images have different WCSs, so a motion on the sky is no straight line through the stack",
-            expected="a global WCS",
-            found=f"{len(texts)} different ones",
-            cure="Reproject the images first, or take stamps at a sky position.",
-        )
-    return texts.pop()
+    return shared_wcs(
+        meta,
+        "a motion on the sky is no straight line through the stack",
+        "Reproject the images first, or take stamps at a sky position.",
+    )
 
 
 def _fitted(
