@@ -20,6 +20,7 @@ def fill(path, text, *, directory):
     if directory:
         (path / "deep").mkdir(parents=True)
         (path / "deep" / "file").write_text(text)
+        (path / "zarr.json").write_text("{}")
     else:
         path.write_text(text)
 
@@ -66,6 +67,21 @@ def test_existing(tmp_path):
         Staging(tmp_path / "store")
     with pytest.raises(StoreNotFoundError, match="directory"):
         Staging(tmp_path / "no" / "store")
+
+
+def test_a_directory_of_something_else_is_never_replaced(tmp_path):
+    target = tmp_path / "store"
+    target.mkdir()
+    Staging(target, overwrite=True)  # empty: nothing to lose
+    (target / "thesis").write_text("years of work")
+    with pytest.raises(StoreExistsError, match="thesis"):
+        Staging(target, overwrite=True)
+    staging = Staging(tmp_path / "other", overwrite=True)
+    fill(staging.path, "new", directory=True)
+    target.rename(tmp_path / "other")
+    with pytest.raises(StoreExistsError, match="thesis"):
+        staging.commit()
+    assert (tmp_path / "other" / "thesis").read_text() == "years of work"
 
 
 def test_appeared_meanwhile(tmp_path):
@@ -133,6 +149,7 @@ from wustore.atomic import Staging
 for n in itertools.count():
     staging = Staging(sys.argv[1], overwrite=True)
     staging.path.mkdir()
+    (staging.path / "zarr.json").touch()
     for k in range(20):
         (staging.path / str(k)).write_text(str(n))
     staging.commit()

@@ -128,6 +128,22 @@ def test_not_an_error_of_ours(monkeypatch, run):
         run("info", "x")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["info"],
+        ["verify"],
+        ["repack", "--layout", "images"],
+        ["stamp", "--x", "1", "--y", "1", "-o", "a.npy"],
+        ["finish"],
+    ],
+)
+def test_an_empty_path_is_a_mistake_in_the_command(run, command):
+    code, out, err = run(*command, "")
+    assert (code, out) == (2, "")
+    assert "without a name" in err
+
+
 # --- info -------------------------------------------------------------------------------------------
 
 
@@ -197,6 +213,9 @@ def test_info_of_an_import(run, tmp_path, suffix):
     assert file["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert file["compressed"] == "gzip"
     assert file["compressed_file_exact"] is True
+    assert found["capsule"]["bytes_of_files"] == path.stat().st_size
+    if suffix == "zarr":  # what the leftovers take, not what they give back
+        assert found["capsule"]["bytes"] == sum(f.stat().st_size for f in (store / "fits").rglob("*") if f.is_file())
     assert found["source"]["layout"].startswith("kbmod-")
     assert found["bytes"] == sum(f.stat().st_size for f in [store, *store.rglob("*")] if f.is_file())
     if suffix != "zarr.zip":

@@ -168,5 +168,5 @@ def test_imports_point_down():
         if other != room and line_of.get(other, len(names)) <= line_of[room]
     }
     assert {(room, lazy) for room, _, lazy in upward} == {
-        ("protocol", True), ("edge", True), ("work_unit", True), ("fits", True)
+        ("protocol", True), ("edge", True), ("fits", True)
     }  # fmt: skip

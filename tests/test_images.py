@@ -114,13 +114,19 @@ def test_layered_images() -> None:
     image = LayeredImage(np.zeros((4, 5)), np.ones((4, 5)), mask=np.eye(4, 5), time=9.0)
     images.set_single_image(2, image)
     assert np.isnan(images.sci[2]).sum() == 4
-    assert not np.isnan(image.sci).any()
+    assert images.sci[2] is image.sci  # taken over, as in KBMOD
     assert images.zeroed_times[2] == 9.0 - 60000.0
     images.append_layered_image(image)
     assert len(images) == 4
+    assert images.sci[3] is image.sci
+    frozen = LayeredImage(np.zeros((4, 5), np.float32), np.ones((4, 5)), mask=np.eye(4, 5))
+    frozen.sci.flags.writeable = False
+    images.append_layered_image(frozen)
+    assert np.isnan(images.sci[4]).sum() == 4
+    assert not np.isnan(frozen.sci).any()
     with pytest.raises(FormatError):
         images.set_single_image(0, LayeredImage(np.zeros((2, 2)), np.zeros((2, 2))))
-    for index in (-1, 4):
+    for index in (-1, 5):
         with pytest.raises(IndexError):
             images.get_single_image(index)
     assert LayeredImage([[np.nan]], [[1.0]]).mask.tolist() == [[True]]
@@ -170,6 +176,9 @@ def test_scaling_leaves_masked_pixels() -> None:
     np.testing.assert_array_equal(images.sci[1], before[1])
     images.scale_images(2.0, is_magnitude=False)
     np.testing.assert_array_equal(images.sci[1], before[1] / 2)
+    plane = images.sci[1].copy()
+    images.scale_images(np.float32(0.3))
+    np.testing.assert_array_equal(images.sci[1], plane / 10 ** (np.float32(0.3) / 2.5))  # in float32, as in KBMOD
     with pytest.raises(FormatError):
         images.scale_images([1.0])
 
@@ -193,7 +202,10 @@ def test_validation_and_stats(caplog: pytest.LogCaptureFixture, capsys: pytest.C
     for part in ("Image 0 has 100 percent", "Image 1 has invalid science", "Image 2 has invalid variance"):
         assert part in caplog.text
     images.print_stats()
-    assert "Image Count: 3" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Image Count: 3" in printed
+    heading = "|  idx |     Time   |  Flux Min  |  Flux Max  |  Flux Mean |  Var Min |  Var Max | Var Mean | Masked |"
+    assert heading in printed  # KBMOD's, blank for blank
 
 
 def test_times_match_in_any_order() -> None:

@@ -15,7 +15,8 @@ from astropy.utils import iers
 from astropy.wcs import WCS
 
 from wustore.errors import UsageError
-from wustore.parallax import image_positions_to_original_icrs, observed_from_barycentric, offline, sky_to_pixel
+from wustore.parallax import image_positions_to_original_icrs, observed_from_barycentric, offline
+from wustore.wcs import sky_to_pixel
 
 CTIO = EarthLocation(lat=-30.17 * u.deg, lon=-70.81 * u.deg, height=2200 * u.m)
 

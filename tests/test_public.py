@@ -85,7 +85,7 @@ def test_modules_name_what_is_theirs():
 
 
 def drawn_tree():
-    """The tree in the docstring of `wustore.errors`: name to (name of the parent, builtin beside it)."""
+    """The tree in the docstring of `wustore.errors`: name to (name of the parent, builtins beside it)."""
     drawn = {}
     path = []
     for line in errors.__doc__.splitlines():
@@ -93,18 +93,18 @@ def drawn_tree():
         if match is None or not line.startswith("    "):
             continue
         depth = (line.index(match[4]) - 4 + 3) // 4
-        builtin = re.search(r"\((\w+Error)\)", match[5])
+        builtins = re.search(r"\((\w+Error(?:, \w+Error)*)\)", match[5])
         path[depth:] = [match[4]]
-        drawn[match[4]] = (path[depth - 1] if depth else None, builtin and builtin[1])
+        drawn[match[4]] = (path[depth - 1] if depth else None, builtins[1].split(", ") if builtins else [])
     return drawn
 
 
 def test_error_tree_is_as_drawn():
     drawn = drawn_tree()
     assert set(drawn) == set(errors.__all__)
-    for name, (parent, builtin) in drawn.items():
+    for name, (parent, builtins) in drawn.items():
         bases = [base.__name__ for base in getattr(errors, name).__bases__]
-        assert bases == [parent or "Exception", *([builtin] if builtin else [])], name
+        assert bases == [parent or "Exception", *builtins], name
 
 
 def test_every_leaf_is_a_builtin():

@@ -21,6 +21,7 @@ import pytest
 import wustore
 from wustore import jobs, remote
 from wustore.backends.memory import MemoryReader
+from wustore.cli import main
 from wustore.errors import CorruptError, IncompleteError, MissingDependencyError, StoreNotFoundError, UsageError
 from wustore.registry import backend_for_writing
 from wustore.testing import assert_same, sample, with_capsule
@@ -515,6 +516,19 @@ def test_errors_show_no_secret(web):
         with pytest.raises(StoreNotFoundError) as caught:
             wustore.open_reader(f"{secret}{suffix}?token=very-secret")
         assert "very-secret" not in f"{caught.value} {caught.value!r} {caught.value.__cause__}"
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".h5", ".fits"])
+def test_a_server_that_is_not_there_is_named(suffix, capsys):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{unused.getsockname()[1]}"
+        url = f"http://user:very-secret@{place}/x{suffix}"
+        assert main(["info", url]) == 3
+    said = capsys.readouterr().err
+    assert place in said
+    assert f"x{suffix}" in said
+    assert "very-secret" not in said
 
 
 @pytest.mark.parametrize(("protocol", "package"), [("gs", "gcsfs"), ("az", "adlfs")])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import imagecodecs
 import numpy as np
 import pytest
@@ -96,11 +98,21 @@ def test_stamp_command(store, tmp_path, capsys):
     assert np.load(out).tobytes() == trajectory_stamps(sample("chunked"), MOTIONS, 4).coadd("sum").tobytes()
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "6 stamps" in captured.err
+    assert "2 coadds of 9 x 9 pixels, from 3 images" in captured.err
     assert main([*command, "--x", "5"]) == 2
     assert main(["stamp", store, "--x", "5", "-o", str(tmp_path / "u.npy")]) == 2
     assert main(["stamp", store, "--ra", "5", "--dec", "5", "-o", str(tmp_path / "u.npy")]) == 2  # no WCS
     assert main(["stamp", store, "--x", "5", "--y", "5", "-o", str(tmp_path / "u.txt")]) == 2
+
+
+def test_no_command_writes_over_its_source(store, capsys):
+    before = sorted(path.name for path in Path(store).rglob("*"))
+    where = ["--x", "9", "--y", "9"]
+    for target in (store, f"{store}/", str(Path(store).parent / "." / "wu.zarr")):
+        assert main(["stamp", store, *where, "-o", target, "--overwrite"]) == 2
+        assert main(["cutout", store, target, *where, "--width", "5", "--overwrite"]) == 2
+    assert "source and target are the same" in capsys.readouterr().err
+    assert sorted(path.name for path in Path(store).rglob("*")) == before
 
 
 def test_cutout_command(store, tmp_path):

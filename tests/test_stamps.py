@@ -173,6 +173,10 @@ def test_refused():
         {"x": 1, "y": 1, "layers": ()},
         {"x": 1, "y": 1, "images": [3]},
         {"x": 1, "y": 1, "times": [1, 2, 3]},
+        {"x": 1, "y": 1, "times": (2.0, 1.0)},
+        {"x": "a", "y": 1},
+        {"x": [1, 2], "y": [1, 2, 3]},
+        {"ra": [1, 2], "dec": [1, 2, 3]},
         {"ra": 1, "dec": 2},
     ):
         with pytest.raises(UsageError):
@@ -338,6 +342,17 @@ def test_results_files(tmp_path, name):
     got = trajectory_stamps(sample("simple"), path, 1)  # its first image: 60000
     shift = -0.25 if found.zero_time else 0
     assert got.x[:, 0].tolist() == [int(np.floor(x + vx * shift + 0.5)) for x, _, vx, _ in ROWS]
+
+
+def test_kbmods_results():
+    class Results:  # what KBMOD's have: a table, and the times that it was found with
+        table = Table(ROWS, names=("x", "y", "vx", "vy"))
+        colnames = table.colnames
+        mjd_mid = np.array([60000.25, 60001.0])
+
+    found = trajectories_from(Results(), sample("simple").meta)
+    assert np.array_equal(columns_of(found), ROWS)
+    assert found.zero_time == 60000.25
 
 
 def test_bad_trajectories(tmp_path):

@@ -24,13 +24,13 @@ from wustore.verify import Problem, fits_problems, problems
 class Reader(MemoryReader):
     """A memory reader with checksums, and damage where it is told."""
 
-    def __init__(self, source, broken=()):
+    def __init__(self, source, broken=None):
         super().__init__(source.meta, [source.image(i, capsule=True) for i in range(source.meta.n_images)])
         self._source = source
-        self.broken = set(broken)
+        self.broken = broken or {}
 
     def image(self, i, layers=LAYERS, *, capsule=False):
-        if i in self.broken:
+        if set(self.broken.get(i, ())) & set(layers):
             raise CorruptError("a chunk is damaged", path="here", where=f"image {i}")
         return super().image(i, layers, capsule=capsule)
 
@@ -57,13 +57,14 @@ def test_samples_are_sound(name):
 
 
 def test_all_damage_is_found():
-    reader = Reader(with_capsule(sample("ragged")), broken={1, 3})
+    reader = Reader(with_capsule(sample("ragged")), broken={1: ("science", "psf"), 3: ("mask",)})
     reader._images[2].variance[0, 0] += 1
     found = list(problems(reader))
     assert [(p.kind, p.where) for p in found] == [
-        ("damaged", "image 1"),
+        ("damaged", "image 1, science"),
+        ("damaged", "image 1, psf"),
         ("damaged", "image 2, variance"),
-        ("damaged", "image 3"),
+        ("damaged", "image 3, mask"),
         ("damaged", "capsule of image 1"),
         ("damaged", "capsule of image 3"),
     ]
@@ -169,7 +170,7 @@ def test_a_missing_shard(tmp_path):
     except WuStoreError as error:
         assert isinstance(error, CorruptError)  # noqa: PT017 - either refused when opened, or found when read
     else:
-        assert [p.where for p in found] == ["image 1"]
+        assert [p.where for p in found] == ["image 1, science"]
 
 
 # --- the FITS files come back ---------------------------------------------------------------------------

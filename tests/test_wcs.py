@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.wcs import WCS, DistortionLookupTable, Sip
 from hypothesis import given, settings
@@ -23,6 +24,7 @@ from wustore.wcs import (
     kbmod_json_to_text,
     make_fake_wcs,
     serialize_wcs,
+    sky_to_pixel,
     text_to_kbmod_json,
     text_to_wcs,
     wcs_fits_equal,
@@ -277,3 +279,19 @@ def test_corpus_headers(corpus) -> None:
                 wcs = WCS(fits.Header.fromstring(text))
                 assert_same_bits(wcs, text_to_wcs(wcs_to_text(wcs)))
                 assert_same_bits(wcs, text_to_wcs(text))
+
+
+def test_sky_to_pixel_gives_nan_where_a_distortion_cannot_be_inverted() -> None:
+    """astropy's ``world_to_pixel`` gives the place where its inversion gave up instead."""
+    wcs = made()
+    wcs.wcs.ctype = ["RA---TAN-SIP", "DEC--TAN-SIP"]
+    terms = np.zeros((4, 4))
+    terms[2, 0] = 4e-3
+    wcs.sip = Sip(terms, terms.T.copy(), None, None, wcs.wcs.crpix)
+    inside, outside = wcs.all_pix2world([[330.0, 290.0]], 0)[0], wcs.wcs.crval + 3.0
+    coords = SkyCoord([[inside[0], outside[0]]], [[inside[1], outside[1]]], unit="deg")
+    pixels = sky_to_pixel(coords, wcs)
+    assert pixels.shape == (1, 2, 2)
+    np.testing.assert_allclose(pixels[0, 0], [330.0, 290.0], atol=1e-3)
+    assert np.isnan(pixels[0, 1]).all()
+    assert sky_to_pixel(coords[0, 0], wcs).tolist() == pixels[0, 0].tolist()

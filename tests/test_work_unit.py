@@ -7,6 +7,7 @@ import pickle
 import sys
 import types
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -259,8 +260,9 @@ def test_write_config(tmp_path: Path) -> None:
     work_unit.write_config()
     path = tmp_path / "night_provenance" / "night_config.yaml"
     assert SearchConfiguration.from_file(path)["num_obs"] == 7
-    with pytest.raises(StoreExistsError):
+    with pytest.raises(StoreExistsError) as caught:
         work_unit.write_config()
+    assert isinstance(caught.value, ValueError)  # which KBMOD's callers catch
     work_unit.config["num_obs"] = 8
     work_unit.write_config(overwrite=True)
     assert SearchConfiguration.from_file(path)["num_obs"] == 8
@@ -551,6 +553,47 @@ def test_kbmod_style_lazy_work_unit(tmp_path: Path) -> None:
     assert lazy.im_stack.times.tolist() == times[[0, 2, 3]].tolist()
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda lazy, path: wustore.save(lazy, path / "b.h5"),
+        lambda lazy, path: lazy.to_zarr(path / "b.zarr"),
+        lambda lazy, path: lazy.layer("science"),
+        lambda lazy, path: lazy.stamps(2, 2, 1),
+        lambda lazy, path: lazy.cutout(4, 3, 2, 2),
+        lambda lazy, path: lazy.select(images=[1]),
+    ],
+)
+def test_a_kbmod_style_lazy_work_unit_loads_where_pixels_are_needed(
+    tmp_path: Path, use: Callable[[WorkUnit, Path], object]
+) -> None:
+    made().to_sharded_fits("a.fits", tmp_path, lossless=True)
+    paths = [str(tmp_path / f"{i}_a.fits") for i in range(N)]
+    lazy = WorkUnit(ImageStack(), None, wcs=wcs_at(), lazy=True, file_paths=paths, obstimes=stack().times)
+    use(lazy, tmp_path)
+    assert not lazy.lazy
+    assert np.array_equal(lazy.im_stack.sci[1], made().im_stack.sci[1], equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["a.zarr", "a.zarr.zip", "a.h5", "a.fits"])
+def test_a_lazy_work_unit_survives_a_change_of_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    work_unit = made()
+    wustore.save(work_unit, tmp_path / name)
+    made().to_sharded_fits("s.fits", tmp_path, lossless=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with wustore.open(name) as lazy, WorkUnit.from_sharded_fits("s.fits", ".", lazy=True) as shards:
+        sent = pickle.dumps(lazy.layer("science"))
+        assert shards.file_paths is not None
+        monkeypatch.chdir("elsewhere")
+        np.testing.assert_array_equal(pickle.loads(sent)[0], lazy.layer("science")[0])
+        for loaded in (lazy, shards):
+            loaded.load_images()
+            assert len(loaded.im_stack.sci) == len(work_unit)
+
+
 def test_missing_files(tmp_path: Path) -> None:
     for load in (
         lambda: WorkUnit.from_fits(tmp_path / "a.fits"),
@@ -559,8 +602,9 @@ def test_missing_files(tmp_path: Path) -> None:
         lambda: WorkUnit.from_hdf5(tmp_path / "a.h5"),
         lambda: load_layered_image_from_shard(tmp_path / "0_a.fits"),
     ):
-        with pytest.raises(StoreNotFoundError):
+        with pytest.raises(StoreNotFoundError) as caught:
             load()
+        assert isinstance(caught.value, ValueError)  # which KBMOD's callers catch
 
 
 def test_open_save_convert(tmp_path: Path) -> None:

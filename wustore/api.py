@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from wustore.protocol import Reader
-from wustore.registry import backend_for_reading, backend_for_writing
+from wustore.registry import backend_for_writing, opened
 from wustore.transfer import Progress, copy
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ def open_reader(path: Any, *, format: str | None = None, **options: Any) -> Read
     MissingDependencyError
         Where the store, or a URL, needs an extra that is not installed.
     """
-    address = address_of(path)
-    return backend_for_reading(address, format).open(address, **options)
+    return opened(address_of(path), format, **options)
 
 
 def open(path: Any, *, format: str | None = None, lazy: bool = True, **options: Any) -> WorkUnit:  # noqa: A001, A002

@@ -18,7 +18,7 @@ import sys
 import uuid
 from pathlib import Path
 
-from wustore.errors import StoreExistsError, StoreNotFoundError
+from wustore.errors import StoreExistsError, StoreNotFoundError, UsageError
 
 __all__ = ["Staging", "partial_path", "sync_tree"]
 
@@ -28,8 +28,16 @@ _SYNC_WHOLE_FILE_SYSTEM = 64
 
 
 def partial_path(target: str | os.PathLike[str]) -> Path:
-    """Return where a conversion to ``target`` that can be resumed is kept until it is whole."""
+    """Return where a conversion to ``target`` that can be resumed is kept until it is whole.
+
+    Raises
+    ------
+    UsageError
+        Where the path names nothing.
+    """
     path = Path(target)
+    if not path.name:
+        raise UsageError("a path without a name", expected="the name of a store", found=repr(os.fspath(target)))
     return path.with_name(f".{path.name}{_MARK}")
 
 
@@ -106,6 +114,24 @@ def _is_stale(name: str) -> bool:
     return False
 
 
+_ROOTS = ("zarr.json", ".zgroup", ".zarray")
+"""One of these is right below a directory that is a Zarr store, of any version."""
+
+
+def _refuse_foreign_directory(target: Path) -> None:
+    """Refuse to replace a directory with anything in it that is no Zarr store: all of it would be gone."""
+    if not target.is_dir() or any((target / name).exists() for name in _ROOTS):
+        return
+    names = sorted(entry.name for entry in target.iterdir())
+    if names:
+        raise StoreExistsError(
+            "the target is a directory of something else, which is not overwritten",
+            path=target,
+            found=", ".join(names[:5]) + (", …" if len(names) > 5 else ""),
+            cure="Choose another name, or remove it yourself.",
+        )
+
+
 class Staging:
     """A temporary sibling of a target.
 
@@ -127,7 +153,7 @@ class Staging:
     Raises
     ------
     StoreExistsError
-        The target exists and ``overwrite`` is False.
+        The target exists and ``overwrite`` is False, or it is a directory that is neither empty nor a Zarr store.
     StoreNotFoundError
         The target's directory does not exist.
     """
@@ -149,6 +175,7 @@ class Staging:
             raise StoreExistsError(
                 "the target exists already", path=self.target, cure="Choose another name, or allow overwriting."
             )
+        _refuse_foreign_directory(self.target)
         if not self.target.parent.is_dir():
             raise StoreNotFoundError(
                 "the target's directory does not exist", path=self.target.parent, cure="Create it first."

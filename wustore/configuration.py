@@ -15,7 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from wustore.errors import FormatError, StoreNotFoundError
+from wustore.errors import FormatError, StoreNotFoundError, UsageError
 from wustore.yamlio import dump_mapping, dump_value, load_mapping, load_value, plain
 
 if TYPE_CHECKING:
@@ -286,6 +286,26 @@ class SearchConfiguration:
         self._params: dict[str, Any] = {parameter.name: copy.deepcopy(parameter.default) for parameter in PARAMETERS}
         if data is not None:
             self.set_multiple(data)
+
+    @classmethod
+    def of(cls, given: Any) -> SearchConfiguration:
+        """Return ``given`` itself, or what a mapping or KBMOD's own configuration holds, in its order.
+
+        Raises
+        ------
+        UsageError
+            Where it is no configuration.
+        """
+        if isinstance(given, SearchConfiguration):
+            return given
+        if isinstance(given, Mapping):
+            return cls(given)
+        values = getattr(given, "_params", None)
+        if not isinstance(values, Mapping):
+            raise UsageError("not a configuration", expected="SearchConfiguration or dict", found=type(given).__name__)
+        configuration = cls()
+        configuration._params = copy.deepcopy(dict(values))
+        return configuration
 
     # -- values --
 

@@ -13,7 +13,7 @@ from wustore.jobs import check_unchanged, discard, plan, run, source_state
 from wustore.registry import backend_for_writing
 from wustore.transfer import Progress, workers_within
 
-__all__ = ["THREADS_AT_MOST", "convert"]
+__all__ = ["THREADS_AT_MOST", "convert", "refuse_same"]
 
 THREADS_AT_MOST = 4
 """With more workers than this, processes are used: threads share the interpreter's lock, and spawning a
@@ -89,7 +89,7 @@ def convert(
         Where a FITS file is not the one that the store was imported from, because its content was changed since.
     """
     source, target = address_of(source), address_of(target)
-    _refuse_same(source, target)
+    refuse_same(source, target)
     with open_reader(source, format=source_format) as reader:
         workers = workers_within(reader.meta, workers, max_memory)
         pieces = resume or scheduler is not None or processes is True
@@ -132,7 +132,19 @@ def convert(
         raise
 
 
-def _refuse_same(source: Any, target: Any) -> None:
+def refuse_same(source: Any, target: Any) -> None:
+    """Refuse to write where the source is: it would be gone before or after it is read.
+
+    Parameters
+    ----------
+    source, target
+        Paths, URLs, ``ram:`` names or zarr Store objects.
+
+    Raises
+    ------
+    UsageError
+        Where they are the same, by name or as files.
+    """
     same = source is target or source == target
     if isinstance(source, str) and isinstance(target, str) and Path(source).exists() and Path(target).exists():
         same = same or Path(source).samefile(target)

@@ -20,7 +20,7 @@ from wustore.layout import cast_plane
 from wustore.model import LAYERS, PIXEL_LAYERS, Column, Image, Meta
 from wustore.protocol import Index, Reader
 from wustore.selection import TimeRange, chosen_images, consecutive_runs, selected_meta
-from wustore.sky import image_wcs, text_sky_to_pixel
+from wustore.sky import shared_wcs, text_sky_to_pixel
 from wustore.trajectories import nearest_pixel
 
 __all__ = ["View", "cutout", "select", "shifted_wcs"]
@@ -276,7 +276,11 @@ def _checked(part: slice | None, size: int, axis: str, path: str) -> slice:
     start, stop, step = part.indices(size)
     if step != 1 or stop <= start:
         raise UsageError(
-            "the window has no pixel in the frame", path=path, where=axis, expected=f"within 0 to {size}", found=part
+            "the window has no pixel in the frame",
+            path=path,
+            where=axis,
+            expected=f"within 0 to {size - 1}",
+            found=f"{part.start} to {part.stop - 1}" if part.stop else "below 0",
         )
     return slice(start, stop)
 
@@ -381,15 +385,9 @@ def _centre(
         raise UsageError("the centre of the window is not clear", expected="x and y, or ra and dec")
     if in_pixels and not on_sky:
         return float(x), float(y), 1.0  # type: ignore[arg-type]
-    texts = {image_wcs(meta, i) for i in range(meta.n_images)}
-    if len(texts) > 1:
-        raise UsageError(
-            "the images have different WCSs, so one window does not show the same sky in all",
-            expected="one WCS",
-            found=f"{len(texts)} different ones",
-            cure="Give the window in pixels, or take stamps.",
-        )
-    text = texts.pop()
+    text = shared_wcs(
+        meta, "one window does not show the same sky in all", "Give the window in pixels, or take stamps."
+    )
     if in_degrees:
         found_x, found_y = text_sky_to_pixel(text, ra, dec)  # type: ignore[arg-type]
         x, y = float(found_x), float(found_y)

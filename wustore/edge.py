@@ -226,8 +226,8 @@ def _pixel_source(stack: ImageStack) -> tuple[StoreSource, tuple[int, ...]] | No
 
 
 def _memory_reader(work_unit: WorkUnit) -> MemoryReader:
+    work_unit.load_if_lazy()
     stack = work_unit.im_stack
-    stack.load()
     images = []
     for k in range(stack.num_times):
         psf = np.asarray(stack.psfs[k])

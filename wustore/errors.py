@@ -10,8 +10,8 @@
      |- BackendError
      |   |- UnknownFormatError   (LookupError) no backend knows this path
      |   `- MissingDependencyError (ImportError) an optional package is needed
-     |- StoreExistsError         (FileExistsError)
-     |- StoreNotFoundError       (FileNotFoundError)
+     |- StoreExistsError         (FileExistsError, ValueError) the latter is what KBMOD raises
+     |- StoreNotFoundError       (FileNotFoundError, ValueError) here too
      |- UsageError               (ValueError) an argument that cannot be meant
      `- FidelityError            (ValueError) an export that cannot be exact
 
@@ -134,11 +134,11 @@ class MissingDependencyError(BackendError, ImportError):
     """An optional package is needed; the message names the extra that brings it."""
 
 
-class StoreExistsError(WuStoreError, FileExistsError):
+class StoreExistsError(WuStoreError, FileExistsError, ValueError):
     """The target exists and overwriting was not asked for."""
 
 
-class StoreNotFoundError(WuStoreError, FileNotFoundError):
+class StoreNotFoundError(WuStoreError, FileNotFoundError, ValueError):
     """There is nothing at the path."""
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from wustore.errors import FormatError
+from wustore.errors import FormatError, UsageError
 
 __all__ = ["ImageStack", "ImageStackPy", "LayeredImage", "LayeredImagePy", "LazyPlanes", "PlaneSource", "match_times"]
 
@@ -98,6 +98,15 @@ def _apply_mask(plane: Plane, masked: NDArray[np.bool_], original: Any) -> Plane
     if not masked.any():
         return plane
     plane = plane.copy() if plane is original or np.may_share_memory(plane, original) else plane
+    plane[masked] = np.nan
+    return plane
+
+
+def _mask_shared(plane: Plane, masked: NDArray[np.bool_]) -> Plane:
+    """Return ``plane`` itself with NaN where masked; a copy only where it cannot be written."""
+    if not masked.any():
+        return plane
+    plane = plane if plane.flags.writeable else plane.copy()
     plane[masked] = np.nan
     return plane
 
@@ -210,6 +219,26 @@ class ImageStack:
                 variances[k] = _apply_mask(variances[k], masked, var[k])
         self.sci, self.var = planes, variances
         self.psfs = [np.ones((1, 1)) for _ in range(n)] if psfs is None else [_kernel(psf) for psf in psfs]
+
+    @classmethod
+    def of(cls, given: Any) -> ImageStack:
+        """Return ``given`` itself, or KBMOD's stack as ours: taken over by its attributes, sharing the arrays.
+
+        Raises
+        ------
+        UsageError
+            Where it is no image stack.
+        """
+        if isinstance(given, ImageStack):
+            return given
+        try:
+            if len(given.sci) == 0:
+                return cls()
+            return cls(given.times, list(given.sci), list(given.var), psfs=list(given.psfs))
+        except AttributeError as error:
+            raise UsageError(
+                "not an image stack", expected="times, sci, var, psfs", found=type(given).__name__
+            ) from error
 
     @classmethod
     def over(cls, source: PlaneSource, times: NDArray[np.float64], size: tuple[int, int]) -> ImageStack:
@@ -353,7 +382,9 @@ class ImageStack:
         return LayeredImage(self.sci[index], self.var[index], time=self.times[index], psf=self.psfs[index])
 
     def set_single_image(self, index: int, img: LayeredImage) -> None:
-        """Replace an image by one of the stack's size; its mask is applied.
+        """Replace an image by one of the stack's size.
+
+        The stack takes the image over, as in KBMOD: float32 arrays are shared, and the mask is applied to them.
 
         Raises
         ------
@@ -369,8 +400,8 @@ class ImageStack:
             )
         sci, var, psfs = self._lists()
         masked = self._masked(img.mask, img.sci, index)
-        sci[index] = _apply_mask(_single(img.sci), masked, img.sci)
-        var[index] = _apply_mask(_single(img.var), masked, img.var)
+        sci[index] = _mask_shared(_single(img.sci), masked)
+        var[index] = _mask_shared(_single(img.var), masked)
         psfs[index] = img.psf
         self.times[index] = img.time
 
@@ -402,9 +433,14 @@ class ImageStack:
         self.times = np.append(self.times, float(time))
 
     def append_layered_image(self, layered_image: LayeredImage) -> None:
-        """Append an image given with all its layers; see `append_image`."""
+        """Append an image given with all its layers.
+
+        The stack takes the image over, as `set_single_image` does; its size may differ.
+        """
         image = layered_image
-        self.append_image(image.time, image.sci, image.var, mask=image.mask, psf=image.psf)
+        masked = self._masked(image.mask, image.sci, self.num_times)
+        sci, var = _mask_shared(_single(image.sci), masked), _mask_shared(_single(image.var), masked)
+        self.append_image(image.time, sci, var, psf=image.psf)
 
     # -- order and choice --
 
@@ -458,9 +494,9 @@ class ImageStack:
         is_magnitude
             Whether it is in magnitudes m, and the flux factor 10 ** (m / 2.5).
         """
-        factors = np.asarray(scale_factor, dtype=float)
+        factors = np.asarray(scale_factor)  # not made float64: a float32 factor divides in float32, as in KBMOD
         if factors.ndim == 0:
-            factors = np.full(self.num_times, float(factors))
+            factors = np.full(self.num_times, factors)
         if factors.shape != (self.num_times,):
             raise FormatError("one scale factor per image is needed", expected=(self.num_times,), found=factors.shape)
         flux = 10 ** (factors / 2.5) if is_magnitude else factors
@@ -535,13 +571,10 @@ class ImageStack:
         print("Image Stack Statistics:")
         print(f"  Image Count: {self.num_times}")
         print(f"  Image Size: {self.height} x {self.width} = {self.npixels}")
-        heads = ("idx", "Time", "Flux Min", "Flux Max", "Flux Mean", "Var Min", "Var Max", "Var Mean", "Masked")
         widths = (4, 10, 10, 10, 10, 8, 8, 8, 6)
         rule = "+" + "+".join("-" * (width + 2) for width in widths) + "+"
         print(rule)
-        print(
-            "|" + "|".join(f" {head:>{width}} "[: width + 2] for head, width in zip(heads, widths, strict=True)) + "|"
-        )
+        print(_STATISTICS_HEAD)
         print(rule)
         for k in range(self.num_times):
             science, variance = self.sci[k], self.var[k]
@@ -558,6 +591,12 @@ ImageStackPy = ImageStack
 """KBMOD's name."""
 LayeredImagePy = LayeredImage
 """KBMOD's name."""
+
+
+_STATISTICS_HEAD = (
+    "|  idx |     Time   |  Flux Min  |  Flux Max  |  Flux Mean |  Var Min |  Var Max | Var Mean | Masked |"
+)
+"""KBMOD's heading of `ImageStack.print_stats`, blank for blank: scripts read it."""
 
 
 def _extremes_and_mean(plane: Plane) -> tuple[float, float, float]:

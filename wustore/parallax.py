@@ -23,12 +23,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wustore.errors import UsageError
+from wustore.wcs import sky_to_pixel
 
 if TYPE_CHECKING:
     from astropy.coordinates import EarthLocation, SkyCoord
     from astropy.wcs import WCS
 
-__all__ = ["image_positions_to_original_icrs", "observed_from_barycentric", "offline", "sky_to_pixel"]
+__all__ = ["image_positions_to_original_icrs", "observed_from_barycentric", "offline"]
 
 
 @contextlib.contextmanager
@@ -81,22 +82,6 @@ def observed_from_barycentric(
         # Without the distance the way back to ICRS is that of a star: aberration off, parallax kept.
         direction = seen_from.realize_frame(apparent.data.represent_as(UnitSphericalRepresentation))
         return SkyCoord(direction.transform_to(ICRS()))
-
-
-def sky_to_pixel(coords: SkyCoord, wcs: WCS) -> NDArray[np.float64]:
-    """Return pixel positions (x, y) from 0; NaN where the distortion cannot be inverted. Shape (n, 2)."""
-    from astropy.wcs import NoConvergence
-    from astropy.wcs.utils import skycoord_to_pixel
-
-    with offline():
-        try:
-            return np.stack([np.asarray(value, dtype=float) for value in skycoord_to_pixel(coords, wcs)], axis=-1)
-        except NoConvergence as error:
-            solution = np.array(error.best_solution, dtype=float)
-            for failed in (error.divergent, error.slow_conv):
-                if failed is not None:
-                    solution[failed] = np.nan
-            return solution
 
 
 def _check(

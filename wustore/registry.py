@@ -17,10 +17,10 @@ from typing import Any
 
 from wustore.atomic import partial_path
 from wustore.errors import IncompleteError, StoreNotFoundError, UnknownFormatError
-from wustore.protocol import Backend
+from wustore.protocol import Backend, Reader
 from wustore.remote import is_remote, shown
 
-__all__ = ["GROUP", "backend_for_reading", "backend_for_writing", "backend_named", "format_names"]
+__all__ = ["GROUP", "backend_for_reading", "backend_for_writing", "backend_named", "format_names", "opened"]
 
 GROUP = "wustore.backends"
 """Entry-point group in which other packages name their `Backend` classes."""
@@ -174,6 +174,26 @@ def _by_content(path: str, asked: list[Backend]) -> Backend:
     raise UnknownFormatError(
         "no format recognises this path", path=shown(path), expected=", ".join(format_names()), cure="Is it a WorkUnit?"
     )
+
+
+def opened(path: Any, name: str | None = None, **options: Any) -> Reader:
+    """Return an open reader of what is at ``path``.
+
+    Parameters
+    ----------
+    path, name
+        As in `backend_for_reading`. A relative path is made absolute: what is read later, or in another process,
+        must not depend on the directory that is current then.
+    options
+        Of the backend.
+
+    Raises
+    ------
+    StoreNotFoundError, UnknownFormatError, FormatError, VersionError, IncompleteError, CorruptError, UsageError
+    """
+    backend = backend_for_reading(path, name)
+    local = isinstance(path, str) and os.path.lexists(path)
+    return backend.open(os.path.abspath(path) if local else path, **options)  # noqa: PTH100 - links stay links
 
 
 def backend_for_writing(path: Any, name: str | None = None) -> Backend:

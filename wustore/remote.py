@@ -102,6 +102,7 @@ def errors_of(url: str) -> Iterator[None]:
         )
     except OSError as error:
         failed = type(error)(*(shown(part) if isinstance(part, str) else part for part in error.args))
+        failed.filename = failed.filename or shown(url)  # that nothing listens there says not where
     except Exception as error:
         # What botocore, aiohttp and their kin raise derives from nothing in common.
         text = f"{shown(url)}: {type(error).__name__}: {shown(str(error))}"

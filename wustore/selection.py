@@ -84,6 +84,8 @@ def _within(meta: Meta, times: TimeRange) -> NDArray[np.bool_]:
         ) from None
     low = -np.inf if start is None else start
     high = np.inf if stop is None else stop
+    if not low <= high:
+        raise UsageError("a range of times ends before it starts", expected="(start, stop) in MJD", found=(start, stop))
     return (meta.times >= low) & (meta.times <= high)
 
 

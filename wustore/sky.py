@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from wustore import wcs
 from wustore.errors import UsageError
 from wustore.model import Meta
 
-__all__ = ["image_wcs", "sky_to_pixel", "text_sky_to_pixel"]
+__all__ = ["image_wcs", "numbers_alike", "shared_wcs", "sky_to_pixel", "text_sky_to_pixel"]
 
 WCS_COLUMN = "per_image_wcs"
+
+
+def numbers_alike(name: str, *values: ArrayLike) -> tuple[NDArray[np.float64], ...]:
+    """Return the values as numbers of one shape, which they share or can be repeated to.
+
+    Raises
+    ------
+    UsageError
+        Where they are no numbers, or their shapes do not fit.
+    """
+    try:
+        return tuple(np.broadcast_arrays(*(np.asarray(value, np.float64) for value in values)))
+    except (TypeError, ValueError) as error:
+        raise UsageError("positions need numbers, as many of each", where=name, found=str(error)) from error
 
 
 def image_wcs(meta: Meta, i: int) -> str:
@@ -37,35 +51,52 @@ def image_wcs(meta: Meta, i: int) -> str:
     )
 
 
+def shared_wcs(meta: Meta, consequence: str, cure: str) -> str:
+    """Return the header text of the WCS that all images share.
+
+    Parameters
+    ----------
+    meta
+        Metadata of the store.
+    consequence, cure
+        For the message: what different WCSs mean, and what to do then.
+
+    Raises
+    ------
+    UsageError
+        Where an image has none, or another.
+    """
+    texts = {image_wcs(meta, i) for i in range(meta.n_images)}
+    if len(texts) > 1:
+        raise UsageError(
+            f"the images have different WCSs, so {consequence}",
+            expected="one WCS for all of them",
+            found=f"{len(texts)} different ones",
+            cure=cure,
+        )
+    return texts.pop()
+
+
 def text_sky_to_pixel(text: str, ra: ArrayLike, dec: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the pixel positions (x, y), from 0, of sky positions (ICRS) [deg] in the WCS of some header text.
 
-    NaN where the projection does not reach.
+    NaN where `wustore.wcs.sky_to_pixel` finds none.
 
     Raises
     ------
     FormatError
         Where the text is no WCS.
     UsageError
-        Where the distortion of the WCS cannot be inverted there.
+        Where the positions are none.
     """
     from astropy.coordinates import SkyCoord
-    from astropy.wcs import NoConvergence
-
-    from wustore.wcs import text_to_wcs
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            position = SkyCoord(np.asarray(ra, float), np.asarray(dec, float), unit="deg")
-            x, y = text_to_wcs(text).world_to_pixel(position)
-    except NoConvergence as error:
-        raise UsageError(
-            "a sky position is too far from the image for its WCS", found=f"RA {ra!r}, dec {dec!r}"
-        ) from error
-    except ValueError as error:
+        coords = SkyCoord(np.asarray(ra, float), np.asarray(dec, float), unit="deg")
+    except (TypeError, ValueError) as error:
         raise UsageError("not a sky position in degrees", found=f"RA {ra!r}, dec {dec!r}", cure=str(error)) from error
-    return np.asarray(x, np.float64), np.asarray(y, np.float64)
+    pixels = wcs.sky_to_pixel(coords, wcs.text_to_wcs(text))
+    return pixels[..., 0], pixels[..., 1]
 
 
 def sky_to_pixel(
@@ -90,9 +121,9 @@ def sky_to_pixel(
     Raises
     ------
     UsageError
-        Where an image has no WCS, or one that cannot be inverted there.
+        Where an image has no WCS, or the positions are none.
     """
-    ra, dec = np.broadcast_arrays(np.asarray(ra, float), np.asarray(dec, float))
+    ra, dec = numbers_alike("ra and dec", ra, dec)
     texts = [image_wcs(meta, i) for i in images.tolist()]
     found = {text: text_sky_to_pixel(text, ra, dec) for text in dict.fromkeys(texts)}
     x = np.stack([found[text][0] for text in texts], axis=-1) if texts else np.empty((*ra.shape, 0))

@@ -19,7 +19,7 @@ from wustore.errors import UsageError
 from wustore.model import PIXEL_LAYERS
 from wustore.protocol import Index, Reader
 from wustore.selection import TimeRange, chosen_images
-from wustore.sky import sky_to_pixel
+from wustore.sky import numbers_alike, sky_to_pixel
 from wustore.trajectories import nearest_pixel, trajectories_from
 
 __all__ = ["MAX_MEMORY", "Coadds", "Stamps", "stamp_batches", "stamps", "trajectory_coadds", "trajectory_stamps"]
@@ -158,9 +158,8 @@ def stamps(
     """
     chosen = chosen_images(reader.meta, times, images)
     if x is not None and y is not None and ra is None and dec is None:
-        centre_x, centre_y = np.broadcast_arrays(np.asarray(x, float)[..., None], np.asarray(y, float)[..., None])
-        shape = (*centre_x.shape[:-1], len(chosen))
-        centre_x, centre_y = np.broadcast_to(centre_x, shape), np.broadcast_to(centre_y, shape)
+        placed = numbers_alike("x and y", x, y)
+        centre_x, centre_y = (np.broadcast_to(value[..., None], (*value.shape, len(chosen))) for value in placed)
     elif ra is not None and dec is not None and x is None and y is None:
         centre_x, centre_y = sky_to_pixel(reader.meta, ra, dec, chosen)
     else:

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from wustore.errors import FormatError, MissingDependencyError, StoreNotFoundError, UsageError, WuStoreError
 from wustore.model import Meta
-from wustore.sky import image_wcs, text_sky_to_pixel
+from wustore.sky import shared_wcs, text_sky_to_pixel
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -126,8 +126,8 @@ def trajectories_from(source: Any, meta: Meta) -> Trajectories:
 
         - `Trajectories`;
         - an array of shape (n, 4) or a sequence of four arrays ``(x, y, vx, vy)``;
-        - an astropy Table, structured array, pandas DataFrame or mapping with columns ``x, y, vx, vy``
-          (KBMOD's results), or ``ra, dec, v_ra, v_dec`` [deg, deg / day] at the first image's time, or ``ra,
+        - KBMOD's ``Results``, an astropy Table, structured array, pandas DataFrame or mapping with columns
+          ``x, y, vx, vy``, or ``ra, dec, v_ra, v_dec`` [deg, deg / day] at the first image's time, or ``ra,
           dec`` and a time column (``mjd``, ``time``) with a row per position, ``object`` (or ``id``) telling
           the objects apart: each is fitted with a straight line in pixels;
         - objects with attributes ``x, y, vx, vy`` (KBMOD's ``Trajectory``), one or many;
@@ -150,8 +150,10 @@ def trajectories_from(source: Any, meta: Meta) -> Trajectories:
     if isinstance(source, str | PathLike):
         columns, zero_time = _read_file(fspath(source))
         return _from_columns(columns, meta, zero_time)
-    if hasattr(source, "colnames"):
-        return _from_columns({name: source[name] for name in source.colnames}, meta, _zero_time(source.meta))
+    table = getattr(source, "table", source)  # KBMOD's Results hold a table, and the times beside it
+    if hasattr(table, "colnames"):
+        beside = {key: getattr(source, key) for key in _ZERO_TIME_KEYS if getattr(source, key, None) is not None}
+        return _from_columns({name: table[name] for name in table.colnames}, meta, _zero_time(beside | table.meta))
     if isinstance(source, np.ndarray) and source.dtype.names is not None:
         return _from_columns({name: source[name] for name in source.dtype.names}, meta, None)
     if isinstance(source, Mapping):
@@ -224,15 +226,11 @@ def _numbers(columns: Mapping[str, Any], name: str) -> NDArray[np.float64]:
 
 def _one_wcs(meta: Meta) -> str:
     """Return the WCS that all images share: motions in the pixels of a stack mean nothing without it."""
-    texts = {image_wcs(meta, i) for i in range(meta.n_images)}
-    if len(texts) > 1:
-        raise UsageError(
-            "the images have different WCSs, so a motion on the sky is no straight line through the stack",
-            expected="a global WCS",
-            found=f"{len(texts)} different ones",
-            cure="Reproject the images first, or take stamps at a sky position.",
-        )
-    return texts.pop()
+    return shared_wcs(
+        meta,
+        "a motion on the sky is no straight line through the stack",
+        "Reproject the images first, or take stamps at a sky position.",
+    )
 
 
 def _fitted(

@@ -51,8 +51,8 @@ def problems(reader: Reader, *, workers: int | None = None, progress: Progress |
 
     The document is held against the packaged JSON Schema where ``jsonschema`` is installed; every plane
     against the metadata's shape and dtype and, where the format stores it, against its CRC-32C; the FITS
-    leftovers are read; copies kept for other programs are compared. Damage in one image does not hide that
-    in another.
+    leftovers are read; copies kept for other programs are compared. Damage in one layer of an image does not hide
+    that in another, or in another image.
 
     Parameters
     ----------
@@ -89,19 +89,27 @@ def _image_problems(reader: Reader, workers: int | None, progress: Progress | No
         sums = None
     total = reader.meta.n_images
 
-    def fetch(i: int) -> Image | Exception:
+    def fetch(i: int) -> Image | list[Problem]:
         try:
             return reader.image(i)
         except (WuStoreError, OSError) as error:
-            return error
+            return _damaged_layers(reader, i) or [Problem("damaged", f"image {i}", str(error))]
 
-    for i, image in read_ahead(fetch, range(total), workers):
-        if isinstance(image, Image):
-            yield from _plane_problems(reader, i, image, sums)
-        else:
-            yield Problem("damaged", f"image {i}", str(image))
+    for i, found in read_ahead(fetch, range(total), workers):
+        yield from _plane_problems(reader, i, found, sums) if isinstance(found, Image) else found
         if progress is not None:
             progress(i + 1, total)
+
+
+def _damaged_layers(reader: Reader, i: int) -> list[Problem]:
+    """Return what is wrong with each layer of an image, read alone."""
+    found = []
+    for layer in LAYERS:
+        try:
+            reader.image(i, (layer,))
+        except (WuStoreError, OSError) as error:
+            found.append(Problem("damaged", f"image {i}, {layer}", str(error)))
+    return found
 
 
 def _plane_problems(reader: Reader, i: int, image: Image, sums: NDArray[np.uint32] | None) -> Iterator[Problem]:

@@ -24,8 +24,10 @@ import numpy as np
 from wustore.errors import FidelityError, FormatError
 
 if TYPE_CHECKING:
+    from astropy.coordinates import SkyCoord
     from astropy.io.fits import Header
     from astropy.wcs import WCS
+    from numpy.typing import NDArray
 
 __all__ = [
     "append_wcs_to_hdu_header",
@@ -36,6 +38,7 @@ __all__ = [
     "kbmod_json_to_text",
     "make_fake_wcs",
     "serialize_wcs",
+    "sky_to_pixel",
     "text_to_kbmod_json",
     "text_to_wcs",
     "wcs_fits_equal",
@@ -586,6 +589,36 @@ def deserialize_wcs(wcs_str: str) -> WCS | None:
     """
     text = kbmod_json_to_text(wcs_str)
     return None if text is None else text_to_wcs(text)
+
+
+def sky_to_pixel(coords: SkyCoord, wcs: WCS) -> NDArray[np.float64]:
+    """Return where sky positions are in the pixels of a WCS.
+
+    Parameters
+    ----------
+    coords
+        Shape S.
+    wcs
+        With or without distortion.
+
+    Returns
+    -------
+    ndarray
+        (x, y) from 0, shape S + (2,). NaN where the projection does not reach or the distortion cannot be inverted,
+        never the place where the inversion gave up.
+    """
+    from astropy.wcs import NoConvergence
+    from astropy.wcs.utils import skycoord_to_pixel
+
+    try:
+        with _quiet():
+            pixels = np.stack(skycoord_to_pixel(coords.ravel(), wcs), axis=-1, dtype=np.float64)
+    except NoConvergence as error:
+        pixels = np.array(error.best_solution, dtype=np.float64)
+        for failed in (error.divergent, error.slow_conv):
+            if failed is not None:
+                pixels[failed] = np.nan
+    return pixels.reshape(*coords.shape, 2)
 
 
 def extract_wcs_from_hdu_header(header: Header | Mapping[str, Any]) -> WCS | None:

@@ -25,15 +25,21 @@ from numpy.typing import ArrayLike, NDArray
 
 from wustore import edge
 from wustore.configuration import SearchConfiguration
-from wustore.errors import CorruptError, FormatError, StoreExistsError, StoreNotFoundError, UsageError
-from wustore.images import ImageStack, LayeredImage, match_times
+from wustore.errors import FormatError, StoreExistsError, UsageError
+from wustore.image_hdus import add_image_data_to_hdul, load_layered_image_from_shard, read_image_data_from_hdul
+from wustore.images import ImageStack, match_times
 from wustore.metadata import create_image_metadata, hdu_to_image_metadata_table, image_metadata_table_to_hdu
 from wustore.observatory import default_observatory, location_of, observatory_of
-from wustore.parallax import image_positions_to_original_icrs, offline, sky_to_pixel
+from wustore.parallax import image_positions_to_original_icrs, offline
 from wustore.protocol import Reader
-from wustore.registry import backend_named
+from wustore.registry import backend_named, opened
 from wustore.transfer import copy as copy_store
-from wustore.wcs import append_wcs_to_hdu_header, calc_ecliptic_angle, extract_wcs_from_hdu_header, text_to_wcs
+from wustore.wcs import (
+    append_wcs_to_hdu_header,
+    calc_ecliptic_angle,
+    sky_to_pixel,
+    text_to_wcs,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -62,32 +68,6 @@ _UNREAD: Any = object()
 """Stands for a global WCS that is still text."""
 _MATCH_DAYS = 0.02
 """KBMOD's threshold for the image that belongs to a time [days]."""
-
-
-def _stack_of(given: Any) -> ImageStack:
-    """Return an image stack; KBMOD's own is taken over by its attributes, sharing the arrays."""
-    if isinstance(given, ImageStack):
-        return given
-    try:
-        if len(given.sci) == 0:
-            return ImageStack()
-        return ImageStack(given.times, list(given.sci), list(given.var), psfs=list(given.psfs))
-    except AttributeError as error:
-        raise UsageError("not an image stack", expected="times, sci, var, psfs", found=type(given).__name__) from error
-
-
-def _configuration_of(given: Any) -> SearchConfiguration | None:
-    """Return a configuration; KBMOD's own is taken over by its values, in their order."""
-    if given is None or isinstance(given, SearchConfiguration):
-        return given
-    if isinstance(given, Mapping):
-        return SearchConfiguration(given)
-    values = getattr(given, "_params", None)
-    if not isinstance(values, Mapping):
-        raise UsageError("not a configuration", expected="SearchConfiguration or dict", found=type(given).__name__)
-    configuration = SearchConfiguration()
-    configuration._params = copy.deepcopy(dict(values))
-    return configuration
 
 
 class WorkUnit:
@@ -162,8 +142,8 @@ class WorkUnit:
     ) -> None:
         self._reader: Reader | None = None
         self._stored: Meta | None = None
-        self.im_stack = _stack_of(im_stack)
-        self.config = _configuration_of(config)
+        self.im_stack = ImageStack.of(im_stack)
+        self.config = None if config is None else SearchConfiguration.of(config)
         self._lazy = bool(lazy)
         self.file_paths = None if file_paths is None else list(file_paths)
         self._obstimes = None if obstimes is None else np.asarray(obstimes, dtype=float)
@@ -947,8 +927,6 @@ class WorkUnit:
         capsule: bool = True,
         **options: Any,
     ) -> None:
-        if self._lazy and not self.im_stack.lazy:
-            self.load_if_lazy()
         target = os.fspath(path) if isinstance(path, str | PathLike) else path
         reader = edge.reader_of(self)
         meta = reader.meta
@@ -1016,10 +994,7 @@ def _fits_options(compression_type: str, quantize_level: float, *, lossless: boo
 
 
 def _load(format_name: str, path: Any, *, lazy: bool, show_progress: bool | None = None) -> WorkUnit:
-    address = os.fspath(path) if isinstance(path, str | PathLike) else path
-    if isinstance(address, str) and "://" not in address and not Path(address).exists():
-        raise StoreNotFoundError("no WorkUnit there", path=address)
-    reader = backend_named(format_name).open(address)
+    reader = opened(os.fspath(path) if isinstance(path, str | PathLike) else path, format_name)
     if lazy:
         return edge.work_unit_from(reader)
     with reader:
@@ -1033,138 +1008,3 @@ def _load(format_name: str, path: Any, *, lazy: bool, show_progress: bool | None
                 bar.update(done - bar.n)
 
             return edge.work_unit_from(reader, lazy=False, progress=progress)
-
-
-# --- one image in FITS --------------------------------------------------------------------------------
-
-
-def load_layered_image_from_shard(file_path: str | PathLike[str]) -> LayeredImage:
-    """Return the image of one file of a sharded set.
-
-    Parameters
-    ----------
-    file_path
-        ``<i>_<name>``: the number says which HDUs hold the image.
-
-    Raises
-    ------
-    StoreNotFoundError
-        Where there is no such file.
-    FormatError, CorruptError
-        Where it does not hold the image that its name says.
-    """
-    from astropy.io import fits
-
-    path = Path(file_path)
-    if not path.is_file():
-        raise StoreNotFoundError("no shard there", path=path)
-    number = path.name.split("_")[0]
-    if not number.isdecimal():
-        raise FormatError("a shard's name starts with its image's number", path=path, expected="<i>_<name>")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with fits.open(path) as hdul:
-                sci, var, mask, obstime, psf, _ = read_image_data_from_hdul(hdul, int(number))
-        except FormatError as error:
-            error.path = str(path)
-            raise
-        except (OSError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-            raise CorruptError("a shard cannot be read", path=path, found=f"{type(error).__name__}: {error}") from error
-    return LayeredImage(sci, var, mask, time=obstime, psf=psf)
-
-
-def add_image_data_to_hdul(
-    hdul: HDUList,
-    idx: int,
-    sci: NDArray[Any],
-    var: NDArray[Any],
-    mask: NDArray[Any],
-    obstime: float,
-    psf_kernel: NDArray[Any] | None = None,
-    wcs: WCS | None = None,
-    compression_type: str = "RICE_1",
-    quantize_level: float = -0.01,
-) -> None:
-    """Append the HDUs SCI_i, VAR_i, MSK_i and PSF_i of an image, as KBMOD does.
-
-    Parameters
-    ----------
-    hdul
-        Where to append.
-    idx
-        The image's number i.
-    sci, var, mask
-        Shape (y, x). The mask layer holds 1 where ``mask`` > 0 or a layer is not finite.
-    obstime
-        Mid-exposure time [MJD, UTC].
-    psf_kernel
-        Shape (psf_y, psf_x); a single pixel of 1 by default.
-    wcs
-        Goes into the headers of the first three.
-    compression_type, quantize_level
-        Of science and variance, as in `WorkUnit.to_fits`.
-    """
-    from astropy.io import fits
-
-    made = []
-    for name, plane in (("SCI", sci), ("VAR", var)):
-        hdu = fits.CompImageHDU(plane, compression_type=compression_type, quantize_level=quantize_level)
-        hdu.name = f"{name}_{idx}"
-        made.append(hdu)
-    masked = (np.asarray(mask) > 0) | ~np.isfinite(sci) | ~np.isfinite(var)
-    made.append(fits.ImageHDU(masked.astype(np.int8), name=f"MSK_{idx}"))
-    for hdu in made:
-        hdu.header["MJD"] = obstime
-        append_wcs_to_hdu_header(wcs, hdu.header)
-    kernel = np.array([[1.0]]) if psf_kernel is None else psf_kernel
-    hdul.extend([*made, fits.ImageHDU(kernel, name=f"PSF_{idx}")])
-
-
-def read_image_data_from_hdul(
-    hdul: HDUList, idx: int
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], float, NDArray[Any], WCS | None]:
-    """Return science, variance, mask, time, PSF and WCS of an image in an open FITS file.
-
-    Masked pixels are NaN in science and variance. Without MSK_i nothing is masked, without PSF_i the PSF is a
-    single pixel of 1.
-
-    Parameters
-    ----------
-    hdul
-        The open file.
-    idx
-        The image's number i.
-
-    Returns
-    -------
-    sci, var, mask : ndarray
-        Shape (y, x), float32.
-    obstime : float
-        Mid-exposure time [MJD, UTC].
-    psf_kernel : ndarray
-        Shape (psf_y, psf_x), float32.
-    wcs : astropy.wcs.WCS or None
-        From the science header.
-
-    Raises
-    ------
-    FormatError
-        Where SCI_i, VAR_i or the time is missing.
-    """
-    for name in (f"SCI_{idx}", f"VAR_{idx}"):
-        if name not in hdul:
-            raise FormatError("an image layer is missing", where=name)
-    science = hdul[f"SCI_{idx}"]
-    if "MJD" not in science.header:
-        raise FormatError("an image has no time", where=f"SCI_{idx}", expected="MJD")
-    sci, var = science.data.astype(np.float32), hdul[f"VAR_{idx}"].data.astype(np.float32)
-    mask = np.zeros_like(sci)
-    if f"MSK_{idx}" in hdul:
-        mask = hdul[f"MSK_{idx}"].data.astype(np.float32)
-        sci[mask > 0] = np.nan
-        var[mask > 0] = np.nan
-    psf = np.ones((1, 1), dtype=np.float32)
-    if f"PSF_{idx}" in hdul:
-        psf = hdul[f"PSF_{idx}"].data.astype(np.float32)
-    return sci, var, mask, float(science.header["MJD"]), psf, extract_wcs_from_hdu_header(science.header)

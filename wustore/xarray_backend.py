@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.errors import MissingDependencyError, UsageError
+from wustore.errors import MissingDependencyError, UsageError, WuStoreError
 from wustore.layer import Layer
 from wustore.layout import CONVENTIONS, TIME_ATTRIBUTES, layers_of
 from wustore.model import Meta
 from wustore.protocol import Reader
+from wustore.registry import opened
 from wustore.sky import image_wcs
 
 try:
@@ -166,9 +167,8 @@ class WuStoreEntrypoint(BackendEntrypoint):
         format
             Format name, where the content must not decide.
         """
-        from wustore.api import open_reader
-
-        reader = open_reader(filename_or_obj, format=format)
+        address = os.fspath(filename_or_obj) if isinstance(filename_or_obj, os.PathLike) else filename_or_obj
+        reader = opened(address, format)
         dropped = [drop_variables] if isinstance(drop_variables, str) else list(drop_variables or ())
         dataset = to_xarray(reader).drop_vars(dropped, errors="ignore")
         dataset.set_close(reader.close)
@@ -181,11 +181,8 @@ class WuStoreEntrypoint(BackendEntrypoint):
         path = os.fspath(filename_or_obj)
         if ".fit" not in os.path.basename(path).lower():  # noqa: PTH119 - may be a URL
             return False
-        from wustore.api import open_reader
-        from wustore.errors import WuStoreError
-
         try:  # any FITS file looks like one: only its metadata tell
-            with open_reader(path) as reader:
+            with opened(path) as reader:
                 return reader.format in _FITS_FORMATS
         except (WuStoreError, OSError):
             return False

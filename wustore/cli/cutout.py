@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from wustore.cli.progress import progress_bar
@@ -57,6 +55,7 @@ def cutout(
     The WCS moves along, and constituents go with their images. Only the chunks that are needed are read.
     """
     from wustore.api import open_reader
+    from wustore.conversion import refuse_same
     from wustore.cutout import cutout as window
     from wustore.cutout import select
     from wustore.registry import backend_for_writing
@@ -66,8 +65,7 @@ def cutout(
     is_selection = any(value is not None for value in (times, images, filters))
     if not (is_window or is_selection):
         raise UsageError("nothing is cut out", expected="a window, or some of the images")
-    if Path(source).exists() and Path(target).exists() and Path(source).samefile(target):
-        raise UsageError("source and target are the same", path=target, cure="Write to another name.")
+    refuse_same(source, target)
     with open_reader(source) as reader:
         view = reader
         if is_selection:

@@ -106,7 +106,7 @@ def facts(reader: Reader) -> dict[str, Any]:
         "source": dict(meta.source),
         "history": [dict(edit) for edit in meta.history],
     }
-    capsule = _capsule(document)
+    capsule = _capsule(document, sizes.get("fits"))
     return found | described | ({} if capsule is None else {"capsule": capsule})
 
 
@@ -172,8 +172,8 @@ def _layer(reader: Reader, name: str, described: Mapping[str, Any]) -> dict[str,
     return layer
 
 
-def _capsule(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what the FITS leftovers will give back: the form, the files, and how each was compressed as a whole."""
+def _capsule(document: Mapping[str, Any], kept: int | None) -> dict[str, Any] | None:
+    """Return what the FITS leftovers will give back (form, files, how each was compressed) and the bytes they take."""
     capsule = document.get("capsule")
     if not isinstance(capsule, Mapping):
         return None
@@ -181,7 +181,8 @@ def _capsule(document: Mapping[str, Any]) -> dict[str, Any] | None:
     # Opaque here, so nothing about it is taken for granted.
     files = [_capsule_file(entry) for entry in listed if isinstance(entry, Mapping)] if isinstance(listed, list) else []
     sizes = [file["size"] for file in files if isinstance(file["size"], int)]
-    return {"form": capsule.get("form"), "files": files, "bytes": sum(sizes)}
+    found = {"form": capsule.get("form"), "files": files, "bytes_of_files": sum(sizes)}
+    return found if kept is None else found | {"bytes": kept}
 
 
 def _capsule_file(entry: Mapping[str, Any]) -> dict[str, Any]:

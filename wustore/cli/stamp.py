@@ -63,12 +63,15 @@ def stamp(
     Reads only the chunks that the stamps touch. Pixels outside of the frame and masked ones are NaN.
     """
     from wustore.api import open_reader
+    from wustore.conversion import refuse_same
     from wustore.stamp_files import write_stamps
     from wustore.stamps import Coadds, Stamps, stamps, trajectory_coadds, trajectory_stamps
 
     position: dict[str, Any] = {"x": x, "y": y, "ra": ra, "dec": dec}
     if trajectories is not None and any(value is not None for value in position.values()):
         raise UsageError("a position and trajectories", expected="one of them")
+    refuse_same(path, output)
+    refuse_same(trajectories, output)
     found: Stamps | Coadds
     with open_reader(path, format=format_name) as reader:
         if trajectories is None:
@@ -78,4 +81,7 @@ def stamp(
         else:
             found = trajectory_stamps(reader, trajectories, radius, times)
     write_stamps(found, output, coadd=kind, overwrite=overwrite)
-    say(f"wustore: {output}: {found.x.size} stamps of {2 * radius + 1} x {2 * radius + 1} pixels")
+    n_positions, n_times = found.x.size // max(len(found.times), 1), len(found.times)
+    size = f"{2 * radius + 1} x {2 * radius + 1} pixels"
+    what = f"{n_positions * n_times} stamps of {size}" if kind is None else f"{n_positions} coadds of {size}"
+    say(f"wustore: {output}: {what}, from {n_times} images")
