@@ -21,6 +21,7 @@ from wustore.backends.fits import FitsBackend, FitsReader, ShardedFitsBackend
 from wustore.backends.memory import MemoryReader
 from wustore.errors import CorruptError, FidelityError, FormatError, WuStoreError
 from wustore.fits import capsule as leftovers
+from wustore.fits.cards import BLOCK
 from wustore.fits.outer import describe_outer, repack_outer
 from wustore.fits.writer import StoreChangedWarning
 from wustore.model import Capsule, Image
@@ -181,6 +182,22 @@ def test_odd_padding_and_nan_payloads(tmp_path: Path) -> None:
     path.write_bytes(raw)
     store = again(path, tmp_path)
     assert methods(store)["SCI_0"] == "plain"
+
+
+@pytest.mark.parametrize("compressed_too", [False, True])
+@pytest.mark.parametrize("rubbish", [b"\0", b"the END of it ", b"END".ljust(80), b"NAXIS1  =                    3".ljust(80)])
+def test_rubbish_behind_the_end_card(rubbish: bytes, compressed_too: bool, tmp_path: Path) -> None:
+    """FITS wants blanks there; whatever else stands there is no card, and comes back."""
+    path = Path(small(tmp_path / "a.fits", compressed=compressed_too))
+    raw = bytearray(path.read_bytes())
+    with FitsBackend().open(str(path)) as reader:
+        hdus = reader.files[0].scan.hdus
+    for hdu in hdus:
+        behind = hdu.header_start + len(hdu.header.text) + 80
+        raw[behind : hdu.data_start] = (rubbish * BLOCK)[: hdu.data_start - behind]
+    path.write_bytes(raw)
+    found = methods(again(path, tmp_path))
+    assert found["SCI_0"] == ("tiles" if compressed_too else "plain")
 
 
 def test_truncated_last_block(tmp_path: Path) -> None:

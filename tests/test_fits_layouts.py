@@ -20,6 +20,7 @@ from wustore.fits.layouts import wcs_text
 from wustore.model import Meta
 from wustore.registry import backend_for_reading
 from wustore.wcs import text_to_wcs
+from wustore.work_unit import WorkUnit
 
 ERAS = {
     "2023-11/nowcs.fits": "kbmod-2023-10",
@@ -127,6 +128,15 @@ def test_primary_header_values(tmp_path: Path) -> None:
     assert (meta.reprojected, meta.reprojection_frame, meta.barycentric_distance) == (True, "ebd", 41)
     assert meta.observatory is not None
     assert meta.observatory.geodetic == (-30.5, 10.0, 7.25)
+
+
+@pytest.mark.parametrize("card", [{"OBS_LAT": 1e23}, {"OBS_LAT": -90.5}])
+def test_an_observatory_that_is_nowhere(card: dict[str, float], tmp_path: Path) -> None:
+    place = {"OBS_LAT": -30.0, "OBS_LON": -70.7, "OBS_ELEV": 2700.0}
+    path = samples.write(tmp_path / "a.fits", [samples.primary_hdu(1, **place | card), *samples.image_hdus(0)])
+    assert meta_of(path).observatory is not None  # the numbers are kept, to be written again
+    with pytest.raises(FormatError, match=r"a\.fits.*OBS_LAT.*latitude from -90 to 90"):
+        WorkUnit.from_fits(path)
 
 
 def test_what_was_not_stored_is_absent(tmp_path: Path) -> None:
