@@ -130,6 +130,21 @@ def test_primary_header_values(tmp_path: Path) -> None:
     assert meta.observatory.geodetic == (-30.5, 10.0, 7.25)
 
 
+@pytest.mark.parametrize("name", ["MSK_1", "PSF_1"])
+def test_damage_that_hides_the_last_hdus(name: str, tmp_path: Path) -> None:
+    """Where XTENSION is not readable the HDUs end; the image must not seem to have no mask for that."""
+    path = Path(samples.small(tmp_path / "a.fits"))
+    with FitsBackend().open(str(path)) as reader:
+        hdu = reader.files[0].scan.get(name)
+    assert hdu is not None
+    raw = bytearray(path.read_bytes())
+    raw[hdu.header_start] ^= 1
+    path.write_bytes(raw)
+    error = refusal(path)
+    assert isinstance(error, CorruptError)
+    assert name in str(error)
+
+
 @pytest.mark.parametrize("card", [{"OBS_LAT": 1e23}, {"OBS_LAT": -90.5}])
 def test_an_observatory_that_is_nowhere(card: dict[str, float], tmp_path: Path) -> None:
     place = {"OBS_LAT": -30.0, "OBS_LON": -70.7, "OBS_ELEV": 2700.0}

@@ -351,6 +351,7 @@ class _Reading:
             if hdu is None:
                 if layer in {"science", "variance"}:
                     raise self._missing(f"{prefix}_{i}", file)
+                self._refuse_buried(f"{prefix}_{i}", number)
                 continue
             plane = planes[layer] = Plane(hdu, file.path)
             self.roles[number, hdu.index] = f"{layer} {i}"
@@ -363,6 +364,22 @@ class _Reading:
                     found=plane.shape,
                 )
         return ImagePlanes(number, planes)
+
+    def _refuse_buried(self, name: str, number: int) -> None:
+        """Refuse a file in which damage hides an HDU: then the image would seem to have no mask, say."""
+        file = self.files[number]
+        if file.trailing_start == file.size:
+            return
+        behind = bytes(self.data(number)[file.trailing_start : file.size])
+        if re.search(rb"EXTNAME *= *'%b *'" % name.encode(), behind, re.IGNORECASE):
+            raise CorruptError(
+                f"the HDU {name} lies behind bytes that are no HDU: the file is damaged",
+                path=file.path,
+                where=f"byte {file.trailing_start}",
+                expected="XTENSION",
+                found=repr(behind[:8]),
+                cure="Fetch the file again.",
+            )
 
     def _missing(self, name: str, file: ScannedFile) -> FormatError:
         present = sum(re.fullmatch(r"SCI_\d+", other) is not None for other in file.names())

@@ -235,7 +235,19 @@ def scan(data: Buffer | RemoteFile, path: str) -> ScannedFile:
                 expected="END",
                 found=f"the end of the file at byte {size}",
             )
-        header = Header(bytes(data[start:end_card]).decode("latin-1"))
+        text = bytes(data[start:end_card]).decode("latin-1")
+        swallowed = next((at for at in range(BLOCK, len(text), BLOCK) if text.startswith("XTENSION", at)), None)
+        if swallowed is not None:
+            # astropy reads on to the next END, and takes two HDUs and the data between them for one header.
+            raise CorruptError(
+                "a header without an END card: the file is damaged",
+                path=path,
+                where=f"HDU {index} at byte {start}",
+                expected="END",
+                found=f"the next header at byte {start + swallowed}",
+                cure="Fetch the file again.",
+            )
+        header = Header(text)
         name = _text(header.get("EXTNAME"))
         if index == 0:
             kind, name = "PRIMARY", name or "PRIMARY"
