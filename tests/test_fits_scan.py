@@ -201,7 +201,9 @@ def test_a_header_that_runs_into_the_next_one_is_refused(tmp_path: Path) -> None
     hdu = scan(raw, "a.fits").get("MSK_1")
     assert hdu is not None
     end = hdu.header_start + len(hdu.header.text)
-    with pytest.raises(CorruptError, match=rf"HDU {hdu.index} at byte {hdu.header_start}.*next header at byte {hdu.end}"):
+    with pytest.raises(
+        CorruptError, match=rf"HDU {hdu.index} at byte {hdu.header_start}.*next header at byte {hdu.end}"
+    ):
         scan(raw[:end] + b"ENF" + raw[end + 3 :], "a.fits")
 
 

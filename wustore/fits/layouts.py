@@ -22,6 +22,7 @@ from wustore.fits.bintable import TableColumn, read_table
 from wustore.fits.cards import Header
 from wustore.fits.planes import Plane
 from wustore.fits.scan import Hdu, ScannedFile, Sliceable
+from wustore.fits.table_tiles import unpacked_table
 from wustore.model import LAYERS, Column, ConstituentTable, Meta, Observatory
 from wustore.wcs import kbmod_json_to_text
 from wustore.yamlio import load_value
@@ -475,7 +476,10 @@ class _Reading:
         if hdu.kind != "BINTABLE":
             raise self._error("an HDU that should hold a table does not", hdu, expected="BINTABLE", found=hdu.kind)
         body = bytes(self.data(0)[hdu.data_start : hdu.data_start + hdu.data_length])
-        return read_table(hdu.header, body, path=self.path, where=hdu.place)
+        header = hdu.header
+        if header.get("ZTABLE") is True:
+            header, body = unpacked_table(header, body, path=self.path, where=hdu.place)
+        return read_table(header, body, path=self.path, where=hdu.place)
 
     def constituents(self) -> ConstituentTable:
         columns: dict[str, Column] = {}
