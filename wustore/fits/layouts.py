@@ -383,13 +383,21 @@ class _Reading:
             )
 
     def _missing(self, name: str, file: ScannedFile) -> FormatError:
-        present = sum(re.fullmatch(r"SCI_\d+", other) is not None for other in file.names())
+        science = [other for other in file.names() if re.fullmatch(r"SCI_\d+", other)]
+        if self.form == "sharded-fits" and science and name.startswith("SCI"):
+            return FormatError(
+                "a shard holds another image than its name says",
+                path=file.path,
+                expected=name,
+                found=science[0],
+                cure="Give each shard the number of its image: <i>_<name> holds SCI_<i>.",
+            )
         more = file.size - file.trailing_start
         return FormatError(
             f"there is no HDU {name}",
             path=file.path,
             expected=f"{name}: the primary header says NUMIMG = {self.n_images}",
-            found=f"{present} science HDUs"
+            found=f"{len(science)} science HDUs"
             + (f" and {more} bytes that are no HDU behind the last one" if more else ""),
             cure="The file is not whole: fetch it again, or write it again from its source.",
         )
