@@ -120,6 +120,13 @@ def test_missing_cards_are_named() -> None:
         TileLayout.from_cards(cards | {"ZVAL1": 0})
 
 
+def test_names_of_columns_in_any_case() -> None:
+    cards, table = SAMPLES[0]
+    small = {key: value.lower() if key.startswith("TTYPE") else value for key, value in cards.items()}
+    expected = decode_plane(TileLayout.from_cards(cards), table)
+    np.testing.assert_array_equal(decode_plane(TileLayout.from_cards(small), table), expected)
+
+
 def test_truncation_is_noticed() -> None:
     for cards, table in SAMPLES:
         layout = TileLayout.from_cards(cards)

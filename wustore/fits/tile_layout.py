@@ -56,7 +56,7 @@ class Column:
     Attributes
     ----------
     name
-        TTYPEn.
+        TTYPEn, in capitals.
     offset
         First byte within a row.
     form
@@ -332,7 +332,7 @@ def _read_columns(cards: Mapping[str, object], row_size: int) -> tuple[Column, .
         repeat, letter, element = int(match[1] or 1), match[2], match[3]
         if letter in "PQ" and not element:
             raise _bad_card(f"TFORM{i}", "a column format", form)
-        name = str(cards.get(f"TTYPE{i}", "")).strip()
+        name = str(cards.get(f"TTYPE{i}", "")).strip().upper()  # their case means nothing (section 7.3.2)
         columns.append(Column(name, offset, letter, element if letter in "PQ" else letter, repeat))
         offset += -(-repeat // 8) if letter == "X" else repeat * _COLUMN_SIZES[letter]
         for keyword in (f"TSCAL{i}", f"TZERO{i}"):
