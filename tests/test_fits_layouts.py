@@ -255,7 +255,10 @@ def test_global_wcs_is_the_one_of_the_whole_header(tmp_path: Path) -> None:
     assert ours.to_header_string(relax=True) == theirs.to_header_string(relax=True)
 
 
-@pytest.mark.parametrize("change", [{"CRVAL2": None}, {"WCSAXES": 3}, {"CTYPE3": "FREQ"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"CRVAL2": None}, {"WCSAXES": 3}, {"CTYPE3": "FREQ"}, {"WCSAXES": 2, "CD3_3": 1.0}, {"WCSAXES": 2, "CUNIT3": ""}],
+)
 def test_no_wcs_of_two_axes_is_none(change: dict[str, Any]) -> None:
     cards = {key: value for key, value in {**WCS, **change}.items() if value is not None}
     assert wcs_text(Header(fits.Header(cards).tostring(endcard=False, padding=False))) is None

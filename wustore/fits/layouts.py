@@ -127,7 +127,10 @@ _WCS_KEYWORD = re.compile(
     r"|TIMESYS|TREFPOS|TREFDIR|PLEPHEM|TIMEUNIT|TIMEOFFS|TIMSYER|TIMRDER|TIMEDEL|TIMEPIXR|TSTART|TSTOP|TELAPSE"
     r"|XPOSURE|OBSORBIT|D[PQ]\d+.*|C[PQ]DIS\d+|C[PQ]ERR\d+|D2IM.*|AXISCORR"
 )
-_THIRD_AXIS = re.compile(r"(?:CRPIX|CRVAL|CTYPE|CDELT|CUNIT)[3-9]")
+_THIRD_AXIS = re.compile(
+    r"(?:CRPIX|CRVAL|CTYPE|CDELT|CUNIT|CNAME|CROTA)[3-9]|(?:PC|CD)(?:[3-9]_\d+|\d+_[3-9])|P[VS][3-9]_\d+"
+)
+"""Each of these makes wcslib see more axes, whatever WCSAXES says."""
 _NEEDED = ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2")
 
 
@@ -153,7 +156,7 @@ def wcs_text(header: Header, shape: tuple[int, int] | None = None) -> str | None
     """
     if any(keyword not in header for keyword in _NEEDED) or header.get("WCSAXES", 2) != 2:
         return None
-    if "WCSAXES" not in header and any(_THIRD_AXIS.fullmatch(keyword) for keyword in header):
+    if any(_THIRD_AXIS.fullmatch(keyword) for keyword in header):
         return None
     width, height = header.get("DIMM1"), header.get("DIMM2")
     if not (_is_count(width) and _is_count(height)):
