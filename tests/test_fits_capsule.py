@@ -13,61 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.io import fits
+from fits_roundtrip import again, held, methods
 from fits_samples import image_hdus, primary_hdu, small, table_hdu, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wustore.backends.fits import FitsBackend, FitsReader, ShardedFitsBackend
+from wustore.backends.fits import FitsBackend, ShardedFitsBackend
 from wustore.backends.memory import MemoryReader
 from wustore.errors import CorruptError, FidelityError, FormatError, WuStoreError
 from wustore.fits import capsule as leftovers
+from wustore.fits.cards import BLOCK
 from wustore.fits.outer import describe_outer, repack_outer
 from wustore.fits.writer import StoreChangedWarning
 from wustore.model import Capsule, Image
-from wustore.transfer import copy
-
-
-def held(reader: FitsReader, *, sharded: bool = False) -> MemoryReader:
-    """Return what a store would keep of a file."""
-    images = [reader.image(i, capsule=True) for i in range(reader.meta.n_images)]
-    capsule = reader.capsule()
-    assert capsule is not None
-    kept = Capsule(capsule.document, capsule.head, lambda i: images[i].capsule)
-    return MemoryReader(reader.meta, images, kept)
-
-
-def again(path: Path, tmp_path: Path, *, sharded: bool = False) -> MemoryReader:
-    """Import and export, compare bytes; return what was held in between."""
-    backend = ShardedFitsBackend() if sharded else FitsBackend()
-    with backend.open(str(path)) as reader:
-        store = held(reader)
-    out = tmp_path / "out"
-    out.mkdir(exist_ok=True)
-    target = out / path.name
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        copy(store, backend.create(str(target), store.meta, capsule=store.capsule(), overwrite=True))
-    names = [path.name]
-    if sharded:
-        names += [f"{i}_{path.name}" for i in range(store.meta.n_images)]
-    for name in names:
-        assert (out / name).read_bytes() == (path.parent / name).read_bytes(), name
-    return store
-
-
-def methods(store: MemoryReader) -> dict[str, str]:
-    """Return by which method each HDU comes back, kept tiles and patches marked."""
-    capsule = store.capsule()
-    assert capsule is not None
-    template = leftovers.Head.decode(capsule.head).template
-    found = {}
-    for i in range(store.meta.n_images):
-        control, _ = leftovers._decode(leftovers._PIECE, capsule.piece(i) or b"", template)
-        for entry in control["hdus"]:
-            marks = "+patch" * ("patch" in entry) + "+tiles" * ("kept" in entry.get("with", {}))
-            found[entry["name"]] = entry["method"] + marks
-    return found
-
 
 NOISE = np.random.default_rng(3).normal(10, 5, (24, 40)).astype(np.float32)
 NOISE[3, 4] = np.nan
@@ -181,6 +139,24 @@ def test_odd_padding_and_nan_payloads(tmp_path: Path) -> None:
     path.write_bytes(raw)
     store = again(path, tmp_path)
     assert methods(store)["SCI_0"] == "plain"
+
+
+@pytest.mark.parametrize("compressed_too", [False, True])
+@pytest.mark.parametrize(
+    "rubbish", [b"\0", b"the END of it ", b"END".ljust(80), b"NAXIS1  =                    3".ljust(80)]
+)
+def test_rubbish_behind_the_end_card(rubbish: bytes, compressed_too: bool, tmp_path: Path) -> None:
+    """FITS wants blanks there; whatever else stands there is no card, and comes back."""
+    path = Path(small(tmp_path / "a.fits", compressed=compressed_too))
+    raw = bytearray(path.read_bytes())
+    with FitsBackend().open(str(path)) as reader:
+        hdus = reader.files[0].scan.hdus
+    for hdu in hdus:
+        behind = hdu.header_start + len(hdu.header.text) + 80
+        raw[behind : hdu.data_start] = (rubbish * BLOCK)[: hdu.data_start - behind]
+    path.write_bytes(raw)
+    found = methods(again(path, tmp_path))
+    assert found["SCI_0"] == ("tiles" if compressed_too else "plain")
 
 
 def test_truncated_last_block(tmp_path: Path) -> None:

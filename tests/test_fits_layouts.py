@@ -20,6 +20,7 @@ from wustore.fits.layouts import wcs_text
 from wustore.model import Meta
 from wustore.registry import backend_for_reading
 from wustore.wcs import text_to_wcs
+from wustore.work_unit import WorkUnit
 
 ERAS = {
     "2023-11/nowcs.fits": "kbmod-2023-10",
@@ -129,6 +130,30 @@ def test_primary_header_values(tmp_path: Path) -> None:
     assert meta.observatory.geodetic == (-30.5, 10.0, 7.25)
 
 
+@pytest.mark.parametrize("name", ["MSK_1", "PSF_1"])
+def test_damage_that_hides_the_last_hdus(name: str, tmp_path: Path) -> None:
+    """Where XTENSION is not readable the HDUs end; the image must not seem to have no mask for that."""
+    path = Path(samples.small(tmp_path / "a.fits"))
+    with FitsBackend().open(str(path)) as reader:
+        hdu = reader.files[0].scan.get(name)
+    assert hdu is not None
+    raw = bytearray(path.read_bytes())
+    raw[hdu.header_start] ^= 1
+    path.write_bytes(raw)
+    error = refusal(path)
+    assert isinstance(error, CorruptError)
+    assert name in str(error)
+
+
+@pytest.mark.parametrize("card", [{"OBS_LAT": 1e23}, {"OBS_LAT": -90.5}])
+def test_an_observatory_that_is_nowhere(card: dict[str, float], tmp_path: Path) -> None:
+    place = {"OBS_LAT": -30.0, "OBS_LON": -70.7, "OBS_ELEV": 2700.0}
+    path = samples.write(tmp_path / "a.fits", [samples.primary_hdu(1, **place | card), *samples.image_hdus(0)])
+    assert meta_of(path).observatory is not None  # the numbers are kept, to be written again
+    with pytest.raises(FormatError, match=r"a\.fits.*OBS_LAT.*latitude from -90 to 90"):
+        WorkUnit.from_fits(path)
+
+
 def test_what_was_not_stored_is_absent(tmp_path: Path) -> None:
     hdus = [samples.primary_hdu(1, REPRJCTD=..., REPFRAME=..., BARY=..., NCON=...), *samples.image_hdus(0)]
     meta = meta_of(samples.write(tmp_path / "wu.fits", hdus))
@@ -230,7 +255,10 @@ def test_global_wcs_is_the_one_of_the_whole_header(tmp_path: Path) -> None:
     assert ours.to_header_string(relax=True) == theirs.to_header_string(relax=True)
 
 
-@pytest.mark.parametrize("change", [{"CRVAL2": None}, {"WCSAXES": 3}, {"CTYPE3": "FREQ"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"CRVAL2": None}, {"WCSAXES": 3}, {"CTYPE3": "FREQ"}, {"WCSAXES": 2, "CD3_3": 1.0}, {"WCSAXES": 2, "CUNIT3": ""}],
+)
 def test_no_wcs_of_two_axes_is_none(change: dict[str, Any]) -> None:
     cards = {key: value for key, value in {**WCS, **change}.items() if value is not None}
     assert wcs_text(Header(fits.Header(cards).tostring(endcard=False, padding=False))) is None
@@ -462,7 +490,7 @@ def test_primary_and_shard_alone(tmp_path: Path) -> None:
 def test_shard_of_another_image(tmp_path: Path) -> None:
     path = sharded(tmp_path)
     (tmp_path / "1_wu.fits").write_bytes((tmp_path / "0_wu.fits").read_bytes())
-    with pytest.raises(FormatError, match="SCI_1"):
+    with pytest.raises(FormatError, match=r"another image.*1_wu\.fits.*expected SCI_1; found SCI_0"):
         ShardedFitsBackend().open(str(path))
 
 

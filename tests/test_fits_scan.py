@@ -194,6 +194,19 @@ def test_a_header_without_end_is_refused() -> None:
         scan(PRIMARY + b"XTENSION= 'IMAGE   '".ljust(2880), "x.fits")
 
 
+def test_a_header_that_runs_into_the_next_one_is_refused(tmp_path: Path) -> None:
+    """astropy takes both for one HDU: the mask would be gone and the PSF be 6 x 8 pixels."""
+    path = Path(samples.small(tmp_path / "a.fits"))
+    raw = path.read_bytes()
+    hdu = scan(raw, "a.fits").get("MSK_1")
+    assert hdu is not None
+    end = hdu.header_start + len(hdu.header.text)
+    with pytest.raises(
+        CorruptError, match=rf"HDU {hdu.index} at byte {hdu.header_start}.*next header at byte {hdu.end}"
+    ):
+        scan(raw[:end] + b"ENF" + raw[end + 3 :], "a.fits")
+
+
 def test_end_inside_a_string_does_not_end_the_header() -> None:
     data = block("SIMPLE  = T", "BITPIX  = 8", "NAXIS   = 0", "TEXT    = 'the END     of it'", "AFTER   = 1")
     (hdu,) = scan(data, "x.fits").hdus

@@ -116,8 +116,17 @@ def test_missing_cards_are_named() -> None:
             TileLayout.from_cards(rest)
     with pytest.raises(FormatError, match="COMPRESSED_DATA"):
         TileLayout.from_cards(cards | {"TTYPE1": "OTHER"})
+    with pytest.raises(FormatError, match=r"ZBITPIX.*-32 or -64"):  # quantised integers: astropy and cfitsio differ
+        TileLayout.from_cards(cards | {"ZBITPIX": 16})
     with pytest.raises(FormatError, match="BLOCKSIZE"):
         TileLayout.from_cards(cards | {"ZVAL1": 0})
+
+
+def test_names_of_columns_in_any_case() -> None:
+    cards, table = SAMPLES[0]
+    small = {key: value.lower() if key.startswith("TTYPE") else value for key, value in cards.items()}
+    expected = decode_plane(TileLayout.from_cards(cards), table)
+    np.testing.assert_array_equal(decode_plane(TileLayout.from_cards(small), table), expected)
 
 
 def test_truncation_is_noticed() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy.io import fits
+from fits_samples import image_hdus, primary_hdu, small, write
 
 from wustore.api import open_reader
 from wustore.backends.memory import MemoryReader
@@ -217,3 +219,65 @@ def test_fits_of_an_edited_store(fits_file):
         images = [reader.image(i, capsule=True) for i in range(meta.n_images)]
         (problem,) = fits_problems(MemoryReader(meta, images, reader.capsule()))
     assert problem.kind == "invalid"
+
+
+# --- FITS ---------------------------------------------------------------------------------------------
+
+
+def with_sums(path):
+    """Write a WorkUnit whose HDUs all carry CHECKSUM and DATASUM, compressed ones too."""
+    small(path, shape=(30, 20), compressed=True)
+    with fits.open(path) as hdus:
+        hdus.writeto(path, checksum=True, overwrite=True)
+    return path
+
+
+def test_sums_of_fits_that_hold(tmp_path, capsys):
+    path = with_sums(tmp_path / "a.fits")
+    assert b"DATASUM" in path.read_bytes()
+    assert main(["verify", str(path)]) == 0
+    path.write_bytes(path.read_bytes()[:-2001])  # the last block is not padded
+    assert main(["verify", str(path)]) == 0
+
+
+def test_empty_sums_say_nothing(tmp_path):
+    path = Path(small(tmp_path / "a.fits"))
+    with fits.open(path, mode="update") as hdus:
+        for hdu in hdus:
+            hdu.header["CHECKSUM"] = hdu.header["DATASUM"] = ""
+    assert main(["verify", str(path)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "cards"),
+    [
+        ("MSK_1", "data", ["DATASUM", "CHECKSUM"]),
+        ("SCI_0", "header", ["CHECKSUM"]),
+        ("PSF_0", "padding", ["DATASUM", "CHECKSUM"]),
+        ("PRIMARY", "header", ["CHECKSUM"]),
+    ],
+)
+def test_sums_of_fits_that_do_not_hold(name, part, cards, tmp_path, capsys):
+    path = with_sums(tmp_path / "a.fits")
+    with open_reader(path) as reader:
+        hdu = reader.files[0].scan.get(name)
+    at = {"header": hdu.data_start - 1, "data": hdu.data_start + 7, "padding": hdu.end - 1}[part]
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1
+    path.write_bytes(raw)
+    assert main(["verify", str(path), "--json"]) == 3
+    found = json.loads(capsys.readouterr().out)["problems"]
+    assert [p["where"] for p in found] == [f"HDU {hdu.index} ({name}), card {card}" for card in cards]
+    # It is converted all the same, and comes back.
+    convert(path, tmp_path / "a.zarr")
+    convert(tmp_path / "a.zarr", tmp_path / "b.fits")
+    assert (tmp_path / "b.fits").read_bytes() == bytes(raw)
+
+
+def test_sums_of_a_shard_name_its_file(tmp_path, capsys):
+    write(tmp_path / "wu.fits", [primary_hdu(1)])
+    hdus = image_hdus(0)
+    hdus[2].header["DATASUM"] = 5  # not even in quotes
+    write(tmp_path / "0_wu.fits", [fits.PrimaryHDU(), *hdus])
+    assert main(["verify", str(tmp_path / "wu.fits")]) == 3
+    assert "damaged: 0_wu.fits, HDU 3 (MSK_0), card DATASUM: expected" in capsys.readouterr().out

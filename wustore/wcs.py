@@ -102,6 +102,9 @@ _COMPARED = (
 )
 _COEFFICIENTS = "coefficients of the projection"
 
+_MOST = ((re.compile(r"WCSAXES[A-Z]?"), 9), (re.compile(r"(?:A|B|AP|BP)_ORDER"), 9))
+"""Keywords of counts, and the largest that is taken seriously: SIP goes to the ninth order."""
+
 _quiet_lock = threading.RLock()
 
 
@@ -170,11 +173,22 @@ def _header(text: str) -> Header:
 # --- text to WCS --------------------------------------------------------------------------------------
 
 
+def _refuse_bombs(header: Header) -> None:
+    """Refuse counts by which wcslib and astropy would ask for memory without end, or end the process."""
+    for keyword, value in header.items():
+        most = next((most for pattern, most in _MOST if pattern.fullmatch(keyword)), None)
+        if most is not None and isinstance(value, int | float) and not value <= most:
+            raise FormatError(
+                "the header text does not describe a WCS", where=keyword, expected=f"at most {most}", found=value
+            )
+
+
 def _decode(text: str) -> WCS:
     from astropy import wcs as astropy_wcs
 
     with _quiet():
         header = _header(text)
+        _refuse_bombs(header)
         try:
             key = " "
             if not any(name in header for name in ("CTYPE1", "CRPIX1", "CRVAL1", "WCSAXES")):
@@ -209,13 +223,18 @@ def _decode(text: str) -> WCS:
             AssertionError,
             MemoryError,
             OSError,
+            RuntimeError,
         ) as error:
             if isinstance(error, FormatError):
                 raise
-            raise FormatError(
-                "the header text does not describe a WCS", found=f"{type(error).__name__}: {str(error).strip()}"[:300]
-            ) from error
+            raise _no_wcs(error) from error
     return wcs
+
+
+def _no_wcs(error: Exception) -> FormatError:
+    return FormatError(
+        "the header text does not describe a WCS", found=f"{type(error).__name__}: {str(error).strip()}"[:300]
+    )
 
 
 @lru_cache(maxsize=512)
@@ -243,7 +262,10 @@ def text_to_wcs(text: str) -> WCS:
     """
     wcs = copy.deepcopy(_decoded(text))
     wcs._wustore_text = text
-    wcs._wustore_state = _state(wcs)
+    try:
+        wcs._wustore_state = _state(wcs)
+    except RuntimeError as error:  # what wcslib noticed no sooner
+        raise _no_wcs(error) from error
     return wcs
 
 

@@ -188,7 +188,7 @@ class WorkUnit:
         self.reprojected = bool(meta.reprojected)
         self.reprojection_frame = meta.reprojection_frame
         self.barycentric_distance = meta.barycentric_distance
-        self._set_observatory(None if meta.observatory is None else location_of(meta.observatory))
+        self._set_observatory(None if meta.observatory is None else location_of(meta.observatory, path=reader.path))
         self.per_image_indices = edge.links_of(meta)
         if meta.links is None or self.reprojected:  # `Meta` has checked the links it holds
             self._check()

@@ -18,6 +18,7 @@ from wustore.errors import CorruptError, FormatError, StoreNotFoundError, UsageE
 from wustore.fits import sidecar, source
 from wustore.fits.capsule import meta_digest
 from wustore.fits.cards import BLOCK
+from wustore.fits.checksum import wrong_sums
 from wustore.fits.layouts import Layout, interpret
 from wustore.fits.mapping import release
 from wustore.fits.planes import Plane
@@ -361,6 +362,14 @@ class FitsReader(Reader):
     def places(self) -> list[str]:
         """Return all files of the set."""
         return [shown(file.path) for file in self.files]
+
+    def audit(self) -> Iterator[tuple[str, str]]:
+        """Yield the CHECKSUM and DATASUM cards that do not hold; see `wustore.protocol.Reader.audit`."""
+        for file in self.files:
+            name = "" if len(self.files) == 1 else f"{Path(shown(file.path)).name}, "
+            data = file.data
+            for hdu in file.scan.hdus:
+                yield from ((name + place, what) for place, what in wrong_sums(data, hdu))
 
     def describe(self) -> dict[str, Any]:
         """Return layout, compression and sizes; see `wustore.protocol.Reader.describe`."""

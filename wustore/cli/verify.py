@@ -29,6 +29,9 @@ Examples:
 def verify(path: str, *, format_name: str | None, with_fits: bool, as_json: bool, workers: int | None) -> int:
     """Read all of the store at PATH: every chunk, checksum, document and FITS leftover.
 
+    Of FITS files the CHECKSUM and DATASUM cards are held against the bytes; a file in which they are wrong is
+    converted all the same.
+
     With --fits the original FITS files are written to a temporary directory and their sha256 compared with
     the recorded one. Prints each place that is wrong. Exits 0 where there is none, 1 where the store is whole
     but invalid, 3 where it is damaged, 4 where its conversion has not finished.

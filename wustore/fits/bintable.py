@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from wustore.errors import CorruptError
 from wustore.fits.cards import CARD, Header
 
-__all__ = ["TableColumn", "read_table"]
+__all__ = ["Field", "TableColumn", "fields_of", "read_table"]
 
 _FORM = re.compile(r"\s*(\d*)\s*([LXBIJKAEDCMPQ])")
 _KINDS = {"L": "u1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8", "C": ">c8", "M": ">c16"}
@@ -43,7 +43,9 @@ class TableColumn(NamedTuple):
     unit: str | None
 
 
-class _Field(NamedTuple):
+class Field(NamedTuple):
+    """Where a column stands in a row: its number, name, type code, elements, first byte and bytes."""
+
     number: int
     name: str
     code: str
@@ -70,15 +72,13 @@ def read_table(header: Header, data: bytes | memoryview, *, path: str, where: st
     row_size = header.integer("NAXIS1", path=path, where=where)
     n_rows = header.integer("NAXIS2", path=path, where=where)
     n_fields = header.integer("TFIELDS", path=path, where=where)
-    if not 0 <= n_fields <= 999:
-        raise CorruptError("TFIELDS is out of range", path=path, where=where, expected="0 … 999", found=n_fields)
     if row_size * n_rows > len(data):
         raise CorruptError(
             "a table is longer than its data", path=path, where=where, expected=row_size * n_rows, found=len(data)
         )
     if row_size == 0:
         return []  # rows without bytes hold nothing, however many the header counts
-    fields = _fields(header, n_fields, row_size, path, where)
+    fields = fields_of(header, "TFORM", n_fields, row_size, path, where)
     if any(_unusual(header, field) for field in fields):
         return _by_astropy(header, data, path, where)
     rows = np.frombuffer(data, dtype=np.uint8, count=row_size * n_rows).reshape(n_rows, row_size)
@@ -92,13 +92,22 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _fields(header: Header, n_fields: int, row_size: int, path: str, where: str) -> list[_Field]:
+def fields_of(header: Header, keyword: str, n_fields: int, row_size: int, path: str, where: str) -> list[Field]:
+    """Return the columns of a row by their formats, the cards ``TFORMn`` or (of a compressed table) ``ZFORMn``.
+
+    Raises
+    ------
+    CorruptError
+        Where a format is none of FITS, or they do not fit into the row.
+    """
+    if not 0 <= n_fields <= 999:
+        raise CorruptError("TFIELDS is out of range", path=path, where=where, expected="0 … 999", found=n_fields)
     fields, start = [], 0
     for number in range(1, n_fields + 1):
-        form = header.get(f"TFORM{number}")
+        form = header.get(f"{keyword}{number}")
         match = _FORM.match(form) if isinstance(form, str) else None
         if match is None:
-            raise CorruptError(f"TFORM{number} is none of FITS", path=path, where=where, found=repr(form)[:80])
+            raise CorruptError(f"{keyword}{number} is none of FITS", path=path, where=where, found=repr(form)[:80])
         repeat, code = int(match[1] or 1), match[2]
         if code == "A":
             width = repeat
@@ -109,7 +118,7 @@ def _fields(header: Header, n_fields: int, row_size: int, path: str, where: str)
         else:
             width = repeat * np.dtype(_KINDS[code]).itemsize
         name = header.get(f"TTYPE{number}")
-        fields.append(_Field(number, name if isinstance(name, str) else f"col{number}", code, repeat, start, width))
+        fields.append(Field(number, name if isinstance(name, str) else f"col{number}", code, repeat, start, width))
         start += width
     if start > row_size:
         raise CorruptError("the columns are wider than a row", path=path, where=where, expected=row_size, found=start)
@@ -121,7 +130,7 @@ def _number(header: Header, keyword: str, default: int) -> float:
     return value if isinstance(value, int | float) else math.nan
 
 
-def _unusual(header: Header, field: _Field) -> bool:
+def _unusual(header: Header, field: Field) -> bool:
     if field.code in "XPQ":
         return True
     if field.code in "AL":
@@ -130,7 +139,7 @@ def _unusual(header: Header, field: _Field) -> bool:
     return scale != 1 or (zero != 0 and (field.code, zero) not in _UNSIGNED)
 
 
-def _shape(header: Header, field: _Field) -> tuple[int, ...]:
+def _shape(header: Header, field: Field) -> tuple[int, ...]:
     """Return the shape of a cell that TDIM or the repeat count gives; for text that of its strings."""
     plain = (field.repeat,) if field.repeat != 1 else ()
     dim = header.get(f"TDIM{field.number}")
@@ -140,7 +149,7 @@ def _shape(header: Header, field: _Field) -> tuple[int, ...]:
     return shape if math.prod(shape) == field.repeat else plain
 
 
-def _values(header: Header, field: _Field, rows: NDArray[np.uint8]) -> NDArray[Any]:
+def _values(header: Header, field: Field, rows: NDArray[np.uint8]) -> NDArray[Any]:
     n_rows = len(rows)
     cells = np.ascontiguousarray(rows[:, field.start : field.start + field.width])
     if field.code == "A":

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from wustore.errors import CorruptError, WuStoreError
 from wustore.fits.cards import BLOCK, Header
 from wustore.fits.gzip_tiles import GzipParameters, recognise_gzip
+from wustore.fits.scan import header_end
 from wustore.fits.tiles import (
     COMPRESSED,
     LOSSLESS,
@@ -400,7 +401,11 @@ def rebuild(recipe: Recipe, plane: Array | None) -> bytes:
     missing = control["header"] - len(recipe.header)
     if not 0 <= missing < BLOCK:
         raise CorruptError("the FITS capsule is damaged", where="header", found=missing)
-    header = Header(recipe.header.decode("latin-1").rpartition("END")[0])
+    head = recipe.header + b" " * missing
+    end = header_end(head, 0, len(head))  # what stands behind the END card is no card, whatever it looks like
+    if end < 0:
+        raise CorruptError("the FITS capsule is damaged", where="header", expected="END")
+    header = Header(head[:end].decode("latin-1"))
     method, parameters = control["method"], control.get("with", {})
     if method == "kept":
         data = blobs.take()
@@ -419,4 +424,4 @@ def rebuild(recipe: Recipe, plane: Array | None) -> bytes:
         data = changed.tobytes()
     behind = control["all"] - control["header"] - len(data)
     tail = blobs.take() if control.get("tail") else bytes(max(0, min(behind, BLOCK)))
-    return b"".join((recipe.header, b" " * missing, data, tail))
+    return b"".join((head, data, tail))

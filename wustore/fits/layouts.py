@@ -22,6 +22,7 @@ from wustore.fits.bintable import TableColumn, read_table
 from wustore.fits.cards import Header
 from wustore.fits.planes import Plane
 from wustore.fits.scan import Hdu, ScannedFile, Sliceable
+from wustore.fits.table_tiles import unpacked_table
 from wustore.model import LAYERS, Column, ConstituentTable, Meta, Observatory
 from wustore.wcs import kbmod_json_to_text
 from wustore.yamlio import load_value
@@ -126,7 +127,10 @@ _WCS_KEYWORD = re.compile(
     r"|TIMESYS|TREFPOS|TREFDIR|PLEPHEM|TIMEUNIT|TIMEOFFS|TIMSYER|TIMRDER|TIMEDEL|TIMEPIXR|TSTART|TSTOP|TELAPSE"
     r"|XPOSURE|OBSORBIT|D[PQ]\d+.*|C[PQ]DIS\d+|C[PQ]ERR\d+|D2IM.*|AXISCORR"
 )
-_THIRD_AXIS = re.compile(r"(?:CRPIX|CRVAL|CTYPE|CDELT|CUNIT)[3-9]")
+_THIRD_AXIS = re.compile(
+    r"(?:CRPIX|CRVAL|CTYPE|CDELT|CUNIT|CNAME|CROTA)[3-9]|(?:PC|CD)(?:[3-9]_\d+|\d+_[3-9])|P[VS][3-9]_\d+"
+)
+"""Each of these makes wcslib see more axes, whatever WCSAXES says."""
 _NEEDED = ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2")
 
 
@@ -152,7 +156,7 @@ def wcs_text(header: Header, shape: tuple[int, int] | None = None) -> str | None
     """
     if any(keyword not in header for keyword in _NEEDED) or header.get("WCSAXES", 2) != 2:
         return None
-    if "WCSAXES" not in header and any(_THIRD_AXIS.fullmatch(keyword) for keyword in header):
+    if any(_THIRD_AXIS.fullmatch(keyword) for keyword in header):
         return None
     width, height = header.get("DIMM1"), header.get("DIMM2")
     if not (_is_count(width) and _is_count(height)):
@@ -351,6 +355,7 @@ class _Reading:
             if hdu is None:
                 if layer in {"science", "variance"}:
                     raise self._missing(f"{prefix}_{i}", file)
+                self._refuse_buried(f"{prefix}_{i}", number)
                 continue
             plane = planes[layer] = Plane(hdu, file.path)
             self.roles[number, hdu.index] = f"{layer} {i}"
@@ -364,14 +369,38 @@ class _Reading:
                 )
         return ImagePlanes(number, planes)
 
+    def _refuse_buried(self, name: str, number: int) -> None:
+        """Refuse a file in which damage hides an HDU: then the image would seem to have no mask, say."""
+        file = self.files[number]
+        if file.trailing_start == file.size:
+            return
+        behind = bytes(self.data(number)[file.trailing_start : file.size])
+        if re.search(rb"EXTNAME *= *'%b *'" % name.encode(), behind, re.IGNORECASE):
+            raise CorruptError(
+                f"the HDU {name} lies behind bytes that are no HDU: the file is damaged",
+                path=file.path,
+                where=f"byte {file.trailing_start}",
+                expected="XTENSION",
+                found=repr(behind[:8]),
+                cure="Fetch the file again.",
+            )
+
     def _missing(self, name: str, file: ScannedFile) -> FormatError:
-        present = sum(re.fullmatch(r"SCI_\d+", other) is not None for other in file.names())
+        science = [other for other in file.names() if re.fullmatch(r"SCI_\d+", other)]
+        if self.form == "sharded-fits" and science and name.startswith("SCI"):
+            return FormatError(
+                "a shard holds another image than its name says",
+                path=file.path,
+                expected=name,
+                found=science[0],
+                cure="Give each shard the number of its image: <i>_<name> holds SCI_<i>.",
+            )
         more = file.size - file.trailing_start
         return FormatError(
             f"there is no HDU {name}",
             path=file.path,
             expected=f"{name}: the primary header says NUMIMG = {self.n_images}",
-            found=f"{present} science HDUs"
+            found=f"{len(science)} science HDUs"
             + (f" and {more} bytes that are no HDU behind the last one" if more else ""),
             cure="The file is not whole: fetch it again, or write it again from its source.",
         )
@@ -458,7 +487,10 @@ class _Reading:
         if hdu.kind != "BINTABLE":
             raise self._error("an HDU that should hold a table does not", hdu, expected="BINTABLE", found=hdu.kind)
         body = bytes(self.data(0)[hdu.data_start : hdu.data_start + hdu.data_length])
-        return read_table(hdu.header, body, path=self.path, where=hdu.place)
+        header = hdu.header
+        if header.get("ZTABLE") is True:
+            header, body = unpacked_table(header, body, path=self.path, where=hdu.place)
+        return read_table(header, body, path=self.path, where=hdu.place)
 
     def constituents(self) -> ConstituentTable:
         columns: dict[str, Column] = {}

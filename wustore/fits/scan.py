@@ -18,7 +18,7 @@ from wustore.fits.cards import BLOCK, CARD, Header
 from wustore.fits.mapping import release
 from wustore.remote import RemoteFile
 
-__all__ = ["Hdu", "ScannedFile", "Sliceable", "is_fits", "scan"]
+__all__ = ["Hdu", "ScannedFile", "Sliceable", "header_end", "is_fits", "scan"]
 
 _BITPIX = frozenset({8, 16, 32, 64, -32, -64})
 _MAX_AXES = 999
@@ -126,8 +126,8 @@ class ScannedFile:
         return [hdu.name for hdu in self.hdus]
 
 
-def _header_end(data: Buffer | RemoteFile, start: int, size: int) -> int:
-    """Return the offset of the END card of the header at ``start``, or -1."""
+def header_end(data: Buffer | RemoteFile, start: int, size: int) -> int:
+    """Return the offset of the END card of the header at ``start``, or -1 where there is none before ``size``."""
     at = start
     while True:
         at = data.find(b"END     ", at, size) if not isinstance(data, memoryview) else _find(data, at, size)
@@ -226,7 +226,7 @@ def scan(data: Buffer | RemoteFile, path: str) -> ScannedFile:
         index = len(hdus)
         if index and bytes(data[start : start + 8]) != b"XTENSION":
             break
-        end_card = _header_end(data, start, size)
+        end_card = header_end(data, start, size)
         if end_card < 0:
             raise CorruptError(
                 "a header without an END card: the file is truncated or damaged",
@@ -235,7 +235,19 @@ def scan(data: Buffer | RemoteFile, path: str) -> ScannedFile:
                 expected="END",
                 found=f"the end of the file at byte {size}",
             )
-        header = Header(bytes(data[start:end_card]).decode("latin-1"))
+        text = bytes(data[start:end_card]).decode("latin-1")
+        swallowed = next((at for at in range(BLOCK, len(text), BLOCK) if text.startswith("XTENSION", at)), None)
+        if swallowed is not None:
+            # astropy reads on to the next END, and takes two HDUs and the data between them for one header.
+            raise CorruptError(
+                "a header without an END card: the file is damaged",
+                path=path,
+                where=f"HDU {index} at byte {start}",
+                expected="END",
+                found=f"the next header at byte {start + swallowed}",
+                cure="Fetch the file again.",
+            )
+        header = Header(text)
         name = _text(header.get("EXTNAME"))
         if index == 0:
             kind, name = "PRIMARY", name or "PRIMARY"

@@ -56,7 +56,7 @@ class Column:
     Attributes
     ----------
     name
-        TTYPEn.
+        TTYPEn, in capitals.
     offset
         First byte within a row.
     form
@@ -219,9 +219,16 @@ class TileLayout:
                 raise _bad_card("ZVAL of BLOCKSIZE", f"from 1 to {rice.MAXIMUM_BLOCK_SIZE}", block_size)
             if self.parameter("BYTEPIX", 4) not in (1, 2, 4):
                 raise _bad_card("ZVAL of BYTEPIX", "1, 2 or 4", self.parameter("BYTEPIX", 4))
-        if self.quantised and self.dither == "NONE":
+        if self.quantised:
+            self._check_quantised()
+
+    def _check_quantised(self) -> None:
+        if self.bitpix > 0:
+            # astropy scales them all the same, cfitsio does not.
+            raise _bad_card("ZBITPIX", "-32 or -64, as there are columns ZSCALE and ZZERO", self.bitpix)
+        if self.dither == "NONE":
             raise _bad_card("ZQUANTIZ", "the method by which the pixels were quantised", self.dither)
-        if self.quantised and self.dither != NO_DITHER and not 1 <= self.dither_seed <= 10000:
+        if self.dither != NO_DITHER and not 1 <= self.dither_seed <= 10000:
             raise _bad_card("ZDITHER0", "from 1 to 10000", self.dither_seed)
 
     def column(self, name: str) -> Column | None:
@@ -329,7 +336,7 @@ def _read_columns(cards: Mapping[str, object], row_size: int) -> tuple[Column, .
         repeat, letter, element = int(match[1] or 1), match[2], match[3]
         if letter in "PQ" and not element:
             raise _bad_card(f"TFORM{i}", "a column format", form)
-        name = str(cards.get(f"TTYPE{i}", "")).strip()
+        name = str(cards.get(f"TTYPE{i}", "")).strip().upper()  # their case means nothing (section 7.3.2)
         columns.append(Column(name, offset, letter, element if letter in "PQ" else letter, repeat))
         offset += -(-repeat // 8) if letter == "X" else repeat * _COLUMN_SIZES[letter]
         for keyword in (f"TSCAL{i}", f"TZERO{i}"):
