@@ -16,11 +16,12 @@ import shutil
 import socket
 import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
-from wustore.errors import StoreExistsError, StoreNotFoundError
+from wustore.errors import StoreExistsError, StoreNotFoundError, UsageError
 
-__all__ = ["Staging", "partial_path", "sync_tree"]
+__all__ = ["Staging", "alone", "partial_path", "remove", "sync", "sync_tree"]
 
 _MARK = ".wustore-partial"
 _SYNC_WHOLE_FILE_SYSTEM = 64
@@ -47,7 +48,8 @@ def _swap(a: Path, b: Path) -> bool:
     return False
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file, or the entries of a directory, durable."""
     if os.name != "posix" and path.is_dir():
         return  # Windows cannot open a directory
     handle = os.open(path, os.O_RDONLY)
@@ -64,7 +66,7 @@ def _sync(path: Path) -> None:
 def sync_tree(path: Path) -> None:
     """Make a file, or a directory with all below it, durable."""
     if not path.is_dir():
-        _sync(path)
+        sync(path)
         return
     entries = [Path(root) / name for root, _, names in os.walk(path) for name in names]
     if len(entries) > _SYNC_WHOLE_FILE_SYSTEM and sys.platform == "linux":
@@ -76,9 +78,9 @@ def sync_tree(path: Path) -> None:
         finally:
             os.close(handle)
     for entry in entries:
-        _sync(entry)
+        sync(entry)
     for root, _, _ in os.walk(path, topdown=False):
-        _sync(Path(root))
+        sync(Path(root))
 
 
 def remove(path: Path) -> None:
@@ -87,6 +89,44 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone(lock: Path, path: str) -> Iterator[None]:
+    """Hold a lock while a store is changed: two processes at a time would undo each other's work.
+
+    Parameters
+    ----------
+    lock
+        The file to lock; it goes when the lock is given back.
+    path
+        The store, for messages.
+
+    Raises
+    ------
+    UsageError
+        Where another process holds it.
+    """
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(handle).st_nlink:
+                raise BlockingIOError  # who had it removed it between the two calls above
+        except OSError as error:
+            raise UsageError("another process is appending to this store", path=path, cure="Wait for it.") from error
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                lock.unlink()
+    finally:
+        os.close(handle)
 
 
 def _is_stale(name: str) -> bool:
@@ -172,7 +212,7 @@ class Staging:
             remove(self.path)
         else:
             self._replace_in_two_steps()
-        _sync(self.target.parent)
+        sync(self.target.parent)
 
     def _replace_in_two_steps(self) -> None:
         aside = self.path.with_name(f"{self.path.name}-old")

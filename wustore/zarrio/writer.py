@@ -18,7 +18,7 @@ from wustore.layout import (
     plane_checksum,
 )
 from wustore.model import LAYERS, Capsule, Image, Meta
-from wustore.protocol import Writer
+from wustore.protocol import ResumableWriter
 from wustore.workers import default_workers
 from wustore.zarrio.arrays import (
     to_json,
@@ -128,7 +128,7 @@ class StoreTarget(Target):
             self.keys.delete_below("")
 
 
-class ZarrWriter(Writer):
+class ZarrWriter(ResumableWriter):
     """A Zarr store being written.
 
     Parameters
@@ -168,10 +168,6 @@ class ZarrWriter(Writer):
     def is_written(self, i: int) -> bool:
         """Return whether image ``i`` is there and whole: its bytes are read and compared with their checksums."""
         return self._journal.is_whole(i)
-
-    def unwritten(self) -> list[int]:
-        """Return the images that a resumed conversion still has to write."""
-        return [i for i in range(self._meta.n_images) if not self.is_written(i)]
 
     def write(self, i: int, image: Image) -> None:
         """Write an image; the same image written twice, by whomever, gives the same bytes."""
