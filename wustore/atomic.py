@@ -21,7 +21,7 @@ from pathlib import Path
 
 from wustore.errors import StoreExistsError, StoreNotFoundError, UsageError
 
-__all__ = ["Staging", "alone", "partial_path", "remove", "sync", "sync_tree"]
+__all__ = ["Staging", "alone", "discard_partial", "partial_path", "remove", "sync", "sync_tree"]
 
 _MARK = ".wustore-partial"
 _SYNC_WHOLE_FILE_SYSTEM = 64
@@ -146,6 +146,21 @@ def _is_stale(name: str) -> bool:
     return False
 
 
+def _private(target: Path) -> Path:
+    """Return a name beside a target that nobody else has, and that tells whether its process is gone."""
+    return target.with_name(f".{target.name}~{socket.gethostname()}~{os.getpid()}-{uuid.uuid4().hex[:8]}{_MARK}")
+
+
+def discard_partial(target: Path) -> None:
+    """Remove what stands at `partial_path`, which in one step is no longer there.
+
+    What a process leaves that is killed meanwhile is removed by the next one that writes to this target.
+    """
+    aside = _private(target)
+    partial_path(target).rename(aside)
+    remove(aside)
+
+
 class Staging:
     """A temporary sibling of a target.
 
@@ -181,8 +196,7 @@ class Staging:
             self.path = partial_path(self.target)
         else:
             self._remove_stale()
-            token = f"{socket.gethostname()}~{os.getpid()}-{uuid.uuid4().hex[:8]}"
-            self.path = self.target.with_name(f".{self.target.name}~{token}{_MARK}")
+            self.path = _private(self.target)
 
     def _check(self) -> None:
         if os.path.lexists(self.target) and not self.overwrite:
