@@ -21,7 +21,7 @@ from pathlib import Path
 
 from wustore.errors import StoreExistsError, StoreNotFoundError, UsageError
 
-__all__ = ["Staging", "alone", "discard_partial", "partial_path", "remove", "sync", "sync_tree"]
+__all__ = ["Staging", "alone", "discard", "partial_path", "remove", "sync", "sync_tree"]
 
 _MARK = ".wustore-partial"
 _SYNC_WHOLE_FILE_SYSTEM = 64
@@ -151,13 +151,13 @@ def _private(target: Path) -> Path:
     return target.with_name(f".{target.name}~{socket.gethostname()}~{os.getpid()}-{uuid.uuid4().hex[:8]}{_MARK}")
 
 
-def discard_partial(target: Path) -> None:
-    """Remove what stands at `partial_path`, which in one step is no longer there.
+def discard(path: Path, target: Path) -> None:
+    """Remove a file or directory beside or below a target; in one step it is no longer there.
 
     What a process leaves that is killed meanwhile is removed by the next one that writes to this target.
     """
     aside = _private(target)
-    partial_path(target).rename(aside)
+    path.rename(aside)
     remove(aside)
 
 
@@ -172,7 +172,8 @@ class Staging:
         Whether an existing target may be replaced.
     keep
         Use the one fixed name of `partial_path`, so that another process can continue or help; such a
-        staging survives `abort` unless asked otherwise. By default the name is private to this object.
+        staging survives `abort` unless asked otherwise. Where it is there already, whether the target may be
+        replaced is asked by `commit` alone. By default the name is private to this object.
 
     Attributes
     ----------
@@ -191,7 +192,8 @@ class Staging:
         self.target = Path(os.path.abspath(target))  # noqa: PTH100 - resolve() would follow a link at the target
         self.overwrite = overwrite
         self.keep = keep
-        self._check()
+        if not keep or not partial_path(self.target).exists():
+            self._check()
         if keep:
             self.path = partial_path(self.target)
         else:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from wustore.atomic import Staging, partial_path
+from wustore.atomic import discard as discard_place
 from wustore.errors import CorruptError, IncompleteError, UsageError, WuStoreError
 from wustore.model import Capsule
 from wustore.protocol import Reader, ResumableWriter
@@ -102,6 +103,12 @@ def _keys(target: str, *, must_exist: bool = True) -> Keys:
     if not is_local(target):
         return writable_keys(target)
     place = partial_path(target)
+    journal = Path(target, JOURNAL)
+    if journal.is_dir():
+        # Killed after the store took its place: it is finished, and what it took the place of may be left.
+        discard_place(journal, Path(target))
+        if place.is_dir() and not (place / _JOB).exists():
+            discard_place(place, Path(target))
     if must_exist and not place.is_dir():
         done = Path(target).exists()
         raise (UsageError if done else IncompleteError)(
@@ -196,7 +203,7 @@ def plan(
             cure="Write to a local path, or convert to Zarr; or leave out --resume.",
         )
     if is_local(target) and not _may_stand(target):
-        Staging(target, overwrite=overwrite, keep=True)  # refuses an existing target before anything is read
+        Staging(target, overwrite=overwrite)  # refuses an existing target before anything is read
     with backend_for_reading(source, source_format).open(source) as reader:
         wanted = Job(
             source=os.path.abspath(source) if is_local(source) else source,  # noqa: PTH100 - links stay links

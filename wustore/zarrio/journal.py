@@ -146,6 +146,8 @@ class Journal:
 
     def drop(self) -> None:
         """Remove the journal."""
+        # First what says that there is something to go on with: where a process is killed here, the rest says nothing.
+        self._keys.delete(f"{JOURNAL}job.json")
         self._keys.delete_below(JOURNAL)
 
 
