@@ -262,7 +262,7 @@ def test_existing_target(source, target, kind):
 
 
 @pytest.mark.parametrize("what", ["plan", "convert"])
-@kinds("hdf5", "fits", "sharded")
+@kinds("zarr", "zip", "hdf5", "fits", "sharded")
 def test_a_target_that_appears_meanwhile_is_not_touched(source, target, kind, what):
     jobs.plan(source, target, **kind.options)
     if what == "convert":
@@ -357,9 +357,11 @@ def test_sigkill_and_resume(source, reference, target, kind):
 
 
 @pytest.mark.slow
-@kinds("zarr", "hdf5", "fits", "sharded")
-def test_a_hundred_sigkills(source, reference, tmp_path, kind):
-    for round_ in range(20):
+@pytest.mark.parametrize(
+    ("kind", "rounds"), [("zarr", 20), ("hdf5", 20), ("zip", 4), ("fits", 4), ("sharded", 4)], indirect=["kind"]
+)
+def test_a_hundred_sigkills(source, reference, tmp_path, kind, rounds):
+    for round_ in range(rounds):
         directory = tmp_path / str(round_)
         directory.mkdir()
         check_kills(source, reference, str(directory / f"x{kind.suffix}"), kind, 5, seed=round_)
@@ -487,6 +489,28 @@ def test_no_room(source, tmp_path, suffix):
     assert result.stdout.strip() == "OSError", result.stderr
     assert not list(target.parent.iterdir())
     assert resource.getrlimit(resource.RLIMIT_FSIZE)
+
+
+@kinds("zarr", "zip", "hdf5", "fits", "sharded")
+@pytest.mark.parametrize("limit", [100, 6000, 20_000])
+def test_no_room_and_resume(source, reference, target, kind, limit):
+    """Wherever the disk is full, at an image or at the end: an OSError, no store, and later the work goes on."""
+    script = (
+        "import json, resource, sys, wustore\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "try: wustore.convert(sys.argv[1], sys.argv[2], workers=1, resume=True, **json.loads(sys.argv[3]))\n"
+        "except OSError as error: print(type(error).__name__)\n"
+    )
+    command = [sys.executable, "-c", script, source, target, json.dumps(kind.options)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    failed = result.stdout.strip() == "OSError"
+    assert failed or result.returncode == 0, result.stderr
+    assert failed or all(len(data) <= limit for data in reference.values())
+    assert Path(target).exists() != failed
+    if failed:
+        wustore.convert(source, target, resume=True, **kind.options)
+    assert listing(target) == reference
+    assert not list(Path(target).parent.glob(".*"))
 
 
 def test_target_that_cannot_be_written(source):

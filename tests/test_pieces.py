@@ -86,6 +86,8 @@ def test_placing_an_image_twice(tmp_path):
             writer.place(1, encoder.encode(1, source.image(1)))
         with pytest.raises(UsageError):
             writer.write(1, source.image(1))
+        with pytest.raises(UsageError):
+            writer.place(4, encoder.encode(1, source.image(1)))
         writer.abort()
     assert not list(tmp_path.iterdir())
 

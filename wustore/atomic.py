@@ -157,7 +157,10 @@ def discard(path: Path, target: Path) -> None:
     What a process leaves that is killed meanwhile is removed by the next one that writes to this target.
     """
     aside = _private(target)
-    path.rename(aside)
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return  # another process was faster
     remove(aside)
 
 

@@ -154,6 +154,7 @@ class Encoder(protocol.Encoder):
         FormatError
             Where it is not what the metadata says.
         """
+        self.check_index(i)
         self._check(i, image)
         layers: list[list[Chunk]] = []
         jobs: list[Job] = []
@@ -170,9 +171,12 @@ class Encoder(protocol.Encoder):
         run(jobs, self.workers)
         return EncodedImage(layers, checksums, image.capsule or b"")
 
-    def _check(self, i: int, image: Image) -> None:
+    def check_index(self, i: int) -> None:
+        """Refuse an image that the file does not have."""
         if not 0 <= i < self.meta.n_images:
             raise UsageError("no such image", path=self.path, expected=f"0 … {self.meta.n_images - 1}", found=i)
+
+    def _check(self, i: int, image: Image) -> None:
         for name in LAYERS:
             plane, dtype = image.layer(name), self.meta.dtypes[name][i]
             expected = None if dtype is None else (self.meta.shape_of(name, i), dtype)

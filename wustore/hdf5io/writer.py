@@ -109,6 +109,7 @@ class Hdf5Writer(Writer):
 
     def place(self, i: int, piece: bytes) -> None:
         """Write image ``i`` as it was encoded; see `wustore.protocol.Writer.place`."""
+        self._encoder.check_index(i)
         self.store(i, self._encoder.parse(piece))
 
     def store(self, i: int, image: EncodedImage) -> None:
