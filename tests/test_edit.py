@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 import wustore
 from wustore import edit
+from wustore.atomic import alone
 from wustore.backends.memory import MemoryReader
 from wustore.diff import differences
-from wustore.errors import UsageError, WuStoreError
+from wustore.errors import CorruptError, UsageError, WuStoreError
+from wustore.hdf5io.filters import Pipeline
 from wustore.merge import appended
 from wustore.model import Column, ConstituentTable, Image
 from wustore.registry import backend_for_writing
@@ -30,12 +34,28 @@ def save(reader, path, **options):
     return str(path)
 
 
+STORES = pytest.mark.parametrize("suffix", [".zarr", ".h5"])
+
+
 def chunks(path):
-    """Return modification time and bytes of every shard of a layer."""
+    """Return every chunk of a layer as it is stored; of Zarr the shards, with the time they were written at."""
+    if path.endswith(".h5"):
+        return hdf5_chunks(path)
     found = {}
     for layer in ("science", "variance", "mask", "psf"):
         for file in (Path(path) / layer).glob("c*"):
             found[f"{layer}/{file.name}"] = (file.stat().st_mtime_ns, file.read_bytes())
+    return found
+
+
+def hdf5_chunks(path):
+    found = {}
+    with h5py.File(path) as file:
+        for layer in {"science", "variance", "mask", "psf"} & set(file):
+            data = file[layer].id
+            for k in range(data.get_num_chunks()):
+                corner = data.get_chunk_info(k).chunk_offset
+                found[f"{layer}/{corner}"] = data.read_direct_chunk(corner)
     return found
 
 
@@ -49,10 +69,11 @@ def joined(*readers):
     return MemoryReader(meta, images)
 
 
+@STORES
 @pytest.mark.parametrize("kind", ["simple", "rich", "ragged", "missing", "dtypes", "flags", "bare"])
-def test_append(tmp_path, kind):
+def test_append(tmp_path, kind, suffix):
     first, second, third = (sample(kind, seed) for seed in range(3))
-    path = save(first, tmp_path / "a.zarr")
+    path = save(first, tmp_path / f"a{suffix}")
     others = [save(second, tmp_path / "b.h5"), save(third, tmp_path / "c.zarr")]
     before = chunks(path)
     early = wustore.open_reader(path)
@@ -68,15 +89,79 @@ def test_append(tmp_path, kind):
     assert early.meta.n_images == first.meta.n_images
     assert early.image(0).science.tobytes() == first.image(0).science.tobytes()
     early.close()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted([f"a{suffix}", "b.h5", "c.zarr"])
 
 
-def test_append_several_at_once_and_pieces_of_columns(tmp_path):
+@pytest.mark.parametrize("options", [{}, {"profile": "none"}, {"layout": "cutouts"}, {"chunks": (100, 110)}])
+def test_append_to_hdf5_encodes_new_images_only(tmp_path, monkeypatch, options):
+    """Not one chunk that is there is decoded, and none but those of the new image is encoded."""
+    calls = []
+
+    def counted(name):
+        function = getattr(Pipeline, name)
+
+        def call(self, *arguments):
+            if len(self.chunks) == 3:  # of a layer
+                calls.append(name)
+            return function(self, *arguments)
+
+        return call
+
+    path = save(sample("chunked"), tmp_path / "a.h5", **options)
+    other = save(sample("chunked", 1), tmp_path / "b.zarr")
+    settings = wustore.open_reader(path).describe()
+    before = chunks(path)
+    for name in ("encode", "decode"):
+        monkeypatch.setattr(Pipeline, name, counted(name))
+    edit.append(path, other)
+    assert calls == ["encode"] * len(before)  # as many new images as old ones
+    after = chunks(path)
+    assert len(after) == 2 * len(before)
+    assert {key: after[key] for key in before} == before
+    found = wustore.open_reader(path).describe()
+    assert (found["profile"], found["layout"]) == (settings["profile"], settings["layout"])
+    copy(joined(sample("chunked"), sample("chunked", 1)), writer_of(tmp_path / "whole.h5", options))
+    assert chunks(str(tmp_path / "whole.h5")) == after
+
+
+def writer_of(path, options):
+    meta = joined(sample("chunked"), sample("chunked", 1)).meta
+    return backend_for_writing(str(path)).create(str(path), meta, **options)
+
+
+def test_damage_goes_along_with_an_append_and_is_found(tmp_path):
+    """A chunk is copied as it stands; its checksum stays wrong."""
+    path = save(sample("chunked"), tmp_path / "a.h5")
+    with h5py.File(path) as file:
+        info = file["science"].id.get_chunk_info(1)
+    data = bytearray(Path(path).read_bytes())
+    data[info.byte_offset + info.size // 2] ^= 1
+    Path(path).write_bytes(data)
+    edit.append(path, save(sample("chunked", 1), tmp_path / "b.h5"))
+    with wustore.open_reader(path) as reader, pytest.raises(CorruptError, match="image 0"):
+        reader.image(0)
+
+
+@STORES
+def test_one_append_at_a_time(tmp_path, suffix):
+    path = save(sample("simple"), tmp_path / f"a{suffix}")
+    other = save(sample("simple", 1), tmp_path / "b.h5")
+    lock = tmp_path / f".a{suffix}.wustore-lock" if suffix == ".h5" else Path(path) / ".wustore-lock"
+    with alone(lock, path), pytest.raises(UsageError, match="another process"):
+        edit.append(path, other)
+    assert edit.append(path, other) == 3
+    assert not lock.exists()
+
+
+@STORES
+def test_append_several_at_once_and_pieces_of_columns(tmp_path, suffix):
     first = sample("simple")
     extra = ConstituentTable(
         3, (Column("filter", "plain", np.array(["g", "r", "long name"])), Column("n", "plain", np.arange(3)))
     )
     path = save(
-        MemoryReader(replace(first.meta, constituents=extra), [first.image(i) for i in range(3)]), tmp_path / "a.zarr"
+        MemoryReader(replace(first.meta, constituents=extra), [first.image(i) for i in range(3)]),
+        tmp_path / f"a{suffix}",
     )
     plain = save(sample("simple", 1), tmp_path / "b.zarr")
     assert edit.append(path, plain, plain) == 6
@@ -101,18 +186,33 @@ def test_plain_zarr_sees_the_new_store(tmp_path):
         assert np.asarray(group["science"][4]).tobytes() == sample("chunked", 1).image(1).science.tobytes()
 
 
-def test_capsule_goes_with_an_append(tmp_path):
-    path = save(with_capsule(sample("ragged")), tmp_path / "a.zarr")
+@STORES
+def test_capsule_goes_with_an_append(tmp_path, suffix):
+    path = save(with_capsule(sample("ragged")), tmp_path / f"a{suffix}")
     edit.append(path, save(sample("ragged", 1), tmp_path / "b.zarr"))
     with wustore.open_reader(path) as reader:
         assert reader.capsule() is None
-    assert not (Path(path) / "fits").exists()
+    if suffix == ".zarr":
+        assert not (Path(path) / "fits").exists()
+    else:
+        with h5py.File(path) as file:
+            assert "fits" not in file
 
 
-@pytest.mark.parametrize("change", ["wcs", "size", "dtype", "layer", "format", "nothing"])
-def test_refused_appends_change_nothing(tmp_path, change):
+@pytest.mark.parametrize("suffix", [".zarr.zip", ".fits"])
+def test_formats_that_are_not_appended_to(tmp_path, suffix):
+    path = save(sample("simple"), tmp_path / f"a{suffix}")
+    before = Path(path).read_bytes()
+    with pytest.raises(UsageError, match="not appended"):
+        edit.append(path, save(sample("simple", 1), tmp_path / "b.h5"))
+    assert Path(path).read_bytes() == before
+
+
+@STORES
+@pytest.mark.parametrize("change", ["wcs", "size", "dtype", "layer", "nothing"])
+def test_refused_appends_change_nothing(tmp_path, change, suffix):
     first = sample("bare")
-    path = save(first, tmp_path / ("a.h5" if change == "format" else "a.zarr"))
+    path = save(first, tmp_path / f"a{suffix}")
     rng = np.random.default_rng(1)
     plane = rng.random((1, 4)).astype(np.float32)
     other = {
@@ -140,33 +240,48 @@ def test_refused_appends_change_nothing(tmp_path, change):
 APPEND = """
 import sys
 from wustore import edit
+from wustore.atomic import alone
 print("ready", flush=True)
 edit.append(sys.argv[1], sys.argv[2])
 """
 
 
-def test_append_is_atomic_under_sigkill(tmp_path):
-    first, second = sample("chunked"), sample("chunked", 1)
-    path, other = save(first, tmp_path / "a.zarr"), save(second, tmp_path / "b.zarr")
-    for step in range(8):
+def appends_and_kills(path, other, first, second, delays):
+    """Append again and again, kill it after each delay: the store is the old or the new one each time."""
+    images = 3
+    for delay in delays:
         process = subprocess.Popen([sys.executable, "-c", APPEND, path, other], stdout=subprocess.PIPE)
         process.stdout.readline()
-        time.sleep(0.03 * step)
+        time.sleep(delay)
         process.kill()
         process.wait()
         process.stdout.close()
         with wustore.open_reader(path) as reader:
+            assert reader.meta.n_images in (images, images + 3)
             images = reader.meta.n_images
-            assert images % 3 == 0
-            assert (
-                reader.image(images - 1).science.tobytes()
-                == (second if images > 3 else first).image(2).science.tobytes()
-            )
-    n = images
+            last = (second if images > 3 else first).image(2)
+            assert reader.image(images - 1).science.tobytes() == last.science.tobytes()
     edit.append(path, other)
     with wustore.open_reader(path) as reader:
-        assert_same(joined(first, *[second] * (n // 3)), reader)
+        assert_same(joined(first, *[second] * (images // 3)), reader)
         assert not list(reader.audit())
+
+
+@STORES
+def test_append_is_atomic_under_sigkill(tmp_path, suffix):
+    first, second = sample("chunked"), sample("chunked", 1)
+    path, other = save(first, tmp_path / f"a{suffix}"), save(second, tmp_path / "b.zarr")
+    appends_and_kills(path, other, first, second, [0.04 * step for step in range(8)])
+    assert sorted(entry.name for entry in tmp_path.glob("*")) == [f"a{suffix}", "b.zarr"]
+
+
+@pytest.mark.slow
+@STORES
+def test_append_is_atomic_under_many_sigkills(tmp_path, suffix):
+    first, second = sample("chunked"), sample("chunked", 1)
+    path, other = save(first, tmp_path / f"a{suffix}"), save(second, tmp_path / "b.zarr")
+    generator = random.Random(3)
+    appends_and_kills(path, other, first, second, [generator.uniform(0, 0.4) for _ in range(25)])
 
 
 @pytest.mark.parametrize("suffix", [".zarr", ".h5", ".zarr.zip"])

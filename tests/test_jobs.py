@@ -7,17 +7,21 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 import wustore
 from wustore import jobs
-from wustore.atomic import partial_path
+from wustore.atomic import partial_path, remove
 from wustore.backends.memory import MemoryReader
 from wustore.errors import CorruptError, IncompleteError, StoreExistsError, UsageError, WuStoreError
 from wustore.estimate import Estimate, estimate, refuse_if_too_large
@@ -25,14 +29,53 @@ from wustore.model import LAYERS
 from wustore.registry import backend_for_writing
 from wustore.testing import assert_same, sample, with_capsule
 from wustore.transfer import copy
+from wustore.zarrio.journal import JOURNAL
 
 
 def listing(path):
-    """Return every file of a store with its bytes."""
+    """Return every file of a store, or of a sharded set, with its bytes."""
     path = Path(path)
-    if path.is_file():
-        return {"": path.read_bytes()}
-    return {str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file()}
+    if path.is_dir():
+        return {str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file()}
+    files = [f for f in path.parent.iterdir() if f.name.endswith(path.name) and not f.name.startswith(".")]
+    return {f.name.removesuffix(path.name): f.read_bytes() for f in sorted(files)}
+
+
+class Kind(NamedTuple):
+    """A format to convert to."""
+
+    suffix: str
+    options: dict
+
+    @property
+    def is_fits(self):
+        return ".fits" in self.suffix
+
+
+KINDS = {
+    "zarr": Kind(".zarr", {}),
+    "zip": Kind(".zarr.zip", {}),
+    "hdf5": Kind(".h5", {}),
+    "fits": Kind(".fits", {}),  # the identical file, from the capsule
+    "canonical": Kind(".fits", {"capsule": False}),
+    "gzip": Kind(".fits.gz", {}),
+    "sharded": Kind(".fits", {"format": "sharded-fits"}),
+    "sharded-canonical": Kind(".fits", {"format": "sharded-fits", "capsule": False}),
+}
+
+
+def kinds(*names):
+    return pytest.mark.parametrize("kind", names or KINDS, indirect=True)
+
+
+@pytest.fixture
+def kind(request):
+    return KINDS[getattr(request, "param", "zarr")]
+
+
+@pytest.fixture
+def target(tmp_path, kind):
+    return str(tmp_path / f"x{kind.suffix}")
 
 
 def save(reader, path, **options):
@@ -40,35 +83,53 @@ def save(reader, path, **options):
     copy(reader, backend_for_writing(str(path)).create(str(path), reader.meta, capsule=capsule, **options))
 
 
-@pytest.fixture
-def source(tmp_path):
-    """A store of twelve images with leftovers, to convert from."""
+def repeated():
+    """Twelve small images with leftovers, none of them of the same size as the next one."""
     few = with_capsule(sample("ragged"))
     images = [few.image(i % 4, capsule=True) for i in range(12)]
-    repeated = few.meta
-    meta = type(repeated)(
-        times=repeated.times.repeat(3),
-        image_shape=repeated.image_shape[[i % 4 for i in range(12)]],
-        psf_shape=repeated.psf_shape[[i % 4 for i in range(12)]],
-        dtypes={layer: repeated.dtypes[layer] * 3 for layer in LAYERS},
+    meta = few.meta
+    meta = type(meta)(
+        times=meta.times.repeat(3),
+        image_shape=meta.image_shape[[i % 4 for i in range(12)]],
+        psf_shape=meta.psf_shape[[i % 4 for i in range(12)]],
+        dtypes={layer: meta.dtypes[layer] * 3 for layer in LAYERS},
         links=tuple((i % 4,) for i in range(12)),
-        constituents=repeated.constituents,
+        constituents=meta.constituents,
     )
-    path = tmp_path / "source.h5"
-    save(MemoryReader(meta, images, few.capsule()), path)
+    return MemoryReader(meta, images, few.capsule())
+
+
+@pytest.fixture
+def source(tmp_path, kind):
+    """A store of twelve images with leftovers, to convert from: for FITS those of a FITS file."""
+    path, reader = tmp_path / "source.h5", repeated()
+    if not kind.is_fits:
+        save(reader, path)
+        return str(path)
+    origin = tmp_path / "origin.fits"
+    save(MemoryReader(reader.meta, [replace(reader.image(i), capsule=None) for i in range(12)]), origin)
+    wustore.convert(origin, path, workers=1)
+    origin.unlink()
     return str(path)
 
 
 @pytest.fixture
-def reference(source, tmp_path):
-    path = str(tmp_path / "reference.zarr")
-    wustore.convert(source, path, workers=1)
+def reference(source, tmp_path, kind):
+    path = tmp_path / "reference" / f"x{kind.suffix}"
+    path.parent.mkdir()
+    wustore.convert(source, path, workers=1, **kind.options)
     return listing(path)
 
 
-def test_parts_in_any_order_with_repeats(source, reference, tmp_path):
-    target = str(tmp_path / "x.zarr")
-    jobs.plan(source, target, parts=5)
+def written(target):
+    """The files beside a target in which images wait, some of which cannot be rebuilt from the others."""
+    files = sorted(f for f in partial_path(target).rglob("*") if f.is_file())
+    return [f for f in files if "science" in str(f) or f.parent.name == "pieces"]
+
+
+@kinds()
+def test_parts_in_any_order_with_repeats(source, reference, target, kind):
+    jobs.plan(source, target, parts=5, **kind.options)
     for k in (3, 0, 0, 4, 2, 3, 1):
         with pytest.raises(IncompleteError):
             wustore.open_reader(target)
@@ -76,14 +137,14 @@ def test_parts_in_any_order_with_repeats(source, reference, tmp_path):
     assert jobs.progress_of(target) == (12, 12)
     jobs.finish(target)
     assert listing(target) == reference
-    assert not partial_path(target).exists()
+    assert not list(Path(target).parent.glob(".*"))
 
 
-def test_plan_is_joined_not_restarted(source, tmp_path):
-    target = str(tmp_path / "x.zarr")
-    first = jobs.plan(source, target, parts=3)
+@kinds()
+def test_plan_is_joined_not_restarted(source, target, kind):
+    first = jobs.plan(source, target, parts=3, **kind.options)
     jobs.part(target, 1)
-    assert jobs.plan(source, target, parts=7) == first
+    assert jobs.plan(source, target, parts=7, **kind.options) == first
     assert jobs.progress_of(target) == (4, 12)
 
 
@@ -94,20 +155,20 @@ def test_parts_cover_every_image_once(source, tmp_path):
         jobs.part(job.target, 5)
 
 
-def test_finish_names_what_is_missing(source, tmp_path):
-    target = str(tmp_path / "x.zarr")
-    jobs.plan(source, target, parts=3)
+@kinds()
+def test_finish_names_what_is_missing(source, target, kind):
+    jobs.plan(source, target, parts=3, **kind.options)
     jobs.part(target, 0)
     with pytest.raises(IncompleteError, match="4, 5, 6"):
         jobs.finish(target)
     assert jobs.part(target, 0) == 0  # nothing was thrown away
 
 
-def test_torn_images_are_written_again(source, reference, tmp_path):
-    target = str(tmp_path / "x.zarr")
-    jobs.plan(source, target)
+@kinds()
+def test_torn_images_are_written_again(source, reference, target, kind):
+    jobs.plan(source, target, **kind.options)
     jobs.part(target, 0)
-    files = [f for f in partial_path(target).rglob("*") if f.is_file() and "science" in str(f)]
+    files = written(target)
     files[0].write_bytes(files[0].read_bytes()[:-3])
     data = bytearray(files[1].read_bytes())
     data[len(data) // 2] ^= 4
@@ -127,32 +188,49 @@ def test_halves_of_values_do_not_stay(source, reference, tmp_path):
     assert listing(target) == reference
 
 
-def test_other_conversion_at_the_same_target(source, tmp_path):
-    target = str(tmp_path / "x.zarr")
-    jobs.plan(source, target)
+@kinds()
+def test_damage_that_finish_meets(source, reference, target, kind):
+    """A bit that flipped after the last check is not taken over; the image is written again."""
+    if not kind.suffix.startswith(".zarr"):
+        jobs.plan(source, target, **kind.options)
+        jobs.part(target, 0)
+        file = written(target)[5]
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+        with pytest.raises(CorruptError, match=file.name):
+            jobs.finish(target)
+        assert not listing(target)
+    wustore.convert(source, target, resume=True, **kind.options)
+    assert listing(target) == reference
+
+
+@kinds()
+def test_other_conversion_at_the_same_target(source, target, tmp_path, kind):
+    jobs.plan(source, target, **kind.options)
+    other_options = {"lossless": True} if kind.is_fits else {"profile": "none"}
     with pytest.raises(UsageError, match="else"):
-        jobs.plan(source, target, profile="portable")
+        jobs.plan(source, target, **kind.options, **other_options)
     other = tmp_path / "other.h5"
     save(sample("simple"), other)
     with pytest.raises(UsageError, match="else"):
-        jobs.plan(str(other), target)
+        jobs.plan(str(other), target, **kind.options)
 
 
-def test_changed_source(source, tmp_path):
-    target = str(tmp_path / "x.zarr")
-    jobs.plan(source, target, parts=2)
+@kinds()
+def test_changed_source(source, target, kind):
+    jobs.plan(source, target, parts=2, **kind.options)
     jobs.part(target, 0)
     os.utime(source, (1, 1))
     with pytest.raises(UsageError, match="changed"):
-        jobs.plan(source, target)
+        jobs.plan(source, target, **kind.options)
     for act in (lambda: jobs.part(target, 1), lambda: jobs.finish(target)):
         with pytest.raises(CorruptError, match="changed"):
             act()
 
 
-def test_source_that_changes_while_it_is_read(source, tmp_path):
-    target = str(tmp_path / "x.zarr")
-
+@kinds()
+def test_source_that_changes_while_it_is_read(source, target, kind):
     ticks = itertools.count(1)
 
     def touch(done, total):
@@ -160,39 +238,54 @@ def test_source_that_changes_while_it_is_read(source, tmp_path):
 
     for resume in (False, True):
         with pytest.raises(CorruptError, match="changed"):
-            wustore.convert(source, target, progress=touch, workers=1, resume=resume)
+            wustore.convert(source, target, progress=touch, workers=1, resume=resume, **kind.options)
         assert not Path(target).exists()
 
 
-def test_formats_that_cannot_be_resumed(source, tmp_path):
+@pytest.mark.parametrize("target", ["ram:x", "memory://x.h5", "memory://x.fits"])
+def test_targets_that_cannot_be_resumed(source, tmp_path, target):
     with pytest.raises(UsageError, match="pieces"):
-        wustore.convert(source, tmp_path / "x.hdf5", resume=True)
-    assert not list(tmp_path.glob("*x.hdf5*"))
+        wustore.convert(source, target, resume=True)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["source.h5"]
 
 
-def test_existing_target(source, tmp_path):
-    target = str(tmp_path / "x.zarr")
-    wustore.convert(source, target, resume=True)
+@kinds()
+def test_existing_target(source, target, kind):
+    wustore.convert(source, target, resume=True, **kind.options)
     before = listing(target)
     with pytest.raises(StoreExistsError):
-        wustore.convert(source, target, resume=True)
-    wustore.convert(source, target, resume=True, overwrite=True)
+        wustore.convert(source, target, resume=True, **kind.options)
+    wustore.convert(source, target, resume=True, overwrite=True, **kind.options)
     assert listing(target) == before
     with pytest.raises(UsageError, match="Nothing is left"):
         jobs.part(target, 0)
 
 
-def test_worker_processes(source, reference, tmp_path):
-    target = str(tmp_path / "x.zarr")
+@pytest.mark.parametrize("what", ["plan", "convert"])
+@kinds("zarr", "zip", "hdf5", "fits", "sharded")
+def test_a_target_that_appears_meanwhile_is_not_touched(source, target, kind, what):
+    jobs.plan(source, target, **kind.options)
+    if what == "convert":
+        jobs.part(target, 0)  # all images are there: what stands at the target might be theirs
+    Path(target).write_bytes(b"somebody else's")
+    with pytest.raises(StoreExistsError):
+        wustore.convert(source, target, resume=True, **kind.options)
+    assert listing(target) == {"": b"somebody else's"}
+    assert jobs.progress_of(target) == ((12, 12) if what == "convert" else (0, 12))
+
+
+@kinds("zarr", "hdf5", "sharded")
+def test_worker_processes(source, reference, target, kind):
     seen = []
-    wustore.convert(source, target, workers=2, processes=True, progress=lambda *state: seen.append(state))
+    options = {"workers": 2, "processes": True, "progress": lambda *state: seen.append(state)}
+    wustore.convert(source, target, **options, **kind.options)
     assert listing(target) == reference
     assert seen[-1] == (12, 12)
 
 
-def test_killed_worker_process(source, tmp_path):
+@kinds("zarr", "hdf5", "fits")
+def test_killed_worker_process(source, reference, target, kind):
     """As the kernel does when memory runs out: a typed error, and a resume that ends the work."""
-    target = str(tmp_path / "x.zarr")
 
     def kill_one(done, total):
         for entry in Path("/proc").glob("[0-9]*/stat"):
@@ -203,36 +296,37 @@ def test_killed_worker_process(source, tmp_path):
                 return
 
     with pytest.raises(WuStoreError, match="worker process died") as caught:
-        wustore.convert(source, target, workers=2, processes=True, resume=True, progress=kill_one)
+        wustore.convert(source, target, workers=2, processes=True, resume=True, progress=kill_one, **kind.options)
     assert "--resume" in caught.value.cure
     assert not Path(target).exists()
-    wustore.convert(source, target, resume=True)
-    wustore.convert(source, str(tmp_path / "y.zarr"))
-    assert listing(target) == listing(tmp_path / "y.zarr")
+    wustore.convert(source, target, resume=True, **kind.options)
+    assert listing(target) == reference
 
 
 SLOWLY = """
-import sys, time
+import json, sys, time
 import wustore
-from wustore.zarrio.writer import ZarrWriter
-write = ZarrWriter.write
-def slow(self, i, image):
-    time.sleep(0.02)
-    write(self, i, image)
-ZarrWriter.write = slow
+from wustore import pieces, transfer
+def slow(function):
+    def call(*arguments):
+        time.sleep(0.02)
+        return function(*arguments)
+    return call
+transfer._checked = slow(transfer._checked)
+pieces.PieceWriter._piece = slow(pieces.PieceWriter._piece)
 print("ready", flush=True)
-wustore.convert(sys.argv[1], sys.argv[2], resume="resume" in sys.argv, workers=2)
+wustore.convert(sys.argv[1], sys.argv[2], workers=2, **json.loads(sys.argv[3]))
 """
 
 
-def killed_runs(source, target, kills, generator, *words):
+def killed_runs(source, target, kills, generator, options):
     """Start the conversion again and again, kill it at a random moment; return how many images each run left."""
     left = []
     for _ in range(kills):
-        command = [sys.executable, "-c", SLOWLY, source, target, *words]
+        command = [sys.executable, "-c", SLOWLY, source, target, json.dumps(options)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE)
         process.stdout.readline()
-        time.sleep(generator.uniform(0, 0.2))
+        time.sleep(generator.uniform(0, 0.3))
         process.kill()
         process.wait()
         process.stdout.close()
@@ -247,34 +341,117 @@ def killed_runs(source, target, kills, generator, *words):
     return left
 
 
-def check_kills(source, reference, tmp_path, kills):
-    target = str(tmp_path / "x.zarr")
-    left = killed_runs(source, target, kills, random.Random(7), "resume")
+def check_kills(source, reference, target, kind, kills, seed=7):
+    options = {"resume": True, **kind.options}
+    left = killed_runs(source, target, kills, random.Random(seed), options)
     assert left == sorted(left)  # nothing that was whole is lost
-    if not Path(target).exists():
-        wustore.convert(source, target, resume=True)
+    if not Path(target).exists() or partial_path(target).exists():
+        wustore.convert(source, target, **options)
     assert listing(target) == reference
+    assert {entry.name for entry in Path(target).parent.glob(".*")} == set()
 
 
-def test_sigkill_and_resume(source, reference, tmp_path):
-    check_kills(source, reference, tmp_path, 5)
+@kinds("zarr", "hdf5", "fits", "sharded")
+def test_sigkill_and_resume(source, reference, target, kind):
+    check_kills(source, reference, target, kind, 4)
 
 
 @pytest.mark.slow
-def test_a_hundred_sigkills(source, reference, tmp_path):
-    for round_ in range(20):
+@pytest.mark.parametrize(
+    ("kind", "rounds"), [("zarr", 20), ("hdf5", 20), ("zip", 4), ("fits", 4), ("sharded", 4)], indirect=["kind"]
+)
+def test_a_hundred_sigkills(source, reference, tmp_path, kind, rounds):
+    for round_ in range(rounds):
         directory = tmp_path / str(round_)
         directory.mkdir()
-        check_kills(source, reference, directory, 5)
+        check_kills(source, reference, str(directory / f"x{kind.suffix}"), kind, 5, seed=round_)
+
+
+DEADLY = """
+import os, shutil, signal, sys
+from pathlib import Path
+from wustore import jobs
+left = int(sys.argv[2])
+def deadly(function):
+    def call(*arguments, **keywords):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **keywords)
+    return call
+for owner, names in ((Path, "rename replace unlink"), (os, "unlink rmdir")):
+    for name in names.split():
+        setattr(owner, name, deadly(getattr(owner, name)))
+jobs.finish(sys.argv[1])
+"""
+"""Finish a conversion; die just before something is renamed or removed for the n-th time."""
+
+
+def check_every_step(source, reference, target, kind, steps, *, overwrite=False):
+    """Kill `finish` before each name that it changes: a resume always ends the work."""
+    options = {"overwrite": overwrite, **kind.options}
+    old = with_capsule(sample("simple")) if not kind.is_fits else sample("simple")
+    if overwrite:
+        save(old, target)
+    jobs.plan(source, target, **options)
+    jobs.part(target, 0)
+    whole = partial_path(target)
+    kept = whole.with_name("kept")
+    whole.rename(kept)
+    for step in steps:
+        shutil.copytree(kept, whole)
+        done = subprocess.run([sys.executable, "-c", DEADLY, target, str(step)], check=False)
+        assert done.returncode in (0, -signal.SIGKILL)
+        appeared = Path(target).exists()
+        if appeared:
+            with wustore.open_reader(target) as reader:
+                assert reader.meta.n_images == 12 or overwrite
+        ended = appeared and not partial_path(target).exists() and not Path(target, JOURNAL).exists()
+        if done.returncode and not appeared:
+            wustore.convert(source, target, resume=True, **options)
+        elif done.returncode:
+            # Whether the store that stands there is the new one, and what is left to do, is found out.
+            with suppress(StoreExistsError):
+                wustore.convert(source, target, resume=True, **options)
+        assert listing(target) == reference
+        assert not partial_path(target).exists()
+        # The next one that writes there sweeps up what is left.
+        wustore.convert(source, target, **{**options, "overwrite": True})
+        assert not list(Path(target).parent.glob(".*"))
+        for file in Path(target).parent.glob(f"*{Path(target).name}"):
+            remove(file)
+        if ended:
+            return  # all that was left to do is to remove what has no use any more
+        if overwrite:
+            save(old, target)
+
+
+@kinds("zarr", "hdf5", "gzip", "sharded")
+def test_sigkill_at_the_end(source, reference, target, kind):
+    check_every_step(source, reference, target, kind, [0, 1, 14])
+
+
+@pytest.mark.slow
+@kinds()
+def test_sigkill_at_every_step_of_the_end(source, reference, target, kind):
+    check_every_step(source, reference, target, kind, itertools.count())
+
+
+@pytest.mark.slow
+@kinds("zarr", "zip", "hdf5", "fits")
+def test_sigkill_at_every_step_of_replacing(source, reference, target, kind):
+    # Most steps of a Zarr store remove a file of the old one.
+    check_every_step(source, reference, target, kind, [0, 1, 2, 3, 10, 50, 1000], overwrite=True)
 
 
 def test_sigkill_without_resume_leaves_the_target_as_it_was(source, tmp_path):
     target = str(tmp_path / "x.zarr")
     old = sample("simple")
     save(old, target)
-    command = SLOWLY.replace("workers=2", "workers=2, overwrite=True")
     for delay in (0.0, 0.05, 0.1, 0.2):
-        process = subprocess.Popen([sys.executable, "-c", command, source, target], stdout=subprocess.PIPE)
+        command = [sys.executable, "-c", SLOWLY, source, target, '{"overwrite": true}']
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
         process.stdout.readline()
         time.sleep(delay)
         process.kill()
@@ -288,12 +465,12 @@ def test_sigkill_without_resume_leaves_the_target_as_it_was(source, tmp_path):
 
 
 @pytest.mark.slow
-def test_dask_cluster(source, reference, tmp_path):
+@kinds("zarr", "hdf5", "fits", "sharded")
+def test_dask_cluster(source, reference, target, kind):
     from distributed import LocalCluster
 
-    target = str(tmp_path / "x.zarr")
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        wustore.convert(source, target, scheduler=cluster.scheduler_address)
+        wustore.convert(source, target, scheduler=cluster.scheduler_address, **kind.options)
     assert listing(target) == reference
 
 
@@ -314,6 +491,28 @@ def test_no_room(source, tmp_path, suffix):
     assert resource.getrlimit(resource.RLIMIT_FSIZE)
 
 
+@kinds("zarr", "zip", "hdf5", "fits", "sharded")
+@pytest.mark.parametrize("limit", [100, 6000, 20_000])
+def test_no_room_and_resume(source, reference, target, kind, limit):
+    """Wherever the disk is full, at an image or at the end: an OSError, no store, and later the work goes on."""
+    script = (
+        "import json, resource, sys, wustore\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "try: wustore.convert(sys.argv[1], sys.argv[2], workers=1, resume=True, **json.loads(sys.argv[3]))\n"
+        "except OSError as error: print(type(error).__name__)\n"
+    )
+    command = [sys.executable, "-c", script, source, target, json.dumps(kind.options)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    failed = result.stdout.strip() == "OSError"
+    assert failed or result.returncode == 0, result.stderr
+    assert failed or all(len(data) <= limit for data in reference.values())
+    assert Path(target).exists() != failed
+    if failed:
+        wustore.convert(source, target, resume=True, **kind.options)
+    assert listing(target) == reference
+    assert not list(Path(target).parent.glob(".*"))
+
+
 def test_target_that_cannot_be_written(source):
     for suffix in (".zarr", ".h5", ".fits"):
         with pytest.raises(OSError, match=r"."):
@@ -328,7 +527,7 @@ def test_estimate(source, reference, tmp_path):
     assert found.fits
     files = len(reference) - sum(name.startswith("fits") for name in reference)
     assert abs(found.target_files - files) <= 2
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["reference.zarr", "source.h5"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["reference", "source.h5"]
 
 
 def test_too_large_is_refused():

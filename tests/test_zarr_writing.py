@@ -56,8 +56,8 @@ class TestResume:
         changed = staging / "variance" / "c.3.0.0"
         changed.write_bytes(b"\0" + changed.read_bytes()[1:])
         writer = start()
-        assert writer.unwritten() == [1, 2, 3]  # type: ignore[attr-defined]
-        for i in writer.unwritten():  # type: ignore[attr-defined]
+        assert writer.unwritten(range(4)) == [1, 2, 3]  # type: ignore[attr-defined]
+        for i in writer.unwritten(range(4)):  # type: ignore[attr-defined]
             writer.write(i, source.image(i, capsule=True))  # type: ignore[attr-defined]
         writer.commit()  # type: ignore[attr-defined]
         assert not staging.exists()

@@ -16,11 +16,12 @@ import shutil
 import socket
 import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from wustore.errors import StoreExistsError, StoreNotFoundError, UsageError
 
-__all__ = ["Staging", "partial_path", "sync_tree"]
+__all__ = ["Staging", "alone", "discard", "partial_path", "remove", "sync", "sync_tree"]
 
 _MARK = ".wustore-partial"
 _SYNC_WHOLE_FILE_SYSTEM = 64
@@ -55,7 +56,8 @@ def _swap(a: Path, b: Path) -> bool:
     return False
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file, or the entries of a directory, durable."""
     if os.name != "posix" and path.is_dir():
         return  # Windows cannot open a directory
     handle = os.open(path, os.O_RDONLY)
@@ -72,7 +74,7 @@ def _sync(path: Path) -> None:
 def sync_tree(path: Path) -> None:
     """Make a file, or a directory with all below it, durable."""
     if not path.is_dir():
-        _sync(path)
+        sync(path)
         return
     entries = [Path(root) / name for root, _, names in os.walk(path) for name in names]
     if len(entries) > _SYNC_WHOLE_FILE_SYSTEM and sys.platform == "linux":
@@ -84,9 +86,9 @@ def sync_tree(path: Path) -> None:
         finally:
             os.close(handle)
     for entry in entries:
-        _sync(entry)
+        sync(entry)
     for root, _, _ in os.walk(path, topdown=False):
-        _sync(Path(root))
+        sync(Path(root))
 
 
 def remove(path: Path) -> None:
@@ -95,6 +97,44 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone(lock: Path, path: str) -> Iterator[None]:
+    """Hold a lock while a store is changed: two processes at a time would undo each other's work.
+
+    Parameters
+    ----------
+    lock
+        The file to lock; it goes when the lock is given back.
+    path
+        The store, for messages.
+
+    Raises
+    ------
+    UsageError
+        Where another process holds it.
+    """
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(handle).st_nlink:
+                raise BlockingIOError  # who had it removed it between the two calls above
+        except OSError as error:
+            raise UsageError("another process is appending to this store", path=path, cure="Wait for it.") from error
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                lock.unlink()
+    finally:
+        os.close(handle)
 
 
 def _is_stale(name: str) -> bool:
@@ -132,6 +172,24 @@ def _refuse_foreign_directory(target: Path) -> None:
         )
 
 
+def _private(target: Path) -> Path:
+    """Return a name beside a target that nobody else has, and that tells whether its process is gone."""
+    return target.with_name(f".{target.name}~{socket.gethostname()}~{os.getpid()}-{uuid.uuid4().hex[:8]}{_MARK}")
+
+
+def discard(path: Path, target: Path) -> None:
+    """Remove a file or directory beside or below a target; in one step it is no longer there.
+
+    What a process leaves that is killed meanwhile is removed by the next one that writes to this target.
+    """
+    aside = _private(target)
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return  # another process was faster
+    remove(aside)
+
+
 class Staging:
     """A temporary sibling of a target.
 
@@ -143,7 +201,8 @@ class Staging:
         Whether an existing target may be replaced.
     keep
         Use the one fixed name of `partial_path`, so that another process can continue or help; such a
-        staging survives `abort` unless asked otherwise. By default the name is private to this object.
+        staging survives `abort` unless asked otherwise. Where it is there already, whether the target may be
+        replaced is asked by `commit` alone. By default the name is private to this object.
 
     Attributes
     ----------
@@ -162,13 +221,13 @@ class Staging:
         self.target = Path(os.path.abspath(target))  # noqa: PTH100 - resolve() would follow a link at the target
         self.overwrite = overwrite
         self.keep = keep
-        self._check()
+        if not keep or not partial_path(self.target).exists():
+            self._check()
         if keep:
             self.path = partial_path(self.target)
         else:
             self._remove_stale()
-            token = f"{socket.gethostname()}~{os.getpid()}-{uuid.uuid4().hex[:8]}"
-            self.path = self.target.with_name(f".{self.target.name}~{token}{_MARK}")
+            self.path = _private(self.target)
 
     def _check(self) -> None:
         if os.path.lexists(self.target) and not self.overwrite:
@@ -199,7 +258,7 @@ class Staging:
             remove(self.path)
         else:
             self._replace_in_two_steps()
-        _sync(self.target.parent)
+        sync(self.target.parent)
 
     def _replace_in_two_steps(self) -> None:
         aside = self.path.with_name(f"{self.path.name}-old")

@@ -51,16 +51,15 @@ def convert(
     workers
         Images at a time; the number of processors by default. The result does not depend on it.
     processes
-        Whether workers are processes (Zarr targets only) instead of threads; None where there are more than
-        `THREADS_AT_MOST` workers. A process imports the main module of the program that asks for it, which must
+        Whether workers are processes instead of threads; None for a Zarr target and more than `THREADS_AT_MOST`
+        workers. A process imports the main module of the program that asks for it, which must
         therefore start its work under ``if __name__ == "__main__"``.
     max_memory
         Bytes that the images in work may take together; lowers ``workers``.
     resume
-        Go on with a conversion of the same source that was killed, or begin one that can be resumed
-        (Zarr targets only).
+        Go on with a conversion of the same source that was killed, or begin one that can be resumed.
     scheduler
-        Address of a Dask scheduler, or a `distributed.Client`, that runs the parts (Zarr targets only).
+        Address of a Dask scheduler, or a `distributed.Client`, that runs the parts.
     progress
         Called with (images done, images in all).
     options
@@ -75,7 +74,7 @@ def convert(
     FidelityError
         A FITS file did not come out with its recorded sha256.
     UsageError
-        Source and target are the same, an option is unknown, or the target's format cannot be resumed.
+        Source and target are the same, an option is unknown, or the target cannot be written in pieces.
     MissingDependencyError
         Without dask.distributed (extra ``cluster``), for ``scheduler``.
     WuStoreError

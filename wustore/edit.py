@@ -163,15 +163,16 @@ def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -
 
 
 def append(path: Any, *sources: Any, progress: Progress | None = None) -> int:
-    """Append the images of other WorkUnits to a Zarr store; no existing pixel chunk is rewritten.
+    """Append the images of other WorkUnits to a Zarr or HDF5 store; no existing pixel chunk is encoded again.
 
-    Their table rows follow the store's, and their links point to these. The configuration stays the store's.
-    Its FITS leftovers go: the files it came from do not hold the new images.
+    A Zarr store is added to; an HDF5 file is replaced by one that takes over the stored chunks as they are. The new
+    table rows follow the store's, and the new links point to these. The configuration stays the store's. Its FITS
+    leftovers go: the files it came from do not hold the new images.
 
     Parameters
     ----------
     path
-        A Zarr store: directory or URL.
+        A Zarr store (directory or URL), or an HDF5 file.
     sources
         Stores of any format, in order.
     progress
@@ -188,21 +189,14 @@ def append(path: Any, *sources: Any, progress: Progress | None = None) -> int:
         For another format, images that do not belong into this store, or where another process is appending.
     StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError, OSError
     """
-    from wustore.zarrio.append import append_images
-
     address = address_of(path)
     if not sources:
         raise UsageError("nothing to append", path=address, cure="Name at least one source.")
-    if backend_for_reading(address).name != "zarr" or not isinstance(address, str):
-        raise UsageError(
-            "images are appended to a Zarr directory or URL",
-            path=str(address),
-            cure="Convert the store to Zarr first.",
-        )
+    backend = backend_for_reading(address)
     names = [str(address_of(source)) for source in sources]
     with ExitStack() as stack:
         readers = [stack.enter_context(open_reader(source)) for source in sources]
-        return append_images(
+        return backend.append(
             address, readers, lambda count: history_entry("append", images=count, sources=names), progress=progress
         )
 

@@ -1,10 +1,11 @@
 """Conversions in pieces: over several processes, after a kill, and as the parts of a cluster job.
 
 A conversion that can be resumed writes into one fixed place beside its target
-(`wustore.atomic.partial_path`). What is being done stands there in ``.wustore-journal/job.json``, the FITS
-leftovers of the whole beside it, and one entry per finished image. So any process that knows the target
-can help (`part`) and any one can end it (`finish`); doing something twice does no harm, because the same
-image gives the same bytes.
+(`wustore.atomic.partial_path`): a Zarr store into itself, any other format a file for each image
+(`wustore.pieces`). What is being done stands there in ``.wustore-journal/job.json``, the FITS leftovers of
+the whole beside it, and one entry per finished image. So any process that knows the target can help (`part`)
+and any one can end it (`finish`); doing something twice does no harm, because the same image gives the same
+bytes.
 """
 
 from __future__ import annotations
@@ -21,22 +22,20 @@ from pathlib import Path
 from typing import Any
 
 from wustore.atomic import Staging, partial_path
+from wustore.atomic import discard as discard_place
 from wustore.errors import CorruptError, IncompleteError, UsageError, WuStoreError
 from wustore.model import Capsule
-from wustore.protocol import Reader
+from wustore.protocol import Reader, ResumableWriter
 from wustore.registry import backend_for_reading, backend_for_writing, backend_named
 from wustore.transfer import Progress, copy_images
 from wustore.zarrio.journal import JOURNAL
 from wustore.zarrio.keys import DirectoryKeys, Keys
 from wustore.zarrio.store import is_local, writable_keys
-from wustore.zarrio.writer import ZarrWriter
 
 __all__ = ["Job", "check_unchanged", "discard", "finish", "part", "plan", "progress_of", "run", "source_state"]
 
 _JOB = f"{JOURNAL}job.json"
 _CAPSULE = f"{JOURNAL}capsule.bin"
-_RESUMABLE = ("zarr", "zarr-zip")
-"""Formats whose images are files of their own, so that processes can write them side by side."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +103,12 @@ def _keys(target: str, *, must_exist: bool = True) -> Keys:
     if not is_local(target):
         return writable_keys(target)
     place = partial_path(target)
+    journal = Path(target, JOURNAL)
+    if journal.is_dir():
+        # Killed after the store took its place: it is finished, and what it took the place of may be left.
+        discard_place(journal, Path(target))
+        if place.is_dir() and not (place / _JOB).exists():
+            discard_place(place, Path(target))
     if must_exist and not place.is_dir():
         done = Path(target).exists()
         raise (UsageError if done else IncompleteError)(
@@ -168,7 +173,7 @@ def plan(
     Parameters
     ----------
     source, target
-        Paths or URLs; the target is Zarr (a directory or URL) or a Zarr zip file.
+        Paths or URLs.
     source_format, format, overwrite, capsule, options
         As for `wustore.convert`.
     parts
@@ -190,16 +195,15 @@ def plan(
         As for `wustore.convert`.
     """
     backend = backend_for_writing(target, format)
-    if backend.name not in _RESUMABLE:
+    if not backend.resumes(target):
         raise UsageError(
-            "this format cannot be written in pieces",
+            "this format cannot be written in pieces there",
             path=target,
-            expected=" or ".join(_RESUMABLE),
             found=backend.name,
-            cure="Convert to Zarr first, or leave out --resume.",
+            cure="Write to a local path, or convert to Zarr; or leave out --resume.",
         )
-    if is_local(target):
-        Staging(target, overwrite=overwrite, keep=True)  # refuses an existing target before anything is read
+    if is_local(target) and not _may_stand(target):
+        Staging(target, overwrite=overwrite)  # refuses an existing target before anything is read
     with backend_for_reading(source, source_format).open(source) as reader:
         wanted = Job(
             source=os.path.abspath(source) if is_local(source) else source,  # noqa: PTH100 - links stay links
@@ -220,30 +224,36 @@ def plan(
         leftovers = reader.capsule() if capsule else None
         if leftovers is not None:
             wanted = Job(**{**asdict(wanted), "capsule": dict(leftovers.document)})
-            keys.set(_CAPSULE, leftovers.head)
         _create(wanted, reader, leftovers)
-        # Last: with this file the plan stands.
-        keys.set(_JOB, json.dumps(asdict(wanted), sort_keys=True).encode())
+        if leftovers is not None:
+            keys.set(_CAPSULE, leftovers.head)
+        # Last: with this file the plan stands. Keys in their order: HDF5 keeps that of the capsule's document.
+        keys.set(_JOB, json.dumps(asdict(wanted)).encode())
     return wanted
 
 
-def _create(job: Job, reader: Reader, capsule: Capsule | None, workers: int | None = 1) -> ZarrWriter:
-    backend = backend_named(job.format)
-    writer = backend.create(
+def _may_stand(target: str) -> bool:
+    """Return whether the target may be there because a process was killed at the very end of the conversion."""
+    try:
+        done, images = progress_of(target)
+    except WuStoreError:
+        return False
+    return done == images
+
+
+def _create(job: Job, reader: Reader, capsule: Capsule | None, workers: int | None = 1) -> ResumableWriter:
+    return backend_named(job.format).resume(
         job.target,
         reader.meta,
         capsule=capsule,
         overwrite=job.overwrite,
         workers=workers,
-        resume=True,
         fingerprint=job.state,
         **job.options,
     )
-    assert isinstance(writer, ZarrWriter)
-    return writer
 
 
-def _open_both(target: str, workers: int | None = 1) -> tuple[Job, Reader, ZarrWriter]:
+def _open_both(target: str, workers: int | None = 1) -> tuple[Job, Reader, ResumableWriter]:
     """Open source and unfinished store of a conversion that is under way."""
     job, capsule = _load(target)
     reader = backend_named(job.source_format).open(job.source)
@@ -309,7 +319,7 @@ def part(target: str, k: int, *, workers: int | None = None, progress: Progress 
     job, reader, writer = _open_both(target, workers)
     with reader:
         images = job.images_of(k)
-        left = [i for i in images if not writer.is_written(i)]
+        left = writer.unwritten(images)
         done = len(images) - len(left)
 
         def report(count: int, total: int) -> None:
@@ -371,7 +381,7 @@ def discard(target: str) -> None:
 
 # --- processes ----------------------------------------------------------------------------------------
 
-_OPEN: tuple[Job, Reader, ZarrWriter] | None = None
+_OPEN: tuple[Job, Reader, ResumableWriter] | None = None
 """Source and store of this worker process."""
 
 
@@ -430,7 +440,7 @@ def run(job: Job, *, workers: int, processes: bool = False, progress: Progress |
     """
     _, reader, writer = _open_both(job.target, workers)
     with reader:
-        left = writer.unwritten()
+        left = writer.unwritten(range(job.n_images))
         done = job.n_images - len(left)
         if not processes or workers == 1 or len(left) < 2:
             copy_images(

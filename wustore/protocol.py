@@ -18,16 +18,17 @@ Rules that every implementation keeps:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wustore.errors import UsageError
 from wustore.model import LAYERS, Capsule, Image, Meta
 
-__all__ = ["Backend", "Index", "Reader", "Writer"]
+__all__ = ["Backend", "Encoder", "Index", "Reader", "ResumableWriter", "Writer"]
 
 Index = tuple[slice, slice, slice]
 """Three plain slices (time, y, x) with integer bounds inside the array and step 1."""
@@ -180,12 +181,34 @@ class Reader(ABC):
         self.close()
 
 
+class Encoder(ABC):
+    """The costly half of writing: what makes an image's bytes, without a file to put them into.
+
+    It is safe to use from several threads, and the bytes depend on the image and its metadata only. So they can be
+    made in any order, by any process, more than once, and `Writer.place` puts them into the store later.
+    """
+
+    @abstractmethod
+    def encode(self, i: int, image: Image) -> bytes:
+        """Return what `Writer.place` needs of image ``i``; what is read back from it is checked, never executed."""
+
+
 class Writer(ABC):
     """A store being written, invisible until `commit`."""
 
     @abstractmethod
     def write(self, i: int, image: Image) -> None:
         """Write image ``i``. Each image is written once; any order; calls may come from several threads."""
+
+    def place(self, i: int, piece: bytes) -> None:
+        """Write image ``i`` as the format's `Encoder` made it; the same bytes result as from `write`.
+
+        Raises
+        ------
+        CorruptError
+            Where the piece is damaged.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no encoder")
 
     @abstractmethod
     def commit(self) -> None:
@@ -209,6 +232,22 @@ class Writer(ABC):
     ) -> None:
         if kind is not None:
             self.abort()
+
+
+class ResumableWriter(Writer):
+    """A writer of a store that another process can go on with, or help to write.
+
+    The same image written twice, by whomever, gives the same bytes. `Writer.abort` keeps what is written, and
+    `Writer.commit` takes up images that other writers of the same store wrote.
+    """
+
+    @abstractmethod
+    def is_written(self, i: int) -> bool:
+        """Return whether image ``i`` is there and whole: its bytes are read and compared with their checksums."""
+
+    def unwritten(self, indices: Iterable[int]) -> list[int]:
+        """Return those of ``indices`` whose images are still to be written."""
+        return [i for i in indices if not self.is_written(i)]
 
 
 class Backend(ABC):
@@ -275,3 +314,75 @@ class Backend(ABC):
         StoreExistsError
             Where the target exists and ``overwrite`` is False.
         """
+
+    def resumes(self, path: str) -> bool:
+        """Return whether a store at ``path`` can be written in pieces: whether there is `resume`."""
+        return False
+
+    def resume(
+        self,
+        path: str,
+        meta: Meta,
+        *,
+        fingerprint: str,
+        capsule: Capsule | None = None,
+        overwrite: bool = False,
+        **options: Any,
+    ) -> ResumableWriter:
+        """Start a store that can be written in pieces, or join the one that is being written.
+
+        What is written stays beside the target (`wustore.atomic.partial_path`) until it is whole. A format whose
+        images are files of their own writes them there; any other one gives its `Encoder` to
+        `wustore.pieces.PieceWriter`.
+
+        Parameters
+        ----------
+        fingerprint
+            What the images come from: only the same conversion is joined.
+        path, meta, capsule, overwrite, options
+            As for `create`.
+
+        Raises
+        ------
+        UsageError
+            Where something else is being written there, or the format knows no pieces.
+        """
+        raise UsageError("this format cannot be written in pieces", path=path, found=self.name)
+
+    def append(
+        self,
+        path: str,
+        sources: Sequence[Reader],
+        history: Callable[[int], dict[str, Any]],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Append every image of ``sources`` to the store at ``path``; no existing chunk is encoded again.
+
+        Parameters
+        ----------
+        path
+            A store of this format.
+        sources
+            Open stores of any format.
+        history
+            Function of the number of images that gives the entry to journal.
+        progress
+            Called with (images done, images to append).
+
+        Returns
+        -------
+        int
+            How many images were appended.
+
+        Raises
+        ------
+        UsageError
+            Where the images do not belong into this store, or the format cannot be appended to.
+        """
+        raise UsageError(
+            "images are not appended to stores of this format",
+            path=path,
+            found=self.name,
+            cure="Convert the store to Zarr or HDF5 first.",
+        )

@@ -408,6 +408,33 @@ class BackendConformance:
         with self.make(path, new, overwrite=True) as reader:
             assert_same(new, reader)
 
+    @pytest.mark.parametrize("name", ["ragged", "dtypes", "missing"])
+    def test_in_pieces(self, path: str, tmp_path: Path, name: str) -> None:
+        """Several writers, some doing the same, make the store that one writer makes in one go."""
+        if not self.backend.resumes(path):
+            return
+        options = {"overwrite": True, "workers": 1, **self.options}
+        source = sample(name)
+        images = range(source.meta.n_images)
+        with self.make(path, source) as reader:
+            files = [Path(place) for place in reader.places()]
+        expected = {place: _content(place) for place in files}
+        for k, order in enumerate([images[1:], images[:2], images]):
+            writer = self.backend.resume(path, source.meta, fingerprint="f", **options)
+            assert writer.unwritten(images) == ([*images], [0], [])[k]
+            for i in order:
+                writer.write(i, source.image(i))
+            if k == 0:
+                with pytest.raises(IncompleteError):
+                    writer.commit()
+            writer.abort()
+        with pytest.raises(UsageError):
+            self.backend.resume(path, source.meta, fingerprint="g", **options)
+        writer = self.backend.resume(path, source.meta, fingerprint="f", **options)
+        writer.commit()
+        assert {place: _content(place) for place in files} == expected
+        assert not list(tmp_path.glob(".*"))
+
     def test_nothing_there(self, path: str) -> None:
         """A missing store is our error, with its place."""
         with pytest.raises(StoreNotFoundError) as caught:
@@ -447,6 +474,12 @@ class BackendConformance:
                 return  # a format need not store them
             expected = [[plane_checksum(source.image(i).layer(layer)) for layer in LAYERS] for i in range(3)]
             assert sums.tolist() == expected
+
+
+def _content(path: Path) -> dict[str, bytes]:
+    """Return the bytes of a file, or of all files below a directory."""
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
 def _random_boxes(rng: np.random.Generator, shape: tuple[int, int, int], n: int) -> Iterator[Index]:

@@ -25,6 +25,7 @@ from wustore.fits.planes import Plane
 from wustore.fits.scan import Buffer, ScannedFile, Sliceable, is_fits, scan
 from wustore.layout import fill_value
 from wustore.model import LAYERS, Capsule, Image, Meta
+from wustore.pieces import PieceWriter
 from wustore.protocol import Backend, Index, Reader, Writer
 from wustore.remote import CONCURRENCY, RemoteFile, is_remote, merged, refuse_writing, shown
 from wustore.workers import read_ahead
@@ -443,6 +444,14 @@ class FitsBackend(Backend):
             refuse_writing(path, "FITS")
         return writer.create(path, meta, capsule=capsule, overwrite=overwrite, sharded=False, **options)
 
+    def resumes(self, path: str) -> bool:
+        """Return whether it is a local file."""
+        return not is_remote(path)
+
+    def resume(self, path: str, meta: Meta, **options: Any) -> PieceWriter:
+        """Start or join a file that is written in pieces; see `wustore.protocol.Backend.resume`."""
+        return _in_pieces(self, path, meta, sharded=False, **options)
+
 
 class ShardedFitsBackend(Backend):
     """A WorkUnit in a primary FITS file and one file for each image, named by the primary file."""
@@ -477,6 +486,41 @@ class ShardedFitsBackend(Backend):
         if is_remote(path):
             refuse_writing(path, "FITS")
         return writer.create(path, meta, capsule=capsule, overwrite=overwrite, sharded=True, **options)
+
+    def resumes(self, path: str) -> bool:
+        """Return whether they are local files."""
+        return not is_remote(path)
+
+    def resume(self, path: str, meta: Meta, **options: Any) -> PieceWriter:
+        """Start or join a set that is written in pieces; see `wustore.protocol.Backend.resume`."""
+        return _in_pieces(self, path, meta, sharded=True, **options)
+
+
+def _in_pieces(
+    backend: Backend,
+    path: str,
+    meta: Meta,
+    *,
+    sharded: bool,
+    fingerprint: str,
+    capsule: Capsule | None = None,
+    overwrite: bool = False,
+    workers: int | None = None,
+    **options: Any,
+) -> PieceWriter:
+    from wustore.fits import writer
+
+    # An image is encoded in one thread, whatever ``workers`` says.
+    return PieceWriter(
+        backend,
+        path,
+        meta,
+        writer.encoder(meta, capsule=capsule, sharded=sharded, **options),
+        fingerprint=fingerprint,
+        capsule=capsule,
+        overwrite=overwrite,
+        options=options,
+    )
 
 
 def _refuse(options: dict[str, Any], name: str) -> None:

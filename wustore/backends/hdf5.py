@@ -5,19 +5,22 @@ Layout and rules: docs/spec.md. The names of groups and arrays are those of the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from wustore.atomic import Staging
 from wustore.errors import UsageError
+from wustore.hdf5io.append import append_images
 from wustore.hdf5io.chunks import thread_count
+from wustore.hdf5io.encoding import Encoder
 from wustore.hdf5io.file import DOCUMENT, is_hdf5, open_file
 from wustore.hdf5io.profiles import LAYOUTS, PROFILES, need_plugins
 from wustore.hdf5io.reader import Hdf5Reader
 from wustore.hdf5io.writer import Hdf5Writer
 from wustore.model import Capsule, Meta
-from wustore.protocol import Backend
+from wustore.pieces import PieceWriter
+from wustore.protocol import Backend, Reader
 from wustore.remote import CONCURRENCY, is_remote, refuse_writing
 
 __all__ = ["LAYOUTS", "PROFILES", "Hdf5Backend", "Hdf5Reader"]
@@ -76,21 +79,64 @@ class Hdf5Backend(Backend):
         """
         if is_remote(path):
             refuse_writing(path, "HDF5")
-        profile = options.pop("profile", None) or "portable"
-        layout = options.pop("layout", None) or "images"
-        chunks = options.pop("chunks", None)
-        workers = thread_count(options.pop("workers", None))
-        _refuse(options, path, "profile, layout, chunks, workers")
-        if profile not in PROFILES:
-            raise UsageError("no such profile", where="hdf5", expected=", ".join(PROFILES), found=profile)
-        if layout not in LAYOUTS:
-            raise UsageError("no such layout", where="hdf5", expected=", ".join(LAYOUTS), found=layout)
-        if profile == "fast":
-            need_plugins()
-        staging = Staging(path, overwrite=overwrite)
-        return Hdf5Writer(
-            staging, meta, capsule, profile=profile, layout=layout, chunks=_chunk_sides(chunks), workers=workers
+        encoder = _encoder(path, meta, **options)
+        return Hdf5Writer(Staging(path, overwrite=overwrite), encoder, capsule)
+
+    def resumes(self, path: str) -> bool:
+        """Return whether it is a local file."""
+        return not is_remote(path)
+
+    def resume(
+        self,
+        path: str,
+        meta: Meta,
+        *,
+        fingerprint: str,
+        capsule: Capsule | None = None,
+        overwrite: bool = False,
+        workers: int | None = None,
+        **options: Any,
+    ) -> PieceWriter:
+        """Start or join a file that is written in pieces; see `wustore.protocol.Backend.resume`."""
+        return PieceWriter(
+            self,
+            path,
+            meta,
+            _encoder(path, meta, workers=workers, **options),
+            fingerprint=fingerprint,
+            capsule=capsule,
+            overwrite=overwrite,
+            options=options,
         )
+
+    def append(
+        self,
+        path: str,
+        sources: Sequence[Reader],
+        history: Callable[[int], dict[str, Any]],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Append images; see `wustore.protocol.Backend.append`."""
+        if is_remote(path):
+            refuse_writing(path, "HDF5")
+        return append_images(path, sources, history, progress=progress)
+
+
+def _encoder(path: str, meta: Meta, **options: Any) -> Encoder:
+    """Return what encodes images with checked options of `Hdf5Backend.create`."""
+    profile = options.pop("profile", None) or "portable"
+    layout = options.pop("layout", None) or "images"
+    chunks = options.pop("chunks", None)
+    workers = thread_count(options.pop("workers", None))
+    _refuse(options, path, "profile, layout, chunks, workers")
+    if profile not in PROFILES:
+        raise UsageError("no such profile", where="hdf5", expected=", ".join(PROFILES), found=profile)
+    if layout not in LAYOUTS:
+        raise UsageError("no such layout", where="hdf5", expected=", ".join(LAYOUTS), found=layout)
+    if profile == "fast":
+        need_plugins()
+    return Encoder(path, meta, profile, layout, _chunk_sides(chunks), workers)
 
 
 def _refuse(options: Mapping[str, Any], path: str, known: str) -> None:

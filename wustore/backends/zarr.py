@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from wustore.atomic import Staging
 from wustore.errors import StoreExistsError, UsageError
 from wustore.model import Capsule, Meta
-from wustore.protocol import Backend
+from wustore.protocol import Backend, Reader
+from wustore.zarrio.append import append_images
 from wustore.zarrio.journal import JOURNAL
 from wustore.zarrio.reader import ZarrReader, open_reader
 from wustore.zarrio.store import is_local, is_zip, open_keys, writable_keys
@@ -73,6 +75,27 @@ class ZarrBackend(Backend):
             target.discard()
             raise
 
+    def resumes(self, path: Any) -> bool:
+        """Return True: shards are files, or objects, of their own."""
+        return True
+
+    def resume(self, path: Any, meta: Meta, **options: Any) -> ZarrWriter:
+        """Start or join a store that is written in pieces; see `wustore.protocol.Backend.resume`."""
+        return self.create(path, meta, resume=True, **options)
+
+    def append(
+        self,
+        path: Any,
+        sources: Sequence[Reader],
+        history: Callable[[int], dict[str, Any]],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Append images to a directory or URL; see `wustore.protocol.Backend.append`."""
+        if not isinstance(path, str):
+            return super().append(str(path), sources, history, progress=progress)
+        return append_images(path, sources, history, progress=progress)
+
     def _target(self, path: Any, overwrite: bool, options: Options) -> Target:
         if is_local(path):
             return DirectoryTarget(Staging(path, overwrite=overwrite, keep=options.resume))
@@ -106,6 +129,21 @@ class ZarrZipBackend(ZarrBackend):
                 return any(name in archive.NameToInfo for name in _ROOTS)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
             return False
+
+    def resumes(self, path: Any) -> bool:
+        """Return whether it is a local file."""
+        return is_local(path)
+
+    def append(
+        self,
+        path: Any,
+        sources: Sequence[Reader],
+        history: Callable[[int], dict[str, Any]],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Refuse: a zip file is written whole."""
+        return Backend.append(self, path, sources, history, progress=progress)
 
     def _target(self, path: Any, overwrite: bool, options: Options) -> Target:
         if not is_local(path):

@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "finish": ("jobs:finish", "End a planned conversion: check it and let the store appear."),
     "stamp": ("stamp:stamp", "Cut stamps through time, at a position or along trajectories."),
     "cutout": ("cutout:cutout", "Write a smaller WorkUnit: a window, some of the images, or both."),
-    "append": ("edit:append", "Append images to a Zarr store; existing chunks stay as they are."),
+    "append": ("edit:append", "Append images to a Zarr or HDF5 store; existing chunks stay as they are."),
     "repack": ("edit:repack", "Write a store anew in another profile or layout."),
     "drop": ("edit:drop", "Remove layers or the FITS leftovers from a store."),
     "diff": ("diff:diff", "Compare two stores bit for bit, whatever their formats."),

@@ -30,11 +30,13 @@ Examples:
 @target_options
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Images at a time; as many as processors.")
 @click.option(
-    "--processes/--threads", default=None, help="What a worker is (processes: Zarr only); threads up to 4 workers."
+    "--processes/--threads",
+    default=None,
+    help="What a worker is; by default a process from 5 workers on, where DST is Zarr.",
 )
 @click.option("--max-memory", type=SIZE, metavar="SIZE", help="Memory for the images in work, such as 2G; lowers N.")
-@click.option("--resume", is_flag=True, help="Go on where a killed conversion stopped; keep what is written (Zarr).")
-@click.option("--scheduler", metavar="ADDRESS", help="Run the parts on the Dask cluster of this scheduler (Zarr).")
+@click.option("--resume", is_flag=True, help="Go on where a killed conversion stopped; keep what is written.")
+@click.option("--scheduler", metavar="ADDRESS", help="Run the parts on the Dask cluster of this scheduler.")
 @click.option("--dry-run", is_flag=True, help="Estimate size, files, memory, time and free space; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: the estimate as JSON.")
 def convert(

@@ -17,15 +17,17 @@ __all__ = ["append", "drop", "repack"]
 \b
 Examples:
   wustore append night.zarr late.fits
+  wustore append night.h5 late.fits
   wustore append s3://bucket/night.zarr a.h5 b.h5
 """
 )
 @click.argument("store")
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...")
 def append(store: str, sources: tuple[str, ...]) -> None:
-    """Append the images of every SRC to the Zarr store STORE.
+    """Append the images of every SRC to STORE (Zarr or HDF5).
 
-    No existing pixel chunk is rewritten, and who reads STORE sees the old or the new state.
+    Existing pixel chunks stay as they are, and who reads STORE sees the old or the new state. An HDF5 file is
+    replaced by a new one, for which there must be room beside it.
     """
     from wustore.edit import append as run
 

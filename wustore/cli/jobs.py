@@ -39,7 +39,7 @@ def plan(
     overwrite: bool,
     no_capsule: bool,
 ) -> None:
-    """Plan the conversion of SRC into the Zarr store DST in N parts.
+    """Plan the conversion of SRC into DST in N parts.
 
     Prints the plan as JSON. Then every part may run anywhere, in any order, more than once; ``wustore
     finish`` checks that all is there and lets DST appear.

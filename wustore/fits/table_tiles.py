@@ -146,7 +146,8 @@ def _column(
         fewest, most = rice.size_limits(numbers.size, numbers.itemsize, _BLOCK_SIZE)
         if not fewest <= end - start <= most:
             raise CorruptError("a column has the wrong size", expected=f"{fewest} to {most} bytes", found=end - start)
-        rice.decode_rows(heap, [start], [end], [numbers], _BLOCK_SIZE, [0])
+        first, last, names = (np.array([number]) for number in (start, end, 0))
+        rice.decode_rows(rice.Tiles(heap, first, last, names, _BLOCK_SIZE), [numbers])
         return numbers.astype(numbers.dtype.newbyteorder(">")).view(np.uint8)
     content = np.frombuffer(gunzip(heap[start:end].tobytes(), [size], 0), np.uint8)
     if method == "GZIP_2" and field.code in _ITEM_SIZES:

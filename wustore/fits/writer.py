@@ -10,16 +10,18 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any, Literal
 
 from wustore.diff import meta_differences
 from wustore.errors import CorruptError, FidelityError, IncompleteError, UsageError
-from wustore.fits.canonical import FitsOptions, head_hdus, image_hdus
-from wustore.fits.capsule import ENCODING, Block, ChangedError, Head, meta_digest, regenerate
+from wustore.fits.canonical import FitsOptions, head_hdus
+from wustore.fits.capsule import ENCODING, Block, Head, meta_digest
 from wustore.fits.cards import CARD
+from wustore.fits.encoding import CanonicalEncoder, CapsuleEncoder, Hdus, ImageEncoder
 from wustore.fits.headers import HeaderText, card, padding
-from wustore.fits.losses import FitsLossWarning, image_losses, meta_losses, warn_of
+from wustore.fits.losses import FitsLossWarning, meta_losses, warn_of
 from wustore.fits.output import Output
 from wustore.fits.planes import Plane
 from wustore.fits.scan import scan
@@ -28,7 +30,7 @@ from wustore.model import LAYERS, Capsule, Image, Meta
 from wustore.protocol import Writer
 from wustore.workers import default_workers
 
-__all__ = ["FitsLossWarning", "StoreChangedWarning", "create", "read_wustore_hdu"]
+__all__ = ["FitsLossWarning", "StoreChangedWarning", "create", "encoder", "read_wustore_hdu"]
 
 Mode = Literal["archive", "kbmod"]
 
@@ -94,6 +96,62 @@ def create(
     Writing warns with `FitsLossWarning` of what does not fit (mode ``kbmod``), and with `StoreChangedWarning` where the
     store is no longer what was imported, so that the canonical form is written instead of the identical file.
     """
+    how = _how(
+        meta,
+        capsule,
+        compression_type=compression_type,
+        quantize_level=quantize_level,
+        lossless=lossless,
+        mode=mode,
+        **unknown,
+    )
+    arguments: dict[str, Any] = {"sharded": sharded, "overwrite": overwrite, "workers": workers}
+    if how.capsule is not None:
+        same = (how.capsule.document["form"] == "sharded-fits") == sharded
+        kind = _Restored if same else _Transcribed
+        return kind(path, meta, how.capsule, how.options, **arguments)
+    if how.reason is not None:
+        _warn_changed(how.reason)
+    return _Canonical(path, meta, how.options, **arguments)
+
+
+def encoder(meta: Meta, *, capsule: Capsule | None = None, sharded: bool = False, **options: Any) -> ImageEncoder:
+    """Return what makes the bytes of images for the writer that `create` makes of the same arguments."""
+    how = _how(meta, capsule, **options)
+    if how.capsule is None:
+        return CanonicalEncoder(meta, how.options, sharded)
+    return CapsuleEncoder(how.capsule, Head.decode(how.capsule.head).template)
+
+
+@dataclass(frozen=True)
+class _How:
+    """What is written.
+
+    Attributes
+    ----------
+    options
+        Of the pixels, in KBMOD's canonical layout.
+    capsule
+        What gives back the identical files; None where the canonical layout is written.
+    reason
+        Why the capsule that there is cannot be used.
+    """
+
+    options: FitsOptions
+    capsule: Capsule | None = None
+    reason: str | None = None
+
+
+def _how(
+    meta: Meta,
+    capsule: Capsule | None,
+    *,
+    compression_type: str | None = None,
+    quantize_level: float | None = None,
+    lossless: bool | None = None,
+    mode: Mode = "archive",
+    **unknown: Any,
+) -> _How:
     if unknown:
         raise UsageError("unknown options", where="FITS writer", found=", ".join(sorted(unknown)))
     if mode not in ("archive", "kbmod"):
@@ -106,21 +164,16 @@ def create(
             expected="neither",
             found=(compression_type, quantize_level),
         )
-    chosen = compression_type is not None or quantize_level is not None or lossless is not None
     options = FitsOptions(
         default.compression_type if compression_type is None else compression_type,
         default.quantize_level if quantize_level is None else quantize_level,
         exact=mode == "archive",
     )
-    arguments: dict[str, Any] = {"overwrite": overwrite, "workers": workers}
-    if capsule is not None and mode == "archive" and not chosen:
-        reason = _unusable(capsule, meta)
-        if reason is None:
-            same = (capsule.document["form"] == "sharded-fits") == sharded
-            kind = _Restored if same else _Transcribed
-            return kind(path, meta, capsule, options, sharded=sharded, **arguments)
-        _warn_changed(reason)
-    return _Canonical(path, meta, options, sharded=sharded, **arguments)
+    chosen = compression_type is not None or quantize_level is not None or lossless is not None
+    if capsule is None or mode != "archive" or chosen:
+        return _How(options)
+    reason = _unusable(capsule, meta)
+    return _How(options, capsule if reason is None else None, reason)
 
 
 def _warn_changed(reason: str) -> None:
@@ -156,14 +209,17 @@ class _Parallel(Writer):
     ----------
     n_images
         Images that must come before `commit`.
+    encoder
+        What makes their bytes.
     output
         Where they go.
     workers
         Threads.
     """
 
-    def __init__(self, n_images: int, output: Output, workers: int | None) -> None:
+    def __init__(self, n_images: int, encoder: ImageEncoder, output: Output, workers: int | None) -> None:
         self._n_images = n_images
+        self._encoder = encoder
         self._output = output
         self._workers = default_workers() if workers is None else max(1, workers)
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="wustore-fits")
@@ -172,10 +228,6 @@ class _Parallel(Writer):
         self._pending: deque[tuple[int, Future[Any]]] = deque()
         self._ended = False
 
-    def _encode(self, i: int, image: Image) -> Any:
-        """Make the bytes of an image; runs in a thread."""
-        raise NotImplementedError
-
     def _store(self, i: int, made: Any) -> None:
         """Write them; runs under the lock."""
         raise NotImplementedError
@@ -183,12 +235,22 @@ class _Parallel(Writer):
     def write(self, i: int, image: Image) -> None:
         """Write image ``i``; see `wustore.protocol.Writer.write`."""
         with self._lock:
-            if self._ended or i in self._written or not 0 <= i < self._n_images:
-                raise UsageError("an image that cannot be written now", where=f"image {i}")
-            self._written.add(i)
-            self._pending.append((i, self._pool.submit(self._encode, i, image)))
+            self._claim(i)
+            self._pending.append((i, self._pool.submit(self._encoder.make, i, image)))
             while len(self._pending) > self._workers:
                 self._next()
+
+    def place(self, i: int, piece: bytes) -> None:
+        """Write image ``i`` as it was encoded; see `wustore.protocol.Writer.place`."""
+        made = self._encoder.parse(piece)
+        with self._lock:
+            self._claim(i)
+            self._store(i, made)
+
+    def _claim(self, i: int) -> None:
+        if self._ended or i in self._written or not 0 <= i < self._n_images:
+            raise UsageError("an image that cannot be written now", where=f"image {i}")
+        self._written.add(i)
 
     def _next(self) -> None:
         i, future = self._pending.popleft()
@@ -289,7 +351,7 @@ class _Canonical(_Parallel):
             self._losses += meta_losses(meta)
         head = head_hdus(meta, exact=options.exact, configuration=sharded or not options.exact)
         output = Output(path, meta.n_images if sharded else None, overwrite=overwrite)
-        super().__init__(meta.n_images, output, workers)
+        super().__init__(meta.n_images, CanonicalEncoder(meta, options, sharded), output, workers)
         try:
             offset = output.write_at(0, 0, *head)
         except BaseException:
@@ -297,19 +359,12 @@ class _Canonical(_Parallel):
             raise
         self._order = _InOrder(output, offset)
 
-    def _encode(self, i: int, image: Image) -> tuple[list[bytes], list[str]]:
-        losses: list[str] = []
-        if not self._options.exact or self._options.quantize_level != 0:
-            losses += image_losses(i, image, self._options)
-        return list(image_hdus(self._meta, i, image, self._options, sharded=self._sharded)), losses
-
-    def _store(self, i: int, made: tuple[list[bytes], list[str]]) -> None:
-        pieces, losses = made
-        self._losses += losses
+    def _store(self, i: int, made: Hdus) -> None:
+        self._losses += made.losses
         if self._sharded:
-            self._output.write_at(1 + i, 0, *pieces)
+            self._output.write_at(1 + i, 0, *made.pieces)
         else:
-            self._order.add(i, pieces)
+            self._order.add(i, made.pieces)
 
     def _finish(self) -> None:
         self._order.close()
@@ -351,13 +406,11 @@ class _FromCapsule(_Parallel):
         overwrite: bool,
         workers: int | None,
     ) -> None:
-        self._meta = meta
-        self._capsule = capsule
         self._head = Head.decode(capsule.head)
         self._files = capsule.document["files"]
         outers = {number: entry["outer"] for number, entry in enumerate(self._files) if "outer" in entry}
         output = Output(path, meta.n_images if sharded else None, overwrite=overwrite, outers=outers)
-        super().__init__(meta.n_images, output, workers)
+        super().__init__(meta.n_images, CapsuleEncoder(capsule, self._head.template), output, workers)
         self._fallback: Writer | None = None
         self._canonical = partial(
             _Canonical, path, meta, options, sharded=sharded, overwrite=overwrite, workers=workers
@@ -367,15 +420,6 @@ class _FromCapsule(_Parallel):
     def _blocks(self, i: int, blocks: list[Block]) -> Iterator[tuple[int, int, Block]]:
         """Yield file number, offset and block."""
         raise NotImplementedError
-
-    def _encode(self, i: int, image: Image) -> list[Block] | Image:
-        data = image.capsule if image.capsule is not None else self._capsule.piece(i)
-        if data is None:
-            raise CorruptError("the FITS capsule lacks a piece", where=f"image {i}")
-        try:
-            return list(regenerate(data, i, image, self._head.template))
-        except ChangedError:
-            return image
 
     def _store(self, i: int, made: list[Block] | Image) -> None:
         if self._fallback is not None:

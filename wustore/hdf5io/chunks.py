@@ -185,6 +185,21 @@ class ChunkReader:
         """Return the bytes that the layer takes in the file."""
         return int(self._dataset.id.get_storage_size())
 
+    def stored(self, corner: Place) -> tuple[int, bytes]:
+        """Return the mask of the filters left out, and the stored bytes, of the chunk that begins at ``corner``.
+
+        Raises
+        ------
+        CorruptError
+            Where it is missing.
+        """
+        where = f"{self.name}, chunk at {corner}"
+        with self._lock, wrapped(self.path, where):
+            if self._dataset.id.get_chunk_info_by_coord(corner).byte_offset is None:
+                raise CorruptError("a chunk is missing", path=self.path, where=where)
+            skipped, data = self._dataset.id.read_direct_chunk(corner)
+            return int(skipped), bytes(data)
+
     def jobs(self, boxes: Sequence[Box], outs: Sequence[NDArray[Any]]) -> list[Job]:
         """Return the work of filling ``outs`` with ``boxes``: one job for each chunk that any of them touches.
 

@@ -232,6 +232,28 @@ class Hdf5Reader(Reader):
         times, height, width = self._chunks(layer).chunks
         return times, height, width
 
+    def filters(self, layer: str) -> tuple[int, ...]:
+        """Return the HDF5 numbers of a layer's filters, in the order of encoding."""
+        return self._chunks(layer).filters
+
+    def stored_chunks(self, layer: str, i: int, corners: Sequence[tuple[int, int]]) -> list[tuple[int, bytes]]:
+        """Return chunks of image ``i`` as they are stored: mask of the filters left out, and bytes.
+
+        Parameters
+        ----------
+        layer, i
+            Which image.
+        corners
+            First (y, x) of each chunk.
+
+        Raises
+        ------
+        CorruptError
+            Where one is missing. Damage inside of a chunk stays for who decodes it.
+        """
+        reader = self._chunks(layer)
+        return [reader.stored((i, y, x)) for y, x in corners]
+
     def _has_capsule(self) -> bool:
         return self._document.get("capsule") is not None
 
@@ -278,7 +300,7 @@ class Hdf5Reader(Reader):
             raise CorruptError("the capsule's document is not a JSON object", path=self.path, where="capsule")
         return Capsule(document, self._piece_bytes(0), lambda i: self._piece_bytes(i + 1))
 
-    def checksums(self) -> NDArray[np.uint32] | None:
+    def checksums(self) -> NDArray[np.uint32]:
         """Return the stored CRC-32C of every plane, shape (n_images, 4)."""
         sums = self._array("checksum")
         expected = (self._meta.n_images, len(LAYERS))

@@ -9,16 +9,15 @@ metadata may see an array's old length for a moment longer.
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from wustore.atomic import sync_tree
+from wustore.atomic import alone, sync_tree
 from wustore.errors import CorruptError, UsageError, WuStoreError
 from wustore.layout import checksum_array, plane_checksum
 from wustore.merge import appended
@@ -37,28 +36,10 @@ __all__ = ["append_images"]
 _LOCK = ".wustore-lock"
 
 
-@contextlib.contextmanager
-def _alone(path: str) -> Iterator[None]:
+def _alone(path: str) -> AbstractContextManager[None]:
     """Hold the store's lock: two appends at a time would both write the same image numbers."""
-    if not is_local(path) or os.name != "posix":
-        yield  # no lock to be had there: docs/scale.md says that one process appends at a time
-        return
-    import fcntl
-
-    place = os.path.join(path, _LOCK)  # noqa: PTH118 - the store's paths are text
-    handle = os.open(place, os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError("another process is appending to this store", path=path, cure="Wait for it.") from error
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(place)  # noqa: PTH108
-    finally:
-        os.close(handle)
+    # At a URL there is no lock to be had: docs/scale.md says that one process appends at a time.
+    return alone(Path(path, _LOCK), path) if is_local(path) else nullcontext()
 
 
 def _structure_of(document: dict[str, Any], reader: ZarrReader, generation: int, meta: Any) -> Structure:

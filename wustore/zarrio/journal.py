@@ -30,14 +30,14 @@ class Entry:
     written
         Key to (size, CRC-32C) of every value.
     checksums
-        CRC-32C of each plane, in the order of `wustore.model.LAYERS`.
+        CRC-32C of each plane, in the order of `wustore.model.LAYERS`; none where the values hold them.
     has_capsule
-        Whether the image brought FITS leftovers.
+        Whether the image brought FITS leftovers as a value of their own.
     """
 
     written: Mapping[str, tuple[int, int]]
-    checksums: tuple[int, ...]
-    has_capsule: bool
+    checksums: tuple[int, ...] = ()
+    has_capsule: bool = False
 
 
 class Journal:
@@ -51,6 +51,10 @@ class Journal:
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
+
+    def has_begun(self) -> bool:
+        """Return whether something is being written here."""
+        return self._keys.size(f"{JOURNAL}plan.json") is not None
 
     def begin(self, plan: Mapping[str, Any]) -> None:
         """Record what is to be written, or join a conversion that has the same plan.
@@ -142,6 +146,8 @@ class Journal:
 
     def drop(self) -> None:
         """Remove the journal."""
+        # First what says that there is something to go on with: where a process is killed here, the rest says nothing.
+        self._keys.delete(f"{JOURNAL}job.json")
         self._keys.delete_below(JOURNAL)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,22 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from wustore.atomic import Staging
-from wustore.errors import UsageError
+from wustore.atomic import Staging, discard
+from wustore.errors import StoreExistsError, UsageError
 from wustore.layout import (
     ArraySpec,
     checksum_array,
     plane_checksum,
 )
 from wustore.model import LAYERS, Capsule, Image, Meta
-from wustore.protocol import Writer
+from wustore.protocol import ResumableWriter
 from wustore.workers import default_workers
 from wustore.zarrio.arrays import (
     to_json,
 )
 from wustore.zarrio.capsule import DATA, bound_spec, data_metadata, write_data
 from wustore.zarrio.codecs import crc32c
-from wustore.zarrio.journal import Entry, Journal
+from wustore.zarrio.journal import JOURNAL, Entry, Journal
 from wustore.zarrio.keys import DirectoryKeys, Keys
 from wustore.zarrio.packing import pack_directory
 from wustore.zarrio.structure import Structure
@@ -73,8 +74,8 @@ class Target(ABC):
     keys: Keys
 
     @abstractmethod
-    def publish(self) -> None:
-        """Let the finished store appear."""
+    def publish(self, journal: Journal) -> None:
+        """Let the finished store appear, without its journal."""
 
     @abstractmethod
     def discard(self) -> None:
@@ -89,11 +90,20 @@ class DirectoryTarget(Target):
         self._directory = DirectoryKeys(staging.path, str(staging.target))
         self.keys = self._directory
 
-    def publish(self) -> None:
-        """Make it durable and move it to its place."""
+    def publish(self, journal: Journal) -> None:
+        """Make it durable and move it to its place.
+
+        One that can be resumed takes its journal along: so a conversion that is killed here is either unfinished or
+        has a store with a journal, which is finished (`wustore.jobs` removes that journal then).
+        """
+        staging = self.staging
         self._directory.settle()
         self._directory.sweep()
-        self.staging.commit()
+        if not staging.keep:
+            journal.drop()
+        staging.commit()
+        if staging.keep:
+            discard(staging.target / JOURNAL, staging.target)
 
     def discard(self) -> None:
         """Remove the directory, unless it is kept for a resume."""
@@ -105,11 +115,27 @@ class DirectoryTarget(Target):
 class ZipTarget(DirectoryTarget):
     """A directory that is packed into one file at the end, so that the bytes do not depend on the order of writing."""
 
-    def publish(self) -> None:
-        """Pack, then move the file to its place."""
+    def publish(self, journal: Journal) -> None:
+        """Pack beside it, and move the file to its place."""
+        directory, target = self.staging.path, self.staging.target
+        self._directory.settle()
         self._directory.sweep()
-        pack_directory(self.staging.path)
-        super().publish()
+        try:
+            file = Staging(target, overwrite=self.staging.overwrite)
+        except StoreExistsError:
+            # A process that was killed right after the last step let it appear, if it has these bytes.
+            whole = directory / f"{JOURNAL}whole.zip"
+            pack_directory(directory, whole, without=JOURNAL)
+            if not target.is_file() or not filecmp.cmp(whole, target, shallow=False):
+                raise
+        else:
+            try:
+                pack_directory(directory, file.path, without=JOURNAL)
+                file.commit()
+            except BaseException:
+                file.abort()
+                raise
+        discard(directory, target)
 
 
 class StoreTarget(Target):
@@ -119,8 +145,9 @@ class StoreTarget(Target):
         self.keys = keys
         self._keep = keep
 
-    def publish(self) -> None:
-        """Do nothing: the root document stands."""
+    def publish(self, journal: Journal) -> None:
+        """Drop the journal: the root document stands."""
+        journal.drop()
 
     def discard(self) -> None:
         """Remove every key, unless they are kept for a resume."""
@@ -128,7 +155,7 @@ class StoreTarget(Target):
             self.keys.delete_below("")
 
 
-class ZarrWriter(Writer):
+class ZarrWriter(ResumableWriter):
     """A Zarr store being written.
 
     Parameters
@@ -169,10 +196,6 @@ class ZarrWriter(Writer):
         """Return whether image ``i`` is there and whole: its bytes are read and compared with their checksums."""
         return self._journal.is_whole(i)
 
-    def unwritten(self) -> list[int]:
-        """Return the images that a resumed conversion still has to write."""
-        return [i for i in range(self._meta.n_images) if not self.is_written(i)]
-
     def write(self, i: int, image: Image) -> None:
         """Write an image; the same image written twice, by whomever, gives the same bytes."""
         written: dict[str, tuple[int, int]] = {}
@@ -191,7 +214,7 @@ class ZarrWriter(Writer):
     # --- the end ------------------------------------------------------------------------------------------
 
     def commit(self) -> None:
-        """Write the metadata, drop the journal, and let the store appear."""
+        """Write the metadata, and let the store appear."""
         entries = self._journal.inventory(self._meta.n_images)
         rows = np.array([entry.checksums for entry in entries], dtype=np.uint32)
         structure = self._structure
@@ -208,8 +231,7 @@ class ZarrWriter(Writer):
             self._keys.set(f"{name}/zarr.json", to_json(node))
         # Last of all: without it nothing here opens as a store.
         self._keys.set("zarr.json", to_json(structure.root(self._document, nodes)))
-        self._journal.drop()
-        self._target.publish()
+        self._target.publish(self._journal)
 
     def _write_capsule(self, capsule: Capsule, entries: Sequence[Entry], nodes: dict[str, Any]) -> ArraySpec:
         sizes = [len(capsule.head)]
