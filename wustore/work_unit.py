@@ -142,6 +142,7 @@ class WorkUnit:
     ) -> None:
         self._reader: Reader | None = None
         self._stored: Meta | None = None
+        self._stored_observatory: EarthLocation | None = None
         self.im_stack = ImageStack.of(im_stack)
         self.config = None if config is None else SearchConfiguration.of(config)
         self._lazy = bool(lazy)
@@ -189,6 +190,7 @@ class WorkUnit:
         self.reprojection_frame = meta.reprojection_frame
         self.barycentric_distance = meta.barycentric_distance
         self._set_observatory(None if meta.observatory is None else location_of(meta.observatory, path=reader.path))
+        self._stored_observatory = self._observatory
         self.per_image_indices = edge.links_of(meta)
         if meta.links is None or self.reprojected:  # `Meta` has checked the links it holds
             self._check()
