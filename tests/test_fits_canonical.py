@@ -19,7 +19,7 @@ from astropy.table import Table
 from wustore.errors import UsageError
 from wustore.fits.canonical import FitsOptions, head_hdus, image_hdus
 from wustore.fits.headers import card, float_text
-from wustore.fits.losses import FitsLossWarning, image_losses, meta_losses, warn_of
+from wustore.fits.losses import FitsLossWarning, image_losses, meta_losses, option_losses, warn_of
 from wustore.model import LAYERS, Column, ConstituentTable, Image, Meta, Observatory
 from wustore.testing import WCS_TEXT
 from wustore.wcs import kbmod_header_cards, text_to_kbmod_json
@@ -248,6 +248,8 @@ def test_losses_of_pixels() -> None:
     assert "flag values of MSK_0" in text
     assert "fractions of SCI_0" in text
     assert "infinities of SCI_0" in " ".join(image_losses(0, odd, FitsOptions()))
+    assert "NOCOMPRESS quantises too" in " ".join(option_losses(FitsOptions("NOCOMPRESS", -0.01)))
+    assert not list(option_losses(FitsOptions("NOCOMPRESS", 0)))
 
 
 def test_losses_of_metadata() -> None:

@@ -446,6 +446,15 @@ class BackendConformance:
         with pytest.raises(UsageError):
             self.backend.create(path, sample("simple").meta, no_such_option=1)
 
+    def test_closed(self, path: str) -> None:
+        """Reading after closing is an error, not whatever the file holds by then."""
+        if not self.persistent:
+            return
+        reader = self.make(path, sample("simple"))
+        reader.close()
+        with pytest.raises(UsageError):
+            reader.image(0)
+
     def test_sniff(self, path: str, tmp_path: Path) -> None:
         """The backend knows its own stores from their content, and no other file."""
         self.make(path, sample("simple")).close()

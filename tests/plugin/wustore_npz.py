@@ -20,6 +20,15 @@ class NpzReader(MemoryReader):
     """Reads the whole archive when it is opened: a real format would read when it is asked."""
 
     format = "npz"
+    closed = False
+
+    def image(self, i, layers=LAYERS, *, capsule=False):
+        if self.closed:
+            raise UsageError("the store has been closed", path=self.path)
+        return super().image(i, layers, capsule=capsule)
+
+    def close(self):
+        self.closed = True
 
     def __reduce__(self):
         return NpzBackend().open, (self.path,)

@@ -17,7 +17,7 @@ from wustore.jsonio import RawYaml
 from wustore.model import Column, Image, Meta
 from wustore.yamlio import plain
 
-__all__ = ["FitsLossWarning", "image_losses", "meta_losses", "warn_of"]
+__all__ = ["FitsLossWarning", "image_losses", "meta_losses", "option_losses", "warn_of"]
 
 _SAMPLE = 65536
 """Pixels from which the noise of a plane is estimated: 0.5 % accuracy, 1 ms."""
@@ -116,6 +116,15 @@ def meta_losses(meta: Meta) -> Iterator[str]:
         yield from _attribute_losses(column)
     if meta.constituents.meta:
         yield "the metadata of the table of constituent images"
+
+
+def option_losses(options: FitsOptions) -> Iterator[str]:
+    """Yield what the options lose that their names do not say."""
+    if options.compression_type == "NOCOMPRESS" and options.quantize_level < 0:
+        yield (
+            f"the exact pixels: NOCOMPRESS quantises too, with the step {-options.quantize_level:g} "
+            "(quantize_level=0 or lossless=True does not)"
+        )
 
 
 def _sample(plane: NDArray[Any]) -> NDArray[np.float64]:

@@ -21,7 +21,7 @@ from wustore.fits.capsule import ENCODING, Block, Head, meta_digest
 from wustore.fits.cards import CARD
 from wustore.fits.encoding import CanonicalEncoder, CapsuleEncoder, Hdus, ImageEncoder
 from wustore.fits.headers import HeaderText, card, padding
-from wustore.fits.losses import FitsLossWarning, meta_losses, warn_of
+from wustore.fits.losses import FitsLossWarning, meta_losses, option_losses, warn_of
 from wustore.fits.output import Output
 from wustore.fits.planes import Plane
 from wustore.fits.scan import scan
@@ -348,7 +348,7 @@ class _Canonical(_Parallel):
         self._sharded = sharded
         self._losses: list[str] = []
         if not options.exact:
-            self._losses += meta_losses(meta)
+            self._losses += [*option_losses(options), *meta_losses(meta)]
         head = head_hdus(meta, exact=options.exact, configuration=sharded or not options.exact)
         output = Output(path, meta.n_images if sharded else None, overwrite=overwrite)
         super().__init__(meta.n_images, CanonicalEncoder(meta, options, sharded), output, workers)

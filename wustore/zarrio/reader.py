@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore import allocation
-from wustore.errors import CorruptError, FormatError, IncompleteError, StoreNotFoundError, WuStoreError
+from wustore.errors import CorruptError, FormatError, IncompleteError, StoreNotFoundError, UsageError, WuStoreError
 from wustore.layout import LayerSpec, cast_plane, check_version, layers_of, meta_from
 from wustore.model import LAYERS, Capsule, Image, Meta
 from wustore.packing import PACKED, unpack
@@ -86,6 +86,7 @@ class ZarrReader(Reader):
         self._specs = {spec.name: spec for spec in layers_of(self._meta)}
         self._layers: dict[str, ShardedLayer | ForeignArray] = {}
         self._capsule: CapsuleBytes | None = None
+        self._closed = False
 
     @property
     def meta(self) -> Meta:
@@ -139,6 +140,8 @@ class ZarrReader(Reader):
         return spec
 
     def _layer(self, name: str) -> ShardedLayer | ForeignArray:
+        if self._closed:
+            raise UsageError("the store has been closed", path=self.path)
         layer = self._layers.get(name)
         if layer is None:
             spec = self._spec(name)
@@ -312,6 +315,7 @@ class ZarrReader(Reader):
 
     def close(self) -> None:
         """Release files; see `wustore.protocol.Reader.close`."""
+        self._closed = True
         self._keys.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
