@@ -427,6 +427,19 @@ def check_every_step(source, reference, target, kind, steps, *, overwrite=False)
             save(old, target)
 
 
+def test_an_unfinished_store_that_was_moved_keeps_its_journal(source, target):
+    """Only where there is a root document does a journal below the target say that it is finished."""
+    jobs.plan(source, target)
+    jobs.part(target, 0)
+    partial_path(target).rename(target)
+    before = listing(target)
+    with pytest.raises(UsageError):
+        jobs.part(target, 0)
+    assert listing(target) == before
+    with pytest.raises(IncompleteError):
+        wustore.open_reader(target)
+
+
 @kinds("zarr", "hdf5", "gzip", "sharded")
 def test_sigkill_at_the_end(source, reference, target, kind):
     check_every_step(source, reference, target, kind, [0, 1, 14])

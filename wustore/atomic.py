@@ -21,7 +21,7 @@ from pathlib import Path
 
 from wustore.errors import StoreExistsError, StoreNotFoundError, UsageError
 
-__all__ = ["Staging", "alone", "discard", "partial_path", "remove", "sync", "sync_tree"]
+__all__ = ["Staging", "alone", "partial_path", "remove", "retire", "sync", "sync_tree"]
 
 _MARK = ".wustore-partial"
 _SYNC_WHOLE_FILE_SYSTEM = 64
@@ -177,7 +177,7 @@ def _private(target: Path) -> Path:
     return target.with_name(f".{target.name}~{socket.gethostname()}~{os.getpid()}-{uuid.uuid4().hex[:8]}{_MARK}")
 
 
-def discard(path: Path, target: Path) -> None:
+def retire(path: Path, target: Path) -> None:
     """Remove a file or directory beside or below a target; in one step it is no longer there.
 
     What a process leaves that is killed meanwhile is removed by the next one that writes to this target.

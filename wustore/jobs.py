@@ -21,8 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wustore.atomic import Staging, partial_path
-from wustore.atomic import discard as discard_place
+from wustore.atomic import Staging, partial_path, retire
 from wustore.errors import CorruptError, IncompleteError, UsageError, WuStoreError
 from wustore.model import Capsule
 from wustore.protocol import Reader, ResumableWriter
@@ -104,11 +103,11 @@ def _keys(target: str, *, must_exist: bool = True) -> Keys:
         return writable_keys(target)
     place = partial_path(target)
     journal = Path(target, JOURNAL)
-    if journal.is_dir():
+    if journal.is_dir() and Path(target, "zarr.json").exists():
         # Killed after the store took its place: it is finished, and what it took the place of may be left.
-        discard_place(journal, Path(target))
+        retire(journal, Path(target))
         if place.is_dir() and not (place / _JOB).exists():
-            discard_place(place, Path(target))
+            retire(place, Path(target))
     if must_exist and not place.is_dir():
         done = Path(target).exists()
         raise (UsageError if done else IncompleteError)(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from wustore import __version__
-from wustore.atomic import discard, partial_path, remove, sync
+from wustore.atomic import partial_path, remove, retire, sync
 from wustore.errors import CorruptError, StoreExistsError
 from wustore.layout import arrays_of, document_of
 from wustore.model import Capsule, Image, Meta
@@ -133,7 +133,7 @@ class PieceWriter(ResumableWriter):
             self._assemble(self._target, entries, overwrite=self._overwrite)
         except StoreExistsError as error:
             self._complete(entries, error)
-        discard(self._partial, self._target)
+        retire(self._partial, self._target)
 
     def _assemble(self, path: Path, entries: Sequence[Entry], *, overwrite: bool) -> None:
         writer = self._ordinary(path, overwrite=overwrite)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from wustore.atomic import Staging, discard
+from wustore.atomic import Staging, retire
 from wustore.errors import StoreExistsError, UsageError
 from wustore.layout import (
     ArraySpec,
@@ -103,7 +103,7 @@ class DirectoryTarget(Target):
             journal.drop()
         staging.commit()
         if staging.keep:
-            discard(staging.target / JOURNAL, staging.target)
+            retire(staging.target / JOURNAL, staging.target)
 
     def discard(self) -> None:
         """Remove the directory, unless it is kept for a resume."""
@@ -135,7 +135,7 @@ class ZipTarget(DirectoryTarget):
             except BaseException:
                 file.abort()
                 raise
-        discard(directory, target)
+        retire(directory, target)
 
 
 class StoreTarget(Target):
