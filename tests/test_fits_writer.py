@@ -212,6 +212,27 @@ def test_changed_pixels(backend: Backend, imported_from: Backend, tmp_path: Path
         assert_same(changed, reader)
 
 
+@pytest.mark.parametrize("backend", [SINGLE, SHARDED])
+@pytest.mark.parametrize("imported_from", [SINGLE, SHARDED])
+def test_changed_pixels_behind_images_that_wait(backend: Backend, imported_from: Backend, tmp_path: Path) -> None:
+    """Images that came before those they stand behind are in no file yet when the change is noticed."""
+    save(imported_from, sample("chunked"), tmp_path / "a.fits").close()
+    store = imported(tmp_path / "a.fits", imported_from)
+    images = [store.image(i, capsule=True) for i in range(3)]
+    images[0].science[5, 5] += 1
+
+    def write_backwards() -> None:
+        writer = backend.create(str(tmp_path / "b.fits"), store.meta, capsule=store.capsule())
+        for i in (2, 1, 0):
+            writer.write(i, images[i])
+        writer.commit()
+
+    with pytest.warns(StoreChangedWarning, match="pixels of image 0"):
+        write_backwards()
+    with backend.open(str(tmp_path / "b.fits")) as reader:
+        assert_same(MemoryReader(store.meta, images, None), reader)
+
+
 def test_changed_metadata(tmp_path: Path) -> None:
     store = imported(Path(small(tmp_path / "a.fits")))
     images = [store.image(i, capsule=True) for i in range(2)]

@@ -251,10 +251,20 @@ class _InOrder:
         self.offset = self._output.write_at(0, self.offset, *pieces)
         self._next += 1
         while self._next in self._waiting and self._spool is not None:
-            start, size = self._waiting.pop(self._next)
-            self._spool.seek(start)
-            self.offset = self._output.write_at(0, self.offset, self._spool.read(size))
+            self._take(self._next)
             self._next += 1
+
+    def _take(self, i: int) -> None:
+        assert self._spool is not None
+        start, size = self._waiting.pop(i)
+        self._spool.seek(start)
+        self.offset = self._output.write_at(0, self.offset, self._spool.read(size))
+
+    def give_up(self) -> None:
+        """Append what still waits, whatever is missing between, for somebody who looks for it by name; close."""
+        for i in sorted(self._waiting):
+            self._take(i)
+        self.close()
 
     def close(self) -> None:
         if self._spool is not None:
@@ -517,7 +527,7 @@ class _Transcribed(_FromCapsule):
 
     def _fall_back(self, i: int) -> None:
         if not self._sharded and self._done:
-            self._order.close()
+            self._order.give_up()
             self._output.flush()
             scanned = scan(self._output.read_at(0, 0, self._output.size(0)), self._output.path)
             for done in self._done:
