@@ -102,8 +102,11 @@ _COMPARED = (
 )
 _COEFFICIENTS = "coefficients of the projection"
 
-_MOST = ((re.compile(r"WCSAXES[A-Z]?"), 9), (re.compile(r"(?:A|B|AP|BP)_ORDER"), 9))
-"""Keywords of counts, and the largest that is taken seriously: SIP goes to the ninth order."""
+_COUNT = re.compile(r"NAXIS|WCSAXES[A-Z]?|(?:A|B|AP|BP)_ORDER")
+_MOST = 9
+"""The largest number of axes, and order of SIP, that is taken seriously."""
+
+_COEFFICIENT = re.compile(r"(?:A|B|AP|BP)_\d+_\d+")
 
 _quiet_lock = threading.RLock()
 
@@ -173,22 +176,36 @@ def _header(text: str) -> Header:
 # --- text to WCS --------------------------------------------------------------------------------------
 
 
-def _refuse_bombs(header: Header) -> None:
-    """Refuse counts by which wcslib and astropy would ask for memory without end, or end the process."""
-    for keyword, value in header.items():
-        most = next((most for pattern, most in _MOST if pattern.fullmatch(keyword)), None)
-        if most is not None and isinstance(value, int | float) and not value <= most:
+def _refuse_bombs(text: str) -> None:
+    """Refuse cards by which wcslib and astropy would ask for memory without end, or end the process.
+
+    The text is looked at, not astropy's header, which raises where any card has no value it knows.
+    """
+    for at in range(0, len(text), _CARD):
+        image = text[at : at + _CARD]
+        keyword, value = image[:8].rstrip(), image[10:].strip()
+        if _COUNT.fullmatch(keyword):
+            number = re.match(r"[+-]?\d+", value)
+            bad = number is not None and int(number[0]) > _MOST
+        else:
+            # wcslib takes any text with a colon for a record, and SIP records it has no room for.
+            bad = _COEFFICIENT.fullmatch(keyword) is not None and value.startswith("'")
+        if bad:
             raise FormatError(
-                "the header text does not describe a WCS", where=keyword, expected=f"at most {most}", found=value
+                "the header text does not describe a WCS",
+                where=keyword,
+                expected=f"at most {_MOST}" if _COUNT.fullmatch(keyword) else "a number",
+                found=value[:20],
             )
 
 
 def _decode(text: str) -> WCS:
     from astropy import wcs as astropy_wcs
+    from astropy.io.fits import VerifyError
 
     with _quiet():
         header = _header(text)
-        _refuse_bombs(header)
+        _refuse_bombs(text)
         try:
             key = " "
             if not any(name in header for name in ("CTYPE1", "CRPIX1", "CRVAL1", "WCSAXES")):
@@ -224,6 +241,7 @@ def _decode(text: str) -> WCS:
             MemoryError,
             OSError,
             RuntimeError,
+            VerifyError,
         ) as error:
             if isinstance(error, FormatError):
                 raise
