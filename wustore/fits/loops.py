@@ -6,7 +6,7 @@ this module is imported, because compiling has to pay.
 
 The coding is described in section 10.4.1 of the FITS standard 4.0. The choice of the split follows cfitsio's
 ``fits_rcomp``, that of the zero point its ``fits_quantize_float``. Measured on a 2048 x 2048 science plane written
-with KBMOD's defaults, one thread: the Rice code is decoded in 11 ms and made in 11 ms, where cfitsio's coder, called a
+with KBMOD's defaults, one thread: the Rice code is decoded in 8 ms and made in 11 ms, where cfitsio's coder, called a
 row at a time, takes 28 and 39.
 """
 
@@ -97,8 +97,44 @@ def _put(out: NDArray[np.uint8], p: int, word: int) -> None:
 # --- decoding ------------------------------------------------------------------------------------------
 #
 # `bits` holds the next bits of the code, the first one highest, `n` of them valid; `p` is the next byte of the heap.
-# Filling up is done before each code, without asking whether it is needed: a branch that depends on the data would
-# cost more than the load. Afterwards 56 to 63 bits are valid.
+# Filling up makes 56 to 63 bits valid. It is done for four codes, which are short as a rule, and asks nothing that
+# depends on the data: a branch that cannot be foreseen would cost more than the load.
+
+_TOGETHER = 4
+"""Codes between fillings. A science plane is decoded in 9.9 ms with 1, in 8.6, 7.8 and 11 with 2, 4 and 8."""
+
+
+@_compiled()
+def _long_code(heap: NDArray[np.uint8], limit: int, p: int, bits: int, n: int, split: int) -> tuple[int, int, int, int]:
+    """Decode a code that may be longer than what is at hand; return p, bits, n and the code.
+
+    Nothing behind ``limit`` is read: where the heap ends ``p`` stays beyond it.
+    """
+    quotient = uint64(0)
+    zeros = min(_leading_zeros(bits), n)
+    while zeros == n:
+        quotient += n
+        if p > limit:
+            return p, bits, n, uint32(0)
+        bits = _word(heap, p)
+        p += uint64(7)
+        n = uint64(56)
+        zeros = min(_leading_zeros(bits), n)
+    bits = bits << zeros << uint64(1)
+    n -= zeros + uint64(1)
+    if p > limit:
+        return p, bits, n, uint32(0)
+    bits |= _word(heap, p) >> n
+    p += (uint64(63) - n) >> uint64(3)
+    n |= uint64(56)
+    code = uint32((zeros + quotient) << split) | uint32(bits >> uint64(1) >> (uint64(63) - split))
+    return p, bits << split, n - split, code
+
+
+@_inlined
+def _moved(last: int, code: int) -> int:
+    """Return the pixel after ``last``: even codes are differences above or equal to 0, odd ones below."""
+    return uint32(last + ((code >> uint32(1)) ^ (uint32(0) - (code & uint32(1)))))
 
 
 @_compiled()
@@ -125,54 +161,46 @@ def _decode_tile(heap: NDArray[np.uint8], start: int, end: int, block_size: int,
         if selector == uint64(0):  # all differences are 0
             for k in range(i, stop):
                 out[k] = int32(last)
-        elif selector == uint64(26):  # 32 bits each
+            i = stop
+            continue
+        if selector == uint64(26):  # 32 bits each
             for k in range(i, stop):
                 if p > limit:
                     return False
                 bits |= _word(heap, p) >> n
                 p += (uint64(63) - n) >> uint64(3)
                 n |= uint64(56)
-                code = uint32(bits >> uint64(32))
+                last = _moved(last, uint32(bits >> uint64(32)))
                 bits <<= uint64(32)
                 n -= uint64(32)
-                last = uint32(last + ((code >> uint32(1)) ^ (uint32(0) - (code & uint32(1)))))
                 out[k] = int32(last)
-        else:
-            split = selector - uint64(1)
-            for k in range(i, stop):
-                if p > limit:
-                    return False
-                bits |= _word(heap, p) >> n
-                p += (uint64(63) - n) >> uint64(3)
-                n |= uint64(56)
+            i = stop
+            continue
+        split = selector - uint64(1)
+        down = uint64(63) - split
+        while i + uint64(_TOGETHER) <= stop:
+            if p > limit:
+                return False
+            bits |= _word(heap, p) >> n
+            p += (uint64(63) - n) >> uint64(3)
+            n |= uint64(56)
+            for k in range(_TOGETHER):
                 zeros = _leading_zeros(bits)
-                if zeros + split > uint64(55):  # the code is longer than what is at hand
-                    quotient = uint64(0)
-                    zeros = min(zeros, n)
-                    while zeros == n:
-                        quotient += n
-                        bits = _word(heap, p)
-                        p += uint64(7)
-                        n = uint64(56)
-                        if p > limit:
-                            return False
-                        zeros = min(_leading_zeros(bits), n)
-                    bits <<= zeros
-                    bits <<= uint64(1)
-                    n -= zeros + uint64(1)
-                    zeros += quotient
-                    bits |= _word(heap, p) >> n
-                    p += (uint64(63) - n) >> uint64(3)
-                    n |= uint64(56)
+                if zeros + split >= n:
+                    p, bits, n, code = _long_code(heap, limit, p, bits, n, split)
                 else:
                     bits = bits << zeros << uint64(1)
-                    n -= zeros + uint64(1)
-                code = uint32(zeros << split) | uint32(bits >> uint64(1) >> (uint64(63) - split))
-                bits <<= split
-                n -= split
-                last = uint32(last + ((code >> uint32(1)) ^ (uint32(0) - (code & uint32(1)))))
-                out[k] = int32(last)
-        i = stop
+                    n -= zeros + uint64(1) + split
+                    code = uint32(zeros << split) | uint32(bits >> uint64(1) >> down)
+                    bits <<= split
+                last = _moved(last, code)
+                out[i + uint64(k)] = int32(last)
+            i += uint64(_TOGETHER)
+        while i < stop:
+            p, bits, n, code = _long_code(heap, limit, p, bits, n, split)
+            last = _moved(last, code)
+            out[i] = int32(last)
+            i += uint64(1)
     return p - (n >> uint64(3)) <= uint64(end)
 
 
