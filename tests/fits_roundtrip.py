@@ -5,9 +5,10 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from wustore.backends.fits import FitsBackend, FitsReader, ShardedFitsBackend
+from wustore.backends.fits import FitsBackend, ShardedFitsBackend
 from wustore.backends.memory import MemoryReader
 from wustore.fits import capsule as leftovers
+from wustore.fits.reader import FitsReader
 from wustore.model import Capsule
 from wustore.transfer import copy
 

@@ -167,6 +167,4 @@ def test_imports_point_down():
         for other, lazy in imports(ast.parse(path.read_text("utf-8")))
         if other != room and line_of.get(other, len(names)) <= line_of[room]
     }
-    assert {(room, lazy) for room, _, lazy in upward} == {
-        ("protocol", True), ("edge", True), ("fits", True)
-    }  # fmt: skip
+    assert {(room, lazy) for room, _, lazy in upward} == {("protocol", True), ("edge", True)}

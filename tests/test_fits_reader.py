@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from wustore.backends.fits import FitsBackend, FitsReader, ShardedFitsBackend
+from wustore.backends.fits import FitsBackend, ShardedFitsBackend
 from wustore.errors import CorruptError, FormatError, UsageError, WuStoreError
 from wustore.fits import source
 from wustore.fits.planes import Plane
+from wustore.fits.reader import FitsReader
 from wustore.fits.scan import scan
 from wustore.model import LAYERS, Image
 from wustore.registry import backend_for_reading
@@ -259,7 +260,7 @@ def test_threads_read_the_same(large: str) -> None:
 
 
 def test_more_shards_than_files_kept_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wustore.backends.fits._OPEN_FILES", 3)
+    monkeypatch.setattr("wustore.fits.reader._OPEN_FILES", 3)
     for i in range(9):
         samples.write(tmp_path / f"{i}_wu.fits", [fits.PrimaryHDU(), *samples.image_hdus(i)])
     path = samples.write(tmp_path / "wu.fits", [samples.primary_hdu(9)])

@@ -24,6 +24,7 @@ from wustore.fits.headers import HeaderText, card, padding
 from wustore.fits.losses import FitsLossWarning, meta_losses, option_losses, warn_of
 from wustore.fits.output import Output
 from wustore.fits.planes import Plane
+from wustore.fits.reader import FitsReader
 from wustore.fits.scan import scan
 from wustore.fits.sidecar import read_wustore_hdu, wustore_hdu
 from wustore.model import LAYERS, Capsule, Image, Meta
@@ -380,8 +381,6 @@ class _Canonical(_Parallel):
 
 def _add_sidecar(output: Output, meta: Meta, end: int) -> None:
     """Append the HDU WUSTORE where the file as it stands does not read back as ``meta``."""
-    from wustore.backends.fits import FitsReader
-
     output.flush()
     with FitsReader(output.path, "sharded-fits" if output.sharded else "fits") as reader:
         plain = reader.meta
