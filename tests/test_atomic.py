@@ -132,12 +132,13 @@ def test_keep(tmp_path):
 
 def test_stale_stagings_of_dead_processes_go(tmp_path):
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    dead = tmp_path / f".store~{socket.gethostname()}~{int(gone.stdout)}-0123abcd.wustore-partial"
-    mine = tmp_path / f".store~{socket.gethostname()}~{os.getpid()}-0123abcd.wustore-partial"
-    elsewhere = tmp_path / ".store~another.host~1-0123abcd.wustore-partial"
+    name = "store[1]"
+    dead = tmp_path / f".{name}~{socket.gethostname()}~{int(gone.stdout)}-0123abcd.wustore-partial"
+    mine = tmp_path / f".{name}~{socket.gethostname()}~{os.getpid()}-0123abcd.wustore-partial"
+    elsewhere = tmp_path / f".{name}~another.host~1-0123abcd.wustore-partial"
     for path in (dead, mine, elsewhere):
         path.write_text("x")
-    Staging(tmp_path / "store")
+    Staging(tmp_path / name)
     assert not dead.exists()
     assert mine.exists()
     assert elsewhere.exists()

@@ -21,9 +21,11 @@ from pathlib import Path
 
 from wustore.errors import StoreExistsError, StoreNotFoundError, UsageError
 
-__all__ = ["Staging", "alone", "partial_path", "remove", "retire", "sync", "sync_tree"]
+__all__ = ["Staging", "alone", "lock_of", "partial_path", "remove", "retire", "sync", "sync_tree"]
 
 _MARK = ".wustore-partial"
+_LOCK = ".wustore-lock"
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _SYNC_WHOLE_FILE_SYSTEM = 64
 """Above this many files one ``syncfs`` is cheaper than an ``fsync`` each (about 1 ms a file on ext4)."""
 
@@ -99,9 +101,16 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def lock_of(store: Path) -> Path:
+    """Return the file that who changes a local store locks: below a directory, beside a file."""
+    return store / _LOCK if store.is_dir() else store.with_name(f".{store.name}{_LOCK}")
+
+
 @contextlib.contextmanager
 def alone(lock: Path, path: str) -> Iterator[None]:
     """Hold a lock while a store is changed: two processes at a time would undo each other's work.
+
+    Where the file system has no locks, nothing is held.
 
     Parameters
     ----------
@@ -120,25 +129,41 @@ def alone(lock: Path, path: str) -> Iterator[None]:
         return
     import fcntl
 
-    handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o644)
+    busy = UsageError("another process is changing this store", path=path, cure="Wait for it.")
+    try:
+        handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o644)
+    except FileNotFoundError:
+        raise busy from None  # it has moved away the directory of the lock
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.fstat(handle).st_nlink:
-                raise BlockingIOError  # who had it removed it between the two calls above
+            free = True
         except OSError as error:
-            raise UsageError("another process is appending to this store", path=path, cure="Wait for it.") from error
+            free = error.errno in _NO_LOCKS
+        # Who had it may have removed it, or have moved it away with the store, between the two calls above.
+        if not free or not _is_open_file(lock, handle):
+            raise busy
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):
-                lock.unlink()
+            # Where the store was exchanged, the lock in the new one belongs to the next process.
+            if _is_open_file(lock, handle):
+                lock.unlink(missing_ok=True)
     finally:
         os.close(handle)
 
 
+def _is_open_file(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except OSError:
+        return False
+
+
 def _is_stale(name: str) -> bool:
     """Return whether a private staging belongs to a process of this machine that is gone."""
+    if not name.endswith(_MARK):
+        return False
     parts = name.removesuffix(_MARK).rsplit("~", 2)
     if len(parts) != 3 or not parts[2].split("-")[0].isdigit() or parts[1] != socket.gethostname():
         return False
@@ -242,8 +267,8 @@ class Staging:
 
     def _remove_stale(self) -> None:
         with contextlib.suppress(OSError):
-            for entry in self.target.parent.glob(f".{self.target.name}~*{_MARK}"):
-                if _is_stale(entry.name):
+            for entry in self.target.parent.iterdir():
+                if entry.name.startswith(f".{self.target.name}~") and _is_stale(entry.name):
                     remove(entry)
 
     def commit(self) -> None:

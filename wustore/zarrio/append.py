@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from wustore.atomic import alone, sync_tree
+from wustore.atomic import alone, lock_of, sync_tree
 from wustore.errors import CorruptError, UsageError, WuStoreError
 from wustore.layout import checksum_array, plane_checksum
 from wustore.merge import appended
@@ -33,13 +33,11 @@ from wustore.zarrio.structure import Structure
 
 __all__ = ["append_images"]
 
-_LOCK = ".wustore-lock"
-
 
 def _alone(path: str) -> AbstractContextManager[None]:
     """Hold the store's lock: two appends at a time would both write the same image numbers."""
     # At a URL there is no lock to be had: docs/scale.md says that one process appends at a time.
-    return alone(Path(path, _LOCK), path) if is_local(path) else nullcontext()
+    return alone(lock_of(Path(path)), path) if is_local(path) else nullcontext()
 
 
 def _structure_of(document: dict[str, Any], reader: ZarrReader, generation: int, meta: Any) -> Structure:
