@@ -112,7 +112,8 @@ def repack(path: Any, *, progress: Progress | None = None, **options: Any) -> No
     Raises
     ------
     UsageError
-        For a format that has no profiles, a store elsewhere, an unknown option, or where another process is changing it.
+        For a format that has no profiles, a store elsewhere, an unknown option, or where another process is changing
+        it.
     StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError, OSError
     """
     with _editing(path) as reader:

@@ -51,6 +51,7 @@ class Journal:
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
+        self._plan: int | None = None
 
     def has_begun(self) -> bool:
         """Return whether something is being written here."""
@@ -64,7 +65,8 @@ class Journal:
         UsageError
             Where another conversion has been started here.
         """
-        text = json.dumps(plan, sort_keys=True, ensure_ascii=False).encode()
+        text = json.dumps(plan, sort_keys=True).encode()  # ASCII: names of files may hold bytes that are no text
+        self._plan = crc32c(text)
         found = self._keys.get(f"{JOURNAL}plan.json")
         if found is None:
             self._keys.set(f"{JOURNAL}plan.json", text)
@@ -83,6 +85,7 @@ class Journal:
     def record(self, i: int, entry: Entry) -> None:
         """Record that image ``i`` is whole."""
         document = {
+            "plan": self._plan,
             "written": {key: list(value) for key, value in entry.written.items()},
             "checksums": list(entry.checksums),
             "has_capsule": entry.has_capsule,
@@ -90,12 +93,17 @@ class Journal:
         self._keys.set(f"{JOURNAL}images/{i}.json", json.dumps(document).encode())
 
     def entry(self, i: int) -> Entry | None:
-        """Return what was recorded of image ``i``; None where nothing (whole) was."""
+        """Return what was recorded of image ``i``; None where nothing (whole) was, or it was for another plan.
+
+        A process that still works for a conversion that is finished, or removed, may write when the next one has begun.
+        """
         text = self._keys.get(f"{JOURNAL}images/{i}.json")
         if text is None:
             return None
         try:
             document = json.loads(text)
+            if document["plan"] != self._plan:
+                return None
             written = {key: (int(size), int(crc)) for key, (size, crc) in document["written"].items()}
             return Entry(written, tuple(map(int, document["checksums"])), bool(document["has_capsule"]))
         except (ValueError, KeyError, TypeError, AttributeError):
