@@ -460,14 +460,15 @@ def test_killed_worker_process(source, reference, target, kind):
 SLOWLY = """
 import json, sys, time
 import wustore
-from wustore import pieces, transfer
+from wustore import transfer
+from wustore.zarrio.journal import Journal
 def slow(function):
     def call(*arguments):
         time.sleep(0.02)
         return function(*arguments)
     return call
 transfer._checked = slow(transfer._checked)
-pieces.PieceWriter._piece = slow(pieces.PieceWriter._piece)
+Journal.value = slow(Journal.value)
 print("ready", flush=True)
 wustore.convert(sys.argv[1], sys.argv[2], workers=2, **json.loads(sys.argv[3]))
 """

@@ -39,6 +39,7 @@ __all__ = [
     "finish",
     "has_begun",
     "part",
+    "parts_left",
     "plan",
     "progress_of",
     "run",
@@ -409,10 +410,27 @@ def progress_of(target: str) -> tuple[int, int]:
     IncompleteError, UsageError, CorruptError
         Nothing was planned, the store is finished, or the plan is damaged.
     """
+    job, recorded = _recorded(target)
+    return len(recorded), job.n_images
+
+
+def parts_left(target: str) -> tuple[list[int], int]:
+    """Return (the parts with images that are not recorded as written, the number of parts).
+
+    Raises
+    ------
+    IncompleteError, UsageError, CorruptError
+        As for `progress_of`.
+    """
+    job, recorded = _recorded(target)
+    return [k for k in range(job.parts) if not recorded.issuperset(job.images_of(k))], job.parts
+
+
+def _recorded(target: str) -> tuple[Job, set[int]]:
     job, _ = _load(target)
-    keys = _keys(target)
-    recorded = sum(key.endswith(".json") for key in keys.list(f"{JOURNAL}images/"))
-    return min(recorded, job.n_images), job.n_images
+    images = f"{JOURNAL}images/"
+    names = {key.removeprefix(images) for key in _keys(target).list(images)}
+    return job, {i for i in range(job.n_images) if f"{i}.json" in names}
 
 
 def discard(target: str) -> None:

@@ -19,6 +19,7 @@ from wustore.zarrio.keys import Keys
 __all__ = ["JOURNAL", "Entry", "Journal"]
 
 JOURNAL = ".wustore-journal/"
+_WRITE_AGAIN = "Run the conversion again with --resume, or the image's part: it is written again."
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,21 @@ class Journal:
                 return False
         return True
 
+    def value(self, i: int, entry: Entry, key: str) -> bytes:
+        """Return a value of image ``i``.
+
+        Raises
+        ------
+        CorruptError
+            Where it is not what was written.
+        """
+        value = self._keys.get(key)
+        if value is None or entry.written.get(key) != (len(value), crc32c(value)):
+            raise CorruptError(
+                "an image is not as it was written", path=self._keys.name, where=f"image {i}, {key}", cure=_WRITE_AGAIN
+            )
+        return value
+
     def inventory(self, n_images: int) -> list[Entry]:
         """Return the entries of all images after checking that every value is there in its size.
 
@@ -148,7 +164,7 @@ class Journal:
                         where=f"image {i}, {key}",
                         expected=f"{size} bytes",
                         found="none" if found is None else found,
-                        cure="Write this image again.",
+                        cure=_WRITE_AGAIN,
                     )
         return whole
 

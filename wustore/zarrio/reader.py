@@ -386,7 +386,7 @@ def _without_root(keys: Keys) -> WuStoreError:
             "the conversion to this store has not finished",
             path=keys.name,
             found=f"{done} images written",
-            cure="Run the same conversion again with --resume.",
+            cure="Run the same conversion again with --resume; wustore info says what is left of one in parts.",
         )
     for name in (".zgroup", ".zarray", ".zmetadata", ".zattrs"):
         if keys.size(name) is not None:
