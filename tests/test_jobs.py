@@ -25,11 +25,11 @@ from wustore.atomic import partial_path, remove
 from wustore.backends.memory import MemoryReader
 from wustore.errors import CorruptError, IncompleteError, StoreExistsError, UsageError, WuStoreError
 from wustore.estimate import Estimate, estimate, refuse_if_too_large
+from wustore.keys.journal import JOURNAL, Journal
 from wustore.model import LAYERS
 from wustore.registry import backend_for_writing
 from wustore.testing import assert_same, sample, with_capsule
 from wustore.transfer import copy
-from wustore.zarrio.journal import JOURNAL, Journal
 from wustore.zarrio.writer import DirectoryTarget
 
 
@@ -461,7 +461,7 @@ SLOWLY = """
 import json, sys, time
 import wustore
 from wustore import transfer
-from wustore.zarrio.journal import Journal
+from wustore.keys.journal import Journal
 def slow(function):
     def call(*arguments):
         time.sleep(0.02)

@@ -24,13 +24,13 @@ from typing import Any
 
 from wustore.atomic import Staging, alone, partial_path, retire
 from wustore.errors import CorruptError, IncompleteError, UsageError, WuStoreError
+from wustore.keys.addresses import is_local, writable_keys
+from wustore.keys.containers import DirectoryKeys, Keys
+from wustore.keys.journal import JOURNAL, Journal
 from wustore.model import Capsule
 from wustore.protocol import Reader, ResumableWriter
 from wustore.registry import backend_for_reading, backend_for_writing, backend_named
 from wustore.transfer import Progress, copy_images
-from wustore.zarrio.journal import JOURNAL, Journal
-from wustore.zarrio.keys import DirectoryKeys, Keys
-from wustore.zarrio.store import is_local, writable_keys
 
 __all__ = [
     "Job",

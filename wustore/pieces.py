@@ -17,14 +17,14 @@ from typing import Any
 
 from wustore import __version__
 from wustore.atomic import partial_path, remove, retire, sync
+from wustore.checksum import crc32c
 from wustore.errors import StoreExistsError
+from wustore.keys.containers import DirectoryKeys
+from wustore.keys.journal import Entry, Journal
 from wustore.layout import arrays_of, document_of
 from wustore.model import Capsule, Image, Meta
 from wustore.packing import pack
 from wustore.protocol import Backend, Encoder, ResumableWriter, Writer
-from wustore.zarrio.codecs import crc32c
-from wustore.zarrio.journal import Entry, Journal
-from wustore.zarrio.keys import DirectoryKeys
 
 __all__ = ["PieceWriter"]
 

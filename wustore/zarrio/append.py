@@ -19,6 +19,8 @@ import numpy as np
 
 from wustore.atomic import alone, lock_of, sync_tree
 from wustore.errors import CorruptError, UsageError, WuStoreError
+from wustore.keys.addresses import is_local, writable_keys
+from wustore.keys.containers import DirectoryKeys, Keys
 from wustore.layout import checksum_array, plane_checksum
 from wustore.merge import appended
 from wustore.model import LAYERS
@@ -26,9 +28,7 @@ from wustore.protocol import Reader
 from wustore.transfer import Progress
 from wustore.workers import default_workers
 from wustore.zarrio.arrays import to_json
-from wustore.zarrio.keys import DirectoryKeys, Keys
 from wustore.zarrio.reader import ZarrReader
-from wustore.zarrio.store import is_local, writable_keys
 from wustore.zarrio.structure import Structure
 
 __all__ = ["append_images"]

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from wustore import allocation
 from wustore.errors import CorruptError, FormatError, IncompleteError, StoreNotFoundError, UsageError, WuStoreError
+from wustore.keys.addresses import open_keys
+from wustore.keys.containers import Keys
+from wustore.keys.journal import JOURNAL
 from wustore.layout import LayerSpec, cast_plane, check_version, layers_of, meta_from
 from wustore.model import LAYERS, Capsule, Image, Meta
 from wustore.packing import PACKED, unpack
@@ -23,10 +26,7 @@ from wustore.zarrio.audit import audit
 from wustore.zarrio.capsule import BOUND, DATA, CapsuleBytes
 from wustore.zarrio.codecs import DamagedChunk
 from wustore.zarrio.fallback import ForeignArray
-from wustore.zarrio.journal import JOURNAL
-from wustore.zarrio.keys import Keys
 from wustore.zarrio.shards import Box, ShardedLayer, in_threads, parse_grid
-from wustore.zarrio.store import open_keys
 
 __all__ = ["ZarrReader", "open_reader"]
 

@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 
 from wustore.atomic import Staging, retire
+from wustore.checksum import crc32c
 from wustore.errors import StoreExistsError, UsageError
+from wustore.keys.containers import DirectoryKeys, Keys
+from wustore.keys.journal import JOURNAL, Entry, Journal
 from wustore.layout import (
     ArraySpec,
     checksum_array,
@@ -25,9 +28,6 @@ from wustore.zarrio.arrays import (
     to_json,
 )
 from wustore.zarrio.capsule import DATA, bound_spec, data_metadata, write_data
-from wustore.zarrio.codecs import crc32c
-from wustore.zarrio.journal import JOURNAL, Entry, Journal
-from wustore.zarrio.keys import DirectoryKeys, Keys
 from wustore.zarrio.packing import pack_directory
 from wustore.zarrio.structure import Structure
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from wustore.checksum import crc32c
 from wustore.errors import CorruptError, IncompleteError, UsageError
-from wustore.zarrio.codecs import crc32c
-from wustore.zarrio.keys import Keys
+from wustore.keys.containers import Keys
 
 __all__ = ["JOURNAL", "Entry", "Journal"]
 
