@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -91,6 +92,26 @@ def test_appeared_meanwhile(tmp_path):
     with pytest.raises(StoreExistsError):
         staging.commit()
     assert (tmp_path / "store").read_text() == "someone else's"
+
+
+@pytest.mark.parametrize("error", [None, errno.EINVAL])
+def test_appeared_in_the_last_instant(tmp_path, directory, monkeypatch, error):
+    """Of two conversions to one name the second does not replace the first one's file."""
+    if error is not None:
+        monkeypatch.setattr(atomic, "_rename", lambda *arguments, **keywords: error)  # as on a network
+    staging = Staging(tmp_path / "store")
+    fill(staging.path, "new", directory=directory)
+    monkeypatch.setattr(staging, "_check", lambda: fill(tmp_path / "store", "other", directory=directory))
+    with pytest.raises(StoreExistsError):
+        staging.commit()
+    assert read(tmp_path / "store") == "other"
+    assert read(staging.path) == "new"
+
+
+def test_errors_of_renaming(tmp_path):
+    staging = Staging(tmp_path / "store")
+    with pytest.raises(FileNotFoundError):
+        atomic._rename_to_new(staging.path, staging.target)
 
 
 def test_failed_second_step_puts_the_old_one_back(tmp_path, monkeypatch):

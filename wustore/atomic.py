@@ -44,18 +44,35 @@ def partial_path(target: str | os.PathLike[str]) -> Path:
     return path.with_name(f".{path.name}{_MARK}")
 
 
-def _swap(a: Path, b: Path) -> bool:
-    """Exchange two directory entries in one step; False where the system cannot."""
+def _rename(a: Path, b: Path, linux: int, mac: int) -> int:
+    """Rename in a way that Python has no function for; return an error number, ENOSYS where the system has none."""
     if os.name != "posix":
-        return False
+        return errno.ENOSYS
     libc = ctypes.CDLL(None, use_errno=True)
     old, new = os.fsencode(a), os.fsencode(b)
+    here = -100  # AT_FDCWD
     if sys.platform == "linux" and hasattr(libc, "renameat2"):
-        at_current_directory, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-        return bool(libc.renameat2(at_current_directory, old, at_current_directory, new, exchange) == 0)
+        return ctypes.get_errno() if libc.renameat2(here, old, here, new, linux) else 0
     if sys.platform == "darwin" and hasattr(libc, "renamex_np"):
-        return bool(libc.renamex_np(old, new, 2) == 0)  # RENAME_SWAP
-    return False
+        return ctypes.get_errno() if libc.renamex_np(old, new, mac) else 0
+    return errno.ENOSYS
+
+
+def _swap(a: Path, b: Path) -> bool:
+    """Exchange two directory entries in one step; False where the system cannot."""
+    return _rename(a, b, linux=2, mac=2) == 0  # RENAME_EXCHANGE, RENAME_SWAP
+
+
+def _rename_to_new(a: Path, b: Path) -> bool:
+    """Rename where there is nothing at the new name; False where there is, though it appeared this instant."""
+    error = _rename(a, b, linux=1, mac=4)  # RENAME_NOREPLACE, RENAME_EXCL
+    if error in {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}:
+        if os.path.lexists(b):
+            return False
+        a.rename(b)  # some file systems (network) know no better
+    elif error not in {0, errno.EEXIST}:
+        raise OSError(error, os.strerror(error), str(a), None, str(b))
+    return error != errno.EEXIST
 
 
 def sync(path: Path) -> None:
@@ -256,14 +273,17 @@ class Staging:
 
     def _check(self) -> None:
         if os.path.lexists(self.target) and not self.overwrite:
-            raise StoreExistsError(
-                "the target exists already", path=self.target, cure="Choose another name, or allow overwriting."
-            )
+            raise self._exists()
         _refuse_foreign_directory(self.target)
         if not self.target.parent.is_dir():
             raise StoreNotFoundError(
                 "the target's directory does not exist", path=self.target.parent, cure="Create it first."
             )
+
+    def _exists(self) -> StoreExistsError:
+        return StoreExistsError(
+            "the target exists already", path=self.target, cure="Choose another name, or allow overwriting."
+        )
 
     def _remove_stale(self) -> None:
         with contextlib.suppress(OSError):
@@ -275,12 +295,14 @@ class Staging:
         """Make what is at `path` durable and let it take the target's place in one step."""
         sync_tree(self.path)
         self._check()
-        if not os.path.lexists(self.target):
-            self.path.rename(self.target)
+        if _rename_to_new(self.path, self.target):
+            pass
+        elif not self.overwrite:
+            raise self._exists()
         elif not self.path.is_dir() and not self.target.is_dir():
             self.path.replace(self.target)
         elif _swap(self.path, self.target):
-            remove(self.path)
+            retire(self.path, self.target)
         else:
             self._replace_in_two_steps()
         sync(self.target.parent)
