@@ -310,7 +310,6 @@ def test_refused_appends_change_nothing(tmp_path, change, suffix):
 APPEND = """
 import sys
 from wustore import edit
-from wustore.atomic import alone
 print("ready", flush=True)
 edit.append(sys.argv[1], sys.argv[2])
 """

@@ -217,7 +217,7 @@ def _settings(reader: Reader) -> dict[str, Any]:
 def _editing(path: Any) -> Iterator[Reader]:
     """Open a store that nobody else changes meanwhile."""
     address = address_of(path)
-    if not isinstance(address, str) or not Path(address).exists():
+    if not isinstance(address, str) or not address or not Path(address).exists():
         with open_reader(address) as reader:  # or it says what is wrong
             raise UsageError(
                 "only local stores are edited in place: elsewhere the old one would be gone before the new one comes",

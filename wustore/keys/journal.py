@@ -32,13 +32,10 @@ class Entry:
         Key to (size, CRC-32C) of every value.
     checksums
         CRC-32C of each plane, in the order of `wustore.model.LAYERS`; none where the values hold them.
-    has_capsule
-        Whether the image brought FITS leftovers as a value of their own.
     """
 
     written: Mapping[str, tuple[int, int]]
     checksums: tuple[int, ...] = ()
-    has_capsule: bool = False
 
 
 class Journal:
@@ -89,7 +86,6 @@ class Journal:
             "plan": self._plan,
             "written": {key: list(value) for key, value in entry.written.items()},
             "checksums": list(entry.checksums),
-            "has_capsule": entry.has_capsule,
         }
         self._keys.set(f"{JOURNAL}images/{i}.json", json.dumps(document).encode())
 
@@ -106,7 +102,7 @@ class Journal:
             if document["plan"] != self._plan:
                 return None
             written = {key: (int(size), int(crc)) for key, (size, crc) in document["written"].items()}
-            return Entry(written, tuple(map(int, document["checksums"])), bool(document["has_capsule"]))
+            return Entry(written, tuple(map(int, document["checksums"])))
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
