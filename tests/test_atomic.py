@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -93,6 +94,26 @@ def test_appeared_meanwhile(tmp_path):
     assert (tmp_path / "store").read_text() == "someone else's"
 
 
+@pytest.mark.parametrize("error", [None, errno.EINVAL])
+def test_appeared_in_the_last_instant(tmp_path, directory, monkeypatch, error):
+    """Of two conversions to one name the second does not replace the first one's file."""
+    if error is not None:
+        monkeypatch.setattr(atomic, "_rename", lambda *arguments, **keywords: error)  # as on a network
+    staging = Staging(tmp_path / "store")
+    fill(staging.path, "new", directory=directory)
+    monkeypatch.setattr(staging, "_check", lambda: fill(tmp_path / "store", "other", directory=directory))
+    with pytest.raises(StoreExistsError):
+        staging.commit()
+    assert read(tmp_path / "store") == "other"
+    assert read(staging.path) == "new"
+
+
+def test_errors_of_renaming(tmp_path):
+    staging = Staging(tmp_path / "store")
+    with pytest.raises(FileNotFoundError):
+        atomic._rename_to_new(staging.path, staging.target)
+
+
 def test_failed_second_step_puts_the_old_one_back(tmp_path, monkeypatch):
     monkeypatch.setattr(atomic, "_swap", lambda a, b: False)
     target = tmp_path / "store"
@@ -132,12 +153,13 @@ def test_keep(tmp_path):
 
 def test_stale_stagings_of_dead_processes_go(tmp_path):
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    dead = tmp_path / f".store~{socket.gethostname()}~{int(gone.stdout)}-0123abcd.wustore-partial"
-    mine = tmp_path / f".store~{socket.gethostname()}~{os.getpid()}-0123abcd.wustore-partial"
-    elsewhere = tmp_path / ".store~another.host~1-0123abcd.wustore-partial"
+    name = "store[1]"
+    dead = tmp_path / f".{name}~{socket.gethostname()}~{int(gone.stdout)}-0123abcd.wustore-partial"
+    mine = tmp_path / f".{name}~{socket.gethostname()}~{os.getpid()}-0123abcd.wustore-partial"
+    elsewhere = tmp_path / f".{name}~another.host~1-0123abcd.wustore-partial"
     for path in (dead, mine, elsewhere):
         path.write_text("x")
-    Staging(tmp_path / "store")
+    Staging(tmp_path / name)
     assert not dead.exists()
     assert mine.exists()
     assert elsewhere.exists()

@@ -20,6 +20,7 @@ from wustore.cli import COMMANDS, main
 from wustore.cli.outcome import exit_code
 from wustore.layout import plane_checksum
 from wustore.model import LAYERS
+from wustore.registry import backend_for_writing
 from wustore.testing import sample
 from wustore.transfer import copy
 
@@ -246,6 +247,31 @@ def test_info_of_an_unfinished_conversion(run, monkeypatch):
     code, out, _ = run("info", "x")
     assert code == 4
     assert "3 of 9 images" in out
+
+
+def test_info_says_what_to_do_next(run, tmp_path):
+    source, target = tmp_path / "a.h5", tmp_path / "x.zarr"
+    reader = sample("ragged")
+    copy(reader, backend_for_writing(str(source)).create(str(source), reader.meta))
+    assert run("plan", source, target, "--parts", 4)[0] == 0
+    for parts, left, text, step in (
+        ([2], [0, 1, 3], "0-1,3", f"wustore part {target} K for each K of parts_left, then wustore finish {target}"),
+        ([0, 1], [3], "3", f"wustore part {target} 3, then wustore finish {target}"),
+        ([3], [], None, f"Run wustore finish {target}"),
+    ):
+        for part in parts:
+            assert run("part", target, part)[0] == 0
+        code, out, err = run("info", target, "--json")
+        found = json.loads(out)
+        assert code == 4
+        assert (found["parts"], found["parts_left"]) == (4, left)
+        assert step in found["cure"]
+        assert step in err
+        shown = [line.split()[1] for line in run("info", target)[1].splitlines() if line.startswith("parts_left")]
+        assert shown == ([text] if text else [])
+    assert run("finish", target)[0] == 0
+    assert run("plan", source, tmp_path / "y.h5", "--parts", 1)[0] == 0
+    assert "with --resume" in run("info", tmp_path / "y.h5")[2]
 
 
 def test_info_is_quick_because_it_imports_little():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import subprocess
 import sys
@@ -12,13 +13,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from zarr.storage import MemoryStore
 
 import wustore
 from wustore import edit
-from wustore.atomic import alone
+from wustore.atomic import alone, lock_of
 from wustore.backends.memory import MemoryReader
 from wustore.diff import differences
-from wustore.errors import CorruptError, UsageError, WuStoreError
+from wustore.errors import CorruptError, StoreNotFoundError, UsageError, WuStoreError
 from wustore.hdf5io.filters import Pipeline
 from wustore.merge import appended
 from wustore.model import Column, ConstituentTable, Image
@@ -153,6 +155,74 @@ def test_one_append_at_a_time(tmp_path, suffix):
     assert not lock.exists()
 
 
+@pytest.mark.parametrize("suffix", [".zarr", ".h5", ".zarr.zip"])
+def test_two_edits_at_a_time(tmp_path, suffix):
+    """What is appended while a store is rewritten would be lost."""
+    path = save(sample("simple"), tmp_path / f"a{suffix}")
+    lock = lock_of(Path(path))
+    with alone(lock, path):
+        for act in (lambda: edit.repack(path, profile="none"), lambda: edit.drop(path, ["mask"])):
+            with pytest.raises(UsageError, match="another process"):
+                act()
+    edit.drop(path, ["mask"])
+    edit.repack(path, profile="none")
+    assert not lock.exists()
+
+
+def test_a_lock_of_the_next_process_stays(tmp_path):
+    """A store that was exchanged may be locked again before who exchanged it gives back the lock of the old one."""
+    path = save(sample("simple"), tmp_path / "a.zarr")
+    lock = lock_of(Path(path))
+    with alone(lock, path):
+        Path(path).rename(tmp_path / "old")
+        Path(path).mkdir()
+        lock.touch()
+    assert lock.exists()
+    (tmp_path / "c").mkdir()
+    with pytest.raises(UsageError, match="another process"), alone(tmp_path / "gone" / "lock", path):
+        pass
+
+
+def test_file_systems_without_locks(tmp_path, monkeypatch):
+    def flock(handle, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    path = save(sample("simple"), tmp_path / "a.h5")
+    assert edit.append(path, save(sample("simple", 1), tmp_path / "b.h5")) == 3
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".h5", ".zarr.zip"])
+def test_edits_through_a_link(tmp_path, suffix):
+    path, link = save(sample("simple"), tmp_path / f"a{suffix}"), tmp_path / f"link{suffix}"
+    link.symlink_to(Path(path).name)
+    images = 3
+    if suffix != ".zarr.zip":
+        images += edit.append(link, save(sample("simple", 1), tmp_path / "b.h5"))
+    edit.repack(link, profile="none")
+    edit.drop(link, ["mask"])
+    assert link.is_symlink()
+    with wustore.open_reader(path) as reader:
+        assert reader.meta.n_images == images
+        assert reader.describe()["profile"] == "none"
+        assert not reader.meta.has_layer("mask")
+
+
+def test_stores_elsewhere_are_not_rewritten(tmp_path):
+    """Nothing can be exchanged there: the old store would be gone before it is read."""
+    origin = save(sample("simple"), tmp_path / "origin.h5")
+    for path in (f"memory://{tmp_path.name}/a.zarr", MemoryStore()):
+        wustore.convert(origin, path)
+        with pytest.raises(UsageError, match="local"):
+            edit.repack(path, profile="none")
+        with pytest.raises(UsageError, match="local"):
+            edit.drop(path, ["mask"])
+        with wustore.open_reader(path) as reader:
+            assert_same(sample("simple"), reader)
+    with pytest.raises(StoreNotFoundError):
+        edit.repack(tmp_path / "a.zarr", profile="none")
+
+
 @STORES
 def test_append_several_at_once_and_pieces_of_columns(tmp_path, suffix):
     first = sample("simple")
@@ -240,7 +310,6 @@ def test_refused_appends_change_nothing(tmp_path, change, suffix):
 APPEND = """
 import sys
 from wustore import edit
-from wustore.atomic import alone
 print("ready", flush=True)
 edit.append(sys.argv[1], sys.argv[2])
 """

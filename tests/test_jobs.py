@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -25,11 +24,12 @@ from wustore.atomic import partial_path, remove
 from wustore.backends.memory import MemoryReader
 from wustore.errors import CorruptError, IncompleteError, StoreExistsError, UsageError, WuStoreError
 from wustore.estimate import Estimate, estimate, refuse_if_too_large
+from wustore.keys.journal import JOURNAL, Journal
 from wustore.model import LAYERS
 from wustore.registry import backend_for_writing
 from wustore.testing import assert_same, sample, with_capsule
 from wustore.transfer import copy
-from wustore.zarrio.journal import JOURNAL
+from wustore.zarrio.writer import DirectoryTarget
 
 
 def listing(path):
@@ -205,6 +205,20 @@ def test_damage_that_finish_meets(source, reference, target, kind):
     assert listing(target) == reference
 
 
+@kinds("zarr", "zip")
+def test_leftovers_that_finish_cannot_read(source, reference, target, kind):
+    jobs.plan(source, target)
+    jobs.part(target, 0)
+    file = partial_path(target) / JOURNAL / "images" / "5.capsule"
+    file.write_bytes(bytes(file.stat().st_size))
+    with pytest.raises(CorruptError, match="image 5"):
+        jobs.finish(target)
+    assert not Path(target).exists()
+    assert jobs.part(target, 0) == 1
+    jobs.finish(target)
+    assert listing(target) == reference
+
+
 @kinds()
 def test_other_conversion_at_the_same_target(source, target, tmp_path, kind):
     jobs.plan(source, target, **kind.options)
@@ -261,6 +275,145 @@ def test_existing_target(source, target, kind):
         jobs.part(target, 0)
 
 
+@kinds("zarr", "zip", "hdf5", "sharded")
+def test_overwriting_is_asked_anew(source, reference, target, kind):
+    """What appeared at the target since the plan may be replaced by who says so now."""
+    jobs.plan(source, target, **kind.options)
+    save(sample("simple"), target)
+    with pytest.raises(StoreExistsError):
+        wustore.convert(source, target, resume=True, **kind.options)
+    wustore.convert(source, target, resume=True, overwrite=True, **kind.options)
+    assert listing(target) == reference
+
+
+@kinds("zarr", "hdf5", "fits")
+def test_leftovers_are_kept_or_not_as_planned(source, target, kind):
+    for planned in (True, False):
+        jobs.plan(source, target, capsule=planned)
+        with pytest.raises(UsageError, match="keep_capsule"):
+            wustore.convert(source, target, resume=True, capsule=not planned)
+        jobs.discard(target)
+
+
+def test_a_part_that_starts_while_the_end_is_made(source, reference, target, monkeypatch):
+    """A repeated part takes nothing away from a store that is about to appear."""
+    jobs.plan(source, target, parts=2)
+    for k in (0, 1):
+        jobs.part(target, k)
+    publish = DirectoryTarget.publish
+
+    def late(self, journal):
+        assert jobs.part(target, 1) == 0
+        publish(self, journal)
+
+    monkeypatch.setattr(DirectoryTarget, "publish", late)
+    jobs.finish(target)
+    assert listing(target) == reference
+
+
+@kinds("zarr", "zip", "hdf5", "sharded")
+def test_two_processes_end_a_conversion(source, reference, target, kind, monkeypatch):
+    """The second one is refused: it would put what is left in the place of the finished store."""
+    save(sample("simple"), target)
+    jobs.plan(source, target, overwrite=True, **kind.options)
+    jobs.part(target, 0)
+    inventory = Journal.inventory
+
+    def twice(self, n_images):
+        found = inventory(self, n_images)
+        for second in (lambda: jobs.finish(target), lambda: wustore.convert(source, target, resume=True, **again)):
+            with pytest.raises(UsageError, match="another process"):
+                second()
+        return found
+
+    again = {"overwrite": True, **kind.options}
+    monkeypatch.setattr(Journal, "inventory", twice)
+    jobs.finish(target)
+    assert listing(target) == reference
+    assert not list(Path(target).parent.glob(".*"))
+
+
+@kinds("zarr", "hdf5")
+def test_images_of_another_conversion_do_not_count(source, reference, target, tmp_path, kind):
+    """A process that outlived its conversion writes into the next one."""
+    other = tmp_path / "other.h5"
+    few = repeated()
+    images = [replace(image, science=-image.science) for _, image in few.images(capsule=False)]
+    save(MemoryReader(few.meta, images), other)
+    jobs.plan(str(other), target)
+    jobs.part(target, 0)
+    kept = {name: data for name, data in listing(partial_path(target)).items() if not name.endswith("job.json")}
+    jobs.discard(target)
+    jobs.plan(source, target)
+    plan = listing(partial_path(target))
+    for name, data in (kept | plan).items():
+        place = partial_path(target) / name
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(data)
+    assert jobs.part(target, 0) == 12
+    jobs.finish(target)
+    assert listing(target) == reference
+
+
+def test_what_an_earlier_call_began_outlives_a_later_one(source, target):
+    jobs.plan(source, target, parts=2)
+    jobs.part(target, 1)
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        wustore.convert(source, target, processes=True, workers=1, progress=stop)
+    assert jobs.progress_of(target)[0] > 6
+    jobs.discard(target)
+    with pytest.raises(KeyboardInterrupt):
+        wustore.convert(source, target, processes=True, workers=1, progress=stop)
+    assert not partial_path(target).exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_url_where_the_end_was_cut_off(source, tmp_path, monkeypatch, overwrite):
+    """Killed between the root document and the removal of the journal: the store is finished, and stays."""
+    target = f"memory://{tmp_path.name}/x.zarr"
+    jobs.plan(source, target, overwrite=overwrite)
+    jobs.part(target, 0)
+
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "drop", killed)
+        with pytest.raises(KeyboardInterrupt):
+            jobs.finish(target)
+    with pytest.raises(UsageError, match="Nothing is left"):
+        jobs.finish(target)
+    with wustore.open_reader(source) as left, wustore.open_reader(target) as right:
+        assert_same(left, right)
+
+
+@kinds("zarr", "zip", "hdf5", "fits")
+def test_names_that_are_no_text(tmp_path, kind):
+    place = tmp_path / os.fsdecode(b"d\xff[1]")
+    place.mkdir()
+    origin = place / os.fsdecode(b"s\xff 100%.fits")
+    save(sample("simple"), origin)
+    for resume in (False, True):
+        target = place / f"x\u00fc#%41[a]{resume}{kind.suffix}"
+        wustore.convert(origin, target, resume=resume)
+        with wustore.open_reader(origin) as left, wustore.open_reader(target) as right:
+            assert_same(left, right)
+    assert not list(place.glob(".*"))
+
+
+def test_parts_on_a_cluster_are_bounded(source, target, monkeypatch):
+    """Each part opens source and target: one for each of very many images would cost the square of their number."""
+    seen = []
+    monkeypatch.setattr("wustore.conversion.PARTS_ON_A_CLUSTER", 5)
+    monkeypatch.setattr("wustore.conversion.run_on_cluster", lambda job, scheduler, progress: seen.append(job.parts))
+    wustore.convert(source, target, scheduler="tcp://nowhere:1")
+    assert seen == [5]
+
+
 @pytest.mark.parametrize("what", ["plan", "convert"])
 @kinds("zarr", "zip", "hdf5", "fits", "sharded")
 def test_a_target_that_appears_meanwhile_is_not_touched(source, target, kind, what):
@@ -306,14 +459,15 @@ def test_killed_worker_process(source, reference, target, kind):
 SLOWLY = """
 import json, sys, time
 import wustore
-from wustore import pieces, transfer
+from wustore import transfer
+from wustore.keys.journal import Journal
 def slow(function):
     def call(*arguments):
         time.sleep(0.02)
         return function(*arguments)
     return call
 transfer._checked = slow(transfer._checked)
-pieces.PieceWriter._piece = slow(pieces.PieceWriter._piece)
+Journal.value = slow(Journal.value)
 print("ready", flush=True)
 wustore.convert(sys.argv[1], sys.argv[2], workers=2, **json.loads(sys.argv[3]))
 """
@@ -501,7 +655,6 @@ def test_no_room(source, tmp_path, suffix):
     result = subprocess.run([sys.executable, "-c", script, source, str(target)], capture_output=True, text=True)
     assert result.stdout.strip() == "OSError", result.stderr
     assert not list(target.parent.iterdir())
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)
 
 
 @kinds("zarr", "zip", "hdf5", "fits", "sharded")

@@ -7,6 +7,7 @@ import pickle
 import random
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,3 +158,35 @@ def test_what_an_ordinary_writer_refuses_is_refused_at_once(tmp_path):
         with pytest.raises(WuStoreError):
             jobs.plan(str(source), str(tmp_path / target), **options)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["0_x.fits", "source.h5"]
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_nothing_stays_open(tmp_path, changed):
+    """Images that wait for the first one are in a file without a name, which is closed whatever happens."""
+    handles = Path("/proc/self/fd")
+    wustore.convert(save(sample("simple"), tmp_path / "a.h5"), tmp_path / "b.fits", format="sharded-fits")
+    wustore.convert(tmp_path / "b.fits", tmp_path / "c.h5", source_format="sharded-fits")
+    with wustore.open_reader(tmp_path / "c.h5") as reader:
+        images = [reader.image(i, capsule=True) for i in range(3)]
+        before = len(list(handles.iterdir()))
+        writer = backend_for_writing("x.fits", "fits").create(
+            str(tmp_path / "x.fits"), reader.meta, capsule=reader.capsule(), workers=1
+        )
+        writer.write(2, images[2])
+        if changed:
+            images[1] = replace(images[1], science=images[0].science)
+
+            def end():
+                writer.write(1, images[1])
+                writer.write(0, images[0])
+                writer.commit()
+
+            with pytest.warns(StoreChangedWarning):
+                end()
+            with wustore.open_reader(tmp_path / "x.fits") as result:
+                for i in range(3):
+                    assert result.image(i).science.tobytes() == images[i].science.tobytes()
+        else:
+            writer.write(1, images[1])
+            writer.abort()
+        assert len(list(handles.iterdir())) == before

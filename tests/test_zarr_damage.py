@@ -187,8 +187,8 @@ class TestLoss:
 
     def test_missing_chunk_through_zarr_python(self, tmp_path: Path) -> None:
         """The fallback finds what is missing, too."""
+        from wustore.keys.containers import DirectoryKeys
         from wustore.zarrio.fallback import ForeignArray
-        from wustore.zarrio.keys import DirectoryKeys
 
         make(tmp_path / "x.zarr", "chunked", profile="none")
         keys = DirectoryKeys(tmp_path / "x.zarr")

@@ -19,11 +19,11 @@ from wustore.backends.memory import MemoryReader
 from wustore.backends.zarr import ZarrBackend, ZarrZipBackend
 from wustore.diff import same_bits
 from wustore.errors import UsageError
+from wustore.keys.containers import DirectoryKeys
 from wustore.model import LAYERS, ConstituentTable, Image, Meta
 from wustore.testing import assert_same, sample, with_capsule
 from wustore.transfer import copy
 from wustore.zarrio.codecs import Hints
-from wustore.zarrio.keys import DirectoryKeys
 from wustore.zarrio.profiles import LAYOUTS, PROFILES, grid_for, hints_for
 from wustore.zarrio.shards import Box, ShardedLayer, encode_shard
 

@@ -22,9 +22,9 @@ from wustore.errors import (
     StoreNotFoundError,
     UsageError,
 )
+from wustore.keys.journal import JOURNAL
 from wustore.testing import assert_same, sample, with_capsule
 from wustore.transfer import copy
-from wustore.zarrio.journal import JOURNAL
 
 BACKENDS = pytest.mark.parametrize("backend", [ZarrBackend(), ZarrZipBackend()], ids=["zarr", "zip"])
 

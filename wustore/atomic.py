@@ -21,9 +21,11 @@ from pathlib import Path
 
 from wustore.errors import StoreExistsError, StoreNotFoundError, UsageError
 
-__all__ = ["Staging", "alone", "partial_path", "remove", "retire", "sync", "sync_tree"]
+__all__ = ["Staging", "alone", "lock_of", "partial_path", "remove", "retire", "sync", "sync_tree"]
 
 _MARK = ".wustore-partial"
+_LOCK = ".wustore-lock"
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _SYNC_WHOLE_FILE_SYSTEM = 64
 """Above this many files one ``syncfs`` is cheaper than an ``fsync`` each (about 1 ms a file on ext4)."""
 
@@ -42,18 +44,35 @@ def partial_path(target: str | os.PathLike[str]) -> Path:
     return path.with_name(f".{path.name}{_MARK}")
 
 
-def _swap(a: Path, b: Path) -> bool:
-    """Exchange two directory entries in one step; False where the system cannot."""
+def _rename(a: Path, b: Path, linux: int, mac: int) -> int:
+    """Rename in a way that Python has no function for; return an error number, ENOSYS where the system has none."""
     if os.name != "posix":
-        return False
+        return errno.ENOSYS
     libc = ctypes.CDLL(None, use_errno=True)
     old, new = os.fsencode(a), os.fsencode(b)
+    here = -100  # AT_FDCWD
     if sys.platform == "linux" and hasattr(libc, "renameat2"):
-        at_current_directory, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-        return bool(libc.renameat2(at_current_directory, old, at_current_directory, new, exchange) == 0)
+        return ctypes.get_errno() if libc.renameat2(here, old, here, new, linux) else 0
     if sys.platform == "darwin" and hasattr(libc, "renamex_np"):
-        return bool(libc.renamex_np(old, new, 2) == 0)  # RENAME_SWAP
-    return False
+        return ctypes.get_errno() if libc.renamex_np(old, new, mac) else 0
+    return errno.ENOSYS
+
+
+def _swap(a: Path, b: Path) -> bool:
+    """Exchange two directory entries in one step; False where the system cannot."""
+    return _rename(a, b, linux=2, mac=2) == 0  # RENAME_EXCHANGE, RENAME_SWAP
+
+
+def _rename_to_new(a: Path, b: Path) -> bool:
+    """Rename where there is nothing at the new name; False where there is, though it appeared this instant."""
+    error = _rename(a, b, linux=1, mac=4)  # RENAME_NOREPLACE, RENAME_EXCL
+    if error in {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}:
+        if os.path.lexists(b):
+            return False
+        a.rename(b)  # some file systems (network) know no better
+    elif error not in {0, errno.EEXIST}:
+        raise OSError(error, os.strerror(error), str(a), None, str(b))
+    return error != errno.EEXIST
 
 
 def sync(path: Path) -> None:
@@ -99,9 +118,16 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def lock_of(store: Path) -> Path:
+    """Return the file that who changes a local store locks: below a directory, beside a file."""
+    return store / _LOCK if store.is_dir() else store.with_name(f".{store.name}{_LOCK}")
+
+
 @contextlib.contextmanager
 def alone(lock: Path, path: str) -> Iterator[None]:
     """Hold a lock while a store is changed: two processes at a time would undo each other's work.
+
+    Where the file system has no locks, nothing is held.
 
     Parameters
     ----------
@@ -120,25 +146,41 @@ def alone(lock: Path, path: str) -> Iterator[None]:
         return
     import fcntl
 
-    handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o644)
+    busy = UsageError("another process is changing this store", path=path, cure="Wait for it.")
+    try:
+        handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o644)
+    except FileNotFoundError:
+        raise busy from None  # it has moved away the directory of the lock
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.fstat(handle).st_nlink:
-                raise BlockingIOError  # who had it removed it between the two calls above
+            free = True
         except OSError as error:
-            raise UsageError("another process is appending to this store", path=path, cure="Wait for it.") from error
+            free = error.errno in _NO_LOCKS
+        # Who had it may have removed it, or have moved it away with the store, between the two calls above.
+        if not free or not _is_open_file(lock, handle):
+            raise busy
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):
-                lock.unlink()
+            # Where the store was exchanged, the lock in the new one belongs to the next process.
+            if _is_open_file(lock, handle):
+                lock.unlink(missing_ok=True)
     finally:
         os.close(handle)
 
 
+def _is_open_file(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except OSError:
+        return False
+
+
 def _is_stale(name: str) -> bool:
     """Return whether a private staging belongs to a process of this machine that is gone."""
+    if not name.endswith(_MARK):
+        return False
     parts = name.removesuffix(_MARK).rsplit("~", 2)
     if len(parts) != 3 or not parts[2].split("-")[0].isdigit() or parts[1] != socket.gethostname():
         return False
@@ -231,31 +273,36 @@ class Staging:
 
     def _check(self) -> None:
         if os.path.lexists(self.target) and not self.overwrite:
-            raise StoreExistsError(
-                "the target exists already", path=self.target, cure="Choose another name, or allow overwriting."
-            )
+            raise self._exists()
         _refuse_foreign_directory(self.target)
         if not self.target.parent.is_dir():
             raise StoreNotFoundError(
                 "the target's directory does not exist", path=self.target.parent, cure="Create it first."
             )
 
+    def _exists(self) -> StoreExistsError:
+        return StoreExistsError(
+            "the target exists already", path=self.target, cure="Choose another name, or allow overwriting."
+        )
+
     def _remove_stale(self) -> None:
         with contextlib.suppress(OSError):
-            for entry in self.target.parent.glob(f".{self.target.name}~*{_MARK}"):
-                if _is_stale(entry.name):
+            for entry in self.target.parent.iterdir():
+                if entry.name.startswith(f".{self.target.name}~") and _is_stale(entry.name):
                     remove(entry)
 
     def commit(self) -> None:
         """Make what is at `path` durable and let it take the target's place in one step."""
         sync_tree(self.path)
         self._check()
-        if not os.path.lexists(self.target):
-            self.path.rename(self.target)
+        if _rename_to_new(self.path, self.target):
+            pass
+        elif not self.overwrite:
+            raise self._exists()
         elif not self.path.is_dir() and not self.target.is_dir():
             self.path.replace(self.target)
         elif _swap(self.path, self.target):
-            remove(self.path)
+            retire(self.path, self.target)
         else:
             self._replace_in_two_steps()
         sync(self.target.parent)

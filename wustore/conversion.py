@@ -9,15 +9,19 @@ from typing import Any
 from wustore.api import address_of, open_reader, write
 from wustore.cluster import run_on_cluster
 from wustore.errors import UsageError, WuStoreError
-from wustore.jobs import check_unchanged, discard, plan, run, source_state
+from wustore.jobs import check_unchanged, discard, has_begun, plan, run, source_state
 from wustore.registry import backend_for_writing
 from wustore.transfer import Progress, workers_within
 
-__all__ = ["THREADS_AT_MOST", "convert", "refuse_same"]
+__all__ = ["PARTS_ON_A_CLUSTER", "THREADS_AT_MOST", "convert", "refuse_same"]
 
 THREADS_AT_MOST = 4
 """With more workers than this, processes are used: threads share the interpreter's lock, and spawning a
 process takes about as long as converting one 2048 x 2048 image (0.3 s)."""
+
+PARTS_ON_A_CLUSTER = 256
+"""Parts at most on a Dask cluster. Each opens source and target, which costs time for every image that these have: a
+part for each image would make that grow with the square of their number."""
 
 
 def convert(
@@ -109,6 +113,7 @@ def convert(
                 check=lambda: check_unchanged(reader, state),
             )
             return
+    keep = resume or has_begun(target)  # what another call began is not thrown away by this one
     job = plan(
         source,
         target,
@@ -116,7 +121,7 @@ def convert(
         format=format,
         overwrite=overwrite,
         capsule=capsule,
-        parts=1 if scheduler is None else reader.meta.n_images,
+        parts=1 if scheduler is None else PARTS_ON_A_CLUSTER,
         **options,
     )
     try:
@@ -125,7 +130,7 @@ def convert(
         else:
             run(job, workers=workers, processes=bool(processes), progress=progress)
     except BaseException:
-        if not resume:
+        if not keep:
             with suppress(WuStoreError, OSError):  # what went wrong first is what to tell
                 discard(target)
         raise

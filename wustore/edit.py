@@ -7,9 +7,10 @@ new one, never anything between.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from wustore import __version__
 from wustore.api import address_of, open_reader
+from wustore.atomic import alone, lock_of
 from wustore.errors import UsageError
 from wustore.model import LAYERS, Capsule, Image, Meta
 from wustore.protocol import Index, Reader
@@ -101,7 +103,7 @@ def repack(path: Any, *, progress: Progress | None = None, **options: Any) -> No
     Parameters
     ----------
     path
-        A Zarr or HDF5 store. As much free space as the new store takes is needed beside it.
+        A local Zarr or HDF5 store. As much free space as the new store takes is needed beside it.
     progress
         Called with (images done, images in all).
     options
@@ -110,10 +112,11 @@ def repack(path: Any, *, progress: Progress | None = None, **options: Any) -> No
     Raises
     ------
     UsageError
-        For a format that has no profiles, or an unknown option.
+        For a format that has no profiles, a store elsewhere, an unknown option, or where another process is changing
+        it.
     StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError, OSError
     """
-    with _editable(path) as reader:
+    with _editing(path) as reader:
         meta = reader.meta
         meta = replace(meta, history=(*meta.history, history_entry("repack", options=dict(options))))
         kept = _settings(reader)
@@ -129,7 +132,7 @@ def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -
     Parameters
     ----------
     path
-        A Zarr or HDF5 store.
+        A local Zarr or HDF5 store.
     names
         Of `DROPPABLE`. Without ``mask`` or ``psf`` the original FITS files cannot be given back, so the
         capsule goes with them.
@@ -139,7 +142,7 @@ def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -
     Raises
     ------
     UsageError
-        For another name, or a layer that is not there.
+        For another name, a layer that is not there, a store elsewhere, or where another process is changing it.
     StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError, OSError
     """
     wanted = set(names)
@@ -147,7 +150,7 @@ def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -
         raise UsageError(
             "cannot drop this", expected=", ".join(DROPPABLE), found=", ".join(sorted(wanted)) or "nothing"
         )
-    with _editable(path) as reader:
+    with _editing(path) as reader:
         meta = reader.meta
         there = {layer for layer in LAYERS if meta.has_layer(layer)}
         there |= {"capsule"} if reader.capsule() is not None else set()
@@ -186,7 +189,7 @@ def append(path: Any, *sources: Any, progress: Progress | None = None) -> int:
     Raises
     ------
     UsageError
-        For another format, images that do not belong into this store, or where another process is appending.
+        For another format, images that do not belong into this store, or where another process is changing it.
     StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError, OSError
     """
     address = address_of(path)
@@ -210,15 +213,25 @@ def _settings(reader: Reader) -> dict[str, Any]:
     return settings
 
 
-def _editable(path: Any) -> Reader:
-    reader = open_reader(address_of(path))
-    if reader.format not in {"zarr", "zarr-zip", "hdf5"}:
-        reader.close()
-        raise UsageError(
-            "stores of this format are not edited in place",
-            path=reader.path,
-            expected="zarr, zarr-zip or hdf5",
-            found=reader.format,
-            cure="Convert it first.",
-        )
-    return reader
+@contextmanager
+def _editing(path: Any) -> Iterator[Reader]:
+    """Open a store that nobody else changes meanwhile."""
+    address = address_of(path)
+    if not isinstance(address, str) or not address or not Path(address).exists():
+        with open_reader(address) as reader:  # or it says what is wrong
+            raise UsageError(
+                "only local stores are edited in place: elsewhere the old one would be gone before the new one comes",
+                path=reader.path,
+                cure="Convert it to another place.",
+            )
+    place = Path(address).resolve()  # a link goes on leading to the store
+    with alone(lock_of(place), address), open_reader(str(place)) as reader:
+        if reader.format not in {"zarr", "zarr-zip", "hdf5"}:
+            raise UsageError(
+                "stores of this format are not edited in place",
+                path=address,
+                expected="zarr, zarr-zip or hdf5",
+                found=reader.format,
+                cure="Convert it first.",
+            )
+        yield reader

@@ -14,27 +14,41 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from wustore.atomic import Staging, partial_path, retire
+from wustore.atomic import Staging, alone, partial_path, retire
 from wustore.errors import CorruptError, IncompleteError, UsageError, WuStoreError
+from wustore.keys.addresses import is_local, writable_keys
+from wustore.keys.containers import DirectoryKeys, Keys
+from wustore.keys.journal import JOURNAL, Journal
 from wustore.model import Capsule
 from wustore.protocol import Reader, ResumableWriter
 from wustore.registry import backend_for_reading, backend_for_writing, backend_named
 from wustore.transfer import Progress, copy_images
-from wustore.zarrio.journal import JOURNAL
-from wustore.zarrio.keys import DirectoryKeys, Keys
-from wustore.zarrio.store import is_local, writable_keys
 
-__all__ = ["Job", "check_unchanged", "discard", "finish", "part", "plan", "progress_of", "run", "source_state"]
+__all__ = [
+    "Job",
+    "check_unchanged",
+    "discard",
+    "finish",
+    "has_begun",
+    "part",
+    "parts_left",
+    "plan",
+    "progress_of",
+    "run",
+    "source_state",
+]
 
 _JOB = f"{JOURNAL}job.json"
 _CAPSULE = f"{JOURNAL}capsule.bin"
+_LOCK = f"{JOURNAL}lock"
 
 
 @dataclass(frozen=True)
@@ -51,8 +65,10 @@ class Job:
         Of the target's backend.
     overwrite
         Whether a store at the target may be replaced.
+    keep_capsule
+        Whether FITS leftovers are kept, where there are any.
     capsule
-        The capsule's document, or None where FITS leftovers are not kept.
+        The capsule's document, or None where there is none, or it is not kept.
     n_images
         The number of images.
     parts
@@ -69,6 +85,7 @@ class Job:
     state: str
     options: Mapping[str, Any] = field(default_factory=dict)
     overwrite: bool = False
+    keep_capsule: bool = True
     capsule: Mapping[str, Any] | None = None
     parts: int = 1
 
@@ -100,7 +117,13 @@ def source_state(reader: Reader) -> str:
 def _keys(target: str, *, must_exist: bool = True) -> Keys:
     """Return the keys of the unfinished store for ``target``."""
     if not is_local(target):
-        return writable_keys(target)
+        keys = writable_keys(target)
+        done = keys.size("zarr.json") is not None
+        if done:
+            Journal(keys).drop()  # killed after the root document was written: it is finished
+        if done and must_exist:
+            raise _nothing_to_do(target, done=True)
+        return keys
     place = partial_path(target)
     journal = Path(target, JOURNAL)
     if journal.is_dir() and Path(target, "zarr.json").exists():
@@ -109,23 +132,29 @@ def _keys(target: str, *, must_exist: bool = True) -> Keys:
         if place.is_dir() and not (place / _JOB).exists():
             retire(place, Path(target))
     if must_exist and not place.is_dir():
-        done = Path(target).exists()
-        raise (UsageError if done else IncompleteError)(
-            "there is no unfinished conversion to this target",
-            path=target,
-            found="a finished store" if done else None,
-            cure="Nothing is left to do." if done else "Start it with wustore plan, or wustore convert --resume.",
-        )
+        raise _nothing_to_do(target, done=Path(target).exists())
     return DirectoryKeys(place, target)
+
+
+def _nothing_to_do(target: str, *, done: bool) -> WuStoreError:
+    return (UsageError if done else IncompleteError)(
+        "there is no unfinished conversion to this target",
+        path=target,
+        found="a finished store" if done else None,
+        cure="Nothing is left to do." if done else "Start it with wustore plan, or wustore convert --resume.",
+    )
+
+
+def has_begun(target: str) -> bool:
+    """Return whether a conversion to ``target`` is planned and not finished."""
+    return _keys(target, must_exist=False).get(_JOB) is not None
 
 
 def _load(target: str) -> tuple[Job, Capsule | None]:
     keys = _keys(target)
     text = keys.get(_JOB)
     if text is None:
-        raise IncompleteError(
-            "there is no unfinished conversion to this target", path=target, cure="Start it with wustore plan."
-        )
+        raise _nothing_to_do(target, done=False)
     try:
         job = Job(**json.loads(text))
     except (ValueError, TypeError) as error:
@@ -140,7 +169,8 @@ def _load(target: str) -> tuple[Job, Capsule | None]:
 
 def _same_job(found: Job, wanted: Job, target: str) -> None:
     """Refuse to go on with a conversion of something else."""
-    for name in ("source", "source_format", "format", "n_images", "options", "state"):
+    place = f"{partial_path(target).name} beside the target" if is_local(target) else "what is at the target"
+    for name in ("source", "source_format", "format", "n_images", "options", "keep_capsule", "state"):
         left, right = getattr(found, name), getattr(wanted, name)
         if left != right:
             changed = name == "state"
@@ -152,7 +182,7 @@ def _same_job(found: Job, wanted: Job, target: str) -> None:
                 where=name,
                 expected=None if changed else left,
                 found=None if changed else right,
-                cure=f"Remove {partial_path(target).name} beside the target and start again.",
+                cure=("Remove " if changed else "Go on as it was begun, or remove ") + f"{place} and start again.",
             )
 
 
@@ -213,22 +243,31 @@ def plan(
             state=source_state(reader),
             options=json.loads(json.dumps(options)),
             overwrite=overwrite,
+            keep_capsule=capsule,
             parts=max(1, min(parts, reader.meta.n_images)),
         )
         keys = _keys(target, must_exist=False)
         if keys.get(_JOB) is not None:
             found, _ = _load(target)
             _same_job(found, wanted, target)
+            if found.overwrite != overwrite:
+                # Not what the images depend on: whoever goes on says it anew, having seen what is at the target.
+                found = replace(found, overwrite=overwrite)
+                keys.set(_JOB, _text(found))
             return found
         leftovers = reader.capsule() if capsule else None
         if leftovers is not None:
-            wanted = Job(**{**asdict(wanted), "capsule": dict(leftovers.document)})
+            wanted = replace(wanted, capsule=dict(leftovers.document))
         _create(wanted, reader, leftovers)
         if leftovers is not None:
             keys.set(_CAPSULE, leftovers.head)
-        # Last: with this file the plan stands. Keys in their order: HDF5 keeps that of the capsule's document.
-        keys.set(_JOB, json.dumps(asdict(wanted)).encode())
+        keys.set(_JOB, _text(wanted))  # last: with this file the plan stands
     return wanted
+
+
+def _text(job: Job) -> bytes:
+    # Keys in their order: HDF5 keeps that of the capsule's document.
+    return json.dumps(asdict(job)).encode()
 
 
 def _may_stand(target: str) -> bool:
@@ -340,15 +379,27 @@ def finish(target: str) -> None:
     Raises
     ------
     UsageError
-        Where the store is finished already.
+        Where the store is finished already, or another process is finishing it.
     IncompleteError
         Where images are missing; the message names them.
     CorruptError
         Where the source changed while it was read, or what was written is damaged.
     """
-    _, reader, writer = _open_both(target)
-    with reader:
-        writer.commit()
+    with _alone_at_the_end(target):
+        _, reader, writer = _open_both(target)
+        with reader:
+            writer.commit()
+
+
+@contextmanager
+def _alone_at_the_end(target: str) -> Iterator[None]:
+    """Let one process end a conversion: a second one would go on where the first has moved everything away."""
+    _load(target)  # where nothing is to be ended, this says so
+    if not is_local(target):
+        yield  # there is no lock to be had; nor is anything moved away
+        return
+    with alone(partial_path(target) / _LOCK, target):
+        yield
 
 
 def progress_of(target: str) -> tuple[int, int]:
@@ -359,10 +410,27 @@ def progress_of(target: str) -> tuple[int, int]:
     IncompleteError, UsageError, CorruptError
         Nothing was planned, the store is finished, or the plan is damaged.
     """
+    job, recorded = _recorded(target)
+    return len(recorded), job.n_images
+
+
+def parts_left(target: str) -> tuple[list[int], int]:
+    """Return (the parts with images that are not recorded as written, the number of parts).
+
+    Raises
+    ------
+    IncompleteError, UsageError, CorruptError
+        As for `progress_of`.
+    """
+    job, recorded = _recorded(target)
+    return [k for k in range(job.parts) if not recorded.issuperset(job.images_of(k))], job.parts
+
+
+def _recorded(target: str) -> tuple[Job, set[int]]:
     job, _ = _load(target)
-    keys = _keys(target)
-    recorded = sum(key.endswith(".json") for key in keys.list(f"{JOURNAL}images/"))
-    return min(recorded, job.n_images), job.n_images
+    images = f"{JOURNAL}images/"
+    names = {key.removeprefix(images) for key in _keys(target).list(images)}
+    return job, {i for i in range(job.n_images) if f"{i}.json" in names}
 
 
 def discard(target: str) -> None:
@@ -454,5 +522,6 @@ def run(job: Job, *, workers: int, processes: bool = False, progress: Progress |
                     progress(done, job.n_images)
 
             _in_processes(job.target, left, min(workers, len(left)), report)
-        check_unchanged(reader, job.state)
-        writer.commit()
+        with _alone_at_the_end(job.target):
+            check_unchanged(reader, job.state)
+            writer.commit()

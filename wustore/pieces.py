@@ -17,14 +17,14 @@ from typing import Any
 
 from wustore import __version__
 from wustore.atomic import partial_path, remove, retire, sync
-from wustore.errors import CorruptError, StoreExistsError
+from wustore.checksum import crc32c
+from wustore.errors import StoreExistsError
+from wustore.keys.containers import DirectoryKeys
+from wustore.keys.journal import Entry, Journal
 from wustore.layout import arrays_of, document_of
 from wustore.model import Capsule, Image, Meta
 from wustore.packing import pack
 from wustore.protocol import Backend, Encoder, ResumableWriter, Writer
-from wustore.zarrio.codecs import crc32c
-from wustore.zarrio.journal import Entry, Journal
-from wustore.zarrio.keys import DirectoryKeys
 
 __all__ = ["PieceWriter"]
 
@@ -113,17 +113,6 @@ class PieceWriter(ResumableWriter):
         self._keys.set(self._key(i), piece)
         self._journal.record(i, Entry({self._key(i): (len(piece), crc32c(piece))}))
 
-    def _piece(self, i: int, entry: Entry) -> bytes:
-        piece = self._keys.get(self._key(i))
-        if piece is None or entry.written.get(self._key(i)) != (len(piece), crc32c(piece)):
-            raise CorruptError(
-                "an image is not as it was written",
-                path=self._keys.name,
-                where=f"image {i}, {self._key(i)} in {self._partial.name}",
-                cure="Run the conversion again with --resume, or the image's part: it is written again.",
-            )
-        return piece
-
     # --- the end ------------------------------------------------------------------------------------------
 
     def commit(self) -> None:
@@ -139,7 +128,7 @@ class PieceWriter(ResumableWriter):
         writer = self._ordinary(path, overwrite=overwrite)
         try:
             for i, entry in enumerate(entries):
-                writer.place(i, self._piece(i, entry))
+                writer.place(i, self._journal.value(i, entry, self._key(i)))
             writer.commit()
         except BaseException:
             writer.abort()

@@ -108,7 +108,7 @@ def _check_exists(path: str) -> None:
             "the conversion to this store has not finished",
             path=path,
             found=f"its unfinished part {partial.name}",
-            cure="Run the same conversion again with --resume.",
+            cure="Run the same conversion again with --resume; wustore info says what is left of one in parts.",
         )
     raise StoreNotFoundError("there is nothing at this path", path=path, cure="Check the name.")
 

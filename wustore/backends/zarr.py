@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 from wustore.atomic import Staging
 from wustore.errors import StoreExistsError, UsageError
+from wustore.keys.addresses import is_local, is_zip, open_keys, writable_keys
+from wustore.keys.journal import JOURNAL
 from wustore.model import Capsule, Meta
 from wustore.protocol import Backend, Reader
 from wustore.zarrio.append import append_images
-from wustore.zarrio.journal import JOURNAL
 from wustore.zarrio.reader import ZarrReader, open_reader
-from wustore.zarrio.store import is_local, is_zip, open_keys, writable_keys
 from wustore.zarrio.writer import (
     DirectoryTarget,
     Options,

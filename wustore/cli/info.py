@@ -45,8 +45,10 @@ def info(path: str, *, format_name: str | None, as_json: bool) -> int:
         with open_reader(path, format=format_name) as reader:
             found = facts(reader)
     except IncompleteError as error:
+        done = _progress(path)
+        error.cure = done.pop("cure", error.cure)
         unfinished = {"path": path, "complete": False, "state": error.what, "found": error.found, "cure": error.cure}
-        unfinished |= _progress(path)
+        unfinished |= done
         if as_json:
             click.echo(json.dumps(unfinished, indent=2, default=str))
         else:
@@ -61,14 +63,21 @@ def info(path: str, *, format_name: str | None, as_json: bool) -> int:
 
 
 def _progress(path: str) -> dict[str, Any]:
-    """Return how far an unfinished conversion is; nothing where its plan does not stand yet."""
-    from wustore.jobs import progress_of
+    """Return how far an unfinished conversion is, and what is to be done; nothing where its plan does not stand yet."""
+    from wustore.jobs import parts_left, progress_of
 
     try:
         written, images = progress_of(path)
+        left, parts = parts_left(path)
     except WuStoreError:
         return {}
-    return {"images_written": written, "n_images": images}
+    done: dict[str, Any] = {"images_written": written, "n_images": images}
+    if parts > 1:
+        done |= {"parts": parts, "parts_left": left}
+        each = f"wustore part {path} {left[0] if len(left) == 1 else 'K'}"
+        steps = f"{each}{' for each K of parts_left' if len(left) > 1 else ''}, then " if left else ""
+        done["cure"] = f"Run {steps}wustore finish {path}; or the same conversion again with --resume."
+    return done
 
 
 def facts(reader: Reader) -> dict[str, Any]:
@@ -246,7 +255,17 @@ def _inline(value: Any, key: str = "") -> str:
         return size_text(value)
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_inline(item, name)}" for name, item in value.items() if item is not None)
+    if key == "parts_left":
+        return _ranges(value)
     if isinstance(value, list | tuple):
         numbers = all(isinstance(item, int) for item in value)
         return (" x " if numbers else ", ").join(_inline(item) for item in value)
     return str(value)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Return sorted numbers as a job array takes them: ``0-3,7``."""
+    ends = [k for k, number in enumerate(numbers) if numbers[k + 1 : k + 2] != [number + 1]]
+    starts = [0, *(end + 1 for end in ends)]
+    pairs = [(numbers[start], numbers[end]) for start, end in zip(starts, ends, strict=False)]
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in pairs)

@@ -175,11 +175,6 @@ class Output:
         with self._inner(number).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    def size(self, number: int) -> int:
-        """Return the size of an uncompressed file as written so far."""
-        self.flush()
-        return self._inner(number).stat().st_size
-
     # --- whole-file compression -------------------------------------------------------------------
 
     def _compress(self, number: int, source: Path, to: Path) -> None:

@@ -297,6 +297,7 @@ class _InOrder:
     def __init__(self, output: Output, offset: int) -> None:
         self._output = output
         self.offset = offset
+        self.starts: dict[int, int] = {}
         self._next = 0
         self._waiting: dict[int, tuple[int, int]] = {}
         self._spool: IO[bytes] | None = None
@@ -309,6 +310,7 @@ class _InOrder:
             self._spool.writelines(pieces)
             self._waiting[i] = start, self._spool.tell() - start
             return
+        self.starts[i] = self.offset
         self.offset = self._output.write_at(0, self.offset, *pieces)
         self._next += 1
         while self._next in self._waiting:
@@ -319,6 +321,7 @@ class _InOrder:
         assert self._spool is not None
         start, size = self._waiting.pop(i)
         self._spool.seek(start)
+        self.starts[i] = self.offset
         self.offset = self._output.write_at(0, self.offset, self._spool.read(size))
 
     def append_all(self) -> None:
@@ -534,12 +537,13 @@ class _Transcribed(_FromCapsule):
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self._sharded = bool(keywords["sharded"])
+        self._order = _InOrder(self._output, 0)
         try:
-            offset = self._output.write_at(0, 0, _whole_hdus([data for _, _, data in self._head.segments]))
+            head = _whole_hdus([data for _, _, data in self._head.segments])
+            self._order.offset = self._output.write_at(0, 0, head)
         except BaseException:
             self.abort()
             raise
-        self._order = _InOrder(self._output, offset)
 
     def _blocks(self, i: int, blocks: list[Block]) -> Iterator[tuple[int, int, Block]]:
         return iter(())  # pragma: no cover - `_store` places the blocks itself
@@ -552,33 +556,34 @@ class _Transcribed(_FromCapsule):
         if not blocks:
             raise CorruptError("the FITS capsule is damaged", where=f"image {i}", found="no HDU")
         pieces = [block.data + bytes(padding(len(block.data))) for block in blocks]
-        # Where the images of a single file stand is known only when all are there: found by name, in `_fall_back`.
-        self._done[i] = []
+        number, at = (1 + i if self._sharded else 0), 0
         if not self._sharded:
-            self._order.add(i, [_as_extension(piece) for piece in pieces])
-            return
-        at = 0
-        if not pieces[0].startswith(b"SIMPLE"):
-            at = self._output.write_at(1 + i, 0, _EMPTY_PRIMARY)
-        self._output.write_at(1 + i, at, *pieces)
+            pieces = [_as_extension(piece) for piece in pieces]
+            self._order.add(i, pieces)  # where it stands is known when all before it are there: see `_fall_back`
+        else:
+            if not pieces[0].startswith(b"SIMPLE"):
+                at = self._output.write_at(number, 0, _EMPTY_PRIMARY)
+            self._output.write_at(number, at, *pieces)
+        self._done[i] = []
         for block, piece in zip(blocks, pieces, strict=True):
-            self._done[i].append((1 + i, at, len(piece), block.layer))
+            self._done[i].append((number, at, len(piece), block.layer))
             at += len(piece)
 
     def _fall_back(self, i: int) -> None:
         if not self._sharded and self._done:
             self._order.append_all()
-            self._order.close()
-            self._output.flush()
-            scanned = scan(self._output.read_at(0, 0, self._output.size(0)), self._output.path)
-            for done in self._done:
-                for layer, prefix in enumerate(("SCI", "VAR", "MSK", "PSF")):
-                    hdu = scanned.get(f"{prefix}_{done}")
-                    if hdu is not None:
-                        self._done[done].append((0, hdu.header_start, hdu.end - hdu.header_start, layer))
+            for done, places in self._done.items():
+                start = self._order.starts[done]
+                self._done[done] = [(number, start + at, size, layer) for number, at, size, layer in places]
+        self._order.close()
         super()._fall_back(i)
 
     def _finish(self) -> None:
+        self._order.close()
+
+    def abort(self) -> None:
+        """Drop everything; see `wustore.protocol.Writer.abort`."""
+        super().abort()
         self._order.close()
 
 

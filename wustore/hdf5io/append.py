@@ -5,13 +5,12 @@ A chunk is neither decoded nor encoded again, and who has the old file open keep
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from wustore.atomic import Staging, alone
+from wustore.atomic import Staging, alone, lock_of
 from wustore.errors import CorruptError, UsageError
 from wustore.hdf5io.encoding import EncodedImage, Encoder
 from wustore.hdf5io.profiles import need_plugins
@@ -33,9 +32,8 @@ def append_images(
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Append every image of ``sources`` to the file at ``path``; see `wustore.protocol.Backend.append`."""
-    place = Path(os.path.abspath(path))  # noqa: PTH100 - links stay links
-    lock = place.with_name(f".{place.name}.wustore-lock")
-    with alone(lock, path), Hdf5Reader(path, workers=default_workers()) as old:
+    place = Path(path).resolve()  # a link goes on leading to the store
+    with alone(lock_of(place), path), Hdf5Reader(path, workers=default_workers()) as old:
         meta = old.meta
         for source in sources:
             meta = appended(meta, source.meta, path=source.path)

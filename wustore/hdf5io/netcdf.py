@@ -7,6 +7,7 @@ Guide, appendix B) and the HDF5 Dimension Scales specification.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -85,7 +86,7 @@ def create_file(path: str) -> h5py.File:
     access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
     access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
     access.set_file_locking(False, True)  # the file is private until it is renamed
-    return h5py.File(h5py.h5f.create(path.encode(), h5py.h5f.ACC_EXCL, fcpl=properties, fapl=access))
+    return h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_EXCL, fcpl=properties, fapl=access))
 
 
 def add_group(file: h5py.File, name: str) -> h5py.Group:

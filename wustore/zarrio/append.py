@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from wustore.atomic import alone, sync_tree
+from wustore.atomic import alone, lock_of, sync_tree
 from wustore.errors import CorruptError, UsageError, WuStoreError
+from wustore.keys.addresses import is_local, writable_keys
+from wustore.keys.containers import DirectoryKeys, Keys
 from wustore.layout import checksum_array, plane_checksum
 from wustore.merge import appended
 from wustore.model import LAYERS
@@ -26,20 +28,16 @@ from wustore.protocol import Reader
 from wustore.transfer import Progress
 from wustore.workers import default_workers
 from wustore.zarrio.arrays import to_json
-from wustore.zarrio.keys import DirectoryKeys, Keys
 from wustore.zarrio.reader import ZarrReader
-from wustore.zarrio.store import is_local, writable_keys
 from wustore.zarrio.structure import Structure
 
 __all__ = ["append_images"]
-
-_LOCK = ".wustore-lock"
 
 
 def _alone(path: str) -> AbstractContextManager[None]:
     """Hold the store's lock: two appends at a time would both write the same image numbers."""
     # At a URL there is no lock to be had: docs/scale.md says that one process appends at a time.
-    return alone(Path(path, _LOCK), path) if is_local(path) else nullcontext()
+    return alone(lock_of(Path(path)), path) if is_local(path) else nullcontext()
 
 
 def _structure_of(document: dict[str, Any], reader: ZarrReader, generation: int, meta: Any) -> Structure:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wustore.checksum import crc32c
 from wustore.layout import ArraySpec
-from wustore.zarrio.codecs import Chain, DamagedChunk, Hints, crc32c, parse_chain, strip_crc, with_crc
+from wustore.zarrio.codecs import Chain, DamagedChunk, Hints, parse_chain, strip_crc, with_crc
 
 __all__ = [
     "SEPARATOR",

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from wustore.diff import same_bits
 from wustore.errors import WuStoreError
+from wustore.keys.containers import Keys
 from wustore.layout import arrays_of
 from wustore.model import Meta
-from wustore.zarrio.keys import Keys
 
 __all__ = ["audit"]
 

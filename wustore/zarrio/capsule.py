@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.errors import CorruptError
+from wustore.keys.containers import Keys
 from wustore.layout import ArraySpec
 from wustore.zarrio.arrays import array_metadata, chunk_key
 from wustore.zarrio.codecs import Chain, DamagedChunk, strip_crc, with_crc
-from wustore.zarrio.keys import Keys
 
 __all__ = ["BOUND", "DATA", "CapsuleBytes", "bound_spec", "data_metadata", "write_data"]
 

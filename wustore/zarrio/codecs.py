@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
+
+from wustore.checksum import crc32c
 
 __all__ = [
     "PCODEC_DTYPES",
@@ -22,7 +23,6 @@ __all__ = [
     "DamagedChunk",
     "Hints",
     "check_crc",
-    "crc32c",
     "finds_structure",
     "parse_chain",
     "strip_crc",
@@ -60,11 +60,6 @@ class Hints:
     base: float = 1.0
     order: int = 0
     level: int | None = None
-
-
-def crc32c(data: bytes | memoryview) -> int:
-    """Return the CRC-32C (RFC 3720) of some bytes."""
-    return int(google_crc32c.value(data))
 
 
 def with_crc(body: bytes) -> bytes:

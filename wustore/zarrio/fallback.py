@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.errors import CorruptError, FormatError
+from wustore.keys.containers import DirectoryKeys, Keys, StoreKeys
 from wustore.zarrio.codecs import DamagedChunk, strip_crc
-from wustore.zarrio.keys import DirectoryKeys, Keys, StoreKeys
 
 __all__ = ["ForeignArray"]
 

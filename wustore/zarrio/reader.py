@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from wustore import allocation
 from wustore.errors import CorruptError, FormatError, IncompleteError, StoreNotFoundError, UsageError, WuStoreError
+from wustore.keys.addresses import open_keys
+from wustore.keys.containers import Keys
+from wustore.keys.journal import JOURNAL
 from wustore.layout import LayerSpec, cast_plane, check_version, layers_of, meta_from
 from wustore.model import LAYERS, Capsule, Image, Meta
 from wustore.packing import PACKED, unpack
@@ -23,10 +26,7 @@ from wustore.zarrio.audit import audit
 from wustore.zarrio.capsule import BOUND, DATA, CapsuleBytes
 from wustore.zarrio.codecs import DamagedChunk
 from wustore.zarrio.fallback import ForeignArray
-from wustore.zarrio.journal import JOURNAL
-from wustore.zarrio.keys import Keys
 from wustore.zarrio.shards import Box, ShardedLayer, in_threads, parse_grid
-from wustore.zarrio.store import open_keys
 
 __all__ = ["ZarrReader", "open_reader"]
 
@@ -386,7 +386,7 @@ def _without_root(keys: Keys) -> WuStoreError:
             "the conversion to this store has not finished",
             path=keys.name,
             found=f"{done} images written",
-            cure="Run the same conversion again with --resume.",
+            cure="Run the same conversion again with --resume; wustore info says what is left of one in parts.",
         )
     for name in (".zgroup", ".zarray", ".zmetadata", ".zattrs"):
         if keys.size(name) is not None:

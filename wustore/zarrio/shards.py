@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.errors import CorruptError
+from wustore.keys.containers import Keys
 from wustore.zarrio.codecs import Chain, DamagedChunk, Hints, parse_chain, scratch, strip_crc, with_crc
-from wustore.zarrio.keys import Keys
 
 __all__ = ["Box", "ShardGrid", "ShardedLayer", "encode_shard", "in_threads", "parse_grid"]
 

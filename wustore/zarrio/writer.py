@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 
 from wustore.atomic import Staging, retire
+from wustore.checksum import crc32c
 from wustore.errors import StoreExistsError, UsageError
+from wustore.keys.containers import DirectoryKeys, Keys
+from wustore.keys.journal import JOURNAL, Entry, Journal
 from wustore.layout import (
     ArraySpec,
     checksum_array,
@@ -25,15 +28,10 @@ from wustore.zarrio.arrays import (
     to_json,
 )
 from wustore.zarrio.capsule import DATA, bound_spec, data_metadata, write_data
-from wustore.zarrio.codecs import crc32c
-from wustore.zarrio.journal import JOURNAL, Entry, Journal
-from wustore.zarrio.keys import DirectoryKeys, Keys
 from wustore.zarrio.packing import pack_directory
 from wustore.zarrio.structure import Structure
 
 __all__ = ["DirectoryTarget", "Options", "StoreTarget", "Target", "ZarrWriter", "ZipTarget", "options_from"]
-
-_EMPTY_PLANE = np.empty((0, 0))
 
 
 @dataclass(frozen=True)
@@ -187,8 +185,6 @@ class ZarrWriter(ResumableWriter):
                 "capsule_head": None if capsule is None else crc32c(capsule.head),
             }
         )
-        # A conversion killed while it finished has a root document already: it counts for nothing until the end.
-        self._keys.delete("zarr.json")
 
     # --- images -------------------------------------------------------------------------------------------
 
@@ -202,10 +198,9 @@ class ZarrWriter(ResumableWriter):
         checksums = [plane_checksum(image.layer(name)) for name in LAYERS]
         for key, value in self._structure.shards(i, image, self._workers):
             self._set(key, value, written)
-        has_capsule = self._capsule is not None and image.capsule is not None
-        if has_capsule and image.capsule is not None:
+        if self._capsule is not None and image.capsule is not None:
             self._set(self._journal.capsule_key(i), image.capsule, written)
-        self._journal.record(i, Entry(written, tuple(checksums), has_capsule))
+        self._journal.record(i, Entry(written, tuple(checksums)))
 
     def _set(self, key: str, value: bytes, written: dict[str, tuple[int, int]]) -> None:
         self._keys.set(key, value)
@@ -234,15 +229,15 @@ class ZarrWriter(ResumableWriter):
         self._target.publish(self._journal)
 
     def _write_capsule(self, capsule: Capsule, entries: Sequence[Entry], nodes: dict[str, Any]) -> ArraySpec:
-        sizes = [len(capsule.head)]
-        for i, entry in enumerate(entries):
-            sizes.append(entry.written[self._journal.capsule_key(i)][0] if entry.has_capsule else 0)
+        keys = [self._journal.capsule_key(i) for i in range(len(entries))]
+        sizes = [entry.written.get(key, (0, 0))[0] for key, entry in zip(keys, entries, strict=True)]
+        sizes.insert(0, len(capsule.head))
 
         def pieces() -> Iterator[bytes]:
             yield capsule.head
-            for i, entry in enumerate(entries):
-                if entry.has_capsule:
-                    yield self._keys.get(self._journal.capsule_key(i)) or b""
+            for i, (key, entry) in enumerate(zip(keys, entries, strict=True)):
+                if key in entry.written:
+                    yield self._journal.value(i, entry, key)
 
         total = sum(sizes)
         nodes[DATA] = data_metadata(total)

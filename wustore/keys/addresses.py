@@ -7,7 +7,7 @@ from typing import Any
 
 from wustore import remote
 from wustore.errors import BackendError, FormatError, StoreNotFoundError, UsageError
-from wustore.zarrio.keys import DirectoryKeys, Keys, StoreKeys, ZipKeys
+from wustore.keys.containers import DirectoryKeys, Keys, StoreKeys, ZipKeys
 
 __all__ = ["is_local", "open_keys", "writable_keys"]
 

@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from wustore.checksum import crc32c
 from wustore.errors import CorruptError, IncompleteError, UsageError
-from wustore.zarrio.codecs import crc32c
-from wustore.zarrio.keys import Keys
+from wustore.keys.containers import Keys
 
 __all__ = ["JOURNAL", "Entry", "Journal"]
 
 JOURNAL = ".wustore-journal/"
+_WRITE_AGAIN = "Run the conversion again with --resume, or the image's part: it is written again."
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,10 @@ class Entry:
         Key to (size, CRC-32C) of every value.
     checksums
         CRC-32C of each plane, in the order of `wustore.model.LAYERS`; none where the values hold them.
-    has_capsule
-        Whether the image brought FITS leftovers as a value of their own.
     """
 
     written: Mapping[str, tuple[int, int]]
     checksums: tuple[int, ...] = ()
-    has_capsule: bool = False
 
 
 class Journal:
@@ -51,6 +49,7 @@ class Journal:
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
+        self._plan: int | None = None
 
     def has_begun(self) -> bool:
         """Return whether something is being written here."""
@@ -64,7 +63,8 @@ class Journal:
         UsageError
             Where another conversion has been started here.
         """
-        text = json.dumps(plan, sort_keys=True, ensure_ascii=False).encode()
+        text = json.dumps(plan, sort_keys=True).encode()  # ASCII: names of files may hold bytes that are no text
+        self._plan = crc32c(text)
         found = self._keys.get(f"{JOURNAL}plan.json")
         if found is None:
             self._keys.set(f"{JOURNAL}plan.json", text)
@@ -83,21 +83,26 @@ class Journal:
     def record(self, i: int, entry: Entry) -> None:
         """Record that image ``i`` is whole."""
         document = {
+            "plan": self._plan,
             "written": {key: list(value) for key, value in entry.written.items()},
             "checksums": list(entry.checksums),
-            "has_capsule": entry.has_capsule,
         }
         self._keys.set(f"{JOURNAL}images/{i}.json", json.dumps(document).encode())
 
     def entry(self, i: int) -> Entry | None:
-        """Return what was recorded of image ``i``; None where nothing (whole) was."""
+        """Return what was recorded of image ``i``; None where nothing (whole) was, or it was for another plan.
+
+        A process that still works for a conversion that is finished, or removed, may write when the next one has begun.
+        """
         text = self._keys.get(f"{JOURNAL}images/{i}.json")
         if text is None:
             return None
         try:
             document = json.loads(text)
+            if document["plan"] != self._plan:
+                return None
             written = {key: (int(size), int(crc)) for key, (size, crc) in document["written"].items()}
-            return Entry(written, tuple(map(int, document["checksums"])), bool(document["has_capsule"]))
+            return Entry(written, tuple(map(int, document["checksums"])))
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -111,6 +116,21 @@ class Journal:
             if value is None or len(value) != size or crc32c(value) != crc:
                 return False
         return True
+
+    def value(self, i: int, entry: Entry, key: str) -> bytes:
+        """Return a value of image ``i``.
+
+        Raises
+        ------
+        CorruptError
+            Where it is not what was written.
+        """
+        value = self._keys.get(key)
+        if value is None or entry.written.get(key) != (len(value), crc32c(value)):
+            raise CorruptError(
+                "an image is not as it was written", path=self._keys.name, where=f"image {i}, {key}", cure=_WRITE_AGAIN
+            )
+        return value
 
     def inventory(self, n_images: int) -> list[Entry]:
         """Return the entries of all images after checking that every value is there in its size.
@@ -140,7 +160,7 @@ class Journal:
                         where=f"image {i}, {key}",
                         expected=f"{size} bytes",
                         found="none" if found is None else found,
-                        cure="Write this image again.",
+                        cure=_WRITE_AGAIN,
                     )
         return whole
 
