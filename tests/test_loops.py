@@ -115,7 +115,7 @@ def test_floats(shape: tuple[int, int], step: float, kind: str, seed: int) -> No
 
 
 def test_large_blocks_with_a_rare_jump() -> None:
-    """Here cfitsio's bytes (imagecodecs 2026.3, astropy 8.0) cannot be decoded: it takes the code for a negative one."""
+    """Here the bytes of cfitsio (imagecodecs 2026.3) cannot be decoded: it takes the code for a negative number."""
     row = np.zeros((1, 952), np.int32)
     row[0, 400:] = 2**30 + 7
     room = rice.room_for(952, 4, 1000)
