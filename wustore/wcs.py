@@ -37,6 +37,7 @@ __all__ = [
     "kbmod_header_cards",
     "kbmod_json_to_text",
     "make_fake_wcs",
+    "rounding_shift",
     "serialize_wcs",
     "sky_to_pixel",
     "text_to_kbmod_json",
@@ -557,6 +558,39 @@ def kbmod_header_cards(wcs: WCS | str) -> list[tuple[str, CardValue]]:
     with _quiet():
         header = shaped.to_header()
     return cards + [(key, header[key]) for key in header]
+
+
+@lru_cache(maxsize=512)
+def rounding_shift(text: str) -> float:
+    """Return how far a corner of the image moves [arcsec] because KBMOD's files round the numbers of a WCS.
+
+    Distortions are not looked at; 0 for a WCS that is not of the sky.
+    """
+    from astropy.io.fits import Header
+
+    exact = _decoded(text)
+    width, height = exact.pixel_shape or (2 * _CORNER, 2 * _CORNER)
+    corners = np.array([[x, y] for x in (1, width) for y in (1, height)], dtype=np.float64)
+    with _quiet():
+        rounded = _decoded(Header(kbmod_header_cards(text)).tostring())
+        if exact.naxis != 2 or min(exact.wcs.lng, exact.wcs.lat) < 0:
+            return 0.0
+        directions = [_directions(wcs, corners) for wcs in (exact, rounded)]
+    shift = np.linalg.norm(directions[0] - directions[1], axis=-1)
+    return float(np.degrees(np.nanmax(shift, initial=0.0))) * 3600
+
+
+_CORNER = 2000
+"""Where a WCS without a size is looked at [pixel]."""
+
+
+def _directions(wcs: WCS, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return unit vectors: angles of 360 degrees would hide what is small."""
+    world = np.radians(wcs.wcs.p2s(pixels, 1)["world"])
+    longitude, latitude = world[:, wcs.wcs.lng], world[:, wcs.wcs.lat]
+    return np.stack(
+        (np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)), axis=-1
+    )
 
 
 def text_to_kbmod_json(wcs: WCS | str | None) -> str:
