@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -200,6 +201,22 @@ def test_jit_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "_state", compiling._State())
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
     assert compiling.loops(compiling._WORTHWHILE) is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no limits of file sizes")
+def test_machine_code_that_cannot_be_kept(tmp_path: Path) -> None:
+    """A full disk or a spent quota, here a limit of the size of files: reading needs no room on a disk."""
+    script = (
+        "import resource, numpy as np\n"
+        "from wustore.fits import loops\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))\n"
+        "out, sizes = np.empty(400, np.uint8), np.empty(1, np.int64)\n"
+        "print(loops.encode_integers(np.zeros((1, 40), np.int32), 32, out, sizes))\n"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout == "6\n", done.stderr
 
 
 def test_without_a_directory_for_machine_code(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ row at a time, takes 28 and 39.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -42,11 +43,25 @@ def _compiled(*, entry: bool = False) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         try:
-            return numba.njit(nogil=True, cache=entry, error_model="numpy")(function)
+            made = numba.njit(nogil=True, cache=entry, error_model="numpy")(function)
         except RuntimeError:  # there is no directory to keep it in: each process compiles for itself
             return numba.njit(nogil=True, error_model="numpy")(function)
+        return _despite_full_disks(made) if entry else made
 
     return decorate
+
+
+def _despite_full_disks(made: F) -> F:
+    """Return a function that calls ``made``, whether or not its machine code can be kept."""
+
+    @functools.wraps(made)
+    def call(*arguments: Any) -> Any:
+        try:
+            return made(*arguments)
+        except OSError:  # numba keeps what it has compiled only after it took it into use: now it only runs
+            return made(*arguments)
+
+    return cast("F", call)
 
 
 def _inlined(function: F) -> F:
