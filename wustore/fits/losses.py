@@ -82,7 +82,7 @@ def _column_losses(column: Column) -> Iterator[str]:
         if len(values) and all(value is None for value in values):
             yield f"{name}, which holds only None"
         shifts = (rounding_shift(value) for value in values if value is not None)
-        shift = next((shift for shift in shifts if shift > _HARMLESS), 0.0)  # one tells it, 1000 would take 5 s
+        shift = next((shift for shift in shifts if shift > _HARMLESS), 0.0)  # one is enough to say so
         if shift:
             yield f"the last digits in {name} (which move a corner of an image by {shift:.2g} arcsec)"
     elif values.dtype.kind == "U":
