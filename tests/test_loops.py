@@ -195,6 +195,18 @@ def test_without_numba(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(rice.encode_rows(rows, 32)) == 2
 
 
+def test_a_library_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Finder:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "numba":
+                raise OSError("Could not find/load shared object file 'libllvmlite.so'")  # what llvmlite says
+
+    monkeypatch.setattr(compiling, "_state", compiling._State())
+    monkeypatch.delitem(sys.modules, "numba")
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    assert compiling.loops(compiling._WORTHWHILE) is None
+
+
 def test_jit_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     import numba
 
