@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
+from astropy.wcs import WCS
 
 from wustore.errors import UsageError
 from wustore.fits.canonical import FitsOptions, head_hdus, image_hdus
@@ -22,7 +23,7 @@ from wustore.fits.headers import card, float_text
 from wustore.fits.losses import FitsLossWarning, image_losses, meta_losses, option_losses, warn_of
 from wustore.model import LAYERS, Column, ConstituentTable, Image, Meta, Observatory
 from wustore.testing import WCS_TEXT
-from wustore.wcs import kbmod_header_cards, text_to_kbmod_json
+from wustore.wcs import kbmod_header_cards, text_to_kbmod_json, wcs_to_text
 from wustore.yamlio import dump_value, load_value
 
 RNG = np.random.default_rng(11)
@@ -264,7 +265,7 @@ def test_losses_of_metadata() -> None:
     meta = meta_of(
         [image()],
         constituents=ConstituentTable(1, columns, {"survey": "x"}),
-        wcs=WCS_TEXT + f"{'A_ORDER = 2':80}",
+        wcs=WCS_TEXT + f"{'A_ORDER = 2':80}{'B_ORDER = 2':80}",
         configuration={"pair": (1, 2)},
     )
     meta = replace(meta, times=np.array([-3.3333333333333333e-06]))
@@ -274,6 +275,23 @@ def test_losses_of_metadata() -> None:
         assert part in text, part
     with pytest.warns(FitsLossWarning, match="SIP"):
         warn_of(meta_losses(meta))
+
+
+def test_rounded_wcs_is_named_where_positions_move() -> None:
+    def told(longitude: float) -> str:
+        wcs = WCS(naxis=2)
+        wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+        wcs.wcs.crval, wcs.wcs.crpix, wcs.wcs.cdelt = [longitude, -5], [15, 10], [-5e-5, 5e-5]
+        wcs.array_shape = (20, 30)
+        text = wcs_to_text(wcs)
+        table = ConstituentTable(1, (Column("per_image_wcs", "wcs", np.array([text], object)),), {})
+        return "; ".join(meta_losses(meta_of([image()], constituents=table, wcs=text)))
+
+    assert not told(351.3)
+    assert not told(np.nextafter(351.3, 0))  # 2e-10 arcsec
+    text = told(351.30000000000456)  # 11 decimals are written
+    assert "the last digits of the global WCS (which moves a corner of the image by 1.6e-08 arcsec)" in text
+    assert "last digits in column 'per_image_wcs'" in text
 
 
 def test_nothing_lost_is_silent() -> None:

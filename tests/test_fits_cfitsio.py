@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
+import tracemalloc
 from pathlib import Path
 
 import fits_samples as samples
@@ -180,6 +181,21 @@ def test_cards_that_cannot_be(stored: tuple[Header, bytes], keyword: str, value:
     with pytest.raises(FormatError) as caught:
         attempt(Header(f"{keyword:8}= {value!s:>20}".ljust(80) + header.text), data)
     assert caught.value.path == "a.fits"
+
+
+def test_rows_without_bytes_take_no_memory(stored: tuple[Header, bytes]) -> None:
+    """999 columns of nothing, in as many tiles as a table of the claimed size could have."""
+    header, data = stored
+    sizes = {"NAXIS1": 0, "NAXIS2": 10**9, "ZNAXIS1": 1, "ZNAXIS2": 1000 * len(data), "ZTILELEN": 1, "TFIELDS": 999}
+    cards = [f"{key:8}= {value:>20}" for key, value in sizes.items()]
+    cards += [f"{f'{key}{n}':8}= '0B      '" for n in range(1, 1000) for key in ("TFORM", "ZFORM")]
+    bomb = Header("".join(text.ljust(80) for text in cards) + header.text)
+    tracemalloc.start()
+    with pytest.raises(FormatError):
+        attempt(bomb, data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 24
 
 
 def test_damaged_packed_tables(stored: tuple[Header, bytes]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,11 +64,14 @@ def test_integers(kind: str, shape: tuple[int, int], block_size: int, seed: int)
 
     out, sizes = np.full(len(rows) * room + 1, 77, np.uint8), np.empty(len(rows), np.int64)
     end = loops.encode_integers(rows, block_size, out[:-1], sizes)
-    assert out[:end].tobytes() == b"".join(expected)
-    assert sizes.tolist() == [len(tile) for tile in expected]
+    ends = np.cumsum(sizes)
+    tiles = [out[stop - size : stop].tobytes() for stop, size in zip(ends, sizes, strict=True)]
+    assert end == ends[-1]
     assert out[-1] == 77
+    if block_size <= 64 or not (np.abs(np.diff(rows.astype(np.int64))) >= 2**30).any():
+        assert tiles == expected
 
-    padded = placed(expected, block_size).padded(loops.PADDING)
+    padded = placed(tiles, block_size).padded(loops.PADDING)
     assert padded is not None
     found = np.empty_like(rows)
     assert loops.decode_integers(*padded, block_size, found) == -1
@@ -109,6 +113,31 @@ def test_floats(shape: tuple[int, int], step: float, kind: str, seed: int) -> No
         quantize.requantise(wanted, expected.scale, zero, again, blank=blank)
         end = loops.encode_floats_again(decoded, expected.scale, zero, quantize.BLANK, 32, out, sizes)
         assert out[:end].tobytes() == b"".join(rice.encode_rows(again, 32))
+
+
+def test_large_blocks_with_a_rare_jump() -> None:
+    """Here the bytes of cfitsio (imagecodecs 2026.3) cannot be decoded: it takes the code for a negative number."""
+    row = np.zeros((1, 952), np.int32)
+    row[0, 400:] = 2**30 + 7
+    room = rice.room_for(952, 4, 1000)
+    out, sizes = np.empty(room, np.uint8), np.empty(1, np.int64)
+    end = loops.encode_integers(row, 1000, out, sizes)
+    found = np.empty_like(row)
+    rice.decode_rows(placed([out[:end].tobytes()], 1000), found)
+    np.testing.assert_array_equal(found, row)
+
+
+@pytest.mark.parametrize("selector", range(32))
+def test_selectors(selector: int) -> None:
+    """Five bits say how a block is split, up to 26: what is above nothing writes, so it is damage."""
+    rng = np.random.default_rng(selector)
+    tile = rng.integers(0, 256, 400).astype(np.uint8)
+    tile[4] = selector << 3 | (tile[4] & 7)
+    found, expected = np.empty((1, 8), np.int32), np.empty((1, 8), np.int32)
+    assert loops.decode_integers(tile, np.array([[0], [300]]), 32, found) == (-1 if selector <= 26 else 0)
+    if selector <= 26:
+        imagecodecs.rcomp_decode(memoryview(tile)[:300], nblock=32, out=expected[0])
+        np.testing.assert_array_equal(found, expected)
 
 
 @quickly
@@ -166,12 +195,40 @@ def test_without_numba(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(rice.encode_rows(rows, 32)) == 2
 
 
+def test_a_library_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Finder:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "numba":
+                raise OSError("Could not find/load shared object file 'libllvmlite.so'")  # what llvmlite says
+
+    monkeypatch.setattr(compiling, "_state", compiling._State())
+    monkeypatch.delitem(sys.modules, "numba")
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    assert compiling.loops(compiling._WORTHWHILE) is None
+
+
 def test_jit_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     import numba
 
     monkeypatch.setattr(compiling, "_state", compiling._State())
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
     assert compiling.loops(compiling._WORTHWHILE) is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no limits of file sizes")
+def test_machine_code_that_cannot_be_kept(tmp_path: Path) -> None:
+    """A full disk or a spent quota, here a limit of the size of files: reading needs no room on a disk."""
+    script = (
+        "import resource, numpy as np\n"
+        "from wustore.fits import loops\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))\n"
+        "out, sizes = np.empty(400, np.uint8), np.empty(1, np.int64)\n"
+        "print(loops.encode_integers(np.zeros((1, 40), np.int32), 32, out, sizes))\n"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout == "6\n", done.stderr
 
 
 def test_without_a_directory_for_machine_code(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -194,6 +195,15 @@ def test_fits_come_back(fits_file, suffix, tmp_path, capsys):
     assert main(["verify", "--fits", str(store)]) == 0
     assert "come back" in capsys.readouterr().out
     assert sorted(p.name for p in tmp_path.iterdir()) == ["night.fits", store.name]
+
+
+def test_a_compressed_file_of_the_name_that_verify_writes(fits_file, tmp_path):
+    path = tmp_path / "verify.fits"
+    path.write_bytes(gzip.compress(Path(fits_file).read_bytes(), 6, mtime=0))
+    convert(path, tmp_path / "a.zarr")
+    with open_reader(tmp_path / "a.zarr") as reader:
+        assert reader.capsule().document["files"][0]["outer"]["exact"]
+        assert not list(fits_problems(reader))
 
 
 def test_fits_that_do_not_come_back(fits_file, tmp_path, capsys):

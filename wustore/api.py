@@ -118,6 +118,8 @@ def save(
     -----
     StoreChangedWarning
         Where a FITS file is not the one that the store was imported from, because its content was changed since.
+    OuterChangedWarning
+        Where it is that one, but was in a .gz, .bz2 or .zip file that does not come back with the same bytes.
     """
     from wustore.edge import reader_of
 

@@ -90,6 +90,8 @@ def convert(
     -----
     StoreChangedWarning
         Where a FITS file is not the one that the store was imported from, because its content was changed since.
+    OuterChangedWarning
+        Where it is that one, but was in a .gz, .bz2 or .zip file that does not come back with the same bytes.
     """
     source, target = address_of(source), address_of(target)
     refuse_same(source, target)

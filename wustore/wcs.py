@@ -37,6 +37,7 @@ __all__ = [
     "kbmod_header_cards",
     "kbmod_json_to_text",
     "make_fake_wcs",
+    "rounding_shift",
     "serialize_wcs",
     "sky_to_pixel",
     "text_to_kbmod_json",
@@ -539,17 +540,21 @@ def _with_coefficients(text: str, coefficients: list[tuple[int, int, float]], al
 # --- KBMOD's forms ------------------------------------------------------------------------------------
 
 
-def _as_wcs(wcs: WCS | str) -> WCS:
-    return _decoded(wcs) if isinstance(wcs, str) else wcs
-
-
 def kbmod_header_cards(wcs: WCS | str) -> list[tuple[str, CardValue]]:
     """Return the (keyword, value) pairs, in order, that KBMOD puts in an HDU's header for a WCS.
 
     ``DIMM1``, ``DIMM2`` (the size, since astropy refuses to store NAXIS) and the cards of ``to_header()``
     without their comments: SIP is left out and numbers have 14 digits, as in KBMOD's files.
     """
-    shaped = _as_wcs(wcs)
+    return list(_kbmod_cards_of_text(wcs)) if isinstance(wcs, str) else _kbmod_cards(wcs)
+
+
+@lru_cache(maxsize=512)
+def _kbmod_cards_of_text(text: str) -> tuple[tuple[str, CardValue], ...]:
+    return tuple(_kbmod_cards(_decoded(text)))
+
+
+def _kbmod_cards(shaped: WCS) -> list[tuple[str, CardValue]]:
     cards: list[tuple[str, CardValue]] = []
     if shaped.array_shape is not None:
         height, width = shaped.array_shape
@@ -557,6 +562,56 @@ def kbmod_header_cards(wcs: WCS | str) -> list[tuple[str, CardValue]]:
     with _quiet():
         header = shaped.to_header()
     return cards + [(key, header[key]) for key in header]
+
+
+@lru_cache(maxsize=512)
+def rounding_shift(text: str) -> float:
+    """Return how far a corner of the image moves [arcsec] because KBMOD's files round the numbers of a WCS.
+
+    Distortions are not looked at; 0 for a WCS that is not of the sky.
+    """
+    from astropy.io.fits import Header
+
+    exact = _decoded(text)
+    cards = kbmod_header_cards(text)
+    if exact.naxis != 2 or _holds(cards, exact):
+        return 0.0
+    width, height = exact.pixel_shape or (2 * _CORNER, 2 * _CORNER)
+    corners = np.array([[x, y] for x in (1, width) for y in (1, height)], dtype=np.float64)
+    with _quiet():
+        rounded = _decode(Header(cards).tostring())
+        if min(exact.wcs.lng, exact.wcs.lat) < 0:
+            return 0.0
+        directions = [_directions(wcs, corners) for wcs in (exact, rounded)]
+    shift = np.linalg.norm(directions[0] - directions[1], axis=-1)
+    return float(np.degrees(np.nanmax(shift, initial=0.0))) * 3600
+
+
+_CORNER = 2000
+"""Where a WCS without a size is looked at [pixel]."""
+
+
+def _holds(cards: list[tuple[str, CardValue]], wcs: WCS) -> bool:
+    """Return whether cards hold the numbers of a plain WCS of two axes; a tenth of the work of decoding them."""
+    found = dict(cards)
+    pc, cdelt = wcs.wcs.get_pc(), wcs.wcs.get_cdelt()
+    for k in range(2):
+        numbers = {"CRPIX": (wcs.wcs.crpix[k], 0), "CRVAL": (wcs.wcs.crval[k], 0), "CDELT": (cdelt[k], 1)}
+        if any(found.get(f"{name}{k + 1}", default) != value for name, (value, default) in numbers.items()):
+            return False
+        if any(found.get(f"PC{k + 1}_{j + 1}", int(j == k)) != pc[k, j] for j in range(2)):
+            return False
+    poles = all(found.get(key) == getattr(wcs.wcs, key.lower()) for key in ("LONPOLE", "LATPOLE"))
+    return poles and not any(key.startswith("PV") for key in found)
+
+
+def _directions(wcs: WCS, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return unit vectors: angles of 360 degrees would hide what is small."""
+    world = np.radians(wcs.wcs.p2s(pixels, 1)["world"])
+    longitude, latitude = world[:, wcs.wcs.lng], world[:, wcs.wcs.lat]
+    return np.stack(
+        (np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)), axis=-1
+    )
 
 
 def text_to_kbmod_json(wcs: WCS | str | None) -> str:

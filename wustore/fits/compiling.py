@@ -40,7 +40,7 @@ def _import() -> ModuleType | None:
         if getattr(numba.config, "DISABLE_JIT", False):  # as Python the loops would take minutes
             return None
         from wustore.fits import loops as module
-    except ImportError:
+    except (ImportError, OSError):  # llvmlite raises OSError where its library cannot be loaded
         return None
     return module
 

@@ -15,8 +15,9 @@ row at a time, takes 28 and 39.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -42,11 +43,25 @@ def _compiled(*, entry: bool = False) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         try:
-            return numba.njit(nogil=True, cache=entry, error_model="numpy")(function)
+            made = numba.njit(nogil=True, cache=entry, error_model="numpy")(function)
         except RuntimeError:  # there is no directory to keep it in: each process compiles for itself
             return numba.njit(nogil=True, error_model="numpy")(function)
+        return _despite_full_disks(made) if entry else made
 
     return decorate
+
+
+def _despite_full_disks(made: F) -> F:
+    """Return a function that calls ``made``, whether or not its machine code can be kept."""
+
+    @functools.wraps(made)
+    def call(*arguments: Any) -> Any:
+        try:
+            return made(*arguments)
+        except OSError:  # numba keeps what it has compiled only after it took it into use: now it only runs
+            return made(*arguments)
+
+    return cast("F", call)
 
 
 def _inlined(function: F) -> F:
@@ -139,7 +154,10 @@ def _moved(last: int, code: int) -> int:
 
 @_compiled()
 def _decode_tile(heap: NDArray[np.uint8], start: int, end: int, block_size: int, out: NDArray[np.int32]) -> bool:
-    """Decode one tile; return False where it ends too early. Nothing outside of the heap is read, whatever it holds."""
+    """Decode one tile; return False where it ends too early or names a split that does not exist.
+
+    Nothing outside of the heap is read, whatever it holds.
+    """
     limit = uint64(heap.size) - uint64(8)
     n_pixels = uint64(out.size)
     p = uint64(start)
@@ -163,7 +181,9 @@ def _decode_tile(heap: NDArray[np.uint8], start: int, end: int, block_size: int,
                 out[k] = int32(last)
             i = stop
             continue
-        if selector == uint64(26):  # 32 bits each
+        if selector >= uint64(26):  # 32 bits each
+            if selector != uint64(26):  # nothing writes these, and cfitsio and the standard read them differently
+                return False
             for k in range(i, stop):
                 if p > limit:
                     return False
@@ -222,7 +242,7 @@ def decode_integers(heap: NDArray[np.uint8], spans: NDArray[np.int64], block_siz
     Returns
     -------
     int
-        The first tile that ends before its last pixel, -1 where there is none.
+        The first tile that does not decode, -1 where there is none.
     """
     for k in range(out.shape[0]):
         if not _decode_tile(heap, spans[0, k], spans[1, k], block_size, out[k]):
@@ -350,7 +370,8 @@ def encode_integers(rows: NDArray[np.int32], block_size: int, out: NDArray[np.ui
     rows
         Shape (tile, pixel).
     block_size
-        Pixels per coding block.
+        Pixels per coding block. Up to 64 the bytes are cfitsio's; above, cfitsio writes differences of 2**30 and
+        more so that nothing decodes them where they are rare, and these loops so that they decode.
     out
         Gets the tiles one after another; it has `wustore.fits.rice.room_for` each.
     sizes

@@ -15,6 +15,7 @@ from wustore.fits.headers import float_text
 from wustore.fits.options import KBMOD_COLUMNS, FitsOptions
 from wustore.jsonio import RawYaml
 from wustore.model import Column, Image, Meta
+from wustore.wcs import rounding_shift
 from wustore.yamlio import plain
 
 __all__ = ["FitsLossWarning", "image_losses", "meta_losses", "option_losses", "warn_of"]
@@ -24,6 +25,9 @@ _SAMPLE = 65536
 
 _COARSEST = 0.1
 """A quantisation step above this fraction of the noise (or of the median variance) destroys a plane."""
+
+_HARMLESS = 1e-9
+"""Rounding of a WCS that moves no corner by more [arcsec] is not worth a warning."""
 
 _SHOWN = 3
 
@@ -51,6 +55,9 @@ def _survives(value: float) -> bool:
 
 
 def _wcs_losses(text: str, name: str) -> Iterator[str]:
+    shift = rounding_shift(text)
+    if shift > _HARMLESS:
+        yield f"the last digits of {name} (which moves a corner of the image by {shift:.2g} arcsec)"
     if "A_ORDER " in text or "AP_ORDER" in text:
         yield f"the SIP distortion of {name}"
     if re.search(r"CPDIS\d|D2IMDIS\d|WUCPDIS|WUD2IM", text):
@@ -74,6 +81,10 @@ def _column_losses(column: Column) -> Iterator[str]:
     elif column.kind == "wcs":
         if len(values) and all(value is None for value in values):
             yield f"{name}, which holds only None"
+        shifts = (rounding_shift(value) for value in values if value is not None)
+        shift = next((shift for shift in shifts if shift > _HARMLESS), 0.0)  # one is enough to say so
+        if shift:
+            yield f"the last digits in {name} (which move a corner of an image by {shift:.2g} arcsec)"
     elif values.dtype.kind == "U":
         if not _ascii(values):
             yield f"non-ASCII text in {name}"

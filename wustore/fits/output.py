@@ -10,7 +10,7 @@ import os
 import shutil
 import threading
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -60,8 +60,14 @@ class Output:
         Files beside it; None for a single file.
     overwrite
         Whether existing files may be replaced, all that belong to the set.
-    outers
-        For each file number, how it was compressed as a whole (capsule document), where that is known.
+    originals
+        The files that these will be byte for byte once they are unpacked: entries of a capsule's document, by number.
+
+    Attributes
+    ----------
+    repacked
+        After `commit`, the names of files whose originals were compressed with other settings, or (under the same name)
+        at all.
 
     Raises
     ------
@@ -74,14 +80,14 @@ class Output:
         n_shards: int | None = None,
         *,
         overwrite: bool = False,
-        outers: Mapping[int, Mapping[str, Any]] | None = None,
+        originals: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.n_files = 1 if n_shards is None else 1 + n_shards
         self.sharded = n_shards is not None
         self._staging = Staging(path, overwrite=overwrite)
         self.target = self._staging.target
-        self.outer = _SUFFIXES.get(self.target.suffix.lower())
-        self._outers = outers or {}
+        self._originals = originals
+        self.repacked: list[str] = []
         self._lock = threading.Lock()
         self._file: IO[bytes] | None = None
         self._unsynced = 0
@@ -90,7 +96,7 @@ class Output:
         if self.sharded:
             self._check_shards()
             self._staging.path.mkdir()
-        elif self.outer is None:
+        elif self._packing(0) is None:
             self._file = self._staging.path.open("w+b")
         else:
             self._file = self._inner(0).open("w+b")
@@ -109,12 +115,29 @@ class Output:
         """Return the final name of a file."""
         return self.target.name if number == 0 else shard_name(self.target.name, number - 1)
 
+    def _original(self, number: int) -> tuple[bool, Mapping[str, Any]]:
+        """Return whether a file gets its original's name, and how that was compressed (empty: it was not)."""
+        if number >= len(self._originals):
+            return False, {}
+        original = self._originals[number]
+        outer = original.get("outer")
+        return original.get("name") == self.name(number), outer if isinstance(outer, Mapping) else {}
+
+    def _packing(self, number: int) -> str | None:
+        """Return how a file is compressed as a whole: as its name says, but the original's name gives the original."""
+        same_name, outer = self._original(number)
+        if same_name and not outer:
+            return None
+        if same_name and outer.get("exact"):
+            return str(outer.get("format"))
+        return _SUFFIXES.get(Path(self.name(number)).suffix.lower())
+
     def _inner(self, number: int) -> Path:
         """Return where the uncompressed file is built."""
         if self.sharded:
             return self._staging.path / self.name(number)
         path = self._staging.path
-        return path if self.outer is None else path.with_name(path.name.replace("~", "~inner~", 1))
+        return path if self._packing(0) is None else path.with_name(path.name.replace("~", "~inner~", 1))
 
     @property
     def path(self) -> str:
@@ -139,7 +162,7 @@ class Output:
     def _sync_ahead(self, size: int) -> None:
         """Let the disk work while images are still being encoded: then `commit` has little to wait for."""
         self._unsynced += size
-        if self._unsynced < _SYNC_STEP or self.outer is not None or not all(sync.done() for sync in self._syncs):
+        if self._unsynced < _SYNC_STEP or not all(sync.done() for sync in self._syncs):
             return
         self._unsynced = 0
         if self._pool is None:
@@ -178,18 +201,23 @@ class Output:
     # --- whole-file compression -------------------------------------------------------------------
 
     def _compress(self, number: int, source: Path, to: Path) -> None:
-        outer = self._outers.get(number)
-        if outer is not None and outer.get("exact") and outer.get("format") == self.outer:
-            content = repack_outer(outer, source.read_bytes())
-            if hashlib.sha256(content).hexdigest() == outer.get("sha256"):
-                to.write_bytes(content)
-                return
-            # Another zlib than at the import: the content is exact all the same.
+        packing = self._packing(number)
+        same_name, outer = self._original(number)
+        if outer and (same_name or outer.get("format") == packing):
+            if outer.get("exact"):
+                content = repack_outer(outer, source.read_bytes())
+                if hashlib.sha256(content).hexdigest() == outer.get("sha256"):
+                    to.write_bytes(content)
+                    return
+            self.repacked.append(self.name(number))
+        if packing is None:
+            source.replace(to)
+            return
         with source.open("rb") as inner:
-            if self.outer == "gzip":
+            if packing == "gzip":
                 with to.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
                     shutil.copyfileobj(inner, packed, _STEP)
-            elif self.outer == "bzip2":
+            elif packing == "bzip2":
                 with bz2.open(to, "wb") as packed:
                     shutil.copyfileobj(inner, packed, _STEP)
             else:
@@ -207,17 +235,17 @@ class Output:
             self._file.close()
             self._file = None
         if not self.sharded:
-            if self.outer is not None:
-                self._compress(0, self._inner(0), self._staging.path)
-                self._inner(0).unlink()
+            inner = self._inner(0)
+            self._compress(0, inner, self._staging.path)
+            if inner != self._staging.path:
+                inner.unlink()
             self._staging.commit()
             return
-        if self.outer is not None:
-            for number in range(self.n_files):
-                inner = self._inner(number)
-                packed = inner.with_name(f"{inner.name}.packed")
-                self._compress(number, inner, packed)
-                packed.replace(inner)
+        for number in range(self.n_files):
+            inner = self._inner(number)
+            packed = inner.with_name(f"{inner.name}.packed")
+            self._compress(number, inner, packed)
+            packed.replace(inner)
         sync_tree(self._staging.path)
         self._move_in()
 
@@ -262,6 +290,6 @@ class Output:
         if file is not None:
             with contextlib.suppress(OSError):  # on a full disk the last buffer cannot be written even now
                 file.close()
-        if not self.sharded and self.outer is not None:
+        if not self.sharded and self._packing(0) is not None:
             self._inner(0).unlink(missing_ok=True)
         self._staging.abort(keep=False)

@@ -237,7 +237,7 @@ class Encoded:
     zero
         Zero point of each.
     has_blank
-        Whether there are NaN.
+        Whether there may be NaN.
     """
 
     tiles: bytes

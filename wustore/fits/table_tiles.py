@@ -98,8 +98,8 @@ def _spans(header: Header, data: bytes, fields: list[Field], n_tiles: int, path:
             found=f"{n_rows} rows, heap at {heap}",
         )
     cells = np.frombuffer(data, np.uint8, row_size * n_rows).reshape(n_rows, row_size)[:n_tiles]
-    spans = np.zeros((n_tiles, len(fields), 2), np.int64)
-    for k, stored in enumerate(fields_of(header, "TFORM", len(fields), row_size, path, where)):
+    columns = fields_of(header, "TFORM", len(fields), row_size, path, where)
+    for stored in columns:
         if stored.code not in "PQ" or stored.repeat != 1:
             raise FormatError(
                 "a column of a tile-compressed table holds no compressed bytes",
@@ -108,6 +108,8 @@ def _spans(header: Header, data: bytes, fields: list[Field], n_tiles: int, path:
                 expected="1PB or 1QB",
                 found=header.get(f"TFORM{stored.number}"),
             )
+    spans = np.zeros((n_tiles, len(fields), 2), np.int64)  # no larger than the rows, now that these hold descriptors
+    for k, stored in enumerate(columns):
         kind = ">i8" if stored.code == "Q" else ">i4"
         pairs = np.ascontiguousarray(cells[:, stored.start : stored.start + stored.width]).view(kind).astype(np.int64)
         counts, starts = pairs[:, 0], pairs[:, 1]

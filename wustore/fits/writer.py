@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, Any, Literal
+from typing import IO, Any, ClassVar, Literal
 
 from wustore.diff import meta_differences
 from wustore.errors import CorruptError, FidelityError, IncompleteError, UsageError
@@ -31,7 +31,14 @@ from wustore.model import LAYERS, Capsule, Image, Meta
 from wustore.protocol import Writer
 from wustore.workers import default_workers
 
-__all__ = ["FitsLossWarning", "StoreChangedWarning", "create", "encoder", "read_wustore_hdu"]
+__all__ = [
+    "FitsLossWarning",
+    "OuterChangedWarning",
+    "StoreChangedWarning",
+    "create",
+    "encoder",
+    "read_wustore_hdu",
+]
 
 Mode = Literal["archive", "kbmod"]
 
@@ -41,6 +48,10 @@ LOSSLESS = FitsOptions("GZIP_2", 0)
 
 class StoreChangedWarning(UserWarning):
     """A store's content is not what was imported, so the original files cannot be given back."""
+
+
+class OuterChangedWarning(UserWarning):
+    """A file that was compressed as a whole comes back with the identical content, but packed in another way."""
 
 
 def create(
@@ -95,7 +106,8 @@ def create(
     Notes
     -----
     Writing warns with `FitsLossWarning` of what does not fit (mode ``kbmod``), and with `StoreChangedWarning` where the
-    store is no longer what was imported, so that the canonical form is written instead of the identical file.
+    store is no longer what was imported, so that the canonical form is written instead of the identical file, and with
+    `OuterChangedWarning` where the file is identical, but not the .gz, .bz2 or .zip file around it.
     """
     how = _how(
         meta,
@@ -181,6 +193,16 @@ def _warn_changed(reason: str) -> None:
     warnings.warn(
         f"the original files cannot be given back: {reason}; KBMOD's canonical layout is written, losing nothing",
         StoreChangedWarning,
+        stacklevel=4,
+    )
+
+
+def _warn_repacked(names: list[str]) -> None:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    warnings.warn(
+        f"{names[0]}{more}: the FITS file inside is the identical one, the compressed file around it is not, because "
+        "the settings of its compressor are not known",
+        OuterChangedWarning,
         stacklevel=4,
     )
 
@@ -397,6 +419,9 @@ def _add_sidecar(output: Output, meta: Meta, end: int) -> None:
 class _FromCapsule(_Parallel):
     """Regenerates HDUs from a capsule; falls back to the canonical layout where the pixels were changed."""
 
+    _same_files: ClassVar[bool]
+    """Whether the files come out as they were imported, and not only their HDUs."""
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -410,8 +435,8 @@ class _FromCapsule(_Parallel):
     ) -> None:
         self._head = Head.decode(capsule.head)
         self._files = capsule.document["files"]
-        outers = {number: entry["outer"] for number, entry in enumerate(self._files) if "outer" in entry}
-        output = Output(path, meta.n_images if sharded else None, overwrite=overwrite, outers=outers)
+        originals = self._files if self._same_files else ()
+        output = Output(path, meta.n_images if sharded else None, overwrite=overwrite, originals=originals)
         super().__init__(meta.n_images, CapsuleEncoder(capsule, self._head.template), output, workers)
         self._fallback: Writer | None = None
         self._canonical = partial(
@@ -463,6 +488,8 @@ class _FromCapsule(_Parallel):
                 self._next()
             if self._fallback is None:
                 super().commit()
+                if self._output.repacked:
+                    _warn_repacked(self._output.repacked)
                 return
             self._ended = True
             self._pool.shutdown()
@@ -492,6 +519,8 @@ def _as_file(hdu: bytes) -> bytes:
 
 class _Restored(_FromCapsule):
     """Gives the identical files back, verified against their recorded sha256."""
+
+    _same_files = True
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -533,6 +562,8 @@ class _Restored(_FromCapsule):
 
 class _Transcribed(_FromCapsule):
     """Moves the HDUs of a single file into a sharded set, or the other way round, unchanged."""
+
+    _same_files = False
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
