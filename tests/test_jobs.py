@@ -594,6 +594,29 @@ def test_an_unfinished_store_that_was_moved_keeps_its_journal(source, target):
         wustore.open_reader(target)
 
 
+@kinds("zarr")
+def test_little_is_left_when_the_store_appears(source, reference, target, monkeypatch):
+    """A process that is about to end should: the records of the images are gone by then, and nothing is done again."""
+    jobs.plan(source, target)
+    jobs.part(target, 0)
+
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("wustore.atomic.Staging.commit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            jobs.finish(target)
+    whole = partial_path(target)
+    assert sorted(entry.name for entry in (whole / JOURNAL).rglob("*") if entry.is_file()) == [
+        "capsule.bin", "job.json", "plan.json", "sealed"
+    ]  # fmt: skip
+    assert jobs.progress_of(target) == (12, 12)
+    monkeypatch.setattr("wustore.zarrio.structure.encode_shard", None)
+    wustore.convert(source, target, resume=True)
+    assert listing(target) == reference
+
+
 @kinds("zarr", "hdf5", "gzip", "sharded")
 def test_sigkill_at_the_end(source, reference, target, kind):
     check_every_step(source, reference, target, kind, [0, 1, 14])

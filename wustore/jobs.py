@@ -428,9 +428,7 @@ def parts_left(target: str) -> tuple[list[int], int]:
 
 def _recorded(target: str) -> tuple[Job, set[int]]:
     job, _ = _load(target)
-    images = f"{JOURNAL}images/"
-    names = {key.removeprefix(images) for key in _keys(target).list(images)}
-    return job, {i for i in range(job.n_images) if f"{i}.json" in names}
+    return job, Journal(_keys(target)).recorded(job.n_images)
 
 
 def discard(target: str) -> None:

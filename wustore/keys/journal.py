@@ -1,8 +1,8 @@
 """What a conversion has written so far: one small document per image, so that it can be resumed or shared.
 
 Below ``.wustore-journal/`` of an unfinished store: ``plan.json`` says what is being written, and
-``images/<i>.json`` is written when image i is whole, with size and CRC-32C of each of its shards. The
-journal is dropped when the store is finished.
+``images/<i>.json`` is written when image i is whole, with size and CRC-32C of each of its shards. ``sealed`` takes
+their place when the store has only to appear. The journal is dropped when the store is finished.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from wustore.keys.containers import Keys
 __all__ = ["JOURNAL", "Entry", "Journal"]
 
 JOURNAL = ".wustore-journal/"
+_IMAGES = f"{JOURNAL}images/"
 _WRITE_AGAIN = "Run the conversion again with --resume, or the image's part: it is written again."
 
 
@@ -78,7 +79,7 @@ class Journal:
 
     def capsule_key(self, i: int) -> str:
         """Return the key that holds the FITS leftovers of image ``i`` until the end."""
-        return f"{JOURNAL}images/{i}.capsule"
+        return f"{_IMAGES}{i}.capsule"
 
     def record(self, i: int, entry: Entry) -> None:
         """Record that image ``i`` is whole."""
@@ -87,14 +88,14 @@ class Journal:
             "written": {key: list(value) for key, value in entry.written.items()},
             "checksums": list(entry.checksums),
         }
-        self._keys.set(f"{JOURNAL}images/{i}.json", json.dumps(document).encode())
+        self._keys.set(f"{_IMAGES}{i}.json", json.dumps(document).encode())
 
     def entry(self, i: int) -> Entry | None:
         """Return what was recorded of image ``i``; None where nothing (whole) was, or it was for another plan.
 
         A process that still works for a conversion that is finished, or removed, may write when the next one has begun.
         """
-        text = self._keys.get(f"{JOURNAL}images/{i}.json")
+        text = self._keys.get(f"{_IMAGES}{i}.json")
         if text is None:
             return None
         try:
@@ -105,6 +106,13 @@ class Journal:
             return Entry(written, tuple(map(int, document["checksums"])))
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
+
+    def recorded(self, n_images: int) -> set[int]:
+        """Return the images that something is recorded of; all where nothing but the store's appearance is missing."""
+        if self.is_sealed():
+            return set(range(n_images))
+        names = {key.removeprefix(_IMAGES) for key in self._keys.list(_IMAGES)}
+        return {i for i in range(n_images) if f"{i}.json" in names}
 
     def is_whole(self, i: int) -> bool:
         """Return whether image ``i`` was recorded and all its bytes are still what was written."""
@@ -163,6 +171,18 @@ class Journal:
                         cure=_WRITE_AGAIN,
                     )
         return whole
+
+    def seal(self) -> None:
+        """Note that the store is whole and durable, and forget the images: it has only to appear.
+
+        Afterwards little is left to remove: a store that has appeared should be finished, and its process with it.
+        """
+        self._keys.set(f"{JOURNAL}sealed", b"")
+        self._keys.delete_below(_IMAGES)
+
+    def is_sealed(self) -> bool:
+        """Return whether nothing but the store's appearance is missing."""
+        return self._keys.size(f"{JOURNAL}sealed") is not None
 
     def drop(self) -> None:
         """Remove the journal."""

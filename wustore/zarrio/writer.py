@@ -97,7 +97,9 @@ class DirectoryTarget(Target):
         staging = self.staging
         self._directory.settle()
         self._directory.sweep()
-        if not staging.keep:
+        if staging.keep:
+            journal.seal()
+        else:
             journal.drop()
         staging.commit()
         if staging.keep:
@@ -190,7 +192,7 @@ class ZarrWriter(ResumableWriter):
 
     def is_written(self, i: int) -> bool:
         """Return whether image ``i`` is there and whole: its bytes are read and compared with their checksums."""
-        return self._journal.is_whole(i)
+        return self._journal.is_sealed() or self._journal.is_whole(i)
 
     def write(self, i: int, image: Image) -> None:
         """Write an image; the same image written twice, by whomever, gives the same bytes."""
@@ -210,6 +212,11 @@ class ZarrWriter(ResumableWriter):
 
     def commit(self) -> None:
         """Write the metadata, and let the store appear."""
+        if not self._journal.is_sealed():
+            self._write_metadata()
+        self._target.publish(self._journal)
+
+    def _write_metadata(self) -> None:
         entries = self._journal.inventory(self._meta.n_images)
         rows = np.array([entry.checksums for entry in entries], dtype=np.uint32)
         structure = self._structure
@@ -226,7 +233,6 @@ class ZarrWriter(ResumableWriter):
             self._keys.set(f"{name}/zarr.json", to_json(node))
         # Last of all: without it nothing here opens as a store.
         self._keys.set("zarr.json", to_json(structure.root(self._document, nodes)))
-        self._target.publish(self._journal)
 
     def _write_capsule(self, capsule: Capsule, entries: Sequence[Entry], nodes: dict[str, Any]) -> ArraySpec:
         keys = [self._journal.capsule_key(i) for i in range(len(entries))]
