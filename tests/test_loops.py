@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from wustore.errors import CorruptError
 from wustore.fits import compiling, quantize, rice
+from wustore.fits.tiles import decode_plane, encode_plane
 
 loops: Any = compiling._import()
 pytestmark = pytest.mark.skipif(loops is None, reason="there is no numba for this Python")
@@ -182,6 +183,16 @@ def test_small_work_is_left_to_cfitsio(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compiling.loops(1000) is None
     assert compiling.loops(compiling._WORTHWHILE) is loops
     assert compiling.loops(1) is loops
+
+
+def test_pixels_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever way they are coded, and though the loops are asked for first."""
+    state = compiling._State()
+    monkeypatch.setattr(compiling, "_state", state)
+    encoded = encode_plane(floats((4, 1000), 1, "f4"))
+    assert state.coded == 4000
+    decode_plane(encoded.layout, encoded.data)
+    assert state.coded == 8000
 
 
 @pytest.mark.parametrize("missing", ["numba", "llvmlite"])

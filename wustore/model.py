@@ -255,6 +255,19 @@ class Meta:
         """The number of constituent images."""
         return self.constituents.n_rows
 
+    def mismatch(self, i: int, image: Image) -> tuple[str, Any, Any] | None:
+        """Return (layer, expected, found) of the first plane of ``image`` that is not what is said here of image ``i``.
+
+        What is expected and found is (shape, dtype), or None for no plane.
+        """
+        for layer in LAYERS:
+            plane, dtype = image.layer(layer), self.dtypes[layer][i]
+            expected = None if dtype is None else (self.shape_of(layer, i), dtype)
+            found = None if plane is None else (plane.shape, plane.dtype)
+            if expected != found:
+                return layer, expected, found
+        return None
+
     def has_layer(self, layer: str) -> bool:
         """Return whether any image has this layer."""
         return any(dtype is not None for dtype in self.dtypes[layer])

@@ -120,17 +120,14 @@ def copy_images(
 
 def _checked(image: Image, reader: Reader, i: int) -> Image:
     """Return ``image`` after making sure that it is what the metadata says: writers rely on it."""
-    for layer in LAYERS:
-        plane = image.layer(layer)
-        dtype = reader.meta.dtypes[layer][i]
-        expected = None if dtype is None else (reader.meta.shape_of(layer, i), dtype)
-        found = None if plane is None else (plane.shape, plane.dtype)
-        if expected != found:
-            raise CorruptError(
-                "an image does not have the shape and dtype that the metadata says",
-                path=reader.path,
-                where=f"image {i}, {layer}",
-                expected=expected,
-                found=found,
-            )
+    wrong = reader.meta.mismatch(i, image)
+    if wrong is not None:
+        layer, expected, found = wrong
+        raise CorruptError(
+            "an image does not have the shape and dtype that the metadata says",
+            path=reader.path,
+            where=f"image {i}, {layer}",
+            expected=expected,
+            found=found,
+        )
     return image

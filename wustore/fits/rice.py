@@ -161,6 +161,11 @@ def decode_rows(tiles: Tiles, rows: Sequence[NDArray[np.integer]] | NDArray[np.i
             raise tiles.too_short(k, row.size, error) from error
 
 
+def _finite(scale: NDArray[np.float64], zero: NDArray[np.float64]) -> bool:
+    # Which NaN others make depends on the order of the operands: see `wustore.fits.quantize`.
+    return bool(np.isfinite(scale).all() and np.isfinite(zero).all())
+
+
 def decode_floats(
     tiles: Tiles,
     scale: NDArray[np.float64],
@@ -186,8 +191,7 @@ def decode_floats(
     CorruptError
         A tile ends before its last pixel.
     """
-    # Which NaN an infinite scale makes depends on the order of the operands: see `wustore.fits.quantize`.
-    if not (np.isfinite(scale).all() and np.isfinite(zero).all()) or (loops := compiling.loops(out.size)) is None:
+    if not _finite(scale, zero) or (loops := compiling.loops()) is None:
         return False
     padded = tiles.padded(loops.PADDING)
     if padded is None:
@@ -259,7 +263,7 @@ def encode_floats(values: NDArray[np.floating[Any]], step: float, block_size: in
         Pixels per coding block.
     """
     # cfitsio does not quantise tiles of one pixel.
-    if values.shape[1] < 2 or not step > 0 or (loops := compiling.loops(values.size)) is None:
+    if values.shape[1] < 2 or not step > 0 or (loops := compiling.loops()) is None:
         return None
     out, sizes = _output(values, room_for(values.shape[1], 4, block_size))
     zero = np.empty(len(values))
@@ -283,7 +287,7 @@ def encode_floats_again(
     scale, zero, blank
         As for `decode_floats`.
     """
-    if not (np.isfinite(scale).all() and np.isfinite(zero).all()) or (loops := compiling.loops(values.size)) is None:
+    if not _finite(scale, zero) or (loops := compiling.loops()) is None:
         return None
     out, sizes = _output(values, room_for(values.shape[1], 4, block_size))
     blank = BLANK if blank is None else blank

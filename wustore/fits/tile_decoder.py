@@ -254,15 +254,18 @@ class Decoder:
         """Return the seed of each tile."""
         return numbers + self.layout.dither_seed
 
-    def _dequantise(self, numbers: NDArray[np.int64], integers: Array, out: Array) -> None:
+    def _factors(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return ZSCALE and ZZERO of these tiles."""
         assert self.scale is not None
         assert self.zero is not None
+        return self.scale[numbers].astype(np.float64), self.zero[numbers].astype(np.float64)
+
+    def _dequantise(self, numbers: NDArray[np.int64], integers: Array, out: Array) -> None:
         if self._work is None or self._work.shape[1] != out.shape[1] or len(self._work) < len(out):
             self._work = np.empty(out.shape)
         quantize.dequantise(
             integers,
-            self.scale[numbers].astype(np.float64),
-            self.zero[numbers].astype(np.float64),
+            *self._factors(numbers),
             out,
             blank=self.blanks(numbers),
             dither=self.layout.dither,
@@ -287,19 +290,14 @@ class Decoder:
 
     def _rice_floats(self, numbers: NDArray[np.int64], out: Array) -> bool:
         """Decode Rice-coded floats in one go, where that can be done; return whether."""
-        layout = self.layout
-        quantised = layout.quantised and layout.bitpix < 0 and layout.dither == NO_DITHER
-        if not quantised or layout.compression != "RICE_1" or int(layout.parameter("BYTEPIX", 4)) != 4:
+        if not self.layout.in_rice_loops:
             return False
         blank = self.blanks(numbers)
         spans = self.table.spans("COMPRESSED_DATA", numbers)
         assert spans is not None
         if isinstance(blank, np.ndarray) or (spans[0] == spans[1]).any():
             return False
-        assert self.scale is not None
-        assert self.zero is not None
-        scale, zero = (column[numbers].astype(np.float64) for column in (self.scale, self.zero))
-        return rice.decode_floats(self._rice_tiles(numbers, *spans, out.shape[1]), scale, zero, blank, out)
+        return rice.decode_floats(self._rice_tiles(numbers, *spans, out.shape[1]), *self._factors(numbers), blank, out)
 
     def _values(self, batch: _Batch, out: Array) -> None:
         """Write the pixels of a batch to `out`, of shape (tile, pixel) and the stored type."""

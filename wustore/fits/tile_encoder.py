@@ -176,8 +176,7 @@ def _encoded(layout: TileLayout, main: bytes, heap: bytes, *, has_blank: bool) -
 
 def _rows_of_floats(layout: TileLayout, raw: Array) -> Array | None:
     """Return the pixels as (tile, pixel) where they are floats for Rice, without dithering, in tiles of one shape."""
-    usual = layout.compression == "RICE_1" and layout.quantised and layout.bitpix < 0 and layout.dither == NO_DITHER
-    if not usual or int(layout.parameter("BYTEPIX", 4)) != 4 or not raw.size:
+    if not layout.in_rice_loops or not raw.size:
         return None
     shape, numbers = next(batches(layout, window_of(layout), limit=raw.size))
     if len(numbers) != layout.n_tiles or not follow(layout, numbers, math.prod(shape)):

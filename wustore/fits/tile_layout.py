@@ -255,6 +255,12 @@ class TileLayout:
         return self.column("ZSCALE") is not None
 
     @property
+    def in_rice_loops(self) -> bool:
+        """Whether `wustore.fits.loops` knows it: floats quantised without dithering, Rice-coded as 4-byte integers."""
+        quantised = self.quantised and self.bitpix < 0 and self.dither == NO_DITHER
+        return quantised and self.compression == "RICE_1" and int(self.parameter("BYTEPIX", 4)) == 4
+
+    @property
     def stored_dtype(self) -> np.dtype[Any]:
         """The pixel type of ZBITPIX, before BZERO and BSCALE."""
         return np.dtype(_PIXEL_TYPES[self.bitpix])

@@ -177,18 +177,16 @@ class Encoder(protocol.Encoder):
             raise UsageError("no such image", path=self.path, expected=f"0 … {self.meta.n_images - 1}", found=i)
 
     def _check(self, i: int, image: Image) -> None:
-        for name in LAYERS:
-            plane, dtype = image.layer(name), self.meta.dtypes[name][i]
-            expected = None if dtype is None else (self.meta.shape_of(name, i), dtype)
-            found = None if plane is None else (plane.shape, plane.dtype)
-            if expected != found:
-                raise FormatError(
-                    "an image does not have the shape and dtype that the metadata says",
-                    path=self.path,
-                    where=f"image {i}, {name}",
-                    expected=expected,
-                    found=found,
-                )
+        wrong = self.meta.mismatch(i, image)
+        if wrong is not None:
+            layer, expected, found = wrong
+            raise FormatError(
+                "an image does not have the shape and dtype that the metadata says",
+                path=self.path,
+                where=f"image {i}, {layer}",
+                expected=expected,
+                found=found,
+            )
 
     def encode(self, i: int, image: Image) -> bytes:
         """Encode image ``i`` into one piece of bytes; see `wustore.protocol.Encoder.encode`."""
