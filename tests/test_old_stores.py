@@ -12,8 +12,8 @@ from types import ModuleType
 import pytest
 
 import wustore
-from wustore.diff import differences
-from wustore.verify import problems
+from wustore.ops.diff import differences
+from wustore.ops.verify import problems
 
 DATA = Path(__file__).parent / "data" / "stores"
 STORES = sorted(str(path.relative_to(DATA)) for path in DATA.glob("*/*.zip"))
@@ -37,7 +37,7 @@ def unpacked(name: str, directory: Path) -> Path:
 
 
 def test_this_version_is_among_them() -> None:
-    from wustore.layout import VERSION
+    from wustore.format.document import VERSION
 
     assert VERSION in VERSIONS, "write stores of a new version with tests/data/stores/make.py"
 

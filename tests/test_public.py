@@ -31,7 +31,7 @@ def test_import_loads_nothing():
     before, after = set(modules_after("")), set(modules_after("import wustore"))
     added = {name for name in after - before if not name.startswith("wustore")}
     assert not {name.partition(".")[0] for name in added} & HEAVY
-    assert {name for name in after if name.startswith("wustore")} == {"wustore"}
+    assert {name for name in after if name.startswith("wustore")} == {"wustore", "wustore._version"}
 
 
 @pytest.mark.parametrize("name", ["open", "convert", "WuStoreError", "CorruptError"])
@@ -119,7 +119,7 @@ def test_every_leaf_is_a_builtin():
 @pytest.mark.parametrize("name", errors.__all__)
 def test_message_says_everything(name):
     error = getattr(errors, name)(
-        "it broke", path="a.zarr", where="chunk 3", expected=5, found=0, cure="Fetch it again."
+        "it broke", path="a.zarr", where="chunk 3", expected=5, found=0, hint="Fetch it again."
     )
     assert str(error) == "it broke [a.zarr, chunk 3]; expected 5; found 0. Fetch it again."
     assert (error.path, error.where, error.expected, error.found) == ("a.zarr", "chunk 3", 5, 0)
@@ -129,7 +129,7 @@ def test_message_says_everything(name):
 def test_errors_cross_processes(name):
     import pickle
 
-    error = getattr(errors, name)("it broke", path="a.zarr", where="chunk 3", expected=5, found=0, cure="Cure.")
+    error = getattr(errors, name)("it broke", path="a.zarr", where="chunk 3", expected=5, found=0, hint="Cure.")
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error)
     assert str(again) == str(error)

@@ -21,8 +21,9 @@ from astropy.wcs import WCS, Sip
 
 import wustore
 from wustore.backends.memory import MemoryReader
-from wustore.configuration import SearchConfiguration
-from wustore.edge import meta_of, reader_of, work_unit_from
+from wustore.compat.configuration import SearchConfiguration
+from wustore.compat.image_stack import ImageStack
+from wustore.compat.wcs import wcs_fits_equal
 from wustore.errors import (
     CorruptError,
     FormatError,
@@ -31,10 +32,10 @@ from wustore.errors import (
     StoreNotFoundError,
     UsageError,
 )
-from wustore.images import ImageStack
+from wustore.format.wcs import wcs_to_text
 from wustore.kbmod import from_kbmod, to_kbmod
-from wustore.model import LAYERS, Column, ConstituentTable, Image, Meta
-from wustore.wcs import wcs_fits_equal, wcs_to_text
+from wustore.model.meta import LAYERS, Column, ConstituentTable, Image, Meta
+from wustore.store_view import meta_of, reader_of, work_unit_from
 from wustore.work_unit import (
     WorkUnit,
     add_image_data_to_hdul,

@@ -10,19 +10,18 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
+from chunked import Chunked
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_boxes import Chunked
 
-from wustore.api import open_reader
+from wustore.backends.layer import Layer
 from wustore.backends.memory import MemoryReader
+from wustore.backends.registry import backend_for_writing, open_reader
 from wustore.errors import StoreNotFoundError
-from wustore.layer import Layer
-from wustore.model import LAYERS
-from wustore.registry import backend_for_writing
+from wustore.model.meta import LAYERS
+from wustore.ops.copy import copy
 from wustore.testing import WCS_TEXT, sample
-from wustore.transfer import copy
-from wustore.xarray_backend import WuStoreEntrypoint, mjd_to_datetime, to_xarray
+from wustore.xarray import WuStoreEntrypoint, mjd_to_datetime, to_xarray
 
 ENGINE = WuStoreEntrypoint
 
@@ -78,7 +77,7 @@ def test_each_image_has_its_own_wcs():
 
 
 def select_rich():
-    from wustore.cutout import select
+    from wustore.stamps.view import select
 
     meta = sample("rich").meta
     return select(with_meta(sample("rich"), wcs=None, links=((0,), (2,), (5, 3), ()), times=meta.times), images=[0, 1])
@@ -206,7 +205,7 @@ def test_the_engine_is_registered():
     points = {point.name: point.value for point in importlib.metadata.entry_points(group="xarray.backends")}
     if "wustore" not in points:
         pytest.skip("the installed metadata is older than the entry point: install again")
-    assert points["wustore"] == "wustore.xarray_backend:WuStoreEntrypoint"
+    assert points["wustore"] == "wustore.xarray:WuStoreEntrypoint"
     assert "wustore" in xr.backends.list_engines()
 
 

@@ -13,9 +13,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wustore.api import open, open_reader, save  # noqa: A004
-    from wustore.configuration import SearchConfiguration
-    from wustore.conversion import convert
+    from wustore.api import diff, open, save, verify  # noqa: A004
+    from wustore.backends.layer import Layer
+    from wustore.backends.registry import open_reader
+    from wustore.compat.configuration import SearchConfiguration
+    from wustore.compat.image_stack import ImageStack, LayeredImage
     from wustore.errors import (
         BackendError,
         CorruptError,
@@ -30,21 +32,40 @@ if TYPE_CHECKING:
         VersionError,
         WuStoreError,
     )
-    from wustore.images import ImageStack, LayeredImage
-    from wustore.layer import Layer
+    from wustore.model.compare import Difference
+    from wustore.ops.convert import convert
+    from wustore.ops.edit import append, drop, repack
+    from wustore.ops.jobs import Job, finish, part, plan
+    from wustore.ops.verify import Problem
+    from wustore.stamps.extract import Coadds, Stamps
+    from wustore.stamps.trajectories import Trajectories
     from wustore.work_unit import WorkUnit
 
-__version__ = "0.1.0"
+from wustore._version import __version__ as __version__
 
 _HOMES = {
-    "convert": "conversion",
+    "append": "ops.edit",
+    "repack": "ops.edit",
+    "drop": "ops.edit",
+    "plan": "ops.jobs",
+    "part": "ops.jobs",
+    "finish": "ops.jobs",
+    "Job": "ops.jobs",
+    "verify": "api",
+    "diff": "api",
+    "Problem": "ops.verify",
+    "Difference": "model.compare",
+    "Stamps": "stamps.extract",
+    "Coadds": "stamps.extract",
+    "Trajectories": "stamps.trajectories",
+    "convert": "ops.convert",
     "open": "api",
-    "open_reader": "api",
+    "open_reader": "backends.registry",
     "save": "api",
-    "SearchConfiguration": "configuration",
-    "ImageStack": "images",
-    "LayeredImage": "images",
-    "Layer": "layer",
+    "SearchConfiguration": "compat.configuration",
+    "ImageStack": "compat.image_stack",
+    "LayeredImage": "compat.image_stack",
+    "Layer": "backends.layer",
     "WorkUnit": "work_unit",
     "BackendError": "errors",
     "CorruptError": "errors",
@@ -65,11 +86,25 @@ __all__ = [  # noqa: RUF022 - in the order a reader looks for them
     "save",
     "convert",
     "open_reader",
+    "verify",
+    "diff",
+    "append",
+    "repack",
+    "drop",
+    "plan",
+    "part",
+    "finish",
     "WorkUnit",
     "ImageStack",
     "LayeredImage",
     "SearchConfiguration",
     "Layer",
+    "Stamps",
+    "Coadds",
+    "Trajectories",
+    "Job",
+    "Problem",
+    "Difference",
     "BackendError",
     "CorruptError",
     "FidelityError",

@@ -1,50 +1,20 @@
-"""Open and save: two of the three functions most users need; `wustore.conversion` has the third."""
+"""Functions most users need: open, save, verify, diff. The others are in `wustore.ops`."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from wustore.protocol import Reader
-from wustore.registry import backend_for_writing, opened
-from wustore.transfer import Progress, copy
+from wustore.backends.base import Progress
+from wustore.backends.registry import open_reader
+from wustore.model.compare import Difference
+from wustore.ops.copy import write
+from wustore.storage.stores import address_of
 
 if TYPE_CHECKING:
+    from wustore.ops.verify import Problem
     from wustore.work_unit import WorkUnit
 
-__all__ = ["address_of", "open", "open_reader", "save", "write"]
-
-
-def address_of(path: Any) -> Any:
-    """Return a path as text; names in memory, URLs and zarr Store objects as they are."""
-    return os.fspath(path) if isinstance(path, str | os.PathLike) else path
-
-
-def open_reader(path: Any, *, format: str | None = None, **options: Any) -> Reader:  # noqa: A002
-    """Open a store of any format as the `wustore.protocol.Reader` that its backend gives.
-
-    Parameters
-    ----------
-    path
-        A file, directory, URL, ``ram:`` name or zarr Store object; the primary file of a sharded set.
-    format
-        Format name, where the content must not decide.
-    options
-        Of the backend (``workers``); an unknown one is refused.
-
-    Returns
-    -------
-    Reader
-        To be closed, or used in a ``with`` statement. No pixel has been read.
-
-    Raises
-    ------
-    StoreNotFoundError, UnknownFormatError, FormatError, VersionError, IncompleteError, CorruptError, UsageError
-    MissingDependencyError
-        Where the store, or a URL, needs an extra that is not installed.
-    """
-    return opened(address_of(path), format, **options)
+__all__ = ["diff", "open", "save", "verify"]
 
 
 def open(path: Any, *, format: str | None = None, lazy: bool = True, **options: Any) -> WorkUnit:  # noqa: A001, A002
@@ -72,7 +42,7 @@ def open(path: Any, *, format: str | None = None, lazy: bool = True, **options: 
     MissingDependencyError
         Where the store, or a URL, needs an extra that is not installed.
     """
-    from wustore.edge import work_unit_from
+    from wustore.store_view import work_unit_from
 
     return work_unit_from(open_reader(path, format=format, **options), lazy=lazy)
 
@@ -121,7 +91,7 @@ def save(
     OuterChangedWarning
         Where it is that one, but was in a .gz, .bz2 or .zip file that does not come back with the same bytes.
     """
-    from wustore.edge import reader_of
+    from wustore.store_view import reader_of
 
     address = address_of(path)
     reader = reader_of(work_unit)
@@ -130,46 +100,82 @@ def save(
     )
 
 
-def write(
-    reader: Reader,
-    target: Any,
-    format_name: str | None,
+def verify(
+    path: Any,
     *,
-    overwrite: bool,
-    capsule: bool,
-    workers: int | None,
-    progress: Progress | None,
-    options: dict[str, Any],
-    check: Callable[[], None] | None = None,
-) -> None:
-    """Write what ``reader`` reads to a new store: what `save` and `wustore.convert` have in common.
+    format: str | None = None,  # noqa: A002
+    fits: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> list[Problem]:
+    """Read all of a store and return what is wrong with it.
 
     Parameters
     ----------
-    reader
-        The source, open.
-    target
-        Where to write.
-    format_name
-        Format name, or None where the target's ending says it.
-    overwrite
-        Whether an existing store may be replaced.
-    capsule
-        Keep what gives back the identical FITS files.
+    path
+        As in `open`.
+    format
+        Format name, where the content must not decide.
+    fits
+        Also write the FITS files that the store was made from to a temporary directory, and compare their sha256
+        with the recorded one.
     workers
-        Images at a time; the number of processors where None.
+        Images at a time; the number of processors by default.
     progress
         Called with (images done, images in all).
-    options
-        Of the target's backend.
-    check
-        Called before the commit; what it raises aborts the writer.
+
+    Returns
+    -------
+    list of Problem
+        Empty if nothing is wrong.
 
     Raises
     ------
-    StoreExistsError, UnknownFormatError, UsageError, CorruptError, FidelityError, OSError
+    StoreNotFoundError, UnknownFormatError, FormatError, VersionError, IncompleteError, CorruptError
+        If the store cannot be opened.
+
+    Examples
+    --------
+    >>> import wustore
+    >>> for problem in wustore.verify("night.zarr"):  # doctest: +SKIP
+    ...     print(problem)
     """
-    backend = backend_for_writing(target, format_name)
-    leftovers = reader.capsule() if capsule else None
-    writer = backend.create(target, reader.meta, capsule=leftovers, overwrite=overwrite, workers=workers, **options)
-    copy(reader, writer, capsule=leftovers is not None, workers=workers, progress=progress, check=check)
+    from wustore.ops.verify import fits_problems, problems
+
+    with open_reader(path, format=format) as reader:
+        found = list(problems(reader, workers=workers, progress=progress))
+        if fits and not found:
+            found = list(fits_problems(reader, workers=workers, progress=progress))
+    return found
+
+
+def diff(left: Any, right: Any, *, workers: int | None = None) -> list[Difference]:
+    """Compare two stores of any formats bit for bit and return the places that differ.
+
+    Parameters
+    ----------
+    left, right
+        As ``path`` of `open`.
+    workers
+        Images at a time; the number of processors by default.
+
+    Returns
+    -------
+    list of Difference
+        Empty if every value, type and pixel is the same.
+
+    Raises
+    ------
+    StoreNotFoundError, UnknownFormatError, FormatError, VersionError, IncompleteError, CorruptError
+        If one of them cannot be opened or read.
+
+    Examples
+    --------
+    >>> import wustore
+    >>> wustore.diff("night.fits", "night.zarr")  # doctest: +SKIP
+    []
+    """
+    from wustore.ops.diff import differences
+
+    with open_reader(left) as a, open_reader(right) as b:
+        return list(differences(a, b, workers=workers))

@@ -2,7 +2,7 @@
 
 ::
 
-    WuStoreError                 path, where; message = what, where, expected, found, cure
+    WuStoreError                 path, where; message = what, where, expected, found, hint
      |- FormatError              (ValueError) the data does not follow the format
      |   |- VersionError         written by a newer wustore than this one can read
      |   |- IncompleteError      a conversion that has not finished
@@ -53,7 +53,7 @@ class WuStoreError(Exception):
         The place inside it: an HDU, array, chunk, header card, row.
     expected, found
         What should have been there, and what was.
-    cure
+    hint
         What the reader of the message can do about it.
     """
 
@@ -65,7 +65,7 @@ class WuStoreError(Exception):
         where: str | None = None,
         expected: object = None,
         found: object = None,
-        cure: str | None = None,
+        hint: str | None = None,
     ) -> None:
         super().__init__(what)
         self.what = what
@@ -73,7 +73,7 @@ class WuStoreError(Exception):
         self.where = where
         self.expected = expected
         self.found = found
-        self.cure = cure
+        self.hint = hint
 
     def __str__(self) -> str:
         text = self.what
@@ -84,14 +84,14 @@ class WuStoreError(Exception):
             text += f"; expected {self.expected}"
         if self.found is not None:
             text += f"; found {self.found}"
-        if self.cure:
-            text += f". {self.cure}"
+        if self.hint:
+            text += f". {self.hint}"
         return text
 
     def __reduce__(self) -> tuple[Any, ...]:
         # OSError and ImportError subclasses would otherwise be rebuilt from `args` alone, and an error
         # raised in a worker process would lose its place.
-        return _rebuild, (type(self), self.what, self.path, self.where, self.expected, self.found, self.cure)
+        return _rebuild, (type(self), self.what, self.path, self.where, self.expected, self.found, self.hint)
 
 
 def _rebuild(
@@ -101,9 +101,9 @@ def _rebuild(
     where: str | None,
     expected: object,
     found: object,
-    cure: str | None,
+    hint: str | None,
 ) -> WuStoreError:
-    return kind(what, path=path, where=where, expected=expected, found=found, cure=cure)
+    return kind(what, path=path, where=where, expected=expected, found=found, hint=hint)
 
 
 class FormatError(WuStoreError, ValueError):

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from wustore.compat.image_stack import ImageStack
 from wustore.errors import MissingDependencyError
-from wustore.images import ImageStack
 from wustore.work_unit import WorkUnit
 
 __all__ = ["from_kbmod", "to_kbmod"]
@@ -70,7 +70,7 @@ def to_kbmod(work_unit: WorkUnit) -> Any:
         from kbmod.work_unit import WorkUnit as KbmodWorkUnit
     except ImportError as error:
         raise MissingDependencyError(
-            "KBMOD is not installed", cure="See https://github.com/dirac-institute/kbmod on how to build it."
+            "KBMOD is not installed", hint="See https://github.com/dirac-institute/kbmod on how to build it."
         ) from error
     stack: ImageStack = work_unit.im_stack.copy() if work_unit.im_stack.lazy else work_unit.im_stack
     configuration = KbmodConfiguration()

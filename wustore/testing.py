@@ -25,8 +25,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from wustore.backends.base import Backend, Index, Reader
 from wustore.backends.memory import MemoryReader, padded_box
-from wustore.diff import differences, same_bits
 from wustore.errors import (
     FormatError,
     IncompleteError,
@@ -35,9 +35,10 @@ from wustore.errors import (
     UsageError,
     WuStoreError,
 )
-from wustore.model import LAYERS, Capsule, Column, ConstituentTable, Image, Meta, Observatory
-from wustore.protocol import Backend, Index, Reader
-from wustore.transfer import copy
+from wustore.model.compare import same_bits
+from wustore.model.meta import LAYERS, Capsule, Column, ConstituentTable, Image, Meta, Observatory
+from wustore.ops.copy import copy
+from wustore.ops.diff import differences
 
 __all__ = ["SAMPLES", "BackendConformance", "assert_same", "sample"]
 
@@ -397,7 +398,7 @@ class BackendConformance:
         with pytest.raises(StoreExistsError) as caught:
             self.backend.create(path, new.meta, **self.options)
         assert caught.value.path is not None
-        assert caught.value.cure
+        assert caught.value.hint
         writer = self.backend.create(path, new.meta, overwrite=True, **self.options)
         writer.write(0, new.image(0))
         with self.backend.open(path) as reader:
@@ -474,7 +475,7 @@ class BackendConformance:
 
     def test_checksums(self, path: str) -> None:
         """Where checksums are stored they are those of the planes."""
-        from wustore.layout import plane_checksum
+        from wustore.format.planes import plane_checksum
 
         source = sample("missing")
         with self.make(path, source) as reader:

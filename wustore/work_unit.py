@@ -23,23 +23,19 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from wustore import edge
-from wustore.configuration import SearchConfiguration
+from wustore import store_view
+from wustore.backends.base import Reader
+from wustore.backends.registry import backend_named, opened
+from wustore.compat.configuration import SearchConfiguration
+from wustore.compat.hdus import add_image_data_to_hdul, load_layered_image_from_shard, read_image_data_from_hdul
+from wustore.compat.image_stack import ImageStack, match_times
+from wustore.compat.observatory import default_observatory, location_of, observatory_of
+from wustore.compat.reprojection import image_positions_to_original_icrs, offline
+from wustore.compat.table import create_image_metadata, hdu_to_image_metadata_table, image_metadata_table_to_hdu
+from wustore.compat.wcs import append_wcs_to_hdu_header, calc_ecliptic_angle, sky_to_pixel
 from wustore.errors import FormatError, StoreExistsError, UsageError
-from wustore.image_hdus import add_image_data_to_hdul, load_layered_image_from_shard, read_image_data_from_hdul
-from wustore.images import ImageStack, match_times
-from wustore.metadata import create_image_metadata, hdu_to_image_metadata_table, image_metadata_table_to_hdu
-from wustore.observatory import default_observatory, location_of, observatory_of
-from wustore.parallax import image_positions_to_original_icrs, offline
-from wustore.protocol import Reader
-from wustore.registry import backend_named, opened
-from wustore.transfer import copy as copy_store
-from wustore.wcs import (
-    append_wcs_to_hdu_header,
-    calc_ecliptic_angle,
-    sky_to_pixel,
-    text_to_wcs,
-)
+from wustore.format.wcs import text_to_wcs
+from wustore.ops.copy import copy as copy_store
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -48,9 +44,9 @@ if TYPE_CHECKING:
     from astropy.table import Table
     from astropy.wcs import WCS
 
-    from wustore.layer import Layer
-    from wustore.model import Meta
-    from wustore.stamps import Coadds, Stamps
+    from wustore.backends.layer import Layer
+    from wustore.model.meta import Meta
+    from wustore.stamps.extract import Coadds, Stamps
 
 __all__ = [
     "WorkUnit",
@@ -191,7 +187,7 @@ class WorkUnit:
         self.barycentric_distance = meta.barycentric_distance
         self._set_observatory(None if meta.observatory is None else location_of(meta.observatory, path=reader.path))
         self._stored_observatory = self._observatory
-        self.per_image_indices = edge.links_of(meta)
+        self.per_image_indices = store_view.links_of(meta)
         if meta.links is None or self.reprojected:  # `Meta` has checked the links it holds
             self._check()
         return self
@@ -275,7 +271,7 @@ class WorkUnit:
         """Table with a row per constituent image; decoded from the store at first use."""
         if self._table is None:
             assert self._stored is not None
-            self._table = edge.table_of(self._stored)
+            self._table = store_view.table_of(self._stored)
         return self._table
 
     @org_img_meta.setter
@@ -324,9 +320,9 @@ class WorkUnit:
         FormatError
             Where no image has this layer.
         """
-        from wustore.layer import Layer as LazyLayer
+        from wustore.backends.layer import Layer as LazyLayer
 
-        return LazyLayer(edge.reader_of(self), name)
+        return LazyLayer(store_view.reader_of(self), name)
 
     # -- constituents and WCS --
 
@@ -460,7 +456,7 @@ class WorkUnit:
         Returns
         -------
         list
-            See `wustore.parallax.image_positions_to_original_icrs`.
+            See `wustore.compat.reprojection.image_positions_to_original_icrs`.
 
         Raises
         ------
@@ -646,10 +642,10 @@ class WorkUnit:
         times: tuple[float | None, float | None] | None = None,
         **options: Any,
     ) -> Stamps:
-        """Cut stamps around fixed positions out of every image; see `wustore.stamps.stamps`."""
-        from wustore.stamps import stamps
+        """Cut stamps around fixed positions out of every image; see `wustore.stamps.extract.stamps`."""
+        from wustore.stamps.extract import stamps
 
-        return stamps(edge.reader_of(self), x, y, radius, times, **options)
+        return stamps(store_view.reader_of(self), x, y, radius, times, **options)
 
     def trajectory_stamps(
         self,
@@ -658,10 +654,10 @@ class WorkUnit:
         times: tuple[float | None, float | None] | None = None,
         **options: Any,
     ) -> Stamps:
-        """Cut stamps along linear motions; see `wustore.stamps.trajectory_stamps`."""
-        from wustore.stamps import trajectory_stamps
+        """Cut stamps along linear motions; see `wustore.stamps.extract.trajectory_stamps`."""
+        from wustore.stamps.extract import trajectory_stamps
 
-        return trajectory_stamps(edge.reader_of(self), trajectories, radius, times, **options)
+        return trajectory_stamps(store_view.reader_of(self), trajectories, radius, times, **options)
 
     def trajectory_coadds(
         self,
@@ -671,10 +667,10 @@ class WorkUnit:
         times: tuple[float | None, float | None] | None = None,
         **options: Any,
     ) -> Coadds:
-        """Coadd stamps along linear motions; see `wustore.stamps.trajectory_coadds`."""
-        from wustore.stamps import trajectory_coadds
+        """Coadd stamps along linear motions; see `wustore.stamps.extract.trajectory_coadds`."""
+        from wustore.stamps.extract import trajectory_coadds
 
-        return trajectory_coadds(edge.reader_of(self), trajectories, radius, kind, times, **options)
+        return trajectory_coadds(store_view.reader_of(self), trajectories, radius, kind, times, **options)
 
     def cutout(
         self,
@@ -684,10 +680,10 @@ class WorkUnit:
         height: int | None = None,
         **options: Any,
     ) -> WorkUnit:
-        """Return a lazy WorkUnit of a window of all images; see `wustore.cutout.cutout`."""
-        from wustore.cutout import cutout
+        """Return a lazy WorkUnit of a window of all images; see `wustore.stamps.view.cutout`."""
+        from wustore.stamps.view import cutout
 
-        return edge.work_unit_from(cutout(edge.reader_of(self), x, y, width, height, **options))
+        return store_view.work_unit_from(cutout(store_view.reader_of(self), x, y, width, height, **options))
 
     def select(
         self,
@@ -695,16 +691,16 @@ class WorkUnit:
         images: Sequence[int] | NDArray[Any] | None = None,
         filters: Sequence[str] | None = None,
     ) -> WorkUnit:
-        """Return a lazy WorkUnit of some of the images; see `wustore.cutout.select`."""
-        from wustore.cutout import select
+        """Return a lazy WorkUnit of some of the images; see `wustore.stamps.view.select`."""
+        from wustore.stamps.view import select
 
-        return edge.work_unit_from(select(edge.reader_of(self), times, images, filters))
+        return store_view.work_unit_from(select(store_view.reader_of(self), times, images, filters))
 
     def to_xarray(self) -> xr.Dataset:
-        """Return the layers as a lazy dataset with named dimensions; see `wustore.xarray_backend.to_xarray`."""
-        from wustore.xarray_backend import to_xarray
+        """Return the layers as a lazy dataset with named dimensions; see `wustore.xarray.to_xarray`."""
+        from wustore.xarray import to_xarray
 
-        return to_xarray(edge.reader_of(self))
+        return to_xarray(store_view.reader_of(self))
 
     # -- FITS --
 
@@ -930,7 +926,7 @@ class WorkUnit:
         **options: Any,
     ) -> None:
         target = os.fspath(path) if isinstance(path, str | PathLike) else path
-        reader = edge.reader_of(self)
+        reader = store_view.reader_of(self)
         meta = reader.meta
         if kbmod:
             # KBMOD writes the place it assumes, and a configuration in any case.
@@ -998,10 +994,10 @@ def _fits_options(compression_type: str, quantize_level: float, *, lossless: boo
 def _load(format_name: str, path: Any, *, lazy: bool, show_progress: bool | None = None) -> WorkUnit:
     reader = opened(os.fspath(path) if isinstance(path, str | PathLike) else path, format_name)
     if lazy:
-        return edge.work_unit_from(reader)
+        return store_view.work_unit_from(reader)
     with reader:
         if not (hasattr(sys, "ps1") if show_progress is None else show_progress):
-            return edge.work_unit_from(reader, lazy=False)
+            return store_view.work_unit_from(reader, lazy=False)
         from tqdm import tqdm
 
         with tqdm(total=reader.meta.n_images, desc="Loading images") as bar:
@@ -1009,4 +1005,4 @@ def _load(format_name: str, path: Any, *, lazy: bool, show_progress: bool | None
             def progress(done: int, total: int) -> None:
                 bar.update(done - bar.n)
 
-            return edge.work_unit_from(reader, lazy=False, progress=progress)
+            return store_view.work_unit_from(reader, lazy=False, progress=progress)

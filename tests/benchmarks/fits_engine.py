@@ -7,9 +7,9 @@ from astropy.io import fits
 from common import N_IMAGES, SIDE, at_least, at_most, finish, folder, seconds, stack, work_unit
 
 import wustore
-from wustore.api import open_reader
-from wustore.bench import astropy_read, astropy_write
-from wustore.stamps import stamps
+from wustore.backends.registry import open_reader
+from wustore.cli._bench import astropy_read, astropy_write
+from wustore.stamps.extract import stamps
 
 PSF = np.ones((1, 1))
 

@@ -65,8 +65,8 @@ def main() -> None:
     from common import N_IMAGES, SIDE, folder, seconds, stack, work_unit
 
     import wustore
-    from wustore import remote
-    from wustore.workers import read_ahead
+    from wustore.storage import url as remote
+    from wustore.storage.threads import read_ahead
 
     print(f"{N_IMAGES} images of {SIDE} x {SIDE}, {DELAY * 1000:g} ms a request")
     with server(), folder() as place:

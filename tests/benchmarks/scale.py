@@ -15,7 +15,7 @@ import numpy as np
 from common import N_IMAGES, SIDE, at_least, at_most, finish, folder, size, stack, work_unit
 
 import wustore
-from wustore.jobs import plan, run
+from wustore.ops.jobs import plan, run
 
 PEAK = """
 import sys, wustore

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wustore.backends.hdf5 import Hdf5Backend
+from wustore.backends.hdf5.backend import Hdf5Backend
 from wustore.backends.memory import padded_box
+from wustore.ops.copy import copy
 from wustore.testing import sample, with_capsule
-from wustore.transfer import copy
 
 KINDS = ["rich", "ragged", "missing", "bare", "dtypes", "flags", "empty"]
 
@@ -83,7 +83,7 @@ def empty_table():
     from dataclasses import replace
 
     from wustore.backends.memory import MemoryReader
-    from wustore.model import Column, ConstituentTable
+    from wustore.model.meta import Column, ConstituentTable
 
     source = sample("simple")
     columns = (Column("name", "plain", np.array([], "U5")), Column("value", "plain", np.zeros(0)))

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wustore.backends.zarr import ZarrBackend, ZarrZipBackend
-from wustore.model import LAYERS
-from wustore.protocol import Reader
+from wustore.backends.base import Reader
+from wustore.backends.zarr.backend import ZarrBackend, ZarrZipBackend
+from wustore.model.meta import LAYERS
+from wustore.ops.copy import copy
 from wustore.testing import SAMPLES, sample, with_capsule
-from wustore.transfer import copy
 
 KINDS = list(SAMPLES)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from wustore.atomic import Staging
+from wustore.backends.base import Backend, Writer
 from wustore.backends.memory import MemoryReader
 from wustore.errors import CorruptError, FormatError, IncompleteError, StoreNotFoundError, UsageError
-from wustore.layout import arrays_of, document_of, meta_from
-from wustore.model import LAYERS, Image
-from wustore.protocol import Backend, Writer
+from wustore.format.document import arrays_of, document_of, meta_from
+from wustore.model.meta import LAYERS, Image
+from wustore.storage.staging import Staging
 
 
 class NpzReader(MemoryReader):

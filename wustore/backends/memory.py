@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wustore.backends.base import Backend, Index, Reader, Writer
 from wustore.errors import IncompleteError, StoreExistsError, StoreNotFoundError, UsageError
-from wustore.layout import cast_plane, fill_value
-from wustore.model import LAYERS, Capsule, Image, Meta
-from wustore.protocol import Backend, Index, Reader, Writer
+from wustore.format.planes import cast_plane, fill_value
+from wustore.model.meta import LAYERS, Capsule, Image, Meta
 
 __all__ = ["MemoryBackend", "MemoryReader", "padded_box"]
 
@@ -41,7 +41,7 @@ def padded_box(meta: Meta, layer: str, index: Index, planes: Sequence[NDArray[An
     meta
         Metadata of the WorkUnit.
     layer
-        One of `wustore.model.LAYERS`.
+        One of `wustore.model.meta.LAYERS`.
     index
         Slices (time, y, x), step 1.
     planes
@@ -101,7 +101,7 @@ class MemoryReader(Reader):
         return self._meta
 
     def read(self, layer: str, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Read a box; see `wustore.protocol.Reader.read`."""
+        """Read a box; see `wustore.backends.base.Reader.read`."""
         planes = [self._images[i].layer(layer) for i in range(index[0].start, index[0].stop)]
         box = padded_box(self._meta, layer, index, planes)
         if out is None:
@@ -110,7 +110,7 @@ class MemoryReader(Reader):
         return out
 
     def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
-        """Return image ``i``; see `wustore.protocol.Reader.image`."""
+        """Return image ``i``; see `wustore.backends.base.Reader.image`."""
         image = self._images[i]
         wanted = {}
         for layer in LAYERS:
@@ -184,7 +184,7 @@ class MemoryBackend(Backend):
         return path in _STORES
 
     def open(self, path: str, **options: Any) -> MemoryReader:
-        """Open a store of this process; see `wustore.protocol.Backend.open`."""
+        """Open a store of this process; see `wustore.backends.base.Backend.open`."""
         _refuse(options)
         if path not in _STORES:
             raise StoreNotFoundError("no store of this name in memory", path=path, found=sorted(_STORES) or "none")
@@ -201,10 +201,10 @@ class MemoryBackend(Backend):
         workers: int | None = None,
         **options: Any,
     ) -> Writer:
-        """Start a store; see `wustore.protocol.Backend.create`."""
+        """Start a store; see `wustore.backends.base.Backend.create`."""
         _refuse(options)
         if path in _STORES and not overwrite:
-            raise StoreExistsError("the target exists already", path=path, cure="Allow overwriting.")
+            raise StoreExistsError("the target exists already", path=path, hint="Allow overwriting.")
         return _MemoryWriter(path, meta, capsule)
 
     def remove(self, path: str) -> None:

@@ -1,7 +1,7 @@
 """The command line ``wustore``: one module per command, imported when the command is called.
 
 A command is a `click.Command` in a module of this package and a line in `COMMANDS`. Data goes to
-standard output, everything else to standard error. Exit codes: `wustore.cli.outcome`.
+standard output, everything else to standard error. Exit codes: `wustore.cli._run`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from importlib import import_module
 
 import click
 
-from wustore import __version__
-from wustore.cli.outcome import guarded
+from wustore._version import __version__
+from wustore.cli._run import guarded
 
 __all__ = ["COMMANDS", "main"]
 

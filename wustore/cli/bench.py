@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wustore.cli.outcome import DIFFERS, OK, say
-from wustore.cli.sizes import size_text
+from wustore.cli._run import DIFFERS, OK, say
+from wustore.cli._sizes import size_text
 from wustore.errors import UsageError
 
 if TYPE_CHECKING:
-    from wustore.bench import Measurement
+    from wustore.cli._bench import Measurement
 
 __all__ = ["bench"]
 
@@ -37,8 +37,8 @@ def bench(path: str, *, n_images: int, only: tuple[str, ...], directory: str | N
     Size, writing, loading everything, one image, one stamp and 1000 moving ones (each from a cold open), peak
     memory and exactness, beside astropy's way of doing the same. Exits 1 where a case fails.
     """
-    from wustore.bench import ASTROPY, CASES
-    from wustore.bench import bench as measure
+    from wustore.cli._bench import ASTROPY, CASES
+    from wustore.cli._bench import bench as measure
 
     chosen = [case for case in CASES if not only or any(text.lower() in case.name.lower() for text in only)]
     if not chosen:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from wustore.cli.options import format_options, target_options
-from wustore.cli.progress import progress_bar
-from wustore.cli.sizes import SIZE
+from wustore.cli._options import format_options, target_options
+from wustore.cli._progress import progress_bar
+from wustore.cli._sizes import SIZE
 from wustore.errors import UsageError
 
 __all__ = ["convert"]
@@ -65,9 +65,9 @@ def convert(
     """
     options = format_options(profile, layout, others)
     if as_json and not dry_run:
-        raise UsageError("--json goes with --dry-run", where="--json", cure="A conversion prints no data.")
+        raise UsageError("--json goes with --dry-run", where="--json", hint="A conversion prints no data.")
     if dry_run:
-        from wustore.cli.dry_run import show_estimate
+        from wustore.cli._dry_run import show_estimate
 
         show_estimate(
             source,
@@ -81,7 +81,8 @@ def convert(
             as_json=as_json,
         )
         return
-    from wustore.conversion import convert as run
+
+    from wustore.ops.convert import convert as run
 
     with progress_bar("converting") as progress:
         run(

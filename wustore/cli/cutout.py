@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from wustore.cli.progress import progress_bar
+from wustore.cli._progress import progress_bar
 from wustore.errors import UsageError
 
 __all__ = ["cutout"]
@@ -54,12 +54,11 @@ def cutout(
 
     The WCS moves along, and constituents go with their images. Only the chunks that are needed are read.
     """
-    from wustore.api import open_reader
-    from wustore.conversion import refuse_same
-    from wustore.cutout import cutout as window
-    from wustore.cutout import select
-    from wustore.registry import backend_for_writing
-    from wustore.transfer import copy
+    from wustore.backends.registry import backend_for_writing, open_reader
+    from wustore.ops.convert import refuse_same
+    from wustore.ops.copy import copy
+    from wustore.stamps.view import cutout as window
+    from wustore.stamps.view import select
 
     is_window = any(value is not None for value in (x, y, width, height, ra, dec, size))
     is_selection = any(value is not None for value in (times, images, filters))

@@ -14,6 +14,6 @@ def demo(*, directory: str | None) -> int:
 
     Takes seconds and needs nothing but the core install. Exits 1 where a byte differs.
     """
-    from wustore.demo import run
+    from wustore.cli._demo import run
 
     return run(directory)

@@ -7,7 +7,7 @@ import json
 
 import click
 
-from wustore.cli.outcome import DIFFERS, OK, say
+from wustore.cli._run import DIFFERS, OK, say
 
 __all__ = ["diff"]
 
@@ -30,8 +30,8 @@ def diff(left: str, right: str, *, as_json: bool, limit: int, workers: int | Non
 
     Prints the places that differ. Exits 0 where there are none and 1 where there are.
     """
-    from wustore.api import open_reader
-    from wustore.diff import differences
+    from wustore.backends.registry import open_reader
+    from wustore.ops.diff import differences
 
     with open_reader(left) as a, open_reader(right) as b:
         found = list(itertools.islice(differences(a, b, workers=workers), limit))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from wustore.cli.options import format_options
-from wustore.cli.outcome import say
-from wustore.cli.progress import progress_bar
+from wustore.cli._options import format_options
+from wustore.cli._progress import progress_bar
+from wustore.cli._run import say
 from wustore.errors import UsageError
 
 __all__ = ["append", "drop", "repack"]
@@ -29,7 +29,7 @@ def append(store: str, sources: tuple[str, ...]) -> None:
     Existing pixel chunks stay as they are, and who reads STORE sees the old or the new state. An HDF5 file is
     replaced by a new one, for which there must be room beside it.
     """
-    from wustore.edit import append as run
+    from wustore.ops.edit import append as run
 
     with progress_bar("appending") as progress:
         count = run(store, *sources, progress=progress)
@@ -49,11 +49,11 @@ Examples:
 @click.option("--layout", metavar="NAME", help="Chunking: images, cutouts, balanced.")
 def repack(store: str, *, profile: str | None, layout: str | None) -> None:
     """Write STORE (Zarr or HDF5) anew in its place, in another profile or layout."""
-    from wustore.edit import repack as run
-
     options = format_options(profile, layout, ())
     if not options:
         raise UsageError("nothing to change", path=store, expected="--profile or --layout")
+    from wustore.ops.edit import repack as run
+
     with progress_bar("repacking") as progress:
         run(store, progress=progress, **options)
 
@@ -70,7 +70,7 @@ Examples:
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 def drop(store: str, names: tuple[str, ...]) -> None:
     """Remove layers (mask, psf) or the FITS leftovers (capsule) from STORE."""
-    from wustore.edit import drop as run
+    from wustore.ops.edit import drop as run
 
     with progress_bar("rewriting") as progress:
         run(store, names, progress=progress)

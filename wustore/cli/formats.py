@@ -13,7 +13,7 @@ __all__ = ["formats"]
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON document.")
 def formats(*, as_json: bool) -> None:
     """List the formats that wustore reads and writes, those of other packages among them."""
-    from wustore.registry import backend_named, format_names
+    from wustore.backends.registry import backend_named, format_names
 
     rows = []
     for name in format_names():

@@ -13,12 +13,12 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore import jsonio
-from wustore.cli.outcome import INCOMPLETE, OK, say
-from wustore.cli.sizes import size_text
+from wustore.backends.base import Reader
+from wustore.cli._run import INCOMPLETE, OK, say
+from wustore.cli._sizes import size_text
 from wustore.errors import IncompleteError, WuStoreError
-from wustore.model import LAYERS, Meta
-from wustore.protocol import Reader
+from wustore.format import tagged_json
+from wustore.model.meta import LAYERS, Meta
 
 __all__ = ["facts", "info"]
 
@@ -39,15 +39,15 @@ def info(path: str, *, format_name: str | None, as_json: bool) -> int:
 
     Exits 4 for a conversion that has not finished, saying how far it is.
     """
-    from wustore.api import open_reader
+    from wustore.backends.registry import open_reader
 
     try:
         with open_reader(path, format=format_name) as reader:
             found = facts(reader)
     except IncompleteError as error:
         done = _progress(path)
-        error.cure = done.pop("cure", error.cure)
-        unfinished = {"path": path, "complete": False, "state": error.what, "found": error.found, "cure": error.cure}
+        error.hint = done.pop("hint", error.hint)
+        unfinished = {"path": path, "complete": False, "state": error.what, "found": error.found, "hint": error.hint}
         unfinished |= done
         if as_json:
             click.echo(json.dumps(unfinished, indent=2, default=str))
@@ -56,7 +56,7 @@ def info(path: str, *, format_name: str | None, as_json: bool) -> int:
         say(f"wustore: error: {error}")
         return INCOMPLETE
     if as_json:
-        click.echo(json.dumps(jsonio.encode(found), indent=2, allow_nan=False, ensure_ascii=False))
+        click.echo(json.dumps(tagged_json.encode(found), indent=2, allow_nan=False, ensure_ascii=False))
     else:
         click.echo("\n".join(_lines(found)))
     return OK
@@ -64,7 +64,7 @@ def info(path: str, *, format_name: str | None, as_json: bool) -> int:
 
 def _progress(path: str) -> dict[str, Any]:
     """Return how far an unfinished conversion is, and what is to be done; nothing where its plan does not stand yet."""
-    from wustore.jobs import parts_left, progress_of
+    from wustore.ops.jobs import parts_left, progress_of
 
     try:
         written, images = progress_of(path)
@@ -76,7 +76,7 @@ def _progress(path: str) -> dict[str, Any]:
         done |= {"parts": parts, "parts_left": left}
         each = f"wustore part {path} {left[0] if len(left) == 1 else 'K'}"
         steps = f"{each}{' for each K of parts_left' if len(left) > 1 else ''}, then " if left else ""
-        done["cure"] = f"Run {steps}wustore finish {path}; or the same conversion again with --resume."
+        done["hint"] = f"Run {steps}wustore finish {path}; or the same conversion again with --resume."
     return done
 
 
@@ -153,7 +153,7 @@ def _configuration(meta: Meta) -> dict[str, int] | None:
     """Return how large the configuration is: its parameters, and the bytes of its JSON text."""
     if meta.configuration is None:
         return None
-    return {"parameters": len(meta.configuration), "bytes": len(jsonio.dumps(dict(meta.configuration)).encode())}
+    return {"parameters": len(meta.configuration), "bytes": len(tagged_json.dumps(dict(meta.configuration)).encode())}
 
 
 def _column_kind(kind: str, values: NDArray[Any]) -> str:

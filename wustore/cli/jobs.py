@@ -6,9 +6,9 @@ import json
 
 import click
 
-from wustore.cli.options import format_options, target_options
-from wustore.cli.outcome import say
-from wustore.cli.progress import progress_bar
+from wustore.cli._options import format_options, target_options
+from wustore.cli._progress import progress_bar
+from wustore.cli._run import say
 
 __all__ = ["finish", "part", "plan"]
 
@@ -44,7 +44,7 @@ def plan(
     Prints the plan as JSON. Then every part may run anywhere, in any order, more than once; ``wustore
     finish`` checks that all is there and lets DST appear.
     """
-    from wustore.jobs import plan as run
+    from wustore.ops.jobs import plan as run
 
     job = run(
         source,
@@ -69,7 +69,7 @@ def part(target: str, number: int, *, workers: int | None) -> None:
 
     What is written already is checked and kept, so that a part that was killed can simply run again.
     """
-    from wustore.jobs import part as run
+    from wustore.ops.jobs import part as run
 
     with progress_bar(f"part {number}") as progress:
         written = run(target, number, workers=workers, progress=progress)
@@ -80,6 +80,6 @@ def part(target: str, number: int, *, workers: int | None) -> None:
 @click.argument("target", metavar="DST")
 def finish(target: str) -> None:
     """Check that every part of the conversion to DST is there, and let DST appear."""
-    from wustore.jobs import finish as run
+    from wustore.ops.jobs import finish as run
 
     run(target)

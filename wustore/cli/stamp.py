@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from wustore.cli.outcome import say
+from wustore.cli._run import say
 from wustore.errors import UsageError
 
 __all__ = ["stamp"]
@@ -62,10 +62,10 @@ def stamp(
 
     Reads only the chunks that the stamps touch. Pixels outside of the frame and masked ones are NaN.
     """
-    from wustore.api import open_reader
-    from wustore.conversion import refuse_same
-    from wustore.stamp_files import write_stamps
-    from wustore.stamps import Coadds, Stamps, stamps, trajectory_coadds, trajectory_stamps
+    from wustore.backends.registry import open_reader
+    from wustore.ops.convert import refuse_same
+    from wustore.stamps.extract import Coadds, Stamps, stamps, trajectory_coadds, trajectory_stamps
+    from wustore.stamps.files import write_stamps
 
     position: dict[str, Any] = {"x": x, "y": y, "ra": ra, "dec": dec}
     if trajectories is not None and any(value is not None for value in position.values()):

@@ -6,8 +6,8 @@ import json
 
 import click
 
-from wustore.cli.outcome import DAMAGED, DIFFERS, OK
-from wustore.cli.progress import progress_bar
+from wustore.cli._progress import progress_bar
+from wustore.cli._run import DAMAGED, DIFFERS, OK
 
 __all__ = ["verify"]
 
@@ -36,8 +36,8 @@ def verify(path: str, *, format_name: str | None, with_fits: bool, as_json: bool
     the recorded one. Prints each place that is wrong. Exits 0 where there is none, 1 where the store is whole
     but invalid, 3 where it is damaged, 4 where its conversion has not finished.
     """
-    from wustore.api import open_reader
-    from wustore.verify import fits_problems, problems
+    from wustore.backends.registry import open_reader
+    from wustore.ops.verify import fits_problems, problems
 
     with open_reader(path, format=format_name) as reader, progress_bar("verifying") as progress:
         found = list(problems(reader, workers=workers, progress=progress))

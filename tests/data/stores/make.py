@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import wustore
-from wustore.edit import append
-from wustore.model import LAYERS
-from wustore.protocol import Reader
-from wustore.registry import backend_named
+from wustore.backends.base import Reader
+from wustore.backends.registry import backend_named
+from wustore.model.meta import LAYERS
+from wustore.ops.copy import copy
+from wustore.ops.edit import append
 from wustore.testing import sample
-from wustore.transfer import copy
 
 HERE = Path(__file__).parent
 FITS = HERE.parent / "fits" / "2026-01" / "perimage.fits.gz"

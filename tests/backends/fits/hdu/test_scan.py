@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import fits_samples as samples
+import numpy as np
+import pytest
+from astropy.io import fits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wustore.backends.fits.files import input as source
+from wustore.backends.fits.hdu.header import Header
+from wustore.backends.fits.hdu.scan import scan
+from wustore.errors import CorruptError, FormatError, WuStoreError
+
+
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return samples.unpack(tmp_path_factory.mktemp("golden"))
+
+
+def block(*cards: str) -> bytes:
+    text = "".join(card.ljust(80) for card in (*cards, "END"))
+    return text.ljust(-(-len(text) // 2880) * 2880).encode("latin-1")
+
+
+PRIMARY = block("SIMPLE  =                    T", "BITPIX  =                    8", "NAXIS   =                    0")
+
+
+def astropy_cards(header: fits.Header) -> list[tuple[str, object, str]]:
+    return [
+        (card.keyword.upper(), None if isinstance(card.value, fits.card.Undefined) else card.value, card.comment)
+        for card in header.cards
+    ]
+
+
+def check_like_astropy(path: Path) -> int:
+    """Compare spans, names and every card with what astropy finds."""
+    scanned = scan(source.load(str(path)), str(path))
+    with warnings.catch_warnings(), fits.open(path, disable_image_compression=True) as hdus:
+        warnings.simplefilter("ignore")
+        assert len(hdus) == len(scanned.hdus)
+        for theirs, ours in zip(hdus, scanned.hdus, strict=True):
+            info = theirs.fileinfo()
+            if info is not None:
+                assert (info["hdrLoc"], info["datLoc"]) == (ours.header_start, ours.data_start)
+                assert info["datSpan"] == ours.end - ours.data_start
+            assert theirs.name == ours.name
+            assert repr(astropy_cards(theirs.header)) == repr([tuple(card) for card in ours.header.cards()])
+            for keyword in ours.header:
+                if keyword not in {"", "COMMENT", "HISTORY", "CONTINUE"}:
+                    value = theirs.header[keyword]
+                    value = None if isinstance(value, fits.card.Undefined) else value
+                    assert repr(ours.header[keyword]) == repr(value)
+    return len(scanned.hdus)
+
+
+def test_golden_files_are_walked_like_astropy(golden: Path) -> None:
+    assert sum(check_like_astropy(golden / path) for path in [*samples.SINGLES, *samples.SETS]) > 50
+
+
+def test_corpus_is_walked_like_astropy(corpus: Path) -> None:
+    paths = [p for p in corpus.rglob("*.fits") if p.stem not in {"truncated"}]
+    assert sum(check_like_astropy(path) for path in paths) > 1000
+
+
+# --- cards --------------------------------------------------------------------------------------------
+
+VALUES = st.one_of(
+    st.booleans(),
+    st.integers(-(10**18), 10**18),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=200),
+    st.complex_numbers(allow_nan=False, allow_infinity=False, max_magnitude=1e30),
+    st.none(),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    VALUES,
+    st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30),
+    st.sampled_from(["KEY", "A_1-B", "a long key"]),
+)
+def test_cards_that_astropy_writes(value: object, comment: str, keyword: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = fits.Card(keyword, value, comment).image
+        except ValueError:
+            return
+        expected = astropy_cards(fits.Header.fromstring(image))
+    assert repr([tuple(card) for card in Header(image).cards()]) == repr(expected)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.text(st.sampled_from("'/ =&()TF0123456789.+-eEdD,ab\x7f\xe9"), max_size=70),
+    st.sampled_from(["KEY     = ", "KEY     =", "KEY= ", "key     = ", "HIERARCH a b = ", "COMMENT ", "        "]),
+)
+def test_cards_of_any_text(rest: str, start: str) -> None:
+    image = (start + rest)[:80].ljust(80)
+    (ours,) = Header(image).cards()
+    if not image.isascii() or "\x7f" in image:
+        return  # astropy replaces such bytes, or refuses them
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        card = fits.Card.fromstring(image)
+        try:
+            value = card.value
+        except (fits.VerifyError, ValueError):
+            return  # for astropy there is no value
+        keyword = card.keyword
+        if card.field_specifier is not None:
+            return  # a record-valued card, which only astropy's WCS takes apart
+    value = None if isinstance(value, fits.card.Undefined) else value
+    assert (ours.keyword, repr(ours.value)) == (keyword.upper(), repr(value))
+
+
+def test_lookup_takes_the_first_of_duplicates() -> None:
+    header = Header("".join(card.ljust(80) for card in ("A       = 1", "A       = 2", "a       = 3", "HISTORY x")))
+    assert header["A"] == 1
+    assert [card.value for card in header.cards()] == [1, 2, 3, "x"]
+    assert "B" not in header
+    assert header.get("B", 7) == 7
+    with pytest.raises(KeyError):
+        header["B"]
+
+
+def test_bytes_outside_ascii_are_kept() -> None:
+    text = "".join(card.ljust(80) for card in ("NAME    = 'caf\xe9'", "\xff\xfe", "X       = 5 / \xb5m"))
+    header = Header(text)
+    assert header["NAME"] == "caf\xe9"
+    assert header["X"] == 5
+    assert header.text == text
+
+
+def test_continued_strings_keep_their_raw_text() -> None:
+    long = "x" * 150
+    text = str(fits.Card("LONG", long).image)
+    header = Header(text + "A       = 1".ljust(80))
+    assert header["LONG"] == long
+    assert list(header.texts()) == [("LONG", text), ("A", "A       = 1".ljust(80))]
+
+
+# --- spans --------------------------------------------------------------------------------------------
+
+IMAGE = ("XTENSION= 'IMAGE   '", "BITPIX  =                    8")
+
+BOMBS = {
+    "an axis of 2^40": (*IMAGE, "NAXIS   = 1", f"NAXIS1  = {2**40}"),
+    "a product beyond any file": (*IMAGE, "NAXIS   = 2", "NAXIS1  = 4294967296", "NAXIS2  = 4294967296"),
+    "a negative axis": (*IMAGE, "NAXIS   = 1", "NAXIS1  = -1"),
+    "too many axes": (*IMAGE, "NAXIS   = 1000"),
+    "999 axes without sizes": (*IMAGE, "NAXIS   = 999"),
+    "an enormous heap": (
+        "XTENSION= 'BINTABLE'",
+        "BITPIX  = 8",
+        "NAXIS   = 2",
+        "NAXIS1  = 0",
+        "NAXIS2  = 0",
+        f"PCOUNT  = {10**30}",
+    ),
+    "negative groups": (*IMAGE, "NAXIS   = 1", "NAXIS1  = 1", "GCOUNT  = -5"),
+    "a BITPIX that is none": ("XTENSION= 'IMAGE   '", "BITPIX  = 7", "NAXIS   = 0"),
+    "no NAXIS": IMAGE,
+    "NAXIS as text": (*IMAGE, "NAXIS   = '2'"),
+    "NAXIS as a real number": (*IMAGE, "NAXIS   = 2.0"),
+    "NAXIS undefined": (*IMAGE, "NAXIS   ="),
+}
+
+
+@pytest.mark.parametrize("cards", BOMBS.values(), ids=BOMBS.keys())
+def test_header_bombs_are_refused(cards: tuple[str, ...]) -> None:
+    with pytest.raises(CorruptError) as caught:
+        scan(PRIMARY + block(*cards) + bytes(2880), "bomb.fits")
+    assert "HDU 1" in str(caught.value)
+    assert caught.value.path == "bomb.fits"
+
+
+def test_what_is_no_fits_is_refused() -> None:
+    for data in (b"", b"SIMPLE", b"\x89HDF\r\n", bytes(2880)):
+        with pytest.raises(FormatError) as caught:
+            scan(data, "x.fits")
+        assert not isinstance(caught.value, CorruptError)
+
+
+def test_a_header_without_end_is_refused() -> None:
+    with pytest.raises(CorruptError, match="END"):
+        scan(PRIMARY.replace(b"END", b"   "), "x.fits")
+    with pytest.raises(CorruptError, match="HDU 1"):
+        scan(PRIMARY + b"XTENSION= 'IMAGE   '".ljust(2880), "x.fits")
+
+
+def test_a_header_that_runs_into_the_next_one_is_refused(tmp_path: Path) -> None:
+    """astropy takes both for one HDU: the mask would be gone and the PSF be 6 x 8 pixels."""
+    path = Path(samples.small(tmp_path / "a.fits"))
+    raw = path.read_bytes()
+    hdu = scan(raw, "a.fits").get("MSK_1")
+    assert hdu is not None
+    end = hdu.header_start + len(hdu.header.text)
+    with pytest.raises(
+        CorruptError, match=rf"HDU {hdu.index} at byte {hdu.header_start}.*next header at byte {hdu.end}"
+    ):
+        scan(raw[:end] + b"ENF" + raw[end + 3 :], "a.fits")
+
+
+def test_end_inside_a_string_does_not_end_the_header() -> None:
+    data = block("SIMPLE  = T", "BITPIX  = 8", "NAXIS   = 0", "TEXT    = 'the END     of it'", "AFTER   = 1")
+    (hdu,) = scan(data, "x.fits").hdus
+    assert hdu.header["AFTER"] == 1
+
+
+def test_trailing_bytes_are_reported() -> None:
+    scanned = scan(PRIMARY + b"not an HDU", "x.fits")
+    assert (len(scanned.hdus), scanned.trailing_start, scanned.size) == (1, 2880, 2890)
+
+
+def test_the_last_block_may_lack_its_padding() -> None:
+    data = block("SIMPLE  = T", "BITPIX  = 8", "NAXIS   = 1", "NAXIS1  = 5") + b"12345"
+    scanned = scan(data, "x.fits")
+    assert (scanned.hdus[0].end, scanned.trailing_start) == (2885, 2885)
+    with pytest.raises(CorruptError, match=r"HDU 0 \(PRIMARY\)"):
+        scan(data[:-1], "x.fits")
+
+
+def test_random_groups_are_measured() -> None:
+    data = block(
+        "SIMPLE  = T",
+        "BITPIX  = -32",
+        "NAXIS   = 2",
+        "NAXIS1  = 0",
+        "NAXIS2  = 5",
+        "GROUPS  = T",
+        "PCOUNT  = 3",
+        "GCOUNT  = 100",
+    )
+    scanned = scan(data + bytes(5760), "x.fits")
+    assert scanned.hdus[0].data_length == 4 * 100 * (3 + 5)
+
+
+def test_truncation_is_found_or_leaves_whole_hdus(golden: Path) -> None:
+    data = (golden / "2026-01/perimage.fits").read_bytes()
+    whole = scan(data, "x.fits").hdus
+    edges = {edge for hdu in whole for edge in (hdu.header_start, hdu.data_start, hdu.data_start + hdu.data_length)}
+    cuts = {edge + step for edge in edges for step in (-1, 0, 1, 80, 1000)} | set(range(0, len(data), 1717))
+    for cut in sorted(cut for cut in cuts if 0 <= cut < len(data)):
+        try:
+            found = scan(data[:cut], "x.fits").hdus
+        except WuStoreError:
+            continue
+        # Only padding may be missing: everything that is reported lies inside the file.
+        assert all(hdu.data_start + hdu.data_length <= cut or hdu.data_length == 0 for hdu in found)
+        assert [hdu.name for hdu in found] == [hdu.name for hdu in whole[: len(found)]]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_random_cards_never_break_the_scan(data: st.DataObject) -> None:
+    cards = data.draw(st.lists(st.text(st.characters(min_codepoint=0, max_codepoint=255), max_size=80), max_size=12))
+    axes = data.draw(st.lists(st.integers(-2, 2**62), max_size=4))
+    header = block(
+        *IMAGE[:1],
+        f"BITPIX  = {data.draw(st.sampled_from([8, 16, -32, 0, 12]))}",
+        f"NAXIS   = {len(axes)}",
+        *(f"NAXIS{k + 1}  = {size}" for k, size in enumerate(axes)),
+        *cards,
+    )
+    try:
+        scanned = scan(PRIMARY + header + bytes(2880), "x.fits")
+    except WuStoreError:
+        return
+    for hdu in scanned.hdus:
+        list(hdu.header.cards())
+
+
+def test_the_first_of_hdus_of_the_same_name_counts(tmp_path: Path) -> None:
+    hdus = [fits.PrimaryHDU(), *(fits.ImageHDU(np.full(3, k), name="sci_1") for k in range(2))]
+    path = samples.write(tmp_path / "x.fits", hdus)
+    scanned = scan(source.load(path), path)
+    found = scanned.get("SCI_1")
+    assert found is not None
+    assert found.index == 1
+    assert scanned.get("SCI_2") is None

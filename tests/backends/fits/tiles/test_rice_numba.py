@@ -1,0 +1,259 @@
+"""The compiled loops against cfitsio's coder and numpy's quantisation: the same bytes and bits, tile by tile."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from wustore.backends.fits.tiles import compiling, decode_plane, encode_plane, quantize, rice
+from wustore.errors import CorruptError
+
+loops: Any = compiling._import()
+pytestmark = pytest.mark.skipif(loops is None, reason="there is no numba for this Python")
+quickly = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def integers(kind: str, shape: tuple[int, int], seed: int) -> NDArray[np.int32]:
+    rng = np.random.default_rng(seed)
+    if kind == "noise":
+        return rng.normal(0, 10 ** rng.uniform(-1, 9), shape).clip(-(2**31), 2**31 - 1).astype(np.int32)
+    if kind == "any":
+        return rng.integers(-(2**31), 2**31, shape).astype(np.int32)
+    values = np.zeros(shape, np.int32)  # mostly flat: a few jumps make quotients of any length
+    values[rng.random(shape) < 0.05] = rng.integers(-(2**31), 2**31 >> int(rng.integers(1, 31)))
+    return values
+
+
+def floats(shape: tuple[int, int], seed: int, kind: str) -> NDArray[Any]:
+    rng = np.random.default_rng(seed)
+    values = rng.normal(0, 10 ** rng.uniform(-4, 8), shape).astype(kind)
+    odd = [np.nan, -np.nan, -0.0, 1e-45, 3e38, np.inf, -np.inf]
+    with np.errstate(all="ignore"):
+        values[rng.random(shape) < 0.1] = rng.choice(odd[: int(rng.integers(1, 8))])
+    return values
+
+
+def placed(tiles: list[bytes], block_size: int) -> rice.Tiles:
+    ends = np.cumsum([len(tile) for tile in tiles])
+    starts = ends - [len(tile) for tile in tiles]
+    return rice.Tiles(np.frombuffer(b"".join(tiles), np.uint8), starts, ends, np.arange(len(tiles)), block_size)
+
+
+@quickly
+@given(
+    kind=st.sampled_from(["noise", "any", "jumps"]),
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 200)),
+    block_size=st.sampled_from([1, 2, 7, 16, 32, 33, 1000]),
+    seed=st.integers(0, 2**32),
+)
+def test_integers(kind: str, shape: tuple[int, int], block_size: int, seed: int) -> None:
+    rows = integers(kind, shape, seed)
+    room = rice.room_for(shape[1], 4, block_size)
+    scratch = memoryview(bytearray(room))
+    expected = [bytes(imagecodecs.rcomp_encode(row, nblock=block_size, out=scratch)) for row in rows]
+
+    out, sizes = np.full(len(rows) * room + 1, 77, np.uint8), np.empty(len(rows), np.int64)
+    end = loops.encode_integers(rows, block_size, out[:-1], sizes)
+    ends = np.cumsum(sizes)
+    tiles = [out[stop - size : stop].tobytes() for stop, size in zip(ends, sizes, strict=True)]
+    assert end == ends[-1]
+    assert out[-1] == 77
+    if block_size <= 64 or not (np.abs(np.diff(rows.astype(np.int64))) >= 2**30).any():
+        assert tiles == expected
+
+    padded = placed(tiles, block_size).padded(loops.PADDING)
+    assert padded is not None
+    found = np.empty_like(rows)
+    assert loops.decode_integers(*padded, block_size, found) == -1
+    np.testing.assert_array_equal(found, rows)
+
+
+@quickly
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(2, 120)),
+    step=st.sampled_from([0.01, 1e-5, 3.0]),
+    kind=st.sampled_from(["f4", "f8"]),
+    seed=st.integers(0, 2**32),
+)
+def test_floats(shape: tuple[int, int], step: float, kind: str, seed: int) -> None:
+    values = floats(shape, seed, kind)
+    numbers = np.empty(shape, np.int32)
+    expected = quantize.quantise(values, step, numbers)
+    room = rice.room_for(shape[1], 4, 32)
+    out, sizes, zero = np.empty(len(values) * room, np.uint8), np.empty(len(values), np.int64), np.empty(len(values))
+    end, has_blank = loops.encode_floats(values, step, 32, out, sizes, zero)
+    if end < 0:  # left to numpy: something is far away
+        largest = np.nanmax(np.abs(values.astype(np.float64)))
+        assert largest / step > 2**30
+        return
+    assert not expected.failed.any()
+    assert has_blank == expected.has_blank
+    assert zero.tobytes() == expected.zero.tobytes()
+    tiles = rice.encode_rows(numbers, 32)
+    assert out[:end].tobytes() == b"".join(tiles)
+
+    padded = placed(tiles, 32).padded(loops.PADDING)
+    assert padded is not None
+    for blank in (quantize.BLANK, None):
+        decoded, wanted = np.empty_like(values), np.empty_like(values)
+        assert loops.decode_floats(*padded, 32, expected.scale, zero, blank or 0, blank is not None, decoded) == -1
+        quantize.dequantise(numbers, expected.scale, zero, wanted, blank=blank)
+        assert decoded.tobytes() == wanted.tobytes()
+        again = np.empty(shape, np.int32)
+        quantize.requantise(wanted, expected.scale, zero, again, blank=blank)
+        end = loops.encode_floats_again(decoded, expected.scale, zero, quantize.BLANK, 32, out, sizes)
+        assert out[:end].tobytes() == b"".join(rice.encode_rows(again, 32))
+
+
+def test_large_blocks_with_a_rare_jump() -> None:
+    """Here the bytes of cfitsio (imagecodecs 2026.3) cannot be decoded: it takes the code for a negative number."""
+    row = np.zeros((1, 952), np.int32)
+    row[0, 400:] = 2**30 + 7
+    room = rice.room_for(952, 4, 1000)
+    out, sizes = np.empty(room, np.uint8), np.empty(1, np.int64)
+    end = loops.encode_integers(row, 1000, out, sizes)
+    found = np.empty_like(row)
+    rice.decode_rows(placed([out[:end].tobytes()], 1000), found)
+    np.testing.assert_array_equal(found, row)
+
+
+@pytest.mark.parametrize("selector", range(32))
+def test_selectors(selector: int) -> None:
+    """Five bits say how a block is split, up to 26: what is above nothing writes, so it is damage."""
+    rng = np.random.default_rng(selector)
+    tile = rng.integers(0, 256, 400).astype(np.uint8)
+    tile[4] = selector << 3 | (tile[4] & 7)
+    found, expected = np.empty((1, 8), np.int32), np.empty((1, 8), np.int32)
+    assert loops.decode_integers(tile, np.array([[0], [300]]), 32, found) == (-1 if selector <= 26 else 0)
+    if selector <= 26:
+        imagecodecs.rcomp_decode(memoryview(tile)[:300], nblock=32, out=expected[0])
+        np.testing.assert_array_equal(found, expected)
+
+
+@quickly
+@given(seed=st.integers(0, 2**32), cut=st.integers(0, 40))
+def test_damaged_tiles(seed: int, cut: int) -> None:
+    """A tile that is cut short is found, and what follows it in the heap is not taken for its pixels."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(0, 300, (3, 64)).astype(np.int32)
+    tiles = rice.encode_rows(rows, 32)
+    whole = placed(tiles, 32)
+    short = rice.Tiles(whole.heap, whole.starts, whole.ends - np.array([0, min(cut, 60), 0]), whole.names, 32)
+    padded = short.padded(loops.PADDING)
+    assert padded is not None
+    assert loops.decode_integers(*padded, 32, np.empty_like(rows)) == (1 if cut else -1)
+
+    heap = whole.heap.copy()
+    heap[rng.integers(0, heap.size, 3)] = rng.integers(0, 256, 3)
+    heap[int(rng.integers(0, heap.size)) :] = rng.choice([0, 255])
+    padded = rice.Tiles(heap, whole.starts, whole.ends, whole.names, 32).padded(loops.PADDING)
+    assert padded is not None
+    assert loops.decode_integers(*padded, 32, np.empty_like(rows)) in (-1, 0, 1, 2)
+
+
+def test_the_error_names_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = compiling._State()
+    state.module = loops
+    monkeypatch.setattr(compiling, "_state", state)
+    rows = np.arange(3000, dtype=np.int32).reshape(3, 1000) ** 2
+    whole = placed(rice.encode_rows(rows, 32), 32)
+    short = rice.Tiles(whole.heap, whole.starts, whole.ends - np.array([0, 9, 0]), whole.names + 40, 32)
+    with pytest.raises(CorruptError, match="tile 41"):
+        rice.decode_rows(short, np.empty_like(rows))
+    with pytest.raises(CorruptError, match="tile 41"):
+        rice.decode_floats(short, np.ones(3), np.zeros(3), None, np.empty(rows.shape, np.float32))
+
+
+# --- when they are used ---------------------------------------------------------------------------------
+
+
+def test_small_work_is_left_to_cfitsio(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "_state", compiling._State())
+    assert compiling.loops(1000) is None
+    assert compiling.loops(compiling._WORTHWHILE) is loops
+    assert compiling.loops(1) is loops
+
+
+def test_pixels_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever way they are coded, and though the loops are asked for first."""
+    state = compiling._State()
+    monkeypatch.setattr(compiling, "_state", state)
+    encoded = encode_plane(floats((4, 1000), 1, "f4"))
+    assert state.coded == 4000
+    decode_plane(encoded.layout, encoded.data)
+    assert state.coded == 8000
+
+
+@pytest.mark.parametrize("missing", ["numba", "llvmlite"])
+def test_without_numba(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "_state", compiling._State())
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.delitem(sys.modules, "wustore.backends.fits.tiles.rice_numba")
+    monkeypatch.delattr("wustore.backends.fits.tiles.rice_numba")
+    assert compiling.loops(compiling._WORTHWHILE) is None
+    rows = np.arange(64, dtype=np.int32).reshape(2, 32)
+    assert len(rice.encode_rows(rows, 32)) == 2
+
+
+def test_a_library_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Finder:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "numba":
+                raise OSError("Could not find/load shared object file 'libllvmlite.so'")  # what llvmlite says
+
+    monkeypatch.setattr(compiling, "_state", compiling._State())
+    monkeypatch.delitem(sys.modules, "numba")
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    assert compiling.loops(compiling._WORTHWHILE) is None
+
+
+def test_jit_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    import numba
+
+    monkeypatch.setattr(compiling, "_state", compiling._State())
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    assert compiling.loops(compiling._WORTHWHILE) is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no limits of file sizes")
+def test_machine_code_that_cannot_be_kept(tmp_path: Path) -> None:
+    """A full disk or a spent quota, here a limit of the size of files: reading needs no room on a disk."""
+    script = (
+        "import resource, numpy as np\n"
+        "from wustore.backends.fits.tiles import rice_numba as loops\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))\n"
+        "out, sizes = np.empty(400, np.uint8), np.empty(1, np.int64)\n"
+        "print(loops.encode_integers(np.zeros((1, 40), np.int32), 32, out, sizes))\n"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout == "6\n", done.stderr
+
+
+def test_without_a_directory_for_machine_code(tmp_path: Path) -> None:
+    """An installation that cannot be written to, and no home: compiled for this process alone."""
+    script = (
+        "import numba, numpy as np\n"
+        "compiler = numba.njit\n"
+        "def njit(*functions, cache=False, **options):\n"
+        "    if cache:\n"
+        "        raise RuntimeError('no locator available')\n"  # what numba says then
+        "    return compiler(*functions, **options)\n"
+        "numba.njit = njit\n"
+        "from wustore.backends.fits.tiles import rice_numba as loops\n"
+        "out, sizes = np.empty(400, np.uint8), np.empty(1, np.int64)\n"
+        "print(loops.encode_integers(np.zeros((1, 40), np.int32), 32, out, sizes))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.stdout == "6\n", done.stderr

@@ -1,0 +1,408 @@
+"""The HDF5 backend: conformance, exactness, counts of chunks, options."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from wustore.backends.hdf5.backend import LAYOUTS, PROFILES, Hdf5Backend
+from wustore.backends.hdf5.filters import BLOSC, DEFLATE, FLETCHER32, SHUFFLE, Pipeline
+from wustore.backends.memory import MemoryReader
+from wustore.errors import FormatError, MissingDependencyError, UsageError, VersionError
+from wustore.format import tagged_json
+from wustore.model.compare import same_bits
+from wustore.model.meta import LAYERS, Capsule, Column, ConstituentTable, Image, Meta
+from wustore.ops.copy import copy
+from wustore.testing import BackendConformance, assert_same, sample, with_capsule
+
+
+def save(path, source: MemoryReader, **options) -> str:
+    capsule = source.capsule()
+    writer = Hdf5Backend().create(str(path), source.meta, capsule=capsule, **options)
+    copy(source, writer, capsule=capsule is not None)
+    return str(path)
+
+
+class TestHdf5(BackendConformance):
+    backend = Hdf5Backend()
+    suffix = ".h5"
+
+
+class TestHdf5Fast(BackendConformance):
+    backend = Hdf5Backend()
+    suffix = ".h5"
+    options: ClassVar = {"profile": "fast", "layout": "balanced"}
+
+
+class TestHdf5None(BackendConformance):
+    backend = Hdf5Backend()
+    suffix = ".h5"
+    options: ClassVar = {"profile": "none", "chunks": (100, 70)}
+
+
+# --- exactness ----------------------------------------------------------------------------------------
+
+
+def stack(images: list[Image], **fields) -> MemoryReader:
+    n = len(images)
+    meta = Meta(
+        times=np.arange(float(n)),
+        image_shape=np.array([image.science.shape for image in images], np.int32),
+        psf_shape=np.array([(0, 0) if im.psf is None else im.psf.shape for im in images], np.int32),
+        dtypes={
+            name: tuple(None if im.layer(name) is None else im.layer(name).dtype for im in images) for name in LAYERS
+        },
+        links=fields.pop("links", None),
+        constituents=fields.pop("constituents", ConstituentTable(n)),
+        **fields,
+    )
+    return MemoryReader(meta, images)
+
+
+FLOATS = st.sampled_from([np.dtype("f4"), np.dtype("f8")])
+MASKS = st.sampled_from([np.dtype(code) for code in ("i1", "u1", "i2", "i4", "u4", "i8")])
+
+
+@st.composite
+def planes(draw, dtypes, shape):
+    """Any bit pattern: NaN payloads, signalling NaNs, denormals, -0.0."""
+    dtype = draw(dtypes)
+    bits = draw(hnp.arrays(np.dtype(f"u{dtype.itemsize}"), shape, elements={"min_value": 0}))
+    return bits.view(dtype)
+
+
+@st.composite
+def images(draw):
+    shape = draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
+    psf = draw(st.none() | st.tuples(st.integers(1, 4), st.integers(1, 4)).flatmap(lambda s: planes(FLOATS, s)))
+    mask = draw(st.none() | planes(MASKS, shape))
+    return Image(draw(planes(FLOATS, shape)), draw(planes(FLOATS, shape)), mask, psf)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(stack_=st.lists(images(), min_size=1, max_size=4), profile=st.sampled_from(PROFILES), side=st.integers(1, 5))
+def test_any_bits_come_back(tmp_path, stack_, profile, side):
+    source = stack(stack_)
+    path = save(tmp_path / "any.h5", source, profile=profile, chunks=(side, 3), overwrite=True)
+    with Hdf5Backend().open(path) as reader:
+        assert_same(source, reader)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(st.text(st.characters()), min_size=1, max_size=5))
+def test_any_text_comes_back(tmp_path, texts):
+    """Zero characters and lone surrogates too, which HDF5 text cannot hold."""
+    column = np.empty(len(texts), object)
+    column[:] = texts
+    image = Image(np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32))
+    source = stack([image], constituents=ConstituentTable(len(texts), (Column("c", "json", column),)))
+    source = replace_meta(source, configuration={"key": texts[0]}, wcs=texts[-1] or None)
+    with Hdf5Backend().open(save(tmp_path / "text.h5", source, overwrite=True)) as reader:
+        assert reader.meta.constituents.columns[0].values.tolist() == texts
+        assert reader.meta.configuration == {"key": texts[0]}
+        assert reader.meta.wcs == (texts[-1] or None)
+
+
+def replace_meta(source: MemoryReader, **fields) -> MemoryReader:
+    meta = replace(source.meta, **fields)
+    return MemoryReader(meta, [source.image(i, capsule=True) for i in range(meta.n_images)], source.capsule())
+
+
+def test_plain_text_with_what_hdf5_cannot_hold(tmp_path):
+    values = np.array(["a\0b", "\ud800", "é"])
+    source = replace_meta(sample("simple"), constituents=ConstituentTable(3, (Column("c", "plain", values),)))
+    with Hdf5Backend().open(save(tmp_path / "a.h5", source)) as reader:
+        assert reader.meta.constituents.columns[0].values.tolist() == values.tolist()
+
+
+def test_every_half_float_comes_back(tmp_path):
+    """They are stored as float32, the smallest that netCDF knows: NaN payloads must survive that."""
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    table = ConstituentTable(len(halves), (Column("h", "plain", halves),))
+    source = replace_meta(sample("simple"), constituents=table)
+    with Hdf5Backend().open(save(tmp_path / "a.h5", source)) as reader:
+        assert same_bits(reader.meta.constituents.columns[0].values, halves)
+
+
+def test_large_document(tmp_path):
+    """HDF5 limits what an object header holds to 64 kB; the document may be larger."""
+    configuration = {f"parameter {k}": "x" * 1000 for k in range(2000)}
+    source = replace_meta(sample("simple"), configuration=configuration)
+    path = save(tmp_path / "a.h5", source)
+    with Hdf5Backend().open(path) as reader:
+        assert reader.meta.configuration == configuration
+    with h5py.File(path) as file:
+        assert json.loads(file.attrs["wustore"])["configuration"] == tagged_json.encode(configuration)
+
+
+def test_large_capsule_in_any_order(tmp_path):
+    rng = np.random.default_rng(0)
+    pieces = [rng.bytes(700_000), b"", bytes(300_000)]
+    source = sample("simple")
+    source = MemoryReader(
+        source.meta,
+        [replace(source.image(i), capsule=pieces[i]) for i in range(3)],
+        Capsule({"form": "x"}, rng.bytes(300_000), lambda _: None),
+    )
+    path = str(tmp_path / "a.h5")
+    writer = Hdf5Backend().create(path, source.meta, capsule=source.capsule())
+    for i in (2, 0, 1):
+        writer.write(i, source.image(i, capsule=True))
+    writer.commit()
+    with Hdf5Backend().open(path) as reader:
+        capsule = reader.capsule()
+        assert capsule.head == source.capsule().head
+        assert [reader.image(i, (), capsule=True).capsule for i in range(3)] == pieces
+        before = reader.chunks_read
+        assert capsule.piece(2) == pieces[2]
+        assert reader.chunks_read == before  # of layers
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.h5"]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_library_reads_what_we_encode(tmp_path, profile):
+    if profile == "fast":
+        pytest.importorskip("hdf5plugin").register("blosc", force=True)
+    source = sample("chunked")
+    path = save(tmp_path / "a.h5", source, profile=profile)
+    with h5py.File(path) as file:
+        for i in range(3):
+            for layer in LAYERS:
+                plane = source.image(i).layer(layer)
+                assert same_bits(np.ascontiguousarray(file[layer][i]), plane)
+        assert file["science"].fletcher32
+
+
+@pytest.mark.parametrize(
+    "options", [{"shuffle": True, "compression": "gzip"}, {"compression": "lzf"}, {"chunks": None}]
+)
+def test_rewritten_by_another_tool(tmp_path, options):
+    """Other filters, or none, are left to the library; values stay the same."""
+    source = sample("chunked")
+    path = save(tmp_path / "a.h5", source)
+    with h5py.File(path, "r+") as file:
+        for layer in ("science", "mask"):
+            values, chunks = file[layer][()], file[layer].chunks
+            del file[layer]
+            file.create_dataset(layer, data=values, **{"chunks": chunks, **options})
+    with Hdf5Backend().open(path) as reader:
+        assert_same(source, reader)
+
+
+def test_same_bytes_for_any_order_and_number_of_threads(tmp_path, monkeypatch):
+    source = with_capsule(sample("rich"))
+    paths = [save(tmp_path / f"{n}.h5", source, workers=n) for n in (1, 2, 5)]
+    for limit in (1 << 26, 0):  # in memory, through the unnamed file
+        monkeypatch.setattr("wustore.backends.hdf5.writer._EARLY_IN_MEMORY", limit)
+        for order in ((3, 2, 1, 0), (1, 3, 0, 2)):
+            paths.append(str(tmp_path / f"{limit}-{order}.h5"))
+            writer = Hdf5Backend().create(paths[-1], source.meta, capsule=source.capsule())
+            for i in order:
+                writer.write(i, source.image(i, capsule=True))
+            writer.commit()
+    assert len({Path(path).read_bytes() for path in paths}) == 1
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1, 2, 3, 4, 718, 720, 722, 65536, 100_001])
+def test_fletcher32_is_the_library_s(tmp_path, n_bytes):
+    """The library checks what we write, and we what the library writes."""
+    if not n_bytes:
+        return
+    values = np.frombuffer(np.random.default_rng(1).bytes(n_bytes), np.uint8)
+    for data in (values, np.full(n_bytes, 255, np.uint8), np.zeros(n_bytes, np.uint8)):
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            ours = file.create_dataset("a", (n_bytes,), "u1", chunks=(n_bytes,), fletcher32=True)
+            pipeline = Pipeline((FLETCHER32,), np.dtype("u1"), (n_bytes,))
+            skipped, stored = pipeline.encode(data)
+            ours.id.write_direct_chunk((0,), stored, skipped)
+            theirs = file.create_dataset("b", data=data, chunks=(n_bytes,), fletcher32=True)
+            file.flush()
+            assert theirs.id.read_direct_chunk((0,))[1] == stored
+        with h5py.File(tmp_path / "a.h5") as file:
+            assert np.array_equal(file["a"][()], data)
+
+
+@pytest.mark.parametrize(
+    "filters", [(FLETCHER32,), (SHUFFLE, DEFLATE, FLETCHER32), (DEFLATE,), (BLOSC, FLETCHER32), (SHUFFLE, FLETCHER32)]
+)
+def test_pipelines_are_their_own_inverse(filters):
+    rng = np.random.default_rng(2)
+    for values in (rng.normal(size=(7, 5)).astype("f4"), np.zeros((7, 5), "f4")):
+        pipeline = Pipeline(filters, values.dtype, values.shape, level=1)
+        skipped, stored = pipeline.encode(values)
+        out = np.empty((3, 4), "f4")
+        part = (slice(1, 4), slice(0, 4))
+        pipeline.decode(stored, skipped, [(out.view(np.uint8).reshape(3, 4, 4), part)])
+        assert same_bits(out, np.ascontiguousarray(values[part]))
+
+
+def test_noise_is_not_made_larger(tmp_path):
+    """A chunk that deflate would enlarge is stored without it, marked for every reader."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 2**31, (64, 64)).astype(np.int32).view(np.float32)
+    source = stack([Image(noise, noise)])
+    path = save(tmp_path / "a.h5", source)
+    with h5py.File(path) as file:
+        info = file["science"].id.get_chunk_info(0)
+        assert info.size <= noise.nbytes + 4
+        assert same_bits(file["science"][0], noise)
+    with Hdf5Backend().open(path) as reader:
+        assert_same(source, reader)
+
+
+# --- counts -------------------------------------------------------------------------------------------
+
+
+def test_opening_reads_no_chunk_and_a_box_its_own_only(tmp_path, monkeypatch):
+    decoded: list[int] = []
+    decode = Pipeline.decode
+    monkeypatch.setattr(Pipeline, "decode", lambda self, *a: (decoded.append(1), decode(self, *a))[1])
+    path = save(tmp_path / "a.h5", sample("chunked"), chunks=(100, 100))
+    with Hdf5Backend().open(path) as reader:
+        assert reader.meta.n_images == 3
+        assert not decoded
+        reader.read("science", (slice(0, 3), slice(195, 205), slice(110, 120)))
+        assert len(decoded) == 3 * 2
+        decoded.clear()
+        reader.image(1, ("science",))
+        assert len(decoded) == 6 * 6
+        decoded.clear()
+        before = reader.chunks_read
+        boxes = [(slice(0, 2), slice(y, y + 21), slice(y, y + 21)) for y in range(150, 190, 3)]
+        boxes.append((slice(1, 1), slice(0, 0), slice(0, 5)))
+        out = reader.read_boxes("science", boxes)
+        assert len(decoded) == 2 * 4  # shared chunks once
+        assert reader.chunks_read == before + 8
+        for box, values in zip(boxes, out, strict=True):
+            assert same_bits(values, reader.read("science", box))
+
+
+def test_layouts_and_chunks(tmp_path):
+    source = sample("chunked")
+    sides = {}
+    for layout in LAYOUTS:
+        with Hdf5Backend().open(save(tmp_path / f"{layout}.h5", source, layout=layout)) as reader:
+            assert_same(source, reader)
+            sides[layout] = reader.chunks("science")
+    assert sides["images"] > sides["balanced"] > sides["cutouts"]
+    with Hdf5Backend().open(save(tmp_path / "a.h5", source, chunks=(1, 50, 5000))) as reader:
+        assert reader.chunks("science") == (1, 50, 530)
+
+
+# --- options and errors -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"profile": "no such"},
+        {"layout": "no such"},
+        {"chunks": (2, 5, 5)},
+        {"chunks": (0, 5)},
+        {"chunks": "55"},
+        {"workers": 0},
+        {"workers": "2"},
+    ],
+)
+def test_bad_options(tmp_path, options):
+    with pytest.raises(UsageError):
+        Hdf5Backend().create(str(tmp_path / "a.h5"), sample("simple").meta, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_plug_in_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "hdf5plugin", None)
+    with pytest.raises(MissingDependencyError, match="plugins"):
+        Hdf5Backend().create(str(tmp_path / "a.h5"), sample("simple").meta, profile="fast")
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_images_are_refused(tmp_path):
+    source = sample("simple")
+    writer = Hdf5Backend().create(str(tmp_path / "a.h5"), source.meta)
+    writer.write(0, source.image(0))
+    with pytest.raises(UsageError):
+        writer.write(0, source.image(0))
+    with pytest.raises(UsageError):
+        writer.write(3, source.image(0))
+    with pytest.raises(FormatError):
+        writer.write(1, replace(source.image(1), mask=None))
+    writer.abort()
+    with pytest.raises(UsageError):
+        writer.write(1, source.image(1))
+    with pytest.raises(UsageError):
+        writer.commit()
+
+
+def test_use_after_close(tmp_path):
+    reader = Hdf5Backend().open(save(tmp_path / "a.h5", sample("simple")))
+    reader.close()
+    reader.close()
+    with pytest.raises(UsageError):
+        reader.image(0)
+    with pytest.raises(UsageError):
+        reader.read("science", (slice(0, 1), slice(0, 1), slice(0, 1)))
+
+
+def test_bad_boxes_and_images(tmp_path):
+    with Hdf5Backend().open(save(tmp_path / "a.h5", sample("simple"))) as reader:
+        for i in (-1, 3):
+            with pytest.raises(UsageError):
+                reader.image(i)
+        for box in ((slice(0, 4), slice(0, 1), slice(0, 1)), (slice(-1, 1), slice(0, 1), slice(0, 1))):
+            with pytest.raises(UsageError):
+                reader.read("science", box)
+
+
+def test_pickle_keeps_the_number_of_threads(tmp_path):
+    with Hdf5Backend().open(save(tmp_path / "a.h5", sample("simple")), workers=1) as reader:
+        other = pickle.loads(pickle.dumps(reader))
+        assert_same(reader, other)
+        other.close()
+
+
+def test_foreign_file(tmp_path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["science"] = np.zeros((2, 3, 4))
+    assert not Hdf5Backend().sniff(str(path))
+    with pytest.raises(FormatError, match="not a wustore store"):
+        Hdf5Backend().open(str(path))
+    with pytest.raises(FormatError, match="not an HDF5 file"):
+        Hdf5Backend().open(str(tmp_path))
+
+
+def test_user_block(tmp_path):
+    """The signature may lie behind a user block; such a file is read through the library."""
+    source = sample("chunked")
+    path = save(tmp_path / "a.h5", source)
+    with h5py.File(path) as file, h5py.File(tmp_path / "b.h5", "w", userblock_size=1024) as other:
+        for name in file:
+            file.copy(name, other)
+        for name in ("wustore", "wustore_sha256", "Conventions"):
+            other.attrs[name] = file.attrs[name]
+    assert Hdf5Backend().sniff(str(tmp_path / "b.h5"))
+    with Hdf5Backend().open(str(tmp_path / "b.h5")) as reader:
+        assert_same(source, reader)
+
+
+def test_newer_version(tmp_path):
+    path = save(tmp_path / "a.h5", sample("simple"))
+    with h5py.File(path, "r+") as file:
+        document = json.loads(file.attrs["wustore"])
+        document["min_reader"] = 99
+        del file["packed"]
+        file.attrs["wustore"] = json.dumps(document)
+        del file.attrs["wustore_sha256"]
+    with pytest.raises(VersionError, match="99"):
+        Hdf5Backend().open(path)

@@ -1,0 +1,239 @@
+"""Unfinished stores: journal, resume, several writers, death; and stores that are not directories."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from digests import digest
+
+from wustore.backends.zarr.backend import ZarrBackend, ZarrZipBackend
+from wustore.errors import (
+    CorruptError,
+    FormatError,
+    IncompleteError,
+    StoreExistsError,
+    StoreNotFoundError,
+    UsageError,
+)
+from wustore.ops.copy import copy
+from wustore.storage.journal import JOURNAL
+from wustore.storage.staging import partial_path
+from wustore.testing import assert_same, sample, with_capsule
+
+BACKENDS = pytest.mark.parametrize("backend", [ZarrBackend(), ZarrZipBackend()], ids=["zarr", "zip"])
+
+
+@BACKENDS
+class TestResume:
+    def undisturbed(self, tmp_path: Path, backend: ZarrBackend) -> dict[str, str]:
+        source = with_capsule(sample("ragged"))
+        copy(source, backend.create(str(tmp_path / "plain"), source.meta, capsule=source.capsule()))
+        return digest(tmp_path / "plain")
+
+    def test_goes_on(self, tmp_path: Path, backend: ZarrBackend) -> None:
+        """Whole images are kept, torn ones are found and written again; the bytes are those of an undisturbed run."""
+        source = with_capsule(sample("ragged"))
+        path = str(tmp_path / "x")
+
+        def start() -> object:
+            return backend.create(path, source.meta, capsule=source.capsule(), resume=True, fingerprint="f")
+
+        writer = start()
+        for i in (0, 1, 3):
+            writer.write(i, source.image(i, capsule=True))  # type: ignore[attr-defined]
+        writer.abort()  # type: ignore[attr-defined]
+        with pytest.raises(StoreNotFoundError):
+            backend.open(path)
+        staging = partial_path(path)
+        torn = staging / "science" / "c.1.0.0"
+        torn.write_bytes(torn.read_bytes()[:-7])
+        changed = staging / "variance" / "c.3.0.0"
+        changed.write_bytes(b"\0" + changed.read_bytes()[1:])
+        writer = start()
+        assert writer.unwritten(range(4)) == [1, 2, 3]  # type: ignore[attr-defined]
+        for i in writer.unwritten(range(4)):  # type: ignore[attr-defined]
+            writer.write(i, source.image(i, capsule=True))  # type: ignore[attr-defined]
+        writer.commit()  # type: ignore[attr-defined]
+        assert not staging.exists()
+        assert digest(Path(path)) == self.undisturbed(tmp_path, backend)
+
+    @pytest.mark.parametrize("change", ["fingerprint", "profile", "source", "capsule"])
+    def test_only_the_same_conversion(self, tmp_path: Path, backend: ZarrBackend, change: str) -> None:
+        source = with_capsule(sample("ragged"))
+        path = str(tmp_path / "x")
+        backend.create(path, source.meta, capsule=source.capsule(), resume=True, fingerprint="a").write(
+            0, source.image(0)
+        )
+        meta = sample("simple").meta if change == "source" else source.meta
+        with pytest.raises(UsageError, match="unfinished"):
+            backend.create(
+                path,
+                meta,
+                capsule=None if change == "capsule" else source.capsule(),
+                resume=True,
+                fingerprint="b" if change == "fingerprint" else "a",
+                profile="fast" if change == "profile" else "compact",
+            )
+        assert partial_path(path).exists()
+
+    def test_missing_images_are_named(self, tmp_path: Path, backend: ZarrBackend) -> None:
+        source = sample("ragged")
+        writer = backend.create(str(tmp_path / "x"), source.meta, resume=True)
+        writer.write(2, source.image(2))
+        with pytest.raises(IncompleteError, match="missing: 0, 1, 3"):
+            writer.commit()
+
+    def test_inventory(self, tmp_path: Path, backend: ZarrBackend) -> None:
+        """A shard that went away between writing and finishing is found."""
+        source = sample("simple")
+        writer = backend.create(str(tmp_path / "x"), source.meta, resume=True)
+        for i in range(source.meta.n_images):
+            writer.write(i, source.image(i))
+        (partial_path(tmp_path / "x") / "mask" / "c.1.0.0").unlink()
+        with pytest.raises(CorruptError, match="image 1"):
+            writer.commit()
+
+    def test_several_writers(self, tmp_path: Path, backend: ZarrBackend) -> None:
+        """Writers that share a plan, each with images of its own and some in common, give one store."""
+        source = with_capsule(sample("ragged"))
+        path = str(tmp_path / "x")
+        writers = [
+            backend.create(path, source.meta, capsule=source.capsule(), resume=True, fingerprint="f") for _ in range(3)
+        ]
+        for writer, images in zip(writers, ((2, 0), (0, 1), (3, 2)), strict=True):
+            for i in images:
+                writer.write(i, source.image(i, capsule=True))
+        writers[0].commit()
+        assert digest(Path(path)) == self.undisturbed(tmp_path, backend)
+
+
+def _write_slowly(path: str, overwrite: bool) -> None:
+    source = sample("ragged")
+    writer = ZarrBackend().create(path, source.meta, overwrite=overwrite)
+    while True:
+        for i in range(source.meta.n_images):
+            writer.write(i, source.image(i))
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_killed_writer(tmp_path: Path, existing: bool) -> None:
+    """SIGKILL leaves the target as it was, and what was left behind does not open; the next writer clears it up."""
+    path = str(tmp_path / "x.zarr")
+    old, new = sample("simple"), sample("ragged")
+    if existing:
+        copy(old, ZarrBackend().create(path, old.meta))
+    process = multiprocessing.get_context("spawn").Process(target=_write_slowly, args=(path, existing))
+    process.start()
+    deadline = time.monotonic() + 60
+    while not any(tmp_path.glob(f".x.zarr~*/{JOURNAL}images/*.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    (left,) = tmp_path.glob(".x.zarr~*")
+    with pytest.raises(IncompleteError):
+        ZarrBackend().open(str(left))
+    if existing:
+        with ZarrBackend().open(path) as reader:
+            assert_same(old, reader)
+    else:
+        with pytest.raises(StoreNotFoundError):
+            ZarrBackend().open(path)
+    copy(new, ZarrBackend().create(path, new.meta, overwrite=existing))
+    with ZarrBackend().open(path) as reader:
+        assert_same(new, reader)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.zarr"]
+
+
+class TestStoreObjects:
+    """Any zarr Store: written with the root document last, read by ranges."""
+
+    def test_round_trip(self) -> None:
+        from zarr.storage import MemoryStore
+
+        for name in ("simple", "ragged", "missing", "chunked"):
+            source = with_capsule(sample(name))
+            store = MemoryStore()
+            copy(source, ZarrBackend().create(store, source.meta, capsule=source.capsule()))
+            with ZarrBackend().open(store) as reader:
+                assert_same(source, reader)
+                capsule = reader.capsule()
+                assert capsule is not None
+                assert capsule.head == source.capsule().head  # type: ignore[union-attr]
+
+    def test_same_bytes_as_a_directory(self, tmp_path: Path) -> None:
+        from zarr.storage import MemoryStore
+
+        source = sample("ragged")
+        store = MemoryStore()
+        copy(source, ZarrBackend().create(store, source.meta))
+        copy(source, ZarrBackend().create(str(tmp_path / "x"), source.meta))
+        files = {str(f.relative_to(tmp_path / "x")): f.read_bytes() for f in (tmp_path / "x").rglob("*") if f.is_file()}
+        assert {key: value.to_bytes() for key, value in store._store_dict.items()} == files
+
+    def test_root_document_is_last(self) -> None:
+        from zarr.storage import MemoryStore
+
+        source = sample("simple")
+        store = MemoryStore()
+        writer = ZarrBackend().create(store, source.meta)
+        for i in range(source.meta.n_images):
+            writer.write(i, source.image(i))
+        with pytest.raises(IncompleteError):
+            ZarrBackend().open(store)
+        with pytest.raises(FormatError):
+            ZarrBackend().open(MemoryStore())
+        writer.commit()
+        with pytest.raises(StoreExistsError):
+            ZarrBackend().create(store, source.meta)
+        new = sample("ragged")
+        copy(new, ZarrBackend().create(store, new.meta, overwrite=True))
+        with ZarrBackend().open(store) as reader:
+            assert_same(new, reader)
+
+    def test_abort_leaves_nothing(self) -> None:
+        from zarr.storage import MemoryStore
+
+        source = sample("simple")
+        store = MemoryStore()
+        writer = ZarrBackend().create(store, source.meta)
+        writer.write(0, source.image(0))
+        writer.abort()
+        assert not store._store_dict
+
+    def test_url(self) -> None:
+        pytest.importorskip("fsspec")
+        source = sample("ragged")
+        url = f"memory://wustore-{os.getpid()}/x.zarr"
+        copy(source, ZarrBackend().create(url, source.meta))
+        with ZarrBackend().open(url) as reader:
+            assert_same(source, pickle.loads(pickle.dumps(reader)))
+
+    def test_missing_object(self) -> None:
+        from zarr.storage import MemoryStore
+
+        source = sample("simple")
+        store = MemoryStore()
+        copy(source, ZarrBackend().create(store, source.meta))
+        del store._store_dict["science/c.1.0.0"]
+        with ZarrBackend().open(store) as reader, pytest.raises(CorruptError, match="image 1"):
+            reader.image(1)
+
+    def test_requests_to_open(self) -> None:
+        """Opening takes two requests, however many images and columns there are."""
+        from zarr.storage import LoggingStore, MemoryStore
+
+        source = sample("ragged")
+        store = MemoryStore()
+        copy(source, ZarrBackend().create(store, source.meta))
+        counted = LoggingStore(store, log_level="CRITICAL")
+        with ZarrBackend().open(counted) as reader:
+            assert reader.meta.n_images == 4
+        assert dict(counted.counter) == {"get": 2}

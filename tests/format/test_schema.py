@@ -1,0 +1,219 @@
+"""The JSON Schemas say what a document and its arrays are, no more and no less."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+
+import jsonschema
+import numpy as np
+import pytest
+
+from wustore.backends.registry import backend_for_writing
+from wustore.errors import FormatError, MissingDependencyError
+from wustore.format import schema, tagged_json
+from wustore.format.arrays import checksum_array
+from wustore.format.document import arrays_of, document_of
+from wustore.format.planes import layers_of
+from wustore.ops.copy import copy as copy_store
+from wustore.testing import SAMPLES, sample, with_capsule
+
+
+def document(name):
+    return json.loads(json.dumps(document_of(sample(name).meta), allow_nan=False))
+
+
+def dtype_text(dtype):
+    return "text" if dtype.hasobject else dtype.newbyteorder("<").str
+
+
+def listing(meta):
+    """The arrays of a store of ``meta`` as the layout schema lists them."""
+    arrays = {
+        spec.name: {"dims": list(spec.dims), "dtype": dtype_text(spec.dtype), "shape": list(spec.shape)}
+        | {"attributes": dict(spec.attributes)}
+        for spec in layers_of(meta)
+    }
+    for spec in [*arrays_of(meta), checksum_array(np.zeros((meta.n_images, 4), np.uint32))]:
+        arrays[spec.name] = {
+            "dims": list(spec.dims),
+            "dtype": dtype_text(spec.data.dtype),
+            "shape": list(spec.data.shape),
+            "attributes": dict(spec.attributes),
+        }
+    return {"arrays": json.loads(json.dumps(arrays))}
+
+
+@pytest.mark.parametrize("name", ["document", "layout"])
+def test_schemas_are_valid(name):
+    jsonschema.Draft202012Validator.check_schema(schema.load(name))
+
+
+@pytest.mark.parametrize("name", list(SAMPLES))
+def test_samples_follow_the_schemas(name):
+    assert list(schema.violations(document(name))) == []
+    assert list(schema.violations(listing(sample(name).meta), "layout")) == []
+
+
+def test_every_key_written_is_described():
+    described = schema.load("document")
+    assert set(document("rich")) == set(described["required"]) <= set(described["properties"])
+
+
+def zarr_listing(path):
+    """The listing of a Zarr store, made with zarr-python alone."""
+    import zarr
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # codecs outside the core
+        root = zarr.open_group(str(path), mode="r")
+        arrays = dict(root.members(max_depth=None))
+    listed = {}
+    for name, array in arrays.items():
+        if isinstance(array, zarr.Array):
+            text = array.metadata.to_dict()["data_type"] == "string"
+            listed[name] = {
+                "dims": list(array.metadata.dimension_names),
+                "dtype": "text" if text else array.dtype.newbyteorder("<").str,
+                "shape": list(array.shape),
+                "attributes": dict(array.attrs),
+            }
+    return {"arrays": listed}, dict(root.attrs)["wustore"]
+
+
+def hdf5_listing(path):
+    """The listing of an HDF5 store, made with h5py alone."""
+    import h5py
+
+    listed = {}
+    with h5py.File(path, "r") as file:
+        document = json.loads(file.attrs["wustore"])
+
+        def visit(name, node):
+            if isinstance(node, h5py.Dataset) and not node.attrs.get("NAME", b"").startswith(b"This is a netCDF dim"):
+                text = h5py.check_string_dtype(node.dtype) is not None
+                dims = [dim[0].name.lstrip("/") if len(dim) else name for dim in node.dims]
+                listed[name] = {
+                    "dims": dims,
+                    "dtype": "text" if text else node.dtype.newbyteorder("<").str,
+                    "shape": list(node.shape),
+                    "attributes": {key: plain(value) for key, value in node.attrs.items() if key not in SCALES},
+                }
+
+        file.visititems(visit)
+    return {"arrays": listed}, document
+
+
+SCALES = {"CLASS", "NAME", "REFERENCE_LIST", "DIMENSION_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates"}
+
+
+def plain(value):
+    return value.decode() if isinstance(value, bytes) else value.tolist() if hasattr(value, "tolist") else value
+
+
+@pytest.mark.parametrize("name", list(SAMPLES))
+@pytest.mark.parametrize(("suffix", "list_store"), [("zarr", zarr_listing), ("h5", hdf5_listing)])
+def test_stores_follow_the_schemas(name, suffix, list_store, tmp_path):
+    """What other programs see in a store is what the schemas say, capsule included."""
+    source = with_capsule(sample(name)) if name == "ragged" else sample(name)
+    path = str(tmp_path / f"night.{suffix}")
+    copy_store(source, backend_for_writing(path).create(path, source.meta, capsule=source.capsule()))
+    listed, stored = list_store(path)
+    assert list(schema.violations(stored)) == []
+    assert list(schema.violations(listed, "layout")) == []
+    assert set(stored) <= set(schema.load("document")["properties"])
+    expected = listing(source.meta)["arrays"]
+    assert {key: value["dims"] for key, value in listed["arrays"].items() if key in expected} == {
+        key: value["dims"] for key, value in expected.items()
+    }
+
+
+MUTATIONS = {
+    "other format": lambda d: d.update(format="zarr"),
+    "no version": lambda d: d.pop("version"),
+    "version not semantic": lambda d: d.update(version="1"),
+    "reader version as text": lambda d: d.update(min_reader="1"),
+    "no images": lambda d: d.update(n_images=0),
+    "no variance layer": lambda d: d["layers"].pop("variance"),
+    "unknown layer": lambda d: d["layers"].update(weight={"dtype": "<f4"}),
+    "big-endian layer": lambda d: d["layers"]["science"].update(dtype=">f4"),
+    "missing image below 0": lambda d: d["layers"]["mask"].update(missing=[-1]),
+    "bare NaN as text": lambda d: d.update(barycentric_distance="nan"),
+    "observatory of two numbers": lambda d: d["observatory"].update(geodetic=[1.0, 2.0]),
+    "unknown tag": lambda d: d["configuration"].update(x={"$what": 1}),
+    "tag with two keys": lambda d: d["configuration"].update(x={"$tuple": [], "y": 1}),
+    "float tag with a number": lambda d: d["configuration"].update(x={"$float": 1}),
+    "bytes that are not base64": lambda d: d["configuration"].update(x={"$bytes": "*"}),
+    "pair of three": lambda d: d["configuration"].update(x={"$map": [[1, 2, 3]]}),
+    "column without array": lambda d: d["constituents"]["columns"][0].pop("array"),
+    "plain column without dtype": lambda d: d["constituents"]["columns"][0].pop("dtype"),
+    "dtype on a wcs column": lambda d: d["constituents"]["columns"][1].update(dtype="<f4"),
+    "unknown kind": lambda d: d["constituents"]["columns"][0].update(kind="pickle"),
+    "array name with a slash": lambda d: d["constituents"]["columns"][0].update(array="a/b"),
+    "flag as text": lambda d: d["mask_flags"].update(BAD="1"),
+    "history not a list": lambda d: d.update(history={}),
+}
+
+
+@pytest.mark.parametrize("name", list(MUTATIONS))
+def test_mutated_documents_do_not(name):
+    mutated = copy.deepcopy(document("rich"))
+    MUTATIONS[name](mutated)
+    with pytest.raises(FormatError) as caught:
+        schema.validate(mutated)
+    assert caught.value.where.startswith("$")
+
+
+LAYOUT_MUTATIONS = {
+    "no time": lambda a: a.pop("time"),
+    "time in seconds": lambda a: a["time"]["attributes"].update(units="s"),
+    "axes swapped": lambda a: a["science"].update(dims=["time", "x", "y"]),
+    "sizes as int64": lambda a: a["image_shape"].update(dtype="<i8"),
+    "_FillValue attribute": lambda a: a["science"]["attributes"].update(_FillValue=0),
+    "half of the links": lambda a: a.pop("link_start"),
+    "meanings without masks": lambda a: a["mask"]["attributes"].pop("flag_masks"),
+    "unknown array": lambda a: a.update(weight=a["science"]),
+    "fixed-width text": lambda a: a["constituents/data_loc"].update(dtype="<U15"),
+}
+
+
+@pytest.mark.parametrize("name", list(LAYOUT_MUTATIONS))
+def test_mutated_listings_do_not(name):
+    listed = listing(sample("rich").meta)
+    LAYOUT_MUTATIONS[name](listed["arrays"])
+    assert list(schema.violations(listed, "layout"))
+
+
+def test_every_tag_of_json_is_described():
+    text = json.dumps(schema.load("document"))
+    tags = set(tagged_json._DECODERS)
+    assert tags == {tag for tag in tags if f'"{tag}"' in text}
+
+
+def test_an_appended_store_follows_the_schemas(tmp_path):
+    from wustore.cli import main
+
+    paths = [str(tmp_path / f"{name}.zarr") for name in ("night", "late")]
+    for path in paths:
+        source = sample("simple")
+        copy_store(source, backend_for_writing(path).create(path, source.meta))
+    for _ in range(2):
+        assert main(["append", *paths]) == 0
+        listed, stored = zarr_listing(paths[0])
+        assert list(schema.violations(stored)) == []
+        assert list(schema.violations(listed, "layout")) == []
+        assert set(stored) <= set(schema.load("document")["properties"])
+        assert main(["verify", paths[0]]) == 0
+    assert stored["generation"] == 2
+    assert stored["n_images"] == 9
+
+
+def test_newer_keys_are_allowed():
+    assert list(schema.violations(document("simple") | {"later": {"any": 1}})) == []
+
+
+def test_without_jsonschema(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "jsonschema", None)
+    with pytest.raises(MissingDependencyError, match=r"wustore\[validate\]"):
+        schema.validate(document("simple"))

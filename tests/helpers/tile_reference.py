@@ -1,0 +1,59 @@
+"""What astropy writes and reads, for the tests of the tile engine."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+from numpy.typing import NDArray
+
+from wustore.backends.fits.tiles import TileLayout
+from wustore.backends.fits.tiles.decode import Table
+
+CLOCK = 1_700_000_000
+
+
+def by_astropy(array: NDArray[Any], **options: Any) -> tuple[dict[str, Any], bytes, NDArray[Any]]:
+    """Compress with astropy: the table's cards, its data without padding, and what astropy reads back."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(array, **options)]).writeto(buffer)
+        return read_by_astropy(buffer.getvalue())
+
+
+def read_by_astropy(raw: bytes, number: int = 1) -> tuple[dict[str, Any], bytes, NDArray[Any]]:
+    with fits.open(io.BytesIO(raw), disable_image_compression=True) as hdus:
+        header = hdus[number].header
+        start = hdus[number].fileinfo()["datLoc"]
+        cards: dict[str, Any] = {}
+        for card in header.cards:
+            cards.setdefault(card.keyword, card.value)
+    with fits.open(io.BytesIO(raw)) as hdus:
+        values = np.array(hdus[number].data)
+    size = cards["NAXIS1"] * cards["NAXIS2"] + cards["PCOUNT"]
+    return cards, raw[start : start + size], values
+
+
+def stopped(layout: TileLayout, data: bytes) -> bytes:
+    """Set the clock of every gzip stream to `CLOCK`."""
+    table, changed = Table(layout, data), bytearray(data)
+    for name in ("COMPRESSED_DATA", "GZIP_COMPRESSED_DATA"):
+        spans = table.spans(name, np.arange(layout.n_tiles))
+        for start, end in zip(*spans, strict=True) if spans is not None else ():
+            place = layout.heap_start + int(start)
+            if end > start and changed[place : place + 3] == b"\x1f\x8b\x08":
+                changed[place + 4 : place + 8] = CLOCK.to_bytes(4, "little")
+    return bytes(changed)
+
+
+def assert_same(found: NDArray[Any], expected: NDArray[Any]) -> None:
+    native = expected.astype(expected.dtype.newbyteorder("="))
+    assert found.dtype == native.dtype
+    assert found.dtype.isnative
+    assert found.flags.c_contiguous
+    assert found.shape == native.shape
+    assert found.tobytes() == native.tobytes()

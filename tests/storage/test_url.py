@@ -1,0 +1,564 @@
+"""Stores at URLs: requests counted, ranges small, damage and dropped connections noticed."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import gzip
+import http.server
+import logging
+import os
+import pickle
+import socket
+import struct
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import wustore
+from wustore.backends.memory import MemoryReader
+from wustore.backends.registry import backend_for_writing
+from wustore.cli import main
+from wustore.errors import CorruptError, IncompleteError, MissingDependencyError, StoreNotFoundError, UsageError
+from wustore.ops import jobs
+from wustore.ops.copy import copy
+from wustore.storage import url as remote
+from wustore.testing import assert_same, sample, with_capsule
+
+pytest.importorskip("s3fs", reason="reading URLs needs the extra cloud")
+moto_server = pytest.importorskip("moto.server", reason="the S3 server of the tests needs moto[server]")
+boto3 = pytest.importorskip("boto3")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:botocore"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:moto"),
+]
+
+STAMP = (slice(1, 2), slice(300, 321), slice(300, 321))
+
+
+class Server:
+    """moto's S3 server, its requests in a list: method, path, bytes sent."""
+
+    def __init__(self):
+        self._server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        self._server.start()
+        host, port = self._server.get_host_and_port()
+        self.address = host, port
+        self.calls = []
+        self._application = self._server._server.app
+        self._server._server.app = self._counted
+
+    def _counted(self, environ, start):
+        def noted(status, headers, *more):
+            length = dict(headers).get("Content-Length") or dict(headers).get("content-length") or 0
+            self.calls.append((environ["REQUEST_METHOD"], environ["PATH_INFO"], int(length)))
+            return start(status, headers, *more)
+
+        return self._application(environ, noted)
+
+    def bytes_sent(self):
+        return sum(length for method, _, length in self.calls if method == "GET")
+
+    def stop(self):
+        self._server.stop()
+
+
+@pytest.fixture(scope="module")
+def server():
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        running = Server()
+        patch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*running.address))
+        _forget_connections()
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        yield running
+        _forget_connections()
+        running.stop()
+
+
+def _forget_connections():
+    import s3fs
+    from fsspec.implementations.http import HTTPFileSystem
+
+    # fsspec keeps its connections for the life of the process; what it forgets it does not close.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        s3fs.S3FileSystem.clear_instance_cache()
+        HTTPFileSystem.clear_instance_cache()
+        gc.collect()
+
+
+@pytest.fixture
+def s3(server):
+    server.calls.clear()
+    return server
+
+
+@pytest.fixture(scope="module")
+def many():
+    """Eight images of 512 x 512: noise as KBMOD's FITS holds it."""
+    from astropy.wcs import WCS
+
+    rng = np.random.default_rng(1)
+    planes = [np.round(rng.normal(0, 5, (512, 512)), 2).astype(np.float32) for _ in range(16)]
+    return wustore.WorkUnit(
+        wustore.ImageStack(times=60000 + np.arange(8.0), sci=planes[:8], var=[abs(p) + 1 for p in planes[8:]]),
+        wustore.SearchConfiguration(),
+        wcs=WCS(naxis=2),
+    )
+
+
+def put(path, key):
+    boto3.client("s3").upload_file(str(path), "bucket", key)
+    return f"s3://bucket/{key}"
+
+
+def save(source, target, **options):
+    capsule = source.capsule()
+    writer = backend_for_writing(target).create(target, source.meta, capsule=capsule, **options)
+    copy(source, writer, capsule=capsule is not None)
+    return target
+
+
+@pytest.mark.parametrize("kind", ["rich", "ragged", "missing", "dtypes", "chunked"])
+def test_zarr_round_trip(s3, kind):
+    source = with_capsule(sample(kind))
+    url = save(source, f"s3://bucket/{kind}.zarr")
+    with wustore.open_reader(url) as reader:
+        assert_same(source, reader)
+        assert reader.capsule().head == source.capsule().head
+        again = pickle.loads(pickle.dumps(reader))
+    assert again.image(1).science.tobytes() == source.image(1).science.tobytes()
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".h5"])
+def test_open_takes_three_requests_at_most(s3, tmp_path, suffix, many):
+    if suffix == ".zarr":
+        url = "s3://bucket/open.zarr"
+        wustore.save(many, url)
+    else:
+        wustore.save(many, tmp_path / "open.h5")
+        url = put(tmp_path / "open.h5", "open.h5")
+    s3.calls.clear()
+    reader = wustore.open_reader(url)
+    assert len(s3.calls) <= 3, s3.calls
+    assert not any("/c." in path and "packed" not in path for _, path, _ in s3.calls)
+    assert reader.meta.n_images == 8
+
+
+def test_a_stamp_reads_its_chunks_only(s3, many):
+    wustore.save(many, "s3://bucket/stamp.zarr")
+    reader = wustore.open_reader("s3://bucket/stamp.zarr")
+    s3.calls.clear()
+    box = reader.read("science", STAMP)
+    assert box.tobytes() == np.ascontiguousarray(many.im_stack.sci[1][300:321, 300:321]).tobytes()
+    gets = [(path, length) for method, path, length in s3.calls if method == "GET"]
+    assert len(gets) == 2, gets  # the index of the shard, one chunk of four
+    assert all(path.endswith("science/c.1.0.0") for path, _ in gets)
+    shard = boto3.client("s3").head_object(Bucket="bucket", Key="stamp.zarr/science/c.1.0.0")["ContentLength"]
+    assert sum(length for _, length in gets) < 0.3 * shard
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".fits"])
+def test_one_stamp_of_a_large_file(s3, tmp_path, suffix, many):
+    path = tmp_path / f"stamp{suffix}"
+    wustore.save(many, path)
+    url = put(path, path.name)
+    s3.calls.clear()
+    with wustore.open_reader(url) as reader, wustore.open_reader(path) as local:
+        assert reader.read("science", STAMP).tobytes() == local.read("science", STAMP).tobytes()
+        assert 0 < s3.bytes_sent() < 0.1 * path.stat().st_size
+        assert_same(local, reader)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".fits", ".fits.gz"])
+@pytest.mark.parametrize("kind", ["rich", "ragged", "missing", "dtypes", "chunked", "flags"])
+def test_files_are_read_as_local_ones(s3, tmp_path, suffix, kind):
+    source = sample(kind)
+    path = tmp_path / f"{kind}{suffix}"
+    if suffix == ".fits.gz":
+        plain = save(source, str(tmp_path / f"{kind}.fits"))
+        path.write_bytes(gzip.compress(Path(plain).read_bytes()))
+    else:
+        save(source, str(path))
+    with wustore.open_reader(put(path, path.name)) as reader, wustore.open_reader(path) as local:
+        assert_same(local, reader)
+        for layer in ("science", "mask"):
+            if reader.meta.has_layer(layer):
+                shape = reader.meta.layer_shape(layer)
+                index = (slice(0, shape[0]), slice(shape[1] // 3, shape[1] // 2 + 1), slice(1, shape[2] - 1))
+                assert reader.read(layer, index).tobytes() == local.read(layer, index).tobytes()
+        again = pickle.loads(pickle.dumps(reader))
+        assert again.image(0).science.tobytes() == local.image(0).science.tobytes()
+
+
+@pytest.mark.parametrize("compression", ["GZIP_1", "GZIP_2", "HCOMPRESS_1", "PLIO_1", "RICE_1", "NOCOMPRESS"])
+@pytest.mark.parametrize("tile", [(1, 90), (16, 16), (64, 90)])
+def test_windows_of_every_tile_compression(compression, tile, s3, tmp_path):
+    from astropy.io import fits
+
+    from wustore.backends.fits.hdu.image import Plane
+    from wustore.backends.fits.hdu.scan import scan
+
+    rng = np.random.default_rng(1)
+    if compression == "PLIO_1":
+        plane = rng.integers(0, 9, (64, 90)).astype(np.int16)
+    else:
+        plane = rng.normal(0, 5, (64, 90)).astype(np.float32)
+    if compression == "HCOMPRESS_1" and tile[0] == 1:
+        return  # HCOMPRESS has no tiles of one row
+    hdu = fits.CompImageHDU(plane, compression_type=compression, tile_shape=tile)
+    path = tmp_path / "a.fits"
+    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(path)
+    data = path.read_bytes()
+    read = Plane(scan(data, "a").hdus[1], "a")
+    fetched = []
+
+    def fetch(ranges):
+        fetched.extend(ranges)
+        return [data[start:stop] for start, stop in ranges]
+
+    for rows, columns in ((slice(0, 64), slice(0, 90)), (slice(17, 18), slice(3, 9)), (slice(5, 40), slice(80, 90))):
+        assert read.read_ranges(fetch, rows, columns).tobytes() == read.read(data, rows, columns).tobytes()
+    with pytest.raises(CorruptError, match="ends inside"):
+        read.read_ranges(lambda ranges: [part[:-1] for part in fetch(ranges)])
+
+
+def test_sharded_set(s3, tmp_path):
+    source = sample("simple")
+    copy(source, wustore.backends.registry.backend_named("sharded-fits").create(str(tmp_path / "wu.fits"), source.meta))
+    for path in tmp_path.iterdir():
+        put(path, f"set/{path.name}")
+    with wustore.open_reader("s3://bucket/set/wu.fits") as reader, wustore.open_reader(tmp_path / "wu.fits") as local:
+        assert reader.format == "sharded-fits"
+        assert_same(local, reader)
+    boto3.client("s3").delete_object(Bucket="bucket", Key="set/1_wu.fits")
+    with pytest.raises(CorruptError, match="a shard is missing"):
+        wustore.open_reader("s3://bucket/set/wu.fits")
+
+
+@pytest.mark.parametrize("name", ["x.zarr", "x.h5", "x.fits", "x"])
+@pytest.mark.parametrize("bucket", ["bucket", "no-such-bucket"])
+def test_nothing_there(s3, name, bucket):
+    with pytest.raises(StoreNotFoundError):
+        wustore.open_reader(f"s3://{bucket}/nothing/{name}")
+
+
+def test_a_missing_object_is_damage(s3):
+    url = save(sample("simple"), "s3://bucket/damaged.zarr")
+    boto3.client("s3").delete_object(Bucket="bucket", Key="damaged.zarr/science/c.1.0.0")
+    with wustore.open_reader(url) as reader:
+        assert reader.image(0).science.tobytes() == sample("simple").image(0).science.tobytes()
+        with pytest.raises(CorruptError, match="a shard is missing"):
+            reader.image(1)
+        with pytest.raises(CorruptError, match="a shard is missing"):
+            reader.read("science", (slice(0, 3), slice(0, 2), slice(0, 2)))
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".fits"])
+def test_a_file_replaced_by_a_shorter_one(s3, tmp_path, suffix, many):
+    path = tmp_path / f"short{suffix}"
+    wustore.save(many, path)
+    url = put(path, path.name)
+    reader = wustore.open_reader(url)
+    reader.read("science", STAMP)
+    boto3.client("s3").put_object(Bucket="bucket", Key=path.name, Body=path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises((CorruptError, OSError)):
+        reader.image(7)
+
+
+def test_convert_between_buckets_and_back(s3, tmp_path):
+    local = save(with_capsule(sample("rich")), str(tmp_path / "a.zarr"))
+    wustore.convert(local, "s3://bucket/one.zarr")
+    wustore.convert("s3://bucket/one.zarr", "s3://bucket/two.zarr", workers=2)
+    wustore.convert("s3://bucket/two.zarr", str(tmp_path / "b.zarr"))
+    files = {path.relative_to(local).as_posix(): path.read_bytes() for path in Path(local).rglob("*") if path.is_file()}
+    other = tmp_path / "b.zarr"
+    assert files == {p.relative_to(other).as_posix(): p.read_bytes() for p in other.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("suffix", [".fits", ".fits.gz"])
+def test_a_fits_file_from_a_bucket_comes_back_identical(s3, tmp_path, suffix):
+    plain = Path(save(sample("chunked"), str(tmp_path / "a.fits"))).read_bytes()
+    path = tmp_path / f"source{suffix}"
+    path.write_bytes(plain if suffix == ".fits" else gzip.compress(plain, mtime=0))
+    wustore.convert(put(path, path.name), "s3://bucket/archive.zarr", overwrite=True)
+    wustore.convert("s3://bucket/archive.zarr", str(tmp_path / "back.fits"))
+    assert (tmp_path / "back.fits").read_bytes() == plain
+    reader = wustore.open_reader(f"s3://bucket/{path.name}")
+    put(tmp_path / "a.fits", path.name)
+    boto3.client("s3").put_object(Bucket="bucket", Key=path.name, Body=plain + b"more")
+    with pytest.raises(CorruptError, match="changed after it was opened"):
+        reader.capsule()
+
+
+def test_resume_on_a_bucket(s3, tmp_path):
+    source = save(sample("rich"), str(tmp_path / "a.zarr"))
+    target = "s3://bucket/resumed.zarr"
+    jobs.plan(source, target, parts=2)
+    jobs.part(target, 1)
+    with pytest.raises(IncompleteError):
+        wustore.open_reader(target)
+    s3.calls.clear()
+    jobs.part(target, 0)
+    jobs.part(target, 1)
+    jobs.finish(target)
+    written = [path for method, path, _ in s3.calls if method == "PUT" and "/science/c" in path]
+    assert len(written) == 2, written  # the images of part 1 were there already
+    assert_same(sample("rich"), wustore.open_reader(target))
+
+
+@pytest.mark.parametrize("name", ["s3://bucket/w.h5", "s3://bucket/w.fits", "http://127.0.0.1:1/w.zarr"])
+def test_where_nothing_can_be_written(s3, name):
+    with pytest.raises(UsageError, match="rite"):
+        backend_for_writing(name).create(name, sample("simple").meta)
+
+
+# --- other protocols ----------------------------------------------------------------------------------
+
+
+def test_memory_urls(tmp_path):
+    source = with_capsule(sample("rich"))
+    url = save(source, "memory://tests/remote/x.zarr")
+    with wustore.open_reader(url) as reader:
+        assert_same(source, reader)
+    with pytest.raises(StoreNotFoundError):
+        wustore.open_reader("memory://tests/remote/nothing.zarr")
+    import fsspec
+
+    system = fsspec.filesystem("memory")
+    for name in ("x.h5", "x.fits"):
+        system.put_file(save(sample("rich"), str(tmp_path / name)), f"/tests/remote/{name}")
+        with wustore.open_reader(f"memory://tests/remote/{name}") as reader:
+            assert_same(wustore.open_reader(tmp_path / name), reader)
+
+
+class Ranges(http.server.SimpleHTTPRequestHandler):
+    """A web server that answers ranges, as the ones in use do."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, *, body):
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data, wanted = path.read_bytes(), self.headers.get("Range")
+        status, extra = 200, []
+        if wanted and self.server.ranges:
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            low, high = (int(first), int(last or len(data) - 1)) if first else (len(data) - int(last), len(data) - 1)
+            low, high = max(low, 0), min(high, len(data) - 1)
+            extra = [("Content-Range", f"bytes {low}-{high}/{len(data)}")]
+            data, status = data[low : high + 1], 206
+        self.send_response(status)
+        for name, value in [("Content-Length", str(len(data))), ("Accept-Ranges", "bytes"), *extra]:
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.server.sent += len(data)
+            self.wfile.write(data)
+
+
+@pytest.fixture
+def web(tmp_path):
+    pytest.importorskip("aiohttp")
+
+    def handler(*arguments):
+        return Ranges(*arguments, directory=str(tmp_path))
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        running.ranges, running.sent = True, 0
+        running.daemon_threads = True
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        running.url = f"http://127.0.0.1:{running.server_address[1]}"
+        yield running
+        running.shutdown()
+        thread.join()
+    _forget_connections()
+
+
+@pytest.mark.parametrize("name", ["x.zarr", "x.h5", "x.fits"])
+def test_web_server(web, tmp_path, name):
+    local = save(sample("chunked"), str(tmp_path / name))
+    with wustore.open_reader(f"{web.url}/{name}") as reader, wustore.open_reader(local) as expected:
+        assert_same(expected, reader)
+    with pytest.raises(StoreNotFoundError):
+        wustore.open_reader(f"{web.url}/no-{name}")
+
+
+def test_ranges_from_the_web(web, tmp_path, many):
+    wustore.save(many, tmp_path / "x.h5")
+    with wustore.open_reader(f"{web.url}/x.h5?signature=very-secret") as reader:
+        assert reader.path == f"{web.url}/x.h5"
+        reader.read("science", STAMP)
+    assert web.sent < 0.1 * (tmp_path / "x.h5").stat().st_size
+    web.ranges = False
+    with pytest.raises(OSError, match="range requests"):
+        wustore.open_reader(f"{web.url}/x.h5")
+
+
+# --- connections --------------------------------------------------------------------------------------
+
+
+class Proxy:
+    """Passes connections on; cuts the first ones after some bytes of the answer."""
+
+    def __init__(self, address, cuts, after):
+        self._address, self._cuts, self._after = address, cuts, after
+        self.dropped = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                cut = self.dropped < self._cuts
+                self.dropped += cut
+                server = socket.create_connection(self._address)
+                threading.Thread(target=self._pass, args=(client, server, None), daemon=True).start()
+                threading.Thread(
+                    target=self._pass, args=(server, client, self._after if cut else None), daemon=True
+                ).start()
+
+    def _pass(self, source, target, limit):
+        left = limit
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536 if left is None else max(left, 1)):
+                if left is not None:
+                    data, left = data[:left], left - len(data)
+                target.sendall(data)
+                if left is not None and left <= 0:
+                    target.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    break
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def close(self):
+        self._listener.close()
+
+
+@pytest.mark.parametrize("after", [0, 400])
+@pytest.mark.parametrize("name", ["x.zarr", "x.h5", "x.fits"])
+def test_dropped_connections_are_tried_again(s3, tmp_path, monkeypatch, name, after):
+    source = sample("chunked")
+    local = save(source, str(tmp_path / name))
+    for path in [Path(local)] if Path(local).is_file() else Path(local).rglob("*"):
+        if path.is_file():
+            put(path, f"dropped/{path.relative_to(tmp_path).as_posix()}")
+    proxy = Proxy(s3.address, 1, after)
+    with contextlib.closing(proxy):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        _forget_connections()
+        with wustore.open_reader(f"s3://bucket/dropped/{name}") as reader, wustore.open_reader(local) as expected:
+            assert_same(expected, reader)
+        assert proxy.dropped == 1
+    _forget_connections()
+
+
+def test_web_connections_are_tried_again(web, tmp_path):
+    save(sample("chunked"), str(tmp_path / "x.h5"))
+    proxy = Proxy(web.server_address[:2], 2, 0)
+    with contextlib.closing(proxy), wustore.open_reader(f"{proxy.url}/x.h5") as reader:
+        assert_same(sample("chunked"), reader)
+    assert proxy.dropped == 2
+
+
+def test_nobody_listens(monkeypatch):
+    monkeypatch.setattr(remote, "_PAUSE", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    for name in ("x.zarr", "x.h5", "x.fits"):
+        with pytest.raises(OSError, match="onnect"):
+            wustore.open_reader(f"http://user:very-secret@127.0.0.1:{port}/{name}?key=very-secret")
+
+
+# --- names and numbers --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("https://user:word@host/a.h5?sig=1&b=2", "https://host/a.h5"),
+        ("cannot get 'http://h/x?k=1' (and http://u:p@h/y)", "cannot get 'http://h/x' (and http://h/y)"),
+        ("s3://bucket/a.zarr", "s3://bucket/a.zarr"),
+        ("/local/what?.fits", "/local/what?.fits"),
+    ],
+)
+def test_what_is_shown_of_a_url(text, expected):
+    assert remote.shown(text) == expected
+
+
+def test_errors_show_no_secret(web):
+    secret = f"{web.url.replace('//', '//user:very-secret@')}/x"
+    for suffix in (".zarr", ".h5", ".fits"):
+        with pytest.raises(StoreNotFoundError) as caught:
+            wustore.open_reader(f"{secret}{suffix}?token=very-secret")
+        assert "very-secret" not in f"{caught.value} {caught.value!r} {caught.value.__cause__}"
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".h5", ".fits"])
+def test_a_server_that_is_not_there_is_named(suffix, capsys):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{unused.getsockname()[1]}"
+        url = f"http://user:very-secret@{place}/x{suffix}"
+        assert main(["info", url]) == 3
+    said = capsys.readouterr().err
+    assert place in said
+    assert f"x{suffix}" in said
+    assert "very-secret" not in said
+
+
+@pytest.mark.parametrize(("protocol", "package"), [("gs", "gcsfs"), ("az", "adlfs")])
+@pytest.mark.parametrize("suffix", [".zarr", ".h5", ".fits"])
+def test_missing_packages_are_named(monkeypatch, protocol, package, suffix):
+    import sys
+
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingDependencyError, match=package):
+        wustore.open_reader(f"{protocol}://bucket/x{suffix}")
+
+
+def test_unknown_protocol():
+    for suffix in (".zarr", ".h5"):
+        with pytest.raises(wustore.errors.BackendError):
+            wustore.open_reader(f"nosuch://bucket/x{suffix}")
+
+
+def test_near_ranges_are_joined():
+    assert remote.merged([(10, 20), (0, 5), (30, 30), (100, 110)], gap=5) == [(0, 20), (100, 110)]
+    assert remote.merged([(0, 10), (10, 20), (20, 30)], gap=5, largest=20) == [(0, 20), (20, 30)]
+    assert remote.merged([(0, 50), (10, 20)], gap=0) == [(0, 50)]
+
+
+def test_no_credentials_in_a_store(s3):
+    url = save(sample("simple"), "s3://bucket/clean.zarr")
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] == "very-secret"
+    for entry in boto3.client("s3").list_objects_v2(Bucket="bucket", Prefix="clean.zarr")["Contents"]:
+        body = boto3.client("s3").get_object(Bucket="bucket", Key=entry["Key"])["Body"].read()
+        assert b"very-secret" not in body
+    assert isinstance(wustore.open_reader(url), type(wustore.open_reader(url)))
+    assert isinstance(sample("simple"), MemoryReader)

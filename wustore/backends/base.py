@@ -1,0 +1,387 @@
+"""The contract between wustore and a storage format: what a plug-in has to write.
+
+A format is a `Backend`: it recognises paths, opens a `Reader` and creates a `Writer`. Save, load and
+convert are all `wustore.ops.copy.copy` from one to the other. A third-party package adds a format by
+naming its `Backend` class in the entry-point group ``wustore.backends`` and proves it with the test
+class `wustore.testing.BackendConformance`.
+
+Rules that every implementation keeps:
+
+- ``open`` and ``meta`` read metadata only, never a pixel.
+- ``read`` and ``image`` touch only the chunks that the request intersects, and give native-endian,
+  C-contiguous arrays that the caller may write to.
+- Damage is an error, never data: `CorruptError` with the place.
+- A reader is immutable and safe to use from several threads; it pickles by address.
+- Nothing appears at the target path before ``commit``; after ``abort`` (or death) the target is as before.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wustore.backends.boxes import Index, read_boxes
+from wustore.errors import UsageError
+from wustore.model.meta import LAYERS, Capsule, Image, Meta
+from wustore.storage.threads import read_ahead
+
+__all__ = ["Backend", "Encoder", "Index", "Reader", "ResumableWriter", "Writer"]
+
+
+class Reader(ABC):
+    """An open store: metadata at hand, pixels on request.
+
+    Attributes
+    ----------
+    format
+        The backend's name.
+    path
+        Where the store is, as given; pickling goes by it.
+    """
+
+    format: str
+    path: str
+
+    @property
+    @abstractmethod
+    def meta(self) -> Meta:
+        """Everything but pixels, PSF values and FITS leftovers."""
+
+    @abstractmethod
+    def read(self, layer: str, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Read a box of the padded array of a layer.
+
+        Parameters
+        ----------
+        layer
+            One of `wustore.model.meta.LAYERS`.
+        index
+            Slices (time, y, x) within ``meta.layer_shape(layer)``, step 1.
+        out
+            Array of the box's shape and the layer's dtype to fill, instead of a new one.
+
+        Returns
+        -------
+        ndarray
+            Shape (time, y, x) of the box. Outside the true size of an image, and where an image lacks
+            the layer: NaN for floating dtypes, 0 for integers.
+
+        Raises
+        ------
+        CorruptError
+            Where the stored bytes are damaged or missing.
+        """
+
+    def read_boxes(self, layer: str, boxes: Sequence[Index]) -> list[NDArray[Any]]:
+        """Read many boxes of a layer, each chunk once however many boxes share it.
+
+        The default implementation (`wustore.backends.boxes.read_boxes`) makes one `read` for each rectangle of
+        chunks that are needed, in threads; a backend overrides it where it knows better.
+
+        Parameters
+        ----------
+        layer
+            One of `wustore.model.meta.LAYERS`.
+        boxes
+            As ``index`` of `read`; they may overlap and may be empty.
+
+        Returns
+        -------
+        list of ndarray
+            What `read` gives for each box, in order.
+
+        Raises
+        ------
+        CorruptError
+            Where the stored bytes are damaged or missing.
+        """
+        return read_boxes(self, layer, boxes)
+
+    @abstractmethod
+    def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
+        """Read one image in its true shape and source dtypes.
+
+        Parameters
+        ----------
+        i
+            Index of the image, 0 <= i < n_images.
+        layers
+            The layers wanted. Science and variance of the result are empty arrays of shape (0, 0) where
+            they were not asked for; mask and PSF are None.
+        capsule
+            Whether to fill `Image.capsule` (costly for FITS: the bytes are regenerated to prove them).
+        """
+
+    def images(
+        self,
+        indices: Iterable[int] | None = None,
+        layers: Sequence[str] = LAYERS,
+        *,
+        capsule: bool = False,
+        workers: int | None = None,
+    ) -> Iterator[tuple[int, Image]]:
+        """Yield (i, image) in the order of ``indices`` (all by default), reading ahead with ``workers`` threads.
+
+        At most ``workers`` + 1 images are held at a time. The default implementation keeps a bounded window
+        of `image` calls in a thread pool; a backend overrides it where it knows better.
+        """
+        wanted = range(self.meta.n_images) if indices is None else indices
+        return read_ahead(lambda i: self.image(i, layers, capsule=capsule), wanted, workers)
+
+    @abstractmethod
+    def chunks(self, layer: str) -> tuple[int, int, int]:
+        """Return the shape (time, y, x) of the smallest unit that can be read of this layer."""
+
+    def capsule(self) -> Capsule | None:
+        """Return the FITS leftovers, or None. For a FITS reader this reads and hashes the files once."""
+        return None
+
+    def checksums(self) -> NDArray[np.uint32] | None:
+        """Return the stored CRC-32C of every plane, shape (n_images, 4), or None (`planes.plane_checksum`)."""
+        return None
+
+    def document(self) -> Mapping[str, Any] | None:
+        """Return the root document as it is stored, or None for a format that has none."""
+        return None
+
+    def audit(self) -> Iterator[tuple[str, str]]:
+        """Yield (place, what is wrong there) for stored parts that reading does not touch.
+
+        Such are copies kept for other programs and metadata that only they look at; ``wustore verify`` asks.
+        """
+        return iter(())
+
+    def places(self) -> list[str]:
+        """Return the files or URLs this store consists of, as far as they tell whether it has changed."""
+        return [self.path]
+
+    def describe(self) -> dict[str, Any]:
+        """Return facts of this store for ``wustore info``: JSON values, keys in the order to show them."""
+        return {}
+
+    def close(self) -> None:  # noqa: B027 - most readers hold nothing open
+        """Release files; reading afterwards is an error."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Encoder(ABC):
+    """The costly half of writing: what makes an image's bytes, without a file to put them into.
+
+    It is safe to use from several threads, and the bytes depend on the image and its metadata only. So they can be
+    made in any order, by any process, more than once, and `Writer.place` puts them into the store later.
+    """
+
+    @abstractmethod
+    def encode(self, i: int, image: Image) -> bytes:
+        """Return what `Writer.place` needs of image ``i``; what is read back from it is checked, never executed."""
+
+
+class Writer(ABC):
+    """A store being written, invisible until `commit`."""
+
+    @abstractmethod
+    def write(self, i: int, image: Image) -> None:
+        """Write image ``i``. Each image is written once; any order; calls may come from several threads."""
+
+    def place(self, i: int, piece: bytes) -> None:
+        """Write image ``i`` as the format's `Encoder` made it; the same bytes result as from `write`.
+
+        Raises
+        ------
+        CorruptError
+            Where the piece is damaged.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no encoder")
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Finish: make all bytes durable, then let the store appear at the target path in one step.
+
+        Raises
+        ------
+        IncompleteError
+            Where an image was never written.
+        """
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Drop everything written. Safe to call twice, and after a failed `commit`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.abort()
+
+
+class ResumableWriter(Writer):
+    """A writer of a store that another process can go on with, or help to write.
+
+    The same image written twice, by whomever, gives the same bytes. `Writer.abort` keeps what is written, and
+    `Writer.commit` takes up images that other writers of the same store wrote.
+    """
+
+    @abstractmethod
+    def is_written(self, i: int) -> bool:
+        """Return whether image ``i`` is there and whole: its bytes are read and compared with their checksums."""
+
+    def unwritten(self, indices: Iterable[int]) -> list[int]:
+        """Return those of ``indices`` whose images are still to be written."""
+        return [i for i in indices if not self.is_written(i)]
+
+
+class Backend(ABC):
+    """A storage format.
+
+    Attributes
+    ----------
+    name
+        The format's name, as ``--format`` takes it.
+    suffixes
+        File name endings that mean this format when there is nothing to sniff, longest first.
+    description
+        One line for the help text.
+    """
+
+    name: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    description: ClassVar[str] = ""
+
+    @abstractmethod
+    def sniff(self, path: str) -> bool:
+        """Return whether what is at ``path`` is (or was meant to be) a store of this format, from its content."""
+
+    @abstractmethod
+    def open(self, path: str, **options: Any) -> Reader:
+        """Open an existing store.
+
+        Raises
+        ------
+        StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError
+        """
+
+    @abstractmethod
+    def create(
+        self,
+        path: str,
+        meta: Meta,
+        *,
+        capsule: Capsule | None = None,
+        overwrite: bool = False,
+        **options: Any,
+    ) -> Writer:
+        """Start a new store.
+
+        Parameters
+        ----------
+        path
+            Where it will appear.
+        meta
+            Everything but the pixels.
+        capsule
+            FITS leftovers of the source: a FITS backend regenerates the files from it, any other one keeps it.
+            ``None`` writes none.
+        overwrite
+            Whether an existing store may be replaced (it stays until the new one is whole).
+        workers
+            Threads that encode, the number of processors by default; 1 encodes in the calling thread. The
+            result does not depend on it.
+        options
+            Of the backend (``profile``, ``layout``, …); an unknown one is a `UsageError`.
+
+        Raises
+        ------
+        StoreExistsError
+            Where the target exists and ``overwrite`` is False.
+        """
+
+    def resumes(self, path: str) -> bool:
+        """Return whether a store at ``path`` can be written in pieces: whether there is `resume`."""
+        return False
+
+    def resume(
+        self,
+        path: str,
+        meta: Meta,
+        *,
+        fingerprint: str,
+        capsule: Capsule | None = None,
+        overwrite: bool = False,
+        **options: Any,
+    ) -> ResumableWriter:
+        """Start a store that can be written in pieces, or join the one that is being written.
+
+        What is written stays beside the target (`staging.partial_path`) until it is whole. A format whose
+        images are files of their own writes them there; any other one gives its `Encoder` to
+        `wustore.backends.pieces.PieceWriter`.
+
+        Parameters
+        ----------
+        fingerprint
+            What the images come from: only the same conversion is joined.
+        path, meta, capsule, overwrite, options
+            As for `create`.
+
+        Raises
+        ------
+        UsageError
+            Where something else is being written there, or the format knows no pieces.
+        """
+        raise UsageError("this format cannot be written in pieces", path=path, found=self.name)
+
+    def append(
+        self,
+        path: str,
+        sources: Sequence[Reader],
+        history: Callable[[int], dict[str, Any]],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Append every image of ``sources`` to the store at ``path``; no existing chunk is encoded again.
+
+        Parameters
+        ----------
+        path
+            A store of this format.
+        sources
+            Open stores of any format.
+        history
+            Function of the number of images that gives the entry to journal.
+        progress
+            Called with (images done, images to append).
+
+        Returns
+        -------
+        int
+            How many images were appended.
+
+        Raises
+        ------
+        UsageError
+            Where the images do not belong into this store, or the format cannot be appended to.
+        """
+        raise UsageError(
+            "images are not appended to stores of this format",
+            path=path,
+            found=self.name,
+            hint="Convert the store to Zarr or HDF5 first.",
+        )
+
+
+Progress = Callable[[int, int], None]
+"""Called with (images done, images in all)."""

@@ -1,0 +1,1 @@
+"""KBMOD's FITS files, byte for byte."""

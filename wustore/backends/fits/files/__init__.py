@@ -1,0 +1,1 @@
+"""The files of a FITS WorkUnit: input, outer compression, output."""

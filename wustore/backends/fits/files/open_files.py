@@ -1,0 +1,180 @@
+"""The files of a WorkUnit: their bytes, unpacked where they are compressed, and their HDUs; where shards lie."""
+
+from __future__ import annotations
+
+import os
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from wustore.backends.fits.files import input as source
+from wustore.backends.fits.hdu.header import BLOCK
+from wustore.backends.fits.hdu.image import Plane
+from wustore.backends.fits.hdu.scan import Buffer, ScannedFile, Sliceable, is_fits, scan
+from wustore.errors import CorruptError, StoreNotFoundError, UsageError
+from wustore.storage.threads import read_ahead
+from wustore.storage.url import CONCURRENCY, RemoteFile, is_remote, merged, shown
+
+__all__ = ["Cache", "FitsFile", "exists", "has_shards", "remote_at", "shard_path"]
+
+
+class Cache:
+    """The bytes of the files last used. An evicted mapping closes with its last user."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[str, Buffer] = OrderedDict()
+        self._closed = False
+
+    def get(self, path: str) -> Buffer:
+        """Return the bytes of a file, mapped or unpacked."""
+        with self._lock:
+            if self._closed:
+                raise UsageError("the reader is closed", path=path)
+            data = self._entries.get(path)
+            if data is None:
+                data = source.load(path)
+                self._entries[path] = data
+                if len(self._entries) > self._limit:
+                    self._entries.popitem(last=False)
+            else:
+                self._entries.move_to_end(path)
+            return data
+
+    def close(self) -> None:
+        """Give them up; asking again is an error."""
+        with self._lock:
+            self._entries.clear()
+            self._closed = True
+
+
+class FitsFile:
+    """One file of a WorkUnit: its path, its bytes (unpacked where it is compressed) and its HDUs.
+
+    Parameters
+    ----------
+    path
+        The file.
+    cache
+        Where the bytes of the reader's files are kept.
+
+    Attributes
+    ----------
+    path
+        As given.
+    scan
+        The HDUs.
+    state
+        Size, time and inode of the file when it was opened.
+    """
+
+    def __init__(self, path: str, cache: Cache) -> None:
+        self.path = path
+        self._cache = cache
+        self._remote = remote_at(path)
+        self._is_fetched = False
+        self.state = source.state_of(path) if self._remote is None else self._remote.state
+        self.scan: ScannedFile = scan(cache.get(path) if self._remote is None else self._remote, shown(path))
+
+    @property
+    def data(self) -> Buffer:
+        """All bytes of the file.
+
+        Raises
+        ------
+        CorruptError
+            Where the file was changed since it was opened: what the scan found does not hold any more.
+        """
+        # What was fetched from a URL does not change; of a compressed file the capsule reads the original once more.
+        asked = self._is_fetched and self._remote is not None
+        if not asked and source.state_of(self.path) != self.state:
+            raise CorruptError("the file was changed after it was opened", path=shown(self.path), hint="Open it again.")
+        self._is_fetched = True  # from here on what is at hand is used
+        return self._cache.get(self.path)
+
+    @property
+    def parts(self) -> Sliceable:
+        """The file as bytes of which only what is taken is read; at a URL in blocks."""
+        return self.data if self._remote is None or self._is_fetched else self._remote
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the file is read by ranges."""
+        return self._remote is not None
+
+    def read(
+        self, plane: Plane, rows: slice | None = None, columns: slice | None = None, out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Decode a plane of this file or a window of it; see `wustore.backends.fits.hdu.image.Plane.read`."""
+        if self._remote is None or self._is_fetched:
+            return plane.read(self.data, rows, columns, out)
+        return plane.read_ranges(self._fetch, rows, columns, out)
+
+    def _fetch(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Return the bytes of ranges, near ones in one request, several requests at a time."""
+        assert self._remote is not None
+        remote = self._remote
+        requests = merged(ranges)
+        if not requests:
+            return [b""] * len(ranges)
+        pieces = read_ahead(
+            lambda k: remote.read(requests[k][0], requests[k][1] - requests[k][0]),
+            range(len(requests)),
+            min(len(requests), CONCURRENCY),
+        )
+        found = [memoryview(piece) for _, piece in pieces]
+        starts = [start for start, _ in requests]
+        parts = []
+        for start, stop in ranges:
+            k = max(bisect_right(starts, start) - 1, 0)
+            parts.append(bytes(found[k][start - starts[k] : stop - starts[k]]) if stop > start else b"")
+        return parts
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield path, bytes and scan, so that a file can be taken apart like a tuple."""
+        yield from (self.path, self.data, self.scan)
+
+
+def remote_at(path: str) -> RemoteFile | None:
+    """Return the file at a URL, None for a local one and for one that has to be unpacked as a whole."""
+    if not is_remote(path):
+        return None
+    remote = RemoteFile(path)
+    return remote if is_fits(remote.cached(0, BLOCK)) else None
+
+
+def exists(path: str) -> bool:
+    """Return whether there is a file at a path or URL."""
+    if not is_remote(path):
+        return Path(path).is_file()
+    try:
+        RemoteFile(path)
+    except StoreNotFoundError:
+        return False
+    return True
+
+
+def shard_path(primary: str, i: int) -> str:
+    """Return where the file of image ``i`` of a sharded set lies."""
+    directory, name = os.path.split(primary)  # of a URL too
+    if is_remote(primary):
+        return f"{directory}/{i}_{name}"
+    return str(Path(directory) / f"{i}_{name}") if directory else f"{i}_{name}"
+
+
+def has_shards(path: str, scanned: ScannedFile) -> bool:
+    """Return whether a file counts images (NUMIMG) and has a shard of one of them beside it."""
+    count = scanned.hdus[0].header.get("NUMIMG")
+    if type(count) is not int:
+        return False
+    if is_remote(path):
+        return count > 0 and exists(shard_path(path, 0))
+    directory, name = os.path.split(path)
+    beside = {entry.name for entry in os.scandir(directory or ".")}
+    return any(f"{i}_{name}" in beside for i in range(min(count, len(beside))))

@@ -1,0 +1,1 @@
+"""Header-data units: headers, images, tables, checksums."""

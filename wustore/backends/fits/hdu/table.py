@@ -1,0 +1,206 @@
+"""The columns of a FITS binary table as numpy arrays.
+
+Format: FITS standard 4.0, section 7.3. Values and dtypes equal those of `astropy.table.Table` over the
+HDU's data, in native byte order. The rare kinds of columns (bits, variable length, scaled) are left to astropy.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wustore.backends.fits.hdu.header import CARD, Header
+from wustore.errors import CorruptError
+
+__all__ = ["Field", "TableColumn", "fields_of", "read_table"]
+
+_FORM = re.compile(r"\s*(\d*)\s*([LXBIJKAEDCMPQ])")
+_KINDS = {"L": "u1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8", "C": ">c8", "M": ">c16"}
+# TZERO by which FITS stores what it has no code for (section 7.3.2, table 19).
+_UNSIGNED = {("B", -128): "i1", ("I", 1 << 15): "u2", ("J", 1 << 31): "u4", ("K", 1 << 63): "u8"}
+
+
+class TableColumn(NamedTuple):
+    """One column.
+
+    Attributes
+    ----------
+    name
+        TTYPE.
+    values
+        Shape (n_rows, ...), native byte order.
+    unit
+        TUNIT, or None.
+    """
+
+    name: str
+    values: NDArray[Any]
+    unit: str | None
+
+
+class Field(NamedTuple):
+    """Where a column stands in a row: its number, name, type code, elements, first byte and bytes."""
+
+    number: int
+    name: str
+    code: str
+    repeat: int
+    start: int
+    width: int
+
+
+def read_table(header: Header, data: bytes | memoryview, *, path: str, where: str) -> list[TableColumn]:
+    """Return the columns of a binary table.
+
+    Parameters
+    ----------
+    header, data
+        Of the HDU; ``data`` without padding.
+    path, where
+        For messages.
+
+    Raises
+    ------
+    CorruptError
+        Where the columns do not fit into the rows, or hold what cannot be.
+    """
+    row_size = header.integer("NAXIS1", path=path, where=where)
+    n_rows = header.integer("NAXIS2", path=path, where=where)
+    n_fields = header.integer("TFIELDS", path=path, where=where)
+    if row_size * n_rows > len(data):
+        raise CorruptError(
+            "a table is longer than its data", path=path, where=where, expected=row_size * n_rows, found=len(data)
+        )
+    if row_size == 0:
+        return []  # rows without bytes hold nothing, however many the header counts
+    fields = fields_of(header, "TFORM", n_fields, row_size, path, where)
+    if any(_unusual(header, field) for field in fields):
+        return _by_astropy(header, data, path, where)
+    rows = np.frombuffer(data, dtype=np.uint8, count=row_size * n_rows).reshape(n_rows, row_size)
+    return [
+        TableColumn(field.name, _values(header, field, rows), _text(header.get(f"TUNIT{field.number}")))
+        for field in fields
+    ]
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def fields_of(header: Header, keyword: str, n_fields: int, row_size: int, path: str, where: str) -> list[Field]:
+    """Return the columns of a row by their formats, the cards ``TFORMn`` or (of a compressed table) ``ZFORMn``.
+
+    Raises
+    ------
+    CorruptError
+        Where a format is none of FITS, or they do not fit into the row.
+    """
+    if not 0 <= n_fields <= 999:
+        raise CorruptError("TFIELDS is out of range", path=path, where=where, expected="0 … 999", found=n_fields)
+    fields, start = [], 0
+    for number in range(1, n_fields + 1):
+        form = header.get(f"{keyword}{number}")
+        match = _FORM.match(form) if isinstance(form, str) else None
+        if match is None:
+            raise CorruptError(f"{keyword}{number} is none of FITS", path=path, where=where, found=repr(form)[:80])
+        repeat, code = int(match[1] or 1), match[2]
+        if code == "A":
+            width = repeat
+        elif code == "X":
+            width = -(-repeat // 8)
+        elif code in "PQ":
+            width = repeat * (8 if code == "P" else 16)
+        else:
+            width = repeat * np.dtype(_KINDS[code]).itemsize
+        name = header.get(f"TTYPE{number}")
+        fields.append(Field(number, name if isinstance(name, str) else f"col{number}", code, repeat, start, width))
+        start += width
+    if start > row_size:
+        raise CorruptError("the columns are wider than a row", path=path, where=where, expected=row_size, found=start)
+    return fields
+
+
+def _number(header: Header, keyword: str, default: int) -> float:
+    value = header.get(keyword, default)
+    return value if isinstance(value, int | float) else math.nan
+
+
+def _unusual(header: Header, field: Field) -> bool:
+    if field.code in "XPQ":
+        return True
+    if field.code in "AL":
+        return False
+    scale, zero = _number(header, f"TSCAL{field.number}", 1), _number(header, f"TZERO{field.number}", 0)
+    return scale != 1 or (zero != 0 and (field.code, zero) not in _UNSIGNED)
+
+
+def _shape(header: Header, field: Field) -> tuple[int, ...]:
+    """Return the shape of a cell that TDIM or the repeat count gives; for text that of its strings."""
+    plain = (field.repeat,) if field.repeat != 1 else ()
+    dim = header.get(f"TDIM{field.number}")
+    if not isinstance(dim, str) or not re.fullmatch(r"\s*\(\s*\d+(\s*,\s*\d+)*\s*\)\s*", dim):
+        return plain
+    shape = tuple(int(size) for size in reversed(re.findall(r"\d+", dim)))
+    return shape if math.prod(shape) == field.repeat else plain
+
+
+def _values(header: Header, field: Field, rows: NDArray[np.uint8]) -> NDArray[Any]:
+    n_rows = len(rows)
+    cells = np.ascontiguousarray(rows[:, field.start : field.start + field.width])
+    if field.code == "A":
+        return _strings(cells, _shape(header, field) if f"TDIM{field.number}" in header else (field.repeat,))
+    shape = (n_rows, *_shape(header, field))
+    if field.code == "L":
+        true: NDArray[np.bool_] = cells == ord("T")
+        return true.reshape(shape)
+    raw = cells.view(_KINDS[field.code]).reshape(shape) if cells.size else np.empty(shape, _KINDS[field.code])
+    zero = int(_number(header, f"TZERO{field.number}", 0))
+    if zero == 0:
+        return raw.astype(raw.dtype.newbyteorder("="))
+    # Adding the offset flips the highest bit, whatever the width.
+    target = np.dtype(_UNSIGNED[field.code, zero])
+    unsigned = raw.astype(raw.dtype.newbyteorder("=")).view(f"u{target.itemsize}")
+    flipped: NDArray[Any] = unsigned ^ unsigned.dtype.type(1 << (8 * target.itemsize - 1))
+    return flipped.view(target)
+
+
+def _strings(cells: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return text; bytes where they are not ASCII. A NUL ends a string, blanks behind it do not count."""
+    width = shape[-1]
+    outer = (len(cells), *shape[:-1])
+    if width == 0 or cells.size == 0:
+        return np.zeros(outer, dtype=f"U{max(width, 1)}")
+    text = cells.reshape(-1, width).copy()
+    ended = np.logical_or.accumulate(text == 0, axis=1)
+    text[ended] = 0
+    strings: NDArray[Any] = np.char.rstrip(text.view(f"S{width}").reshape(outer), b" ").astype(f"S{width}")
+    if cells.max() < 128:
+        return strings.astype(f"U{width}")
+    return strings
+
+
+def _by_astropy(header: Header, data: bytes | memoryview, path: str, where: str) -> list[TableColumn]:
+    from astropy.io import fits
+    from astropy.table import Table
+
+    text = header.text + "END".ljust(CARD)
+    block = text.ljust(-(-len(text) // 2880) * 2880).encode("latin-1")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            hdu = fits.BinTableHDU.fromstring(block + bytes(data) + bytes(-len(data) % 2880))
+            table = Table(hdu.data)
+            units = {column.name: column.unit for column in hdu.columns}
+            return [
+                TableColumn(name, np.array(table[name].astype(table[name].dtype.newbyteorder("="))), units.get(name))
+                for name in table.colnames
+            ]
+    except Exception as error:  # whatever astropy stumbles over in a damaged table
+        raise CorruptError(
+            "a binary table cannot be read", path=path, where=where, found=f"{type(error).__name__}: {error}"[:200]
+        ) from error

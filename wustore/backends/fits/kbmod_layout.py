@@ -1,0 +1,340 @@
+"""KBMOD's current FITS layout, HDU by HDU, as KBMOD itself writes it.
+
+PRIMARY, KBMOD_CONFIG, IMG_META, then SCI_i, VAR_i, MSK_i, PSF_i of each image; or shards of the last four, one file
+per image. Card order, comments and compressed bytes are those of KBMOD's main branch of April 2026 with
+astropy 8, whatever astropy is installed: headers are built as text, pixels by `wustore.backends.fits.tiles`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wustore.backends.fits.hdu.header_writer import HeaderText, card, padding
+from wustore.backends.fits.options import KBMOD_COLUMNS, FitsOptions
+from wustore.backends.fits.tiles import EncodedPlane, encode_plane
+from wustore.compat.wcs import kbmod_header_cards, text_to_kbmod_json
+from wustore.compat.yaml import dump_value, plain
+from wustore.errors import UsageError
+from wustore.format.tagged_json import RawYaml
+from wustore.model.meta import Column, Image, Meta
+
+__all__ = ["FitsOptions", "head_hdus", "image_hdus", "image_wcs"]
+
+_PARAMETER_COMMENTS = {
+    "BLOCKSIZE": ("compression block size", "pixels per block"),
+    "BYTEPIX": ("bytes per pixel (1, 2, 4, or 8)",) * 2,
+    "SCALE": ("HCOMPRESS scale factor",) * 2,
+    "SMOOTH": ("HCOMPRESS smooth option",) * 2,
+    "NOISEBIT": ("floating point quantization level",) * 2,
+}
+_BITPIX = {"f4": -32, "f8": -64, "u1": 8, "i1": 8, "i2": 16, "u2": 16, "i4": 32, "u4": 32, "i8": 64, "u8": 64}
+
+
+_BLOCK = 65536
+"""Pixels worked on at a time: they stay in the processor's cache, and fresh pages cost more than the arithmetic."""
+
+
+# --- metadata HDUs ------------------------------------------------------------------------------------
+
+
+def _ascii(text: str) -> str:
+    return text if text.isascii() else text.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def _ascii_array(values: NDArray[Any]) -> NDArray[Any]:
+    texts = np.array([_ascii(str(value)) for value in values.ravel()], dtype=np.str_).reshape(values.shape)
+    return texts if texts.dtype.itemsize else texts.astype("U1")
+
+
+@lru_cache(maxsize=512)
+def _wcs_cards(text: str) -> dict[str, str]:
+    """Return the cards that KBMOD copies into headers for a WCS, by keyword."""
+    return {key: card(key, value) for key, value in kbmod_header_cards(text)}
+
+
+def _primary(meta: Meta) -> bytes:
+    header = HeaderText(
+        [
+            ("SIMPLE", True, "conforms to FITS standard"),
+            ("BITPIX", 8, "array data type"),
+            ("NAXIS", 0, "number of array dimensions"),
+            ("EXTEND", True),
+            ("NUMIMG", meta.n_images),
+            ("NCON", meta.n_constituents),
+            ("REPRJCTD", meta.reprojected),
+            ("REPFRAME", meta.reprojection_frame),
+            ("BARY", meta.barycentric_distance),
+        ]
+    )
+    if meta.observatory is not None:
+        for keyword, value in zip(("OBS_LAT", "OBS_LON", "OBS_ELEV"), meta.observatory.geodetic, strict=True):
+            header.set(keyword, float(value))
+    if meta.wcs is not None:
+        header.update(_wcs_cards(meta.wcs))
+    return header.block()
+
+
+def _table_bytes(table: Any, name: str) -> bytes:
+    """Return a binary table HDU of small metadata; astropy's bytes for these are the same in all versions."""
+    from astropy.io import fits
+
+    hdu = table if isinstance(table, fits.BinTableHDU) else fits.BinTableHDU(table)
+    hdu.name = name
+    buffer = io.BytesIO()
+    hdu.writeto(buffer, checksum=False)
+    raw = buffer.getvalue()
+    return raw[2880:]  # without the empty PRIMARY that writeto puts before it
+
+
+def _configuration(meta: Meta) -> bytes:
+    cells = {}
+    for key, value in (meta.configuration or {}).items():
+        # A tuple or a numpy number, dumped as such, makes a file that KBMOD can never read again.
+        text = dump_value(value if isinstance(value, RawYaml) else plain(value))
+        cells[_ascii(key)] = _ascii(text)
+    return _configuration_hdu(tuple(cells.items()))
+
+
+@lru_cache(maxsize=4)  # astropy takes 20 ms for the 60 columns, which are the same in file after file
+def _configuration_hdu(cells: tuple[tuple[str, str], ...]) -> bytes:
+    from astropy.table import Table
+
+    return _table_bytes(Table({key: np.array([text], dtype=np.str_) for key, text in cells}), "KBMOD_CONFIG")
+
+
+@lru_cache(maxsize=2)  # by identity: asked once for every image
+def _per_image_wcs(meta: Meta) -> tuple[str | None, ...]:
+    """Return the WCS of every constituent as KBMOD's constructor fills them in: the global one where there is none."""
+    column = meta.constituents.get("per_image_wcs")
+    texts: list[str | None] = [] if column is None else [value or None for value in column.values.tolist()]
+    if all(text is None for text in texts):
+        return (meta.wcs,) * meta.n_constituents
+    return tuple(texts)
+
+
+def _cells(column: Column, exact: bool) -> NDArray[Any] | None:
+    """Return a column's values as KBMOD writes them, None where it leaves the column out."""
+    values = column.values
+    if column.kind == "json":
+        if all(value is None for value in values):
+            return None
+        texts = np.empty(len(values), object)
+        texts[:] = [str(value) for value in values]
+        return _ascii_array(texts)
+    kind = values.dtype.kind
+    if kind == "U":
+        return _ascii_array(values)
+    if kind in "mM":
+        return _ascii_array(values.astype(str))
+    if kind == "S" and values.dtype.itemsize == 0:
+        return values.astype("S1")
+    if values.dtype == np.float16:
+        return values.astype(np.float32)
+    if values.dtype == np.int8 and exact:
+        return values.astype(np.int16)  # KBMOD writes int8 as logical values
+    return values
+
+
+def _image_metadata(meta: Meta, *, exact: bool) -> bytes:
+    from astropy.table import Table
+
+    named = {column.name: column for column in meta.constituents.columns}
+    order = [*KBMOD_COLUMNS, *(name for name in named if name not in KBMOD_COLUMNS)]
+    table = Table()
+    for name in order:
+        column = named.get(name)
+        if name == "per_image_wcs" and (column is None or column.kind == "wcs"):
+            texts: Sequence[str | None] = _per_image_wcs(meta)
+        elif column is not None and column.kind == "wcs":
+            texts = [value or None for value in column.values.tolist()]
+        elif column is not None and (values := _cells(column, exact)) is not None:
+            table[_ascii(name)] = values
+            continue
+        else:
+            continue
+        if any(text is not None for text in texts):
+            jsons = np.array([text_to_kbmod_json(text) for text in texts], dtype=np.str_)
+            table[_ascii(f"_WCSSTR_{name}")] = _ascii_array(jsons)
+    return _table_bytes(table, "IMG_META")
+
+
+def head_hdus(meta: Meta, *, exact: bool = False, configuration: bool = True) -> list[bytes]:
+    """Return the HDUs before the images.
+
+    Parameters
+    ----------
+    meta
+        The WorkUnit.
+    exact
+        As in `FitsOptions`.
+    configuration
+        Whether to write KBMOD_CONFIG even where there is no configuration: KBMOD needs it in sharded sets.
+    """
+    hdus = [_primary(meta)]
+    if configuration or meta.configuration is not None:
+        hdus.append(_configuration(meta))
+    hdus.append(_image_metadata(meta, exact=exact))
+    return hdus
+
+
+# --- image HDUs ---------------------------------------------------------------------------------------
+
+
+def image_wcs(meta: Meta, i: int) -> str | None:
+    """Return the WCS that KBMOD puts in the headers of image ``i``: the global one, else row ``i`` of the table."""
+    if meta.wcs is not None:
+        return meta.wcs
+    texts = _per_image_wcs(meta)
+    return texts[i] if i < len(texts) else None
+
+
+def _storable(plane: NDArray[Any]) -> NDArray[Any]:
+    """Return a plane in a dtype that FITS has, holding the same values."""
+    if plane.dtype.kind == "b":
+        return plane.astype(np.uint8)
+    if plane.dtype == np.float16:
+        return plane.astype(np.float32)
+    return plane
+
+
+def big_endian(plane: NDArray[Any]) -> tuple[int, int, bytes]:
+    """Return BITPIX, BZERO and the bytes of an uncompressed image."""
+    kind = plane.dtype.str[1:]
+    if kind not in _BITPIX:
+        raise UsageError("FITS has no image of this dtype", found=plane.dtype)
+    bitpix, bits = _BITPIX[kind], 8 * plane.dtype.itemsize
+    plane = np.ascontiguousarray(plane)
+    if kind == "i1":
+        return bitpix, -128, (plane.view(np.uint8) ^ np.uint8(128)).tobytes()
+    if plane.dtype.kind == "u" and bits > 8:
+        signed = (plane ^ plane.dtype.type(1 << (bits - 1))).view(f"i{bits // 8}")
+        return bitpix, 1 << (bits - 1), signed.astype(signed.dtype.newbyteorder(">")).tobytes()
+    return bitpix, 0, plane.astype(plane.dtype.newbyteorder(">"), copy=False).tobytes()
+
+
+def _plain_hdu(plane: NDArray[Any], name: str, cards: dict[str, str], *, primary: bool = False) -> Iterator[bytes]:
+    bitpix, bzero, data = big_endian(plane)
+    header = HeaderText(
+        [("SIMPLE", True, "conforms to FITS standard")] if primary else [("XTENSION", "IMAGE", "Image extension")]
+    )
+    header.set("BITPIX", bitpix, "array data type")
+    header.set("NAXIS", plane.ndim, "number of array dimensions")
+    for axis, size in enumerate(reversed(plane.shape), 1):
+        header.set(f"NAXIS{axis}", size)
+    if primary:
+        header.set("EXTEND", True)
+    else:
+        header.set("PCOUNT", 0, "number of parameters")
+        header.set("GCOUNT", 1, "number of groups")
+    if bzero:
+        header.set("BSCALE", 1)
+        header.set("BZERO", bzero)
+    header.set("EXTNAME", name, "extension name")
+    header.update(cards)
+    yield header.block()
+    yield data
+    yield bytes(padding(len(data)))
+
+
+def _tiled_hdu(encoded: EncodedPlane, name: str, cards: dict[str, str]) -> Iterator[bytes]:
+    layout = encoded.layout
+    header = HeaderText(
+        [
+            ("XTENSION", "BINTABLE", "binary table extension"),
+            ("BITPIX", 8, "array data type"),
+            ("NAXIS", 2, "number of array dimensions"),
+            ("NAXIS1", layout.row_size, "width of table in bytes"),
+            ("NAXIS2", layout.n_rows, "number of rows in table"),
+            ("PCOUNT", encoded.pcount, "number of group parameters"),
+            ("GCOUNT", 1, "number of groups"),
+            ("TFIELDS", len(encoded.column_formats), "number of fields in each row"),
+        ]
+    )
+    for k, (column, form) in enumerate(encoded.column_formats, 1):
+        header.set(f"TTYPE{k}", column)
+        header.set(f"TFORM{k}", form)
+    header.set("ZIMAGE", True, "extension contains compressed image")
+    header.set("ZTENSION", "IMAGE", "Image extension")
+    header.set("ZBITPIX", layout.bitpix, "array data type")
+    header.set("ZNAXIS", len(layout.shape), "number of array dimensions")
+    for axis, size in enumerate(reversed(layout.shape), 1):
+        header.set(f"ZNAXIS{axis}", size)
+    header.set("ZPCOUNT", 0, "number of parameters")
+    header.set("ZGCOUNT", 1, "number of groups")
+    for axis, size in enumerate(reversed(layout.tile_shape), 1):
+        header.set(f"ZTILE{axis}", size, "size of tiles to be compressed")
+    header.set("ZCMPTYPE", layout.compression, "compression algorithm")
+    for k, (key, value) in enumerate(layout.parameters, 1):
+        name_comment, value_comment = _PARAMETER_COMMENTS.get(key, ("", ""))
+        header.set(f"ZNAME{k}", key, name_comment)
+        header.set(f"ZVAL{k}", value, value_comment)
+    if layout.bzero:
+        header.set("BSCALE", 1)
+        header.set("BZERO", int(layout.bzero))
+    header.set("EXTNAME", name, "name of this binary table extension")
+    header.update(cards)
+    if layout.zblank is not None:
+        header.set("ZBLANK", layout.zblank)
+    yield header.block()
+    yield encoded.table
+    yield encoded.heap
+    yield bytes(padding(len(encoded.table) + len(encoded.heap)))
+
+
+def _mask(image: Image) -> NDArray[np.int8]:
+    """Return the mask as KBMOD writes it: flags become 1, and so do pixels that are not finite."""
+    height, width = image.science.shape
+    bad = np.empty((height, width), np.bool_)
+    step = max(1, _BLOCK // max(width, 1))
+    for first in range(0, height, step):
+        rows = slice(first, first + step)
+        good = np.isfinite(image.science[rows])
+        good &= np.isfinite(image.variance[rows])
+        if image.mask is not None:
+            good &= ~(image.mask[rows] > 0)
+        np.logical_not(good, out=bad[rows])
+    return bad.view(np.int8)
+
+
+def image_hdus(meta: Meta, i: int, image: Image, options: FitsOptions, *, sharded: bool = False) -> Iterator[bytes]:
+    """Yield the bytes of the four HDUs of image ``i``, in pieces.
+
+    Parameters
+    ----------
+    meta, i, image
+        The image and its WorkUnit.
+    options
+        How to write the pixels.
+    sharded
+        Whether this is the start of a file of its own: the science image is then a plain primary HDU, which is what
+        astropy (from version 7) makes of a compressed image that comes first.
+    """
+    time = {"MJD": card("MJD", float(meta.times[i]))}
+    wcs = image_wcs(meta, i)
+    cards = time if wcs is None else time | _wcs_cards(wcs)
+    identity = (i,) if i < meta.n_constituents else ()
+    links = identity if meta.links is None else meta.links[i]
+    index_cards = {"NIND": card("NIND", len(links))}
+    index_cards |= {f"IND_{j}": card(f"IND_{j}", index) for j, index in enumerate(links)}
+
+    science, variance = (_storable(plane) for plane in (image.science, image.variance))
+    settings = options.compression_type, options.quantize_level
+    # A fixed clock in gzip streams: the same WorkUnit gives the same file every time.
+    if sharded:
+        yield from _plain_hdu(science, f"SCI_{i}", cards | index_cards, primary=True)
+    else:
+        yield from _tiled_hdu(encode_plane(science, *settings, clock=0), f"SCI_{i}", cards | index_cards)
+    yield from _tiled_hdu(encode_plane(variance, *settings, clock=0), f"VAR_{i}", cards)
+    if not options.exact:
+        yield from _plain_hdu(_mask(image), f"MSK_{i}", cards)
+    elif image.mask is not None:
+        yield from _plain_hdu(_storable(image.mask), f"MSK_{i}", cards)
+    # KBMOD fails on files without a PSF: the identity stands in.
+    psf = np.ones((1, 1)) if image.psf is None else image.psf
+    yield from _plain_hdu(_storable(psf), f"PSF_{i}", {})

@@ -1,0 +1,248 @@
+"""Reading KBMOD's FITS files: one file, or a sharded set (a primary file, and ``<i>_<name>`` for each image)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wustore.backends.base import Index, Reader
+from wustore.backends.fits import wustore_hdu
+from wustore.backends.fits.capsule import meta_digest
+from wustore.backends.fits.eras import Layout, interpret
+from wustore.backends.fits.files import input as source
+from wustore.backends.fits.files.open_files import Cache, FitsFile, exists, has_shards, shard_path
+from wustore.backends.fits.hdu.checksum import wrong_sums
+from wustore.errors import CorruptError, FormatError
+from wustore.format.planes import fill_value
+from wustore.model.meta import LAYERS, Capsule, Image, Meta
+from wustore.storage.mapping import release
+from wustore.storage.threads import read_ahead
+from wustore.storage.url import shown
+
+__all__ = ["FitsReader"]
+
+_OPEN_FILES = 64
+"""Files of a sharded set whose bytes are kept at hand at a time; a process may open about 1000."""
+
+_CONNECTIONS = 8
+"""Images of a box at a URL that are read at a time; more of them are no faster (tests/benchmarks/remote.py)."""
+
+_EMPTY = np.empty((0, 0), dtype=np.float32)
+
+
+def _image(planes: Mapping[str, NDArray[Any]]) -> Image:
+    return Image(
+        science=planes.get("science", _EMPTY),
+        variance=planes.get("variance", _EMPTY),
+        mask=planes.get("mask"),
+        psf=planes.get("psf"),
+    )
+
+
+class FitsReader(Reader):
+    """A reader of a FITS file or of a sharded set.
+
+    Parameters
+    ----------
+    path
+        The file; of a sharded set the primary one.
+    form
+        ``fits`` or ``sharded-fits``.
+
+    Attributes
+    ----------
+    files
+        The files: of a sharded set the primary one, then the shards in order.
+    layout
+        What their HDUs mean.
+    pixels_decoded
+        How many pixels were decoded so far.
+    """
+
+    def __init__(self, path: str, form: str) -> None:
+        self.format = form
+        self._address = path
+        self.path = shown(path)
+        self._lock = threading.Lock()
+        self._cache = Cache(_OPEN_FILES)
+        self.pixels_decoded = 0
+        self.files: list[FitsFile] = [FitsFile(path, self._cache)]
+        if form == "sharded-fits":
+            self.files += self._shards()
+        elif self._is_primary_of_set():
+            raise FormatError(
+                "the primary file of a sharded set: the images are in files beside it",
+                path=path,
+                hint="Open it as sharded-fits.",
+            )
+        self.layout: Layout = interpret(
+            [file.scan for file in self.files], lambda number: self.files[number].parts, form
+        )
+        self._meta = self._exact_meta()
+
+    def _exact_meta(self) -> Meta:
+        """Return the metadata of our own HDU where there is one that belongs to this content, else the layout's."""
+        plain = self.layout.meta
+        hdu = self.files[0].scan.get(wustore_hdu.NAME)
+        if hdu is None or hdu.kind != "IMAGE":
+            return plain
+        data = bytes(self.files[0].parts[hdu.data_start : hdu.data_start + hdu.data_length])
+        exact, digest = wustore_hdu.read_wustore_hdu(data, path=self.path)
+        # Another digest: the file was edited by something that does not know the HDU.
+        fits_here = digest == meta_digest(plain) and np.array_equal(exact.image_shape, plain.image_shape)
+        return exact if fits_here else plain
+
+    def _is_primary_of_set(self) -> bool:
+        scanned = self.files[0].scan
+        return scanned.get("SCI_0") is None and has_shards(self._address, scanned)
+
+    def _shards(self) -> list[FitsFile]:
+        count = self.files[0].scan.hdus[0].header.get("NUMIMG")
+        shards: list[FitsFile] = []
+        for i in range(count if type(count) is int else 0):
+            path = shard_path(self._address, i)
+            if not exists(path):
+                raise CorruptError(
+                    "a shard is missing",
+                    path=shown(path),
+                    expected=f"{count} shards, 0_{Path(self.path).name} … (NUMIMG = {count})",
+                    found=f"no shard {i}",
+                    hint="Put the file back, beside the primary file.",
+                )
+            shards.append(FitsFile(path, self._cache))
+        return shards
+
+    @property
+    def meta(self) -> Meta:
+        """Everything but pixels."""
+        return self._meta
+
+    def _read_plane(
+        self, i: int, layer: str, rows: slice | None = None, columns: slice | None = None, out: Any = None
+    ) -> NDArray[Any] | None:
+        image = self.layout.images[i]
+        plane = image.planes.get(layer)
+        dtype = self.meta.dtypes[layer][i]
+        if plane is None or dtype is None:  # KBMOD needs a PSF in the file even where there is none
+            return None
+        values = self.files[image.file].read(plane, rows, columns, out if plane.dtype == dtype else None)
+        if plane.dtype != dtype:  # FITS has no such dtype: the values are the same
+            values = values.astype(dtype)
+            if out is not None:
+                out[...] = values
+        height, width = plane.shape
+        count = plane.n_decoded(rows or slice(0, height), columns or slice(0, width))
+        self._count(count)
+        return values
+
+    def read(self, layer: str, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Read a box, decoding only the tiles it touches; see `wustore.backends.base.Reader.read`."""
+        times, rows, columns = index
+        dtype = self.meta.layer_dtype(layer)
+        if out is None:
+            shape = tuple(part.stop - part.start for part in index)
+            out = np.empty(shape, dtype)
+
+        def fill(k: int) -> None:
+            i = times.start + k
+            height, width = self.meta.shape_of(layer, i)
+            y, x = slice(rows.start, min(rows.stop, height)), slice(columns.start, min(columns.stop, width))
+            box = out[k]
+            if self.meta.dtypes[layer][i] is None or y.stop <= y.start or x.stop <= x.start:
+                box[...] = fill_value(dtype)
+                return
+            part = box[: y.stop - y.start, : x.stop - x.start]
+            if part.shape != box.shape:
+                box[...] = fill_value(dtype)
+            direct = part.dtype == self.meta.dtypes[layer][i] and part.flags.c_contiguous
+            values = self._read_plane(i, layer, y, x, part if direct else None)
+            if not direct:
+                part[...] = values
+
+        # At a URL each image takes two requests, which need not wait for those of another one.
+        for _ in read_ahead(fill, range(times.stop - times.start), _CONNECTIONS if self.files[0].is_remote else 1):
+            pass
+        return out
+
+    def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
+        """Read one image; see `wustore.backends.base.Reader.image`."""
+        planes = {layer: values for layer in layers if (values := self._read_plane(i, layer)) is not None}
+        image = _image(planes)
+        if capsule:
+            from wustore.backends.fits import capsule as leftovers
+
+            image = replace(image, capsule=leftovers.piece(self, i, image))
+        self._release(i)
+        return image
+
+    def _release(self, i: int) -> None:
+        """Give back the memory of the mapped bytes of an image."""
+        planes = self.layout.images[i].planes
+        for plane in planes.values():
+            hdu = plane.hdu
+            release(self.files[self.layout.images[i].file].data, hdu.data_start, hdu.end)
+
+    def _count(self, pixels: int) -> None:
+        with self._lock:
+            self.pixels_decoded += pixels
+
+    def chunks(self, layer: str) -> tuple[int, int, int]:
+        """Return one tile of the first image that has the layer; one row of a plain image."""
+        for image in self.layout.images:
+            if layer in image.planes:
+                return 1, *image.planes[layer].tile_shape
+        return 1, 1, 1
+
+    def hdus_of(self, i: int) -> list[tuple[int, int, str]]:
+        """Return the HDUs of image ``i`` in file order: file number, HDU number, layer."""
+        image = self.layout.images[i]
+        return sorted((image.file, plane.hdu.index, layer) for layer, plane in image.planes.items())
+
+    def role_of(self, file: int, hdu: int) -> str:
+        """Return what an HDU is (`eras.Layout.roles`), ``foreign`` where it is nothing we know."""
+        return self.layout.roles.get((file, hdu), "foreign")
+
+    def capsule(self) -> Capsule | None:
+        """Return what gives the identical files back; reads and hashes them."""
+        from wustore.backends.fits import capsule as leftovers
+
+        return leftovers.build(self)
+
+    def places(self) -> list[str]:
+        """Return all files of the set."""
+        return [shown(file.path) for file in self.files]
+
+    def audit(self) -> Iterator[tuple[str, str]]:
+        """Yield the CHECKSUM and DATASUM cards that do not hold; see `wustore.backends.base.Reader.audit`."""
+        for file in self.files:
+            name = "" if len(self.files) == 1 else f"{Path(shown(file.path)).name}, "
+            data = file.data
+            for hdu in file.scan.hdus:
+                yield from ((name + place, what) for place, what in wrong_sums(data, hdu))
+
+    def describe(self) -> dict[str, Any]:
+        """Return layout, compression and sizes; see `wustore.backends.base.Reader.describe`."""
+        facts: dict[str, Any] = {
+            "layout": self.meta.source.get("layout"),
+            "files": len(self.files),
+            "hdus": sum(len(file.scan.hdus) for file in self.files),
+        }
+        outer = source.compression_of(self._address)
+        if outer is not None:
+            facts["file compression"] = outer
+        plane = self.layout.images[0].planes["science"]
+        facts["science compression"] = plane.compression
+        return facts
+
+    def close(self) -> None:
+        """Release the files."""
+        self._cache.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FitsReader, (self._address, self.format)

@@ -1,0 +1,353 @@
+"""What the header of a tile-compressed image says, checked before anything is believed.
+
+The keywords are those of section 10.1 of the FITS standard 4.0.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wustore.backends.fits.tiles import rice
+from wustore.backends.fits.tiles.quantize import NO_DITHER, SUBTRACTIVE_DITHER_1, SUBTRACTIVE_DITHER_2
+from wustore.errors import FormatError
+
+__all__ = [
+    "ALIASES",
+    "COMPRESSED",
+    "LOSSLESS",
+    "SCALAR_TYPES",
+    "UNCOMPRESSED",
+    "Array",
+    "Buffer",
+    "Column",
+    "TileLayout",
+]
+
+#: How a tile is stored: in COMPRESSED_DATA, in GZIP_COMPRESSED_DATA, or in UNCOMPRESSED_DATA.
+COMPRESSED, LOSSLESS, UNCOMPRESSED = 0, 1, 2
+
+_PIXEL_TYPES = {8: "u1", 16: "i2", 32: "i4", 64: "i8", -32: "f4", -64: "f8"}
+_UNSIGNED = {(8, -128): "i1", (16, 1 << 15): "u2", (32, 1 << 31): "u4", (64, 1 << 63): "u8"}
+#: Bytes of an element by its letter in TFORMn; X counts bits.
+_COLUMN_SIZES = dict(zip("LXBAIJEKDCPMQ", (1, 0, 1, 1, 2, 4, 4, 8, 8, 8, 8, 16, 16), strict=True))
+SCALAR_TYPES = {"B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8"}
+_TFORM = re.compile(r"\s*(\d*)([LXBIJKAEDCMPQ])([BIJKEDLXACM]?)")
+ALIASES = {"RICE_ONE": "RICE_1"}
+_COMPRESSIONS = frozenset({"RICE_1", "GZIP_1", "GZIP_2", "HCOMPRESS_1", "PLIO_1", "NOCOMPRESS"})
+_DITHERS = frozenset({NO_DITHER, SUBTRACTIVE_DITHER_1, SUBTRACTIVE_DITHER_2})
+_LARGEST_AXIS = 2**31 - 1
+
+Array = NDArray[Any]
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table.
+
+    Attributes
+    ----------
+    name
+        TTYPEn, in capitals.
+    offset
+        First byte within a row.
+    form
+        The letter of TFORMn: P or Q for descriptors of variable-length arrays.
+    element
+        The type letter of the array's elements for P and Q, else `form`.
+    repeat
+        Elements per row.
+    """
+
+    name: str
+    offset: int
+    form: str
+    element: str
+    repeat: int
+
+    @property
+    def item_size(self) -> int:
+        """Bytes of one element of a variable-length array."""
+        return _COLUMN_SIZES[self.element]
+
+
+@dataclass(frozen=True)
+class TileLayout:
+    """Everything that the header says about a tile-compressed image.
+
+    Attributes
+    ----------
+    compression
+        RICE_1, GZIP_1, GZIP_2, HCOMPRESS_1, PLIO_1 or NOCOMPRESS.
+    bitpix
+        ZBITPIX.
+    shape, tile_shape
+        In numpy's order: (y, x) for a plane.
+    columns
+        The columns of the table.
+    row_size, n_rows
+        NAXIS1 and NAXIS2 of the table.
+    heap_start, heap_size
+        THEAP, and the bytes from there to the end of the data.
+    parameters
+        Names (upper case) and values of ZNAMEi and ZVALi.
+    dither
+        ZQUANTIZ.
+    dither_seed
+        ZDITHER0.
+    zblank, blank
+        The cards ZBLANK and BLANK.
+    bscale, bzero
+        BSCALE and BZERO.
+    """
+
+    compression: str
+    bitpix: int
+    shape: tuple[int, ...]
+    tile_shape: tuple[int, ...]
+    columns: tuple[Column, ...]
+    row_size: int
+    n_rows: int
+    heap_start: int
+    heap_size: int
+    parameters: tuple[tuple[str, Any], ...] = ()
+    dither: str = NO_DITHER
+    dither_seed: int = 0
+    zblank: int | None = None
+    blank: int | None = None
+    bscale: float = 1
+    bzero: float = 0
+
+    @classmethod
+    def from_cards(cls, cards: Mapping[str, object]) -> TileLayout:
+        """Read the layout from a table's cards.
+
+        Parameters
+        ----------
+        cards
+            Keyword to value; of duplicate keywords the first one.
+
+        Raises
+        ------
+        FormatError
+            A card is missing, or has a value that cannot be.
+        """
+        name = cards.get("ZCMPTYPE")
+        compression = ALIASES.get(str(name).strip(), str(name).strip())
+        if compression not in _COMPRESSIONS:
+            raise _bad_card("ZCMPTYPE", "one of " + ", ".join(sorted(_COMPRESSIONS)), name)
+        bitpix = _integer(cards, "ZBITPIX", -64, 64)
+        if bitpix not in _PIXEL_TYPES:
+            raise _bad_card("ZBITPIX", "one of 8, 16, 32, 64, -32, -64", bitpix)
+        n_axes = _integer(cards, "ZNAXIS", 1, 999)
+        axes = range(n_axes, 0, -1)
+        shape = tuple(_integer(cards, f"ZNAXIS{i}", 0, _LARGEST_AXIS) for i in axes)
+        # The standard's default is tiles of one row.
+        tile_shape = tuple(
+            _integer(cards, f"ZTILE{i}", 1, _LARGEST_AXIS, shape[-1] or 1 if i == 1 else 1) for i in axes
+        )
+        if math.prod(shape) > 2**62:
+            raise _bad_card("ZNAXISn", "an image that a computer can hold", shape)
+        row_size = _integer(cards, "NAXIS1", 0, 2**62)
+        n_rows = _integer(cards, "NAXIS2", 0, 2**62)
+        pcount = _integer(cards, "PCOUNT", 0, 2**62, 0)
+        main = row_size * n_rows
+        heap_start = _integer(cards, "THEAP", 0, 2**62, main)
+        if not main <= heap_start <= main + pcount:
+            raise _bad_card("THEAP", f"from {main} to {main + pcount}", heap_start)
+        columns = _read_columns(cards, row_size)
+        parameters: list[tuple[str, Any]] = []
+        for i in range(1, 1000):
+            key = cards.get(f"ZNAME{i}")
+            if key is None:
+                break
+            value = cards.get(f"ZVAL{i}")
+            if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+                raise _bad_card(f"ZVAL{i}", "a number", value)
+            parameters.append((str(key).strip().upper(), value))
+        dither = cards.get("ZQUANTIZ")
+        dither = NO_DITHER if dither is None else str(dither).strip()
+        if dither not in _DITHERS and dither != "NONE":
+            raise _bad_card("ZQUANTIZ", "one of " + ", ".join(sorted(_DITHERS)), dither)
+        layout = cls(
+            compression,
+            bitpix,
+            shape,
+            tile_shape,
+            columns,
+            row_size,
+            n_rows,
+            heap_start,
+            main + pcount - heap_start,
+            tuple(parameters),
+            dither,
+            _integer(cards, "ZDITHER0", -(2**31), 2**31, 0),
+            _optional_integer(cards, "ZBLANK"),
+            _optional_integer(cards, "BLANK"),
+            _number(cards, "BSCALE", 1),
+            _number(cards, "BZERO", 0),
+        )
+        layout._check()
+        return layout
+
+    def _check(self) -> None:
+        if self.column("COMPRESSED_DATA") is None:
+            raise FormatError("the tile-compressed table has no column COMPRESSED_DATA")
+        for name in ("COMPRESSED_DATA", "GZIP_COMPRESSED_DATA", "UNCOMPRESSED_DATA"):
+            column = self.column(name)
+            if column is not None and (column.form not in "PQ" or column.repeat != 1 or not column.item_size):
+                raise _bad_card(f"TFORM of {name}", "1PB, 1PI, 1PJ or the same with Q", column.form + column.element)
+        for name in ("ZSCALE", "ZZERO", "ZBLANK"):
+            column = self.column(name)
+            if column is not None and (column.form not in SCALAR_TYPES or column.repeat != 1):
+                raise _bad_card(f"TFORM of {name}", "a single number", f"{column.repeat}{column.form}")
+        if (self.column("ZSCALE") is None) != (self.column("ZZERO") is None):
+            raise FormatError("the tile-compressed table has only one of the columns ZSCALE and ZZERO")
+        if self.n_rows < self.n_tiles:
+            raise _bad_card("NAXIS2", f"{self.n_tiles} rows, one per tile", self.n_rows)
+        if self.compression == "RICE_1":
+            block_size = self.parameter("BLOCKSIZE", 32)
+            if block_size not in range(1, rice.MAXIMUM_BLOCK_SIZE + 1):
+                raise _bad_card("ZVAL of BLOCKSIZE", f"from 1 to {rice.MAXIMUM_BLOCK_SIZE}", block_size)
+            if self.parameter("BYTEPIX", 4) not in (1, 2, 4):
+                raise _bad_card("ZVAL of BYTEPIX", "1, 2 or 4", self.parameter("BYTEPIX", 4))
+        if self.quantised:
+            self._check_quantised()
+
+    def _check_quantised(self) -> None:
+        if self.bitpix > 0:
+            # astropy scales them all the same, cfitsio does not.
+            raise _bad_card("ZBITPIX", "-32 or -64, as there are columns ZSCALE and ZZERO", self.bitpix)
+        if self.dither == "NONE":
+            raise _bad_card("ZQUANTIZ", "the method by which the pixels were quantised", self.dither)
+        if self.dither != NO_DITHER and not 1 <= self.dither_seed <= 10000:
+            raise _bad_card("ZDITHER0", "from 1 to 10000", self.dither_seed)
+
+    def column(self, name: str) -> Column | None:
+        """Return the column of this name, or None."""
+        return next((column for column in self.columns if column.name == name), None)
+
+    def parameter(self, name: str, default: Any) -> Any:
+        """Return a compression parameter (ZVALi of the ZNAMEi that has this name)."""
+        return next((value for key, value in self.parameters if key == name), default)
+
+    @cached_property
+    def grid(self) -> tuple[int, ...]:
+        """Tiles along each axis."""
+        return tuple(-(-size // tile) for size, tile in zip(self.shape, self.tile_shape, strict=True))
+
+    @property
+    def n_tiles(self) -> int:
+        """Tiles of the image."""
+        return math.prod(self.grid)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether floats were turned into scaled integers."""
+        return self.column("ZSCALE") is not None
+
+    @property
+    def in_rice_loops(self) -> bool:
+        """Whether `tiles.rice_numba` knows it: floats quantised without dithering, Rice-coded as 4-byte integers."""
+        quantised = self.quantised and self.bitpix < 0 and self.dither == NO_DITHER
+        return quantised and self.compression == "RICE_1" and int(self.parameter("BYTEPIX", 4)) == 4
+
+    @property
+    def stored_dtype(self) -> np.dtype[Any]:
+        """The pixel type of ZBITPIX, before BZERO and BSCALE."""
+        return np.dtype(_PIXEL_TYPES[self.bitpix])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The pixel type of the decoded image."""
+        return self.scaling()[0]
+
+    @property
+    def data_size(self) -> int:
+        """Bytes of the HDU's data without padding."""
+        return self.heap_start + self.heap_size
+
+    def scaling(self) -> tuple[np.dtype[Any], str]:
+        """Return the final pixel type and how to come to it: 'none', 'unsigned' or 'scaled'."""
+        blank = self.integer_blank()
+        if self.bscale == 1 and self.bzero == 0 and blank is None:
+            return self.stored_dtype, "none"
+        if self.bitpix < 0:
+            return self.stored_dtype, "scaled"
+        if self.bscale == 1 and (self.bitpix, self.bzero) in _UNSIGNED:
+            kind = np.dtype(_UNSIGNED[self.bitpix, int(self.bzero)])
+            return kind, "unsigned"
+        return np.dtype("f8" if self.bitpix > 16 else "f4"), "scaled"
+
+    def integer_blank(self) -> int | None:
+        """BLANK as astropy takes it for an integer image."""
+        if self.bitpix < 0:
+            return None
+        if self.blank is not None:
+            return self.blank
+        if self.zblank is not None:
+            return self.zblank
+        return -(1 << (self.bitpix - 1)) if self.column("ZBLANK") is not None else None
+
+
+def _bad_card(keyword: str, expected: object, found: object) -> FormatError:
+    return FormatError(
+        "a card of the tile-compressed image has an impossible value",
+        where=keyword,
+        expected=expected,
+        found=repr(found),
+    )
+
+
+def _integer(cards: Mapping[str, object], keyword: str, low: int, high: int, default: int | None = None) -> int:
+    value = cards.get(keyword)
+    if value is None and default is not None:
+        return default
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise _bad_card(keyword, f"an integer from {low} to {high}", value)
+    return value
+
+
+def _optional_integer(cards: Mapping[str, object], keyword: str) -> int | None:
+    return None if cards.get(keyword) is None else _integer(cards, keyword, -(2**63), 2**63 - 1)
+
+
+def _number(cards: Mapping[str, object], keyword: str, default: float) -> float:
+    value = cards.get(keyword)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise _bad_card(keyword, "a number", value)
+    return value
+
+
+def _read_columns(cards: Mapping[str, object], row_size: int) -> tuple[Column, ...]:
+    columns = []
+    offset = 0
+    for i in range(1, _integer(cards, "TFIELDS", 1, 999) + 1):
+        form = cards.get(f"TFORM{i}")
+        match = _TFORM.match(form) if isinstance(form, str) else None
+        if match is None:
+            raise _bad_card(f"TFORM{i}", "a column format", form)
+        repeat, letter, element = int(match[1] or 1), match[2], match[3]
+        if letter in "PQ" and not element:
+            raise _bad_card(f"TFORM{i}", "a column format", form)
+        name = str(cards.get(f"TTYPE{i}", "")).strip().upper()  # their case means nothing (section 7.3.2)
+        columns.append(Column(name, offset, letter, element if letter in "PQ" else letter, repeat))
+        offset += -(-repeat // 8) if letter == "X" else repeat * _COLUMN_SIZES[letter]
+        for keyword in (f"TSCAL{i}", f"TZERO{i}"):
+            if name in ("ZSCALE", "ZZERO", "ZBLANK") and cards.get(keyword) is not None:
+                raise _bad_card(keyword, "no scaling of a column of parameters", cards[keyword])
+    if offset != row_size:
+        raise _bad_card("NAXIS1", f"{offset}, the width of the columns", row_size)
+    return tuple(columns)

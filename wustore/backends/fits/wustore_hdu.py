@@ -1,0 +1,114 @@
+"""The HDU ``WUSTORE``: our own metadata inside a FITS file, where KBMOD's layout cannot carry them exactly.
+
+A one-dimensional image of bytes: a zlib stream (RFC 1950) of JSON with the root document (see
+`document.document_of`), the small arrays (`arrays_of`), and a digest of what the plain layout of the same file
+reads as. Readers that do not know it skip it, as they do any foreign HDU; where the digest does not fit, the file was
+edited since and the plain layout holds.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wustore.backends.fits.hdu.header_writer import HeaderText, padding
+from wustore.errors import CorruptError, WuStoreError
+from wustore.format import tagged_json
+from wustore.format.document import arrays_of, document_of, meta_from
+from wustore.model.meta import Meta
+
+__all__ = ["NAME", "read_wustore_hdu", "wustore_hdu"]
+
+NAME = "WUSTORE"
+_LARGEST_RATIO = 1032
+"""No deflate stream expands more."""
+
+
+def wustore_hdu(meta: Meta, plain_digest: str) -> bytes:
+    """Return the HDU.
+
+    Parameters
+    ----------
+    meta
+        What the file shall read as.
+    plain_digest
+        `wustore.backends.fits.capsule.meta_digest` of what its plain layout reads as.
+    """
+    arrays = {
+        array.name: array.data.tolist() if array.data.dtype.hasobject else tagged_json.encode(np.asarray(array.data))
+        for array in arrays_of(meta)
+    }
+    text = json.dumps(
+        {"document": document_of(meta), "arrays": arrays, "plain": plain_digest},
+        ensure_ascii=False,
+        allow_nan=False,
+        separators=(",", ":"),
+    )
+    data = zlib.compress(text.encode(), 9)
+    header = HeaderText(
+        [
+            ("XTENSION", "IMAGE", "Image extension"),
+            ("BITPIX", 8, "array data type"),
+            ("NAXIS", 1, "number of array dimensions"),
+            ("NAXIS1", len(data)),
+            ("PCOUNT", 0, "number of parameters"),
+            ("GCOUNT", 1, "number of groups"),
+            ("EXTNAME", NAME, "exact metadata (zlib, JSON), see wustore"),
+        ]
+    )
+    return header.block() + data + bytes(padding(len(data)))
+
+
+def read_wustore_hdu(data: bytes, *, path: str | None = None) -> tuple[Meta, str]:
+    """Return the metadata, and the digest of the plain layout, from the data of the HDU (padding may follow).
+
+    Raises
+    ------
+    FormatError, VersionError, CorruptError
+    """
+    try:
+        engine = zlib.decompressobj()
+        text = engine.decompress(data, _LARGEST_RATIO * len(data) + 1)
+        if not engine.eof:
+            raise CorruptError("the HDU of exact metadata ends early", path=path, where=NAME)
+        content = json.loads(text)
+        arrays: dict[str, Any] = content["arrays"]
+
+        def array(name: str) -> NDArray[Any]:
+            stored = arrays[name]
+            if isinstance(stored, dict):
+                decoded: NDArray[Any] = tagged_json.decode(stored)
+                return decoded
+            return _texts(stored)
+
+        return meta_from(content["document"], array, path=path), content["plain"]
+    except (zlib.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, WuStoreError):
+            raise
+        raise CorruptError(
+            "the HDU of exact metadata is damaged",
+            path=path,
+            where=NAME,
+            found=f"{type(error).__name__}: {error}"[:200],
+            hint="Remove it (the plain layout holds what KBMOD reads), or fetch the file again.",
+        ) from error
+
+
+def _texts(stored: list[Any]) -> NDArray[Any]:
+    shape: list[int] = []
+    level: Any = stored
+    while isinstance(level, list):
+        shape.append(len(level))
+        if not level:
+            break
+        level = level[0]
+    flat: list[Any] = stored
+    for _ in shape[1:]:
+        flat = [cell for row in flat for cell in row]
+    array = np.empty(len(flat), object)
+    array[:] = flat
+    return array.reshape(shape)

@@ -1,0 +1,1 @@
+"""HDF5: one file that any HDF5 or netCDF-4 tool opens."""

@@ -1,0 +1,155 @@
+"""HDF5: one file that any HDF5 or netCDF-4 tool opens, read in parallel around the library's lock.
+
+Layout and rules: docs/spec.md. The names of groups and arrays are those of the Zarr stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wustore.backends.base import Backend, Reader
+from wustore.backends.hdf5.append import append_images
+from wustore.backends.hdf5.chunks import thread_count
+from wustore.backends.hdf5.encoder import Encoder
+from wustore.backends.hdf5.file import DOCUMENT, is_hdf5, open_file
+from wustore.backends.hdf5.presets import LAYOUTS, PROFILES, need_plugins
+from wustore.backends.hdf5.reader import Hdf5Reader
+from wustore.backends.hdf5.writer import Hdf5Writer
+from wustore.backends.pieces import PieceWriter
+from wustore.errors import UsageError
+from wustore.model.meta import Capsule, Meta
+from wustore.storage.staging import Staging
+from wustore.storage.url import CONCURRENCY, is_remote, refuse_writing
+
+__all__ = ["LAYOUTS", "PROFILES", "Hdf5Backend", "Hdf5Reader"]
+
+
+class Hdf5Backend(Backend):
+    """WorkUnits in HDF5 files."""
+
+    name = "hdf5"
+    suffixes = (".hdf5", ".h5", ".hdf")
+    description = "one HDF5 file, readable with h5py, netCDF and xarray"
+
+    def sniff(self, path: str) -> bool:
+        """Return whether the file is HDF5 and has our root document, or is too damaged to say."""
+        if not (is_remote(path) or Path(path).is_file()) or not is_hdf5(path):
+            return False
+        try:
+            with open_file(path) as file:
+                return DOCUMENT in file.attrs
+        except Exception:
+            return True
+
+    def open(self, path: str, **options: Any) -> Hdf5Reader:
+        """Open a store; see `wustore.backends.base.Backend.open`.
+
+        Parameters
+        ----------
+        path
+            The file.
+        options
+            ``workers``: threads that decode (the number of processors by default; for a URL
+            `wustore.storage.url.CONCURRENCY`, because each waits for a request most of the time).
+        """
+        workers = options.pop("workers", None)
+        _refuse(options, path, "workers")
+        if workers is None and is_remote(path):
+            workers = CONCURRENCY
+        return Hdf5Reader(path, workers=thread_count(workers))
+
+    def create(
+        self, path: str, meta: Meta, *, capsule: Capsule | None = None, overwrite: bool = False, **options: Any
+    ) -> Hdf5Writer:
+        """Start a store; see `wustore.backends.base.Backend.create`.
+
+        Parameters
+        ----------
+        path, meta, capsule, overwrite
+            As in the protocol.
+        options
+            ``profile``: one of `PROFILES`. ``layout``: a key of `LAYOUTS`. ``chunks``: shape (y, x) or
+            (1, y, x) of a chunk, instead of a layout. ``workers``: threads that encode.
+
+        Raises
+        ------
+        StoreExistsError, UsageError, MissingDependencyError
+        """
+        if is_remote(path):
+            refuse_writing(path, "HDF5")
+        encoder = _encoder(path, meta, **options)
+        return Hdf5Writer(Staging(path, overwrite=overwrite), encoder, capsule)
+
+    def resumes(self, path: str) -> bool:
+        """Return whether it is a local file."""
+        return not is_remote(path)
+
+    def resume(
+        self,
+        path: str,
+        meta: Meta,
+        *,
+        fingerprint: str,
+        capsule: Capsule | None = None,
+        overwrite: bool = False,
+        workers: int | None = None,
+        **options: Any,
+    ) -> PieceWriter:
+        """Start or join a file that is written in pieces; see `wustore.backends.base.Backend.resume`."""
+        return PieceWriter(
+            self,
+            path,
+            meta,
+            _encoder(path, meta, workers=workers, **options),
+            fingerprint=fingerprint,
+            capsule=capsule,
+            overwrite=overwrite,
+            options=options,
+        )
+
+    def append(
+        self,
+        path: str,
+        sources: Sequence[Reader],
+        history: Callable[[int], dict[str, Any]],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Append images; see `wustore.backends.base.Backend.append`."""
+        if is_remote(path):
+            refuse_writing(path, "HDF5")
+        return append_images(path, sources, history, progress=progress)
+
+
+def _encoder(path: str, meta: Meta, **options: Any) -> Encoder:
+    """Return what encodes images with checked options of `Hdf5Backend.create`."""
+    profile = options.pop("profile", None) or "portable"
+    layout = options.pop("layout", None) or "images"
+    chunks = options.pop("chunks", None)
+    workers = thread_count(options.pop("workers", None))
+    _refuse(options, path, "profile, layout, chunks, workers")
+    if profile not in PROFILES:
+        raise UsageError("no such profile", where="hdf5", expected=", ".join(PROFILES), found=profile)
+    if layout not in LAYOUTS:
+        raise UsageError("no such layout", where="hdf5", expected=", ".join(LAYOUTS), found=layout)
+    if profile == "fast":
+        need_plugins()
+    return Encoder(path, meta, profile, layout, _chunk_sides(chunks), workers)
+
+
+def _refuse(options: Mapping[str, Any], path: str, known: str) -> None:
+    if options:
+        raise UsageError("unknown options", path=path, where="hdf5", expected=known, found=sorted(options))
+
+
+def _chunk_sides(chunks: Any) -> tuple[int, int] | None:
+    """Return the exact (y, x) of a chunk that was asked for, None where the layout decides."""
+    if chunks is None:
+        return None
+    sides = tuple(chunks) if isinstance(chunks, Sequence) and not isinstance(chunks, str) else ()
+    whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sides)
+    if not whole or len(sides) not in {2, 3} or (len(sides) == 3 and sides[0] != 1):
+        raise UsageError("not a chunk shape", where="chunks", expected="(y, x) or (1, y, x)", found=chunks)
+    return sides[-2], sides[-1]

@@ -1,0 +1,240 @@
+"""What an image becomes before it goes into a file: stored chunks, checksums, FITS leftovers.
+
+An `Encoder` needs no file and no library call, so it works in any thread and process. An encoded image can be kept as
+one piece of bytes (`Encoder.encode`) and taken apart again (`Encoder.parse`), with nothing in it that is executed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wustore.backends import base
+from wustore.backends.hdf5 import netcdf
+from wustore.backends.hdf5.chunks import Job, run, split_axis
+from wustore.backends.hdf5.presets import LAYOUTS, pipeline_for
+from wustore.errors import CorruptError, FormatError, UsageError
+from wustore.format.arrays import ArraySpec
+from wustore.format.packed import pack, unpack
+from wustore.format.planes import LayerSpec, cast_plane, layers_of, plane_checksum
+from wustore.model.meta import LAYERS, Image, Meta
+
+__all__ = ["Chunk", "EncodedImage", "Encoder", "LayerEncoder"]
+
+Chunk = tuple[int, bytes]
+"""Mask of the filters left out, stored bytes."""
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image as it goes into the file.
+
+    Attributes
+    ----------
+    layers
+        The chunks of each layer that the file has, in the order of `LayerEncoder.corners`.
+    checksums
+        Of each plane (`wustore.format.planes.plane_checksum`), in the order of `wustore.model.meta.LAYERS`.
+    capsule
+        FITS leftovers; empty where there are none.
+    """
+
+    layers: Sequence[Sequence[Chunk]]
+    checksums: Sequence[int]
+    capsule: bytes = b""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all chunks."""
+        return sum(len(data) for layer in self.layers for _, data in layer)
+
+
+class LayerEncoder:
+    """The chunks of one layer.
+
+    Parameters
+    ----------
+    spec
+        The layer.
+    profile
+        A profile's name.
+    chunks
+        Exact (y, x) of a chunk, or the side to aim at.
+
+    Attributes
+    ----------
+    chunks
+        Shape of a chunk.
+    corners
+        (y, x) of each chunk of an image, in the order in which they are stored.
+    pipeline
+        The filters.
+    """
+
+    def __init__(self, spec: LayerSpec, profile: str, chunks: tuple[int, int] | int) -> None:
+        self.spec = spec
+        _, height, width = spec.shape
+        rows, columns = max(height, 1), max(width, 1)
+        if isinstance(chunks, int):
+            sides = split_axis(rows, chunks), split_axis(columns, chunks)
+        else:
+            sides = min(chunks[0], rows), min(chunks[1], columns)
+        self.chunks = (1, *sides)
+        self.corners = [(y, x) for y in range(0, height, sides[0]) for x in range(0, width, sides[1])]
+        self.pipeline = pipeline_for(profile, spec.name, netcdf.stored_layer_dtype(spec.dtype), self.chunks)
+        self._fill: Chunk | None = None
+
+    def jobs(self, plane: NDArray[Any] | None) -> tuple[list[Job], list[Chunk]]:
+        """Return the work of encoding a plane, and the list of chunks that it fills."""
+        chunks: list[Chunk] = [(0, b"")] * len(self.corners)
+
+        def job(k: int, y: int, x: int) -> None:
+            chunks[k] = self._encoded(plane, y, x)
+
+        return [lambda k=k, y=y, x=x: job(k, y, x) for k, (y, x) in enumerate(self.corners)], chunks  # type: ignore[misc]
+
+    def _encoded(self, plane: NDArray[Any] | None, y: int, x: int) -> Chunk:
+        _, dy, dx = self.chunks
+        part = None if plane is None else plane[y : y + dy, x : x + dx]
+        if part is None or not part.size:
+            if self._fill is None:
+                self._fill = self.pipeline.encode(np.full((dy, dx), self.spec.fill, self.pipeline.dtype))
+            return self._fill
+        part = cast_plane(part, self.spec.dtype)
+        if part.shape != (dy, dx):
+            whole = np.full((dy, dx), self.spec.fill, self.spec.dtype)
+            whole[: part.shape[0], : part.shape[1]] = part
+            part = whole
+        return self.pipeline.encode(part)
+
+
+@dataclass
+class Encoder(base.Encoder):
+    """Encodes the images of a file.
+
+    Parameters
+    ----------
+    path
+        Of the file, for messages.
+    meta
+        What the file holds.
+    profile, layout, chunks
+        See `wustore.backends.hdf5.backend.Hdf5Backend.create`.
+    workers
+        Threads that encode the chunks of an image.
+
+    Attributes
+    ----------
+    layers
+        The layers that the file has.
+    """
+
+    path: str
+    meta: Meta
+    profile: str
+    layout: str
+    chunks: tuple[int, int] | None
+    workers: int
+    layers: list[LayerEncoder] = field(init=False)
+
+    def __post_init__(self) -> None:
+        sides = self.chunks or LAYOUTS[self.layout]
+        self.layers = [LayerEncoder(spec, self.profile, sides) for spec in layers_of(self.meta)]
+
+    def make(self, i: int, image: Image) -> EncodedImage:
+        """Encode image ``i``.
+
+        Raises
+        ------
+        UsageError
+            Where there is no such image.
+        FormatError
+            Where it is not what the metadata says.
+        """
+        self.check_index(i)
+        self._check(i, image)
+        layers: list[list[Chunk]] = []
+        jobs: list[Job] = []
+        for layer in self.layers:
+            more, chunks = layer.jobs(image.layer(layer.spec.name))
+            jobs += more
+            layers.append(chunks)
+        checksums = [0] * len(LAYERS)
+
+        def note(k: int) -> None:
+            checksums[k] = plane_checksum(image.layer(LAYERS[k]))
+
+        jobs += [lambda k=k: note(k) for k in range(len(LAYERS))]  # type: ignore[misc]
+        run(jobs, self.workers)
+        return EncodedImage(layers, checksums, image.capsule or b"")
+
+    def check_index(self, i: int) -> None:
+        """Refuse an image that the file does not have."""
+        if not 0 <= i < self.meta.n_images:
+            raise UsageError("no such image", path=self.path, expected=f"0 … {self.meta.n_images - 1}", found=i)
+
+    def _check(self, i: int, image: Image) -> None:
+        wrong = self.meta.mismatch(i, image)
+        if wrong is not None:
+            layer, expected, found = wrong
+            raise FormatError(
+                "an image does not have the shape and dtype that the metadata says",
+                path=self.path,
+                where=f"image {i}, {layer}",
+                expected=expected,
+                found=found,
+            )
+
+    def encode(self, i: int, image: Image) -> bytes:
+        """Encode image ``i`` into one piece of bytes; see `wustore.backends.base.Encoder.encode`."""
+        return self.pack(self.make(i, image))
+
+    def pack(self, image: EncodedImage) -> bytes:
+        """Return an encoded image as one piece of bytes."""
+        chunks = [chunk for layer in image.layers for chunk in layer]
+        arrays: dict[str, NDArray[Any]] = {
+            "skipped": np.array([skipped for skipped, _ in chunks], np.uint32),
+            "sizes": np.array([len(data) for _, data in chunks], np.int64),
+            "checksums": np.array(image.checksums, np.uint32),
+            "capsule": np.frombuffer(image.capsule, np.uint8),
+            "data": np.frombuffer(b"".join(data for _, data in chunks), np.uint8),
+        }
+        return pack(ArraySpec(name, array, (name,)) for name, array in arrays.items()).data.tobytes()
+
+    def parse(self, piece: bytes) -> EncodedImage:
+        """Return the encoded image that `pack` was given.
+
+        Raises
+        ------
+        CorruptError
+            Where it is no piece of this file.
+        """
+        arrays = unpack(np.frombuffer(piece, np.uint8), self.path)
+        try:
+            skipped, sizes, checksums = (arrays[name].tolist() for name in ("skipped", "sizes", "checksums"))
+            data, capsule = arrays["data"].data, arrays["capsule"].tobytes()
+        except (KeyError, ValueError) as error:
+            raise CorruptError("an encoded image is damaged", path=self.path, found=repr(error)) from error
+        counts = [len(layer.corners) for layer in self.layers]
+        whole = len(skipped) == len(sizes) == sum(counts) and sum(sizes) == len(data) and min(sizes, default=0) >= 0
+        if not whole or len(checksums) != len(LAYERS):
+            raise CorruptError(
+                "an encoded image is damaged",
+                path=self.path,
+                expected=f"{sum(counts)} chunks in {len(data)} bytes",
+                found=f"{len(sizes)} chunks in {sum(sizes)} bytes",
+            )
+        layers: list[list[Chunk]] = []
+        k = at = 0
+        for count in counts:
+            chunks: list[Chunk] = []
+            for size, mask in zip(sizes[k : k + count], skipped[k : k + count], strict=True):
+                chunks.append((mask, bytes(data[at : at + size])))
+                at += size
+            k += count
+            layers.append(chunks)
+        return EncodedImage(layers, checksums, capsule)

@@ -1,0 +1,273 @@
+"""Small arrays, text and dimension scales, as netCDF-4 lays them out in HDF5.
+
+Any netCDF tool then shows named dimensions. Reference: "NetCDF-4 format specification" (NetCDF Users
+Guide, appendix B) and the HDF5 Dimension Scales specification.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from wustore.errors import CorruptError, WuStoreError
+from wustore.format.arrays import ArraySpec
+
+__all__ = [
+    "add_array",
+    "add_dimension",
+    "add_group",
+    "attach_dimensions",
+    "create_file",
+    "read_array",
+    "set_attributes",
+    "set_text",
+    "stored_dtype",
+    "stored_layer_dtype",
+    "unreadable",
+    "wrapped",
+]
+
+TEXT_CHECKSUM = "crc32c"
+"""Attribute of text arrays: CRC-32C of their strings, each as UTF-8 followed by a zero byte. HDF5 keeps
+variable-length strings in its global heap, the one place that the metadata checksums do not cover,
+and allows no fletcher32 for them."""
+ESCAPED = "wustore_escaped"
+"""Attribute (1) of text arrays whose strings are JSON string literals, because one of them holds what
+HDF5 text cannot: a zero character or a lone surrogate."""
+
+_COMPRESS_FROM = 4096
+"""Bytes above which a small array is compressed: below, the filter's header eats the gain."""
+_LARGEST_CHUNK = 1 << 16
+_LARGEST_TEXT_ATTRIBUTE = 16_000
+"""Bytes of text kept inside the object header; HDF5 allows 64 kB for all compact attributes together."""
+_PLACEHOLDER = "This is a netCDF dimension but not a netCDF variable.{:>10}"
+
+
+_RAISED_BY_H5PY = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError)
+
+
+@contextmanager
+def wrapped(path: str, where: str) -> Iterator[None]:
+    """Turn what h5py raises on damaged bytes into CorruptError; errors of the system pass."""
+    try:
+        yield
+    except (WuStoreError, MemoryError):
+        raise
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise CorruptError("HDF5 cannot read this", path=path, where=where, found=str(error)) from error
+    except _RAISED_BY_H5PY as error:
+        found = f"{type(error).__name__}: {error}"
+        raise CorruptError("HDF5 cannot read this", path=path, where=where, found=found) from error
+
+
+# --- writing ------------------------------------------------------------------------------------------
+
+
+def create_file(path: str) -> h5py.File:
+    """Create an HDF5 file whose bytes depend on its content only: no times of creation.
+
+    The file format is that of HDF5 1.10: superblock 3, so that all metadata carries checksums.
+    """
+    properties = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    order = h5py.h5p.CRT_ORDER_TRACKED | h5py.h5p.CRT_ORDER_INDEXED
+    properties.set_link_creation_order(order)
+    properties.set_attr_creation_order(order)
+    properties.set_obj_track_times(False)
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
+    access.set_file_locking(False, True)  # the file is private until it is renamed
+    return h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_EXCL, fcpl=properties, fapl=access))
+
+
+def add_group(file: h5py.File, name: str) -> h5py.Group:
+    """Return the group of that name, made where it is not there yet."""
+    if name in file:
+        return file[name]
+    properties = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
+    order = h5py.h5p.CRT_ORDER_TRACKED | h5py.h5p.CRT_ORDER_INDEXED
+    properties.set_link_creation_order(order)
+    properties.set_attr_creation_order(order)
+    properties.set_obj_track_times(False)
+    return h5py.Group(h5py.h5g.create(file.id, name.encode(), gcpl=properties))
+
+
+def stored_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the little-endian dtype that netCDF tools know and that holds ``dtype`` exactly."""
+    if dtype.kind == "b":
+        return np.dtype("u1")  # h5py would make an enumeration of it
+    if dtype == np.float16:
+        return np.dtype("<f4")
+    return dtype.newbyteorder("<")
+
+
+def stored_layer_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the little-endian dtype of a layer: every number is kept as it is, a boolean as a byte."""
+    return np.dtype("u1") if dtype.kind == "b" else dtype.newbyteorder("<")
+
+
+def set_attributes(dataset: h5py.Dataset, attributes: Mapping[str, Any]) -> None:
+    """Set attributes: text as netCDF writes it, numbers as arrays."""
+    for name, value in attributes.items():
+        if isinstance(value, str):
+            set_text(dataset, name, value)
+        elif name == "flag_masks":  # CF-1.12, 3.5: of the variable's own type
+            dataset.attrs.create(name, np.asarray(value, dtype=dataset.dtype))
+        else:
+            dataset.attrs.create(name, np.asarray(value))
+
+
+def set_text(target: h5py.HLObject, name: str, text: str) -> None:
+    """Set a text attribute: in the object header where it fits (checksummed there), else in the heap."""
+    data = text.encode("utf-8", "replace").replace(b"\0", b"")
+    if 0 < len(data) <= _LARGEST_TEXT_ATTRIBUTE:
+        target.attrs.create(name, np.bytes_(data), dtype=h5py.string_dtype("utf-8", len(data)))
+    else:
+        target.attrs.create(name, data.decode(), dtype=h5py.string_dtype())
+
+
+def add_array(file: h5py.File, spec: ArraySpec) -> h5py.Dataset:
+    """Write a small array whole: numbers under fletcher32, text as variable-length UTF-8."""
+    group, _, _ = spec.name.rpartition("/")
+    if group:
+        add_group(file, group)
+    if spec.data.dtype == object:
+        dataset = _add_text(file, spec)
+    else:
+        data = np.ascontiguousarray(spec.data).astype(stored_dtype(spec.data.dtype), copy=False)
+        filters: dict[str, Any] = {}
+        if data.size:
+            filters = {"chunks": _small_chunks(data), "fletcher32": True}
+            if data.nbytes > _COMPRESS_FROM:
+                filters |= {"compression": "gzip", "compression_opts": 6, "shuffle": data.dtype.itemsize > 1}
+        dataset = file.create_dataset(spec.name, data=data, track_times=False, **filters)
+    set_attributes(dataset, spec.attributes)
+    return dataset
+
+
+def _small_chunks(data: NDArray[Any]) -> tuple[int, ...]:
+    row = max(data.nbytes // data.shape[0], 1)
+    return min(data.shape[0], max(_LARGEST_CHUNK // row, 1)), *data.shape[1:]
+
+
+def _add_text(file: h5py.File, spec: ArraySpec) -> h5py.Dataset:
+    texts = spec.data.ravel().tolist()
+    try:
+        cells = [text.encode() for text in texts]
+        escaped = any(b"\0" in cell for cell in cells)
+    except UnicodeEncodeError:
+        escaped = True
+    if escaped:
+        cells = [json.dumps(text).encode() for text in texts]
+    values = np.empty(len(cells), dtype=object)
+    values[:] = cells
+    dataset = file.create_dataset(
+        spec.name, data=values.reshape(spec.data.shape), dtype=h5py.string_dtype(), track_times=False
+    )
+    dataset.attrs.create(TEXT_CHECKSUM, _crc32c(b"".join(cell + b"\0" for cell in cells)))
+    if escaped:
+        dataset.attrs.create(ESCAPED, np.uint8(1))
+    return dataset
+
+
+def _crc32c(data: bytes) -> np.uint32:
+    import google_crc32c
+
+    return np.uint32(google_crc32c.value(data))
+
+
+def add_dimension(file: h5py.File, name: str, size: int) -> None:
+    """Add a dimension without coordinate values: a scale that takes no space, named as netCDF-4 does."""
+    dataset = file.create_dataset(name, shape=(size,), dtype=">f4", track_times=False)
+    dataset.make_scale(_PLACEHOLDER.format(size))
+
+
+def attach_dimensions(file: h5py.File, dims: Mapping[str, tuple[str, ...]]) -> None:
+    """Give every array its dimension scales, making those that are not arrays themselves.
+
+    Parameters
+    ----------
+    file
+        The file, with all arrays in place.
+    dims
+        Dimension names of each array. An array that is its own one dimension is a coordinate.
+    """
+    for name, axes in dims.items():
+        if axes == (name,):
+            file[name].make_scale(name)
+    for name, axes in dims.items():
+        dataset = file[name]
+        for k, axis in enumerate(axes):
+            if axis not in file:
+                add_dimension(file, axis, dataset.shape[k])
+            if axis != name:
+                dataset.dims[k].attach_scale(file[axis])
+
+
+# --- reading ------------------------------------------------------------------------------------------
+
+
+def read_array(file: h5py.File, name: str, path: str) -> NDArray[Any]:
+    """Return a small array: native numbers, or an object array of `str`.
+
+    Raises
+    ------
+    CorruptError
+        Where it is missing or damaged.
+    """
+    with wrapped(path, name):
+        dataset = file.get(name)
+        if not isinstance(dataset, h5py.Dataset):
+            raise CorruptError("an array is missing", path=path, where=name)
+        if h5py.check_string_dtype(dataset.dtype) is None:
+            data: NDArray[Any] = dataset[()]
+            return np.asarray(data.astype(data.dtype.newbyteorder("="), copy=False), order="C")
+        return _read_text(dataset, name, path)
+
+
+def _read_text(dataset: h5py.Dataset, name: str, path: str) -> NDArray[Any]:
+    stored = dataset[()]
+    cells: list[bytes] = stored.ravel().tolist()
+    joined = b"".join(cell + b"\0" for cell in cells)
+    checksum = dataset.attrs.get(TEXT_CHECKSUM)
+    if checksum is not None and checksum != (found := _crc32c(joined)):
+        raise CorruptError(
+            "text does not match its checksum",
+            path=path,
+            where=name,
+            expected=f"CRC-32C {int(checksum):08x}",
+            found=f"{int(found):08x}",
+            hint=f"Remove the attribute {TEXT_CHECKSUM!r} if the text was changed on purpose.",
+        )
+    texts = joined.decode().split("\0")[:-1]  # one call for all: three times as fast as one for each
+    if ESCAPED in dataset.attrs:
+        texts = [json.loads(text) for text in texts]
+    array = np.empty(len(texts), dtype=object)
+    array[:] = texts
+    return array.reshape(stored.shape)
+
+
+def unreadable(file: h5py.File, path: str) -> Iterator[tuple[str, str]]:
+    """Yield (name, what is wrong) of the objects whose header or attributes do not read; arrays are not read."""
+    names: list[str] = ["/"]
+    try:
+        with wrapped(path, "links"):
+            file.visit(names.append)
+    except CorruptError as error:
+        yield "links", str(error)
+    for name in names:
+        try:
+            with wrapped(path, name):
+                for key in file[name].attrs:
+                    file[name].attrs.get_id(key)
+        except CorruptError as error:
+            yield name, str(error)

@@ -1,0 +1,400 @@
+"""Reading a file: metadata through the library, pixels around it."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from wustore.backends.base import Index, Reader
+from wustore.backends.hdf5 import filters as h5filters
+from wustore.backends.hdf5 import netcdf
+from wustore.backends.hdf5.chunks import ChunkReader, Job, RawFile, Work, run, thread_count
+from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, parse_document, read_document
+from wustore.backends.hdf5.file import CAPSULE_BOUND, CAPSULE_DATA, DOCUMENT, METADATA_BLOCK, open_file
+from wustore.backends.hdf5.presets import need_plugins
+from wustore.errors import CorruptError, FormatError, MissingDependencyError, UsageError
+from wustore.format import tagged_json
+from wustore.format.document import meta_from
+from wustore.format.packed import PACKED, unpack
+from wustore.format.planes import LayerSpec, cast_plane, layers_of
+from wustore.model.meta import LAYERS, Capsule, Image, Meta
+from wustore.storage.url import RemoteFile, is_remote
+
+__all__ = ["Hdf5Reader"]
+
+
+class Hdf5Reader(Reader):
+    """An open HDF5 store.
+
+    Parameters
+    ----------
+    path
+        The file, or the URL of an object.
+    workers
+        Threads that decode chunks.
+
+    Attributes
+    ----------
+    chunks_read
+        How many chunks were asked for so far, all layers.
+    """
+
+    format = "hdf5"
+
+    def __init__(self, path: str, *, workers: int) -> None:
+        self._workers = workers
+        self._address = path
+        remote = RemoteFile(path, METADATA_BLOCK) if is_remote(path) else None
+        self.path = path if remote is None else remote.name
+        self._file: h5py.File | None = open_file(path, remote)
+        self._raw = RawFile(self._file, remote)
+        self._lock = threading.Lock()
+        self._readers: dict[str, ChunkReader] = {}
+        self._capsule: tuple[NDArray[Any], ChunkReader] | None = None
+        try:
+            self._packed: dict[str, NDArray[Any]] = {}
+            self._document = self._read_metadata()
+            self._meta = meta_from(self._document, self._array, path=self.path)
+            self._specs = {spec.name: spec for spec in layers_of(self._meta)}
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> h5py.File:
+        if self._file is None:
+            raise UsageError("the store has been closed", path=self.path)
+        return self._file
+
+    def _read_metadata(self) -> dict[str, Any]:
+        """Return the root document, and keep the small arrays that stand packed beside it.
+
+        Text of variable length lies in a part of the file that HDF5 does not protect, and a flipped bit there can
+        keep the library busy for ever. So the copies that other programs read are not touched where the packed
+        ones, which a checksum covers, are there.
+        """
+        file = self._open()
+        with netcdf.wrapped(self.path, "root attributes"):
+            if DOCUMENT not in file.attrs:
+                raise FormatError(
+                    "an HDF5 file, but not a wustore store", path=self.path, expected=f"root attribute {DOCUMENT!r}"
+                )
+            is_packed = PACKED in file
+        if not is_packed:
+            return read_document(file, self.path)
+        self._packed = unpack(netcdf.read_array(file, PACKED, self.path), self.path)
+        text = self._packed.pop(DOCUMENT_ARRAY, None)
+        if text is None or text.shape != (1,):
+            raise CorruptError("the packed metadata hold no document", path=self.path, where=PACKED)
+        return parse_document(str(text[0]), self.path)
+
+    def _array(self, name: str) -> NDArray[Any]:
+        packed = self._packed.get(name)
+        return netcdf.read_array(self._open(), name, self.path) if packed is None else packed
+
+    @property
+    def meta(self) -> Meta:
+        """Everything but pixels, PSF values and FITS leftovers; read when the store was opened."""
+        return self._meta
+
+    @property
+    def chunks_read(self) -> int:
+        """How many chunks were asked for so far."""
+        return sum(reader.chunks_read for reader in self._readers.values())
+
+    def _chunks(self, layer: str) -> ChunkReader:
+        """Return the chunks of a layer, whose dataset is opened at the first touch."""
+        file = self._open()
+        with self._lock:
+            if layer not in self._readers:
+                spec = self._specs.get(layer)
+                if spec is None:
+                    raise FormatError("no image has this layer", path=self.path, where=layer)
+                with netcdf.wrapped(self.path, layer):
+                    self._readers[layer] = self._checked(file.get(layer), spec)
+            return self._readers[layer]
+
+    def _checked(self, dataset: Any, spec: LayerSpec) -> ChunkReader:
+        if not isinstance(dataset, h5py.Dataset):
+            raise CorruptError("a layer is missing", path=self.path, where=spec.name)
+        dtype = dataset.dtype.newbyteorder("=")
+        if dataset.shape != spec.shape or dtype != netcdf.stored_layer_dtype(spec.dtype).newbyteorder("="):
+            raise CorruptError(
+                "a layer does not have the shape and dtype that the document says",
+                path=self.path,
+                where=spec.name,
+                expected=(spec.shape, spec.dtype),
+                found=(dataset.shape, dataset.dtype),
+            )
+        reader = ChunkReader(dataset, self._raw, self.path)
+        if not reader.decodes:
+            self._need_filters(reader.filters, spec.name)
+        return reader
+
+    def _need_filters(self, numbers: Sequence[int], layer: str) -> None:
+        if all(map(h5py.h5z.filter_avail, numbers)):
+            return
+        need_plugins()
+        missing = [number for number in numbers if not h5py.h5z.filter_avail(number)]
+        if missing:
+            raise MissingDependencyError(
+                "no plug-in has the HDF5 filters of this layer", path=self.path, where=layer, found=missing
+            )
+
+    def read(self, layer: str, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Read a box; see `wustore.backends.base.Reader.read`."""
+        dtype = self._meta.layer_dtype(layer)
+        direct = out if out is not None and out.flags.c_contiguous and out.dtype == dtype else None
+        jobs, boxes = self._jobs(layer, [index], None if direct is None else [direct])
+        run(jobs, self._workers)
+        if out is None:
+            return boxes[0]
+        if direct is None:
+            out[...] = boxes[0]
+        return out
+
+    def read_boxes(self, layer: str, boxes: Sequence[Index]) -> list[NDArray[Any]]:
+        """Read many boxes; see `wustore.backends.base.Reader.read_boxes`."""
+        jobs, outs = self._jobs(layer, boxes)
+        run(jobs, self._workers)
+        return outs
+
+    def _jobs(
+        self, layer: str, boxes: Sequence[Index], outs: Sequence[NDArray[Any]] | None = None
+    ) -> tuple[list[Job], list[NDArray[Any]]]:
+        reader = self._chunks(layer)
+        dtype = self._meta.layer_dtype(layer)
+        shape = reader.shape
+        for box in boxes:
+            if any(not 0 <= part.start <= part.stop <= size for part, size in zip(box, shape, strict=True)):
+                raise UsageError("a box outside the layer", path=self.path, where=layer, expected=shape, found=box)
+        if outs is None:
+            outs = [np.empty([part.stop - part.start for part in box], dtype) for box in boxes]
+        return reader.jobs(boxes, outs), list(outs)
+
+    def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
+        """Read one image; see `wustore.backends.base.Reader.image`."""
+        pending = _PendingImage(self, i, layers, capsule=capsule)
+        return pending.start(self._workers).image()
+
+    def images(
+        self,
+        indices: Iterable[int] | None = None,
+        layers: Sequence[str] = LAYERS,
+        *,
+        capsule: bool = False,
+        workers: int | None = None,
+    ) -> Iterator[tuple[int, Image]]:
+        """Yield images in order; see `wustore.backends.base.Reader.images`.
+
+        The chunks of the next image are decoded while the caller has the last one; two images are held.
+        """
+        workers = thread_count(workers)
+        ahead: deque[tuple[int, _PendingImage]] = deque()
+        try:
+            for i in range(self._meta.n_images) if indices is None else indices:
+                ahead.append((i, _PendingImage(self, i, layers, capsule=capsule).start(workers)))
+                if len(ahead) > 1:
+                    ready, pending = ahead.popleft()
+                    yield ready, pending.image()
+            while ahead:
+                ready, pending = ahead.popleft()
+                yield ready, pending.image()
+        finally:
+            for _, pending in ahead:
+                pending.cancel()
+
+    def image_jobs(
+        self, i: int, layers: Sequence[str], *, capsule: bool
+    ) -> tuple[list[Job], dict[str, NDArray[Any]], NDArray[np.uint8] | None]:
+        """Return the work of reading image ``i``, and the planes and capsule bytes that it fills."""
+        if not 0 <= i < self._meta.n_images:
+            raise UsageError("no such image", path=self.path, expected=f"0 … {self._meta.n_images - 1}", found=i)
+        planes: dict[str, NDArray[Any]] = {}
+        jobs: list[Job] = []
+        for layer in LAYERS:
+            if layer in layers and self._meta.dtypes[layer][i] is not None:
+                height, width = self._meta.shape_of(layer, i)
+                more, (box,) = self._jobs(layer, [(slice(i, i + 1), slice(0, height), slice(0, width))])
+                planes[layer] = box[0]
+                jobs += more
+        if not capsule or not self._has_capsule():
+            return jobs, planes, None
+        more, piece = self._piece(i + 1)
+        return jobs + more, planes, piece
+
+    def chunks(self, layer: str) -> tuple[int, int, int]:
+        """Return the shape of a chunk of a layer."""
+        times, height, width = self._chunks(layer).chunks
+        return times, height, width
+
+    def filters(self, layer: str) -> tuple[int, ...]:
+        """Return the HDF5 numbers of a layer's filters, in the order of encoding."""
+        return self._chunks(layer).filters
+
+    def stored_chunks(self, layer: str, i: int, corners: Sequence[tuple[int, int]]) -> list[tuple[int, bytes]]:
+        """Return chunks of image ``i`` as they are stored: mask of the filters left out, and bytes.
+
+        Parameters
+        ----------
+        layer, i
+            Which image.
+        corners
+            First (y, x) of each chunk.
+
+        Raises
+        ------
+        CorruptError
+            Where one is missing. Damage inside of a chunk stays for who decodes it.
+        """
+        reader = self._chunks(layer)
+        return [reader.stored((i, y, x)) for y, x in corners]
+
+    def _has_capsule(self) -> bool:
+        return self._document.get("capsule") is not None
+
+    def _piece(self, k: int) -> tuple[list[Job], NDArray[np.uint8]]:
+        """Return the work of reading part ``k`` of the capsule (0 the head, then one an image), and its place."""
+        bound, data = self._capsule_parts()
+        start, stop = int(bound[k]), int(bound[k + 1])
+        piece = np.empty(stop - start, np.uint8)
+        return ([] if start == stop else data.jobs([(slice(start, stop),)], [piece])), piece
+
+    def _capsule_parts(self) -> tuple[NDArray[Any], ChunkReader]:
+        file = self._open()
+        with self._lock:
+            if self._capsule is None:
+                bound = self._array(CAPSULE_BOUND)
+                if len(bound) != self._meta.n_images + 2 or bound[0] != 0 or np.any(np.diff(bound) < 0):
+                    raise CorruptError(
+                        "the bounds of the FITS leftovers are wrong", path=self.path, where=CAPSULE_BOUND
+                    )
+                with netcdf.wrapped(self.path, CAPSULE_DATA):
+                    data = file[CAPSULE_DATA]
+                    if data.shape != (bound[-1],) or data.dtype != np.uint8:
+                        raise CorruptError(
+                            "the FITS leftovers have the wrong length",
+                            path=self.path,
+                            where=CAPSULE_DATA,
+                            expected=f"{int(bound[-1])} bytes",
+                            found=f"{data.shape} {data.dtype}",
+                        )
+                    self._capsule = bound, ChunkReader(data, self._raw, self.path)
+            return self._capsule
+
+    def _piece_bytes(self, k: int) -> bytes:
+        jobs, piece = self._piece(k)
+        run(jobs, self._workers)
+        return piece.tobytes()
+
+    def capsule(self) -> Capsule | None:
+        """Return the FITS leftovers, or None."""
+        if not self._has_capsule():
+            return None
+        document = tagged_json.decode(self._document["capsule"])
+        if not isinstance(document, dict):
+            raise CorruptError("the capsule's document is not a JSON object", path=self.path, where="capsule")
+        return Capsule(document, self._piece_bytes(0), lambda i: self._piece_bytes(i + 1))
+
+    def checksums(self) -> NDArray[np.uint32]:
+        """Return the stored CRC-32C of every plane, shape (n_images, 4)."""
+        sums = self._array("checksum")
+        expected = (self._meta.n_images, len(LAYERS))
+        if sums.shape != expected or sums.dtype != np.uint32:
+            raise CorruptError(
+                "the checksums have the wrong shape",
+                path=self.path,
+                where="checksum",
+                expected=expected,
+                found=sums.shape,
+            )
+        return sums
+
+    def document(self) -> Mapping[str, Any]:
+        """Return the root document as it is stored."""
+        return self._document
+
+    def audit(self) -> Iterator[tuple[str, str]]:
+        """Yield the objects that HDF5 cannot read, and copies for other programs that differ from what we read."""
+        found = [*netcdf.unreadable(self._open(), self.path)]
+        yield from found
+        if not found and self._packed and not is_remote(self._address):
+            yield from check_copies(self.path)
+
+    def describe(self) -> dict[str, Any]:
+        """Return profile and layout, filters and stored sizes of the layers, and whether FITS leftovers are kept."""
+        storage = self._document.get("storage")
+        storage = storage if isinstance(storage, dict) else {}
+        layers = {}
+        for layer in self._specs:
+            with netcdf.wrapped(self.path, layer):
+                reader = self._chunks(layer)
+                layers[layer] = {"bytes": reader.stored_bytes(), "filters": list(map(_filter_name, reader.filters))}
+        return {
+            "profile": storage.get("profile"),
+            "layout": storage.get("layout"),
+            "capsule": self._has_capsule(),
+            "layers": layers,
+        }
+
+    def close(self) -> None:
+        """Close the file; reading afterwards is a UsageError."""
+        file, self._file = self._file, None
+        self._readers, self._capsule = {}, None
+        if file is not None:
+            file.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self._address, self._workers)
+
+
+class _PendingImage:
+    """An image whose chunks are being decoded."""
+
+    def __init__(self, reader: Hdf5Reader, i: int, layers: Sequence[str], *, capsule: bool) -> None:
+        self._jobs, self._planes, self._piece = reader.image_jobs(i, layers, capsule=capsule)
+        self._dtypes = {layer: reader.meta.dtypes[layer][i] for layer in LAYERS}
+        self._work: Work | None = None
+
+    def start(self, workers: int) -> Self:
+        self._work = Work(self._jobs, workers)
+        return self
+
+    def cancel(self) -> None:
+        if self._work is not None:
+            self._work.cancel()
+
+    def image(self) -> Image:
+        if self._work is not None:
+            self._work.wait()
+        planes = {}
+        for layer, plane in self._planes.items():
+            dtype = self._dtypes[layer]
+            planes[layer] = plane if dtype is None else cast_plane(plane, dtype)
+        empty = np.empty((0, 0), np.float32)
+        return Image(
+            science=planes.get("science", empty),
+            variance=planes.get("variance", empty),
+            mask=planes.get("mask"),
+            psf=planes.get("psf"),
+            capsule=None if self._piece is None else self._piece.tobytes(),
+        )
+
+
+def _reopen(path: str, workers: int) -> Hdf5Reader:
+    return Hdf5Reader(path, workers=workers)
+
+
+def _filter_name(number: int) -> str:
+    names = {
+        h5filters.DEFLATE: "gzip",
+        h5filters.SHUFFLE: "shuffle",
+        h5filters.FLETCHER32: "fletcher32",
+        h5filters.BLOSC: "blosc",
+    }
+    return names.get(number, f"filter {number}")

@@ -1,0 +1,1 @@
+"""Zarr v3: directories, zip files and any zarr Store."""

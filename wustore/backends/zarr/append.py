@@ -1,0 +1,160 @@
+"""Appending images to a Zarr store: new shards first, then one root document that knows them.
+
+No existing pixel chunk is touched, since a shard holds one image. Who opens the store reads the old root
+document or the new one: the new shards stand beyond the end of the old arrays, and the small arrays of
+neighbouring generations have different keys. The files of the generation before stay until the next
+append, for readers that opened the store before; plain Zarr readers that do not use the consolidated
+metadata may see an array's old length for a moment longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wustore.backends.base import Progress, Reader
+from wustore.backends.zarr.encoder import Structure
+from wustore.backends.zarr.metadata import to_json
+from wustore.backends.zarr.reader import ZarrReader
+from wustore.errors import CorruptError, UsageError, WuStoreError
+from wustore.format.arrays import checksum_array
+from wustore.format.planes import plane_checksum
+from wustore.model.concat import appended
+from wustore.model.meta import LAYERS
+from wustore.storage.staging import alone, lock_of, sync_tree
+from wustore.storage.stores import is_local, writable_keys
+from wustore.storage.threads import default_workers
+from wustore.storage.zarr_store import DirectoryKeys, Keys
+
+__all__ = ["append_images"]
+
+
+def _alone(path: str) -> AbstractContextManager[None]:
+    """Hold the store's lock: two appends at a time would both write the same image numbers."""
+    # At a URL there is no lock to be had: docs/scale.md says that one process appends at a time.
+    return alone(lock_of(Path(path)), path) if is_local(path) else nullcontext()
+
+
+def _structure_of(document: dict[str, Any], reader: ZarrReader, generation: int, meta: Any) -> Structure:
+    """Return the structure that continues a store: its profile and chunks, whatever they are called."""
+    storage = document.get("storage")
+    if not isinstance(storage, dict) or "profile" not in storage:
+        raise UsageError(
+            "the store does not say how it was written", path=reader.path, hint="Convert it into a new store first."
+        )
+    layout = storage.get("layout", "images")
+    chunks = layout if isinstance(layout, list) else None
+    name = "images" if chunks is not None else str(layout)
+    return Structure(meta, profile=str(storage["profile"]), layout=name, chunks=chunks, generation=generation)
+
+
+def append_images(
+    path: str,
+    sources: Sequence[Reader],
+    history: Callable[[int], dict[str, Any]],
+    *,
+    progress: Progress | None = None,
+) -> int:
+    """Append every image of ``sources`` to the store at ``path``.
+
+    Parameters
+    ----------
+    path
+        A Zarr store: directory or URL.
+    sources
+        Open stores of any format.
+    history
+        Function of the number of images that gives the entry to journal.
+    progress
+        Called with (images done, images to append).
+
+    Returns
+    -------
+    int
+        How many images were appended.
+
+    Raises
+    ------
+    UsageError
+        Where the images do not belong into this store.
+    """
+    with _alone(path), ZarrReader(_keys(path), path, "zarr") as old:
+        document = dict(old.document())
+        meta = old.meta
+        for source in sources:
+            meta = appended(meta, source.meta, path=source.path)
+        count = meta.n_images - old.meta.n_images
+        meta = replace(meta, history=(*meta.history, history(count)))
+        generation = int(document.get("generation", 0)) + 1
+        structure = _structure_of(document, old, generation, meta)
+        _check_grids(structure, _structure_of(document, old, generation, old.meta), path)
+        before = old.checksums()
+        if before is None:
+            raise UsageError("the store has no checksums", path=path, hint="Convert it into a new store first.")
+        keys = _keys(path)
+        if isinstance(keys, DirectoryKeys):
+            keys.sweep()  # what an append that was killed left
+        rows = np.array([*before.tolist(), *_write(keys, structure, old.meta.n_images, sources, progress)], np.uint32)
+        _switch(keys, structure, rows)
+    return count
+
+
+def _keys(path: str) -> Keys:
+    return DirectoryKeys(path) if is_local(path) else writable_keys(path)
+
+
+def _check_grids(new: Structure, old: Structure, path: str) -> None:
+    """Refuse where the arrays would be chunked in another way than the chunks that stand."""
+    for spec, before in zip(new.layers, old.layers, strict=True):
+        a, b = new.layer_metadata(spec), old.layer_metadata(before)
+        if {**a, "shape": None, "attributes": None} != {**b, "shape": None, "attributes": None}:
+            raise UsageError(
+                "the store cannot take these images as it is", path=path, where=spec.name, hint="Convert it first."
+            )
+
+
+def _write(
+    keys: Keys, structure: Structure, first: int, sources: Sequence[Reader], progress: Progress | None
+) -> Iterator[list[int]]:
+    """Write the shards of the new images; yield the checksums of their planes."""
+    i = first
+    for source in sources:
+        for _, image in source.images():
+            for key, value in structure.shards(i, image, default_workers()):
+                keys.set(key, value)
+            yield [plane_checksum(image.layer(layer)) for layer in LAYERS]
+            i += 1
+            if progress is not None:
+                progress(i - first, structure.meta.n_images - first)
+    if i != structure.meta.n_images:
+        raise CorruptError("a source gave fewer images than it said", expected=structure.meta.n_images, found=i)
+
+
+def _switch(keys: Keys, structure: Structure, rows: Any) -> None:
+    """Write the small arrays, make all durable, then replace the root document in one step."""
+    small = [*structure.small, checksum_array(rows), structure.packed]
+    for spec in small:
+        key, chunk = structure.small_chunk(spec)
+        if chunk is not None:
+            keys.set(key, chunk)
+    if isinstance(keys, DirectoryKeys):
+        keys.settle()
+        sync_tree(Path(keys.root))
+    nodes = structure.nodes(small, {})
+    document = structure.document(None)
+    keys.set("zarr.json", to_json(structure.root(document, nodes)))
+    for name, node in nodes.items():
+        keys.set(f"{name}/zarr.json", to_json(node))
+    # The original FITS files are not those of this content any more.
+    keys.delete_below("fits/")
+    if isinstance(keys, DirectoryKeys):
+        try:
+            keys.settle()
+            sync_tree(Path(keys.root))
+        except OSError as error:
+            raise WuStoreError("the images are appended, but may not be durable yet", path=keys.name) from error

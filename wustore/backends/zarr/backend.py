@@ -1,0 +1,151 @@
+"""Zarr v3: a directory, a single zip file, or any zarr Store object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from wustore.backends.base import Backend, Reader
+from wustore.backends.zarr.append import append_images
+from wustore.backends.zarr.reader import ZarrReader, open_reader
+from wustore.backends.zarr.writer import (
+    DirectoryTarget,
+    Options,
+    StoreTarget,
+    Target,
+    ZarrWriter,
+    ZipTarget,
+    options_from,
+)
+from wustore.errors import StoreExistsError, UsageError
+from wustore.model.meta import Capsule, Meta
+from wustore.storage.journal import JOURNAL
+from wustore.storage.staging import Staging
+from wustore.storage.stores import is_local, is_zip, open_keys, writable_keys
+
+__all__ = ["ZarrBackend", "ZarrZipBackend"]
+
+_ROOTS = ("zarr.json", ".zgroup", ".zarray", ".zmetadata", f"{JOURNAL}plan.json")
+
+
+class ZarrBackend(Backend):
+    """Zarr v3 stores: directories, URLs and Store objects."""
+
+    name: ClassVar[str] = "zarr"
+    suffixes: ClassVar[tuple[str, ...]] = (".zarr",)
+    description: ClassVar[str] = "Zarr v3 in a directory or object store: chunked, parallel, the default"
+
+    def sniff(self, path: str) -> bool:
+        """Return whether a Zarr hierarchy (of any version or kind) has its root here."""
+        if is_local(path):
+            return any(Path(path, name).is_file() for name in _ROOTS)
+        keys = open_keys(path)
+        return any(keys.size(name) is not None for name in _ROOTS)
+
+    def open(self, path: Any, *, workers: int | None = None, **options: Any) -> ZarrReader:
+        """Open a store; see `wustore.backends.base.Backend.open`.
+
+        Parameters
+        ----------
+        path
+            Directory, zip file, URL, or zarr Store object.
+        workers
+            Threads that decode chunks, the number of processors by default.
+        """
+        if options:
+            raise UsageError("unknown options", where=self.name, expected="workers", found=", ".join(sorted(options)))
+        return open_reader(path, self.name, workers)
+
+    def create(
+        self, path: Any, meta: Meta, *, capsule: Capsule | None = None, overwrite: bool = False, **options: Any
+    ) -> ZarrWriter:
+        """Start a store; see `wustore.backends.base.Backend.create`.
+
+        Options are those of `wustore.backends.zarr.writer.Options`: ``profile``, ``layout``, ``chunks``, ``workers``,
+        ``resume``, ``fingerprint``.
+        """
+        chosen = options_from(options)
+        target = self._target(path, overwrite, chosen)
+        try:
+            return ZarrWriter(target, meta, capsule, chosen)
+        except UsageError:
+            raise  # what stands there belongs to another conversion
+        except BaseException:
+            target.discard()
+            raise
+
+    def resumes(self, path: Any) -> bool:
+        """Return True: shards are files, or objects, of their own."""
+        return True
+
+    def resume(self, path: Any, meta: Meta, **options: Any) -> ZarrWriter:
+        """Start or join a store that is written in pieces; see `wustore.backends.base.Backend.resume`."""
+        return self.create(path, meta, resume=True, **options)
+
+    def append(
+        self,
+        path: Any,
+        sources: Sequence[Reader],
+        history: Callable[[int], dict[str, Any]],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Append images to a directory or URL; see `wustore.backends.base.Backend.append`."""
+        if not isinstance(path, str):
+            return super().append(str(path), sources, history, progress=progress)
+        return append_images(path, sources, history, progress=progress)
+
+    def _target(self, path: Any, overwrite: bool, options: Options) -> Target:
+        if is_local(path):
+            return DirectoryTarget(Staging(path, overwrite=overwrite, keep=options.resume))
+        keys = writable_keys(path)
+        if keys.size("zarr.json") is not None:
+            if not overwrite:
+                raise StoreExistsError(
+                    "the target exists already", path=keys.name, hint="Choose another name, or allow overwriting."
+                )
+            # Nothing can be exchanged in an object store: the old store goes before the new one comes.
+            keys.delete("zarr.json")
+            keys.delete_below("")
+        return StoreTarget(keys, keep=options.resume)
+
+
+class ZarrZipBackend(ZarrBackend):
+    """Zarr v3 in one zip file, for quotas on the number of files."""
+
+    name: ClassVar[str] = "zarr-zip"
+    suffixes: ClassVar[tuple[str, ...]] = (".zarr.zip",)
+    description: ClassVar[str] = "Zarr v3 in a single zip file"
+
+    def sniff(self, path: str) -> bool:
+        """Return whether this is a zip file with a Zarr root in it."""
+        if not is_local(path) or not is_zip(path):
+            return False
+        import zipfile
+
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return any(name in archive.NameToInfo for name in _ROOTS)
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+            return False
+
+    def resumes(self, path: Any) -> bool:
+        """Return whether it is a local file."""
+        return is_local(path)
+
+    def append(
+        self,
+        path: Any,
+        sources: Sequence[Reader],
+        history: Callable[[int], dict[str, Any]],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Refuse: a zip file is written whole."""
+        return Backend.append(self, path, sources, history, progress=progress)
+
+    def _target(self, path: Any, overwrite: bool, options: Options) -> Target:
+        if not is_local(path):
+            raise UsageError("a zip file is written to a local path", path=str(path), hint="Copy it afterwards.")
+        return ZipTarget(Staging(path, overwrite=overwrite, keep=options.resume))

@@ -1,0 +1,113 @@
+"""Layers cut or encoded in a way that `shards` does not know, read through zarr-python."""
+
+from __future__ import annotations
+
+import warnings
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wustore.backends.zarr.codecs import DamagedChunk, strip_crc
+from wustore.errors import CorruptError, FormatError
+from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys
+
+__all__ = ["ForeignArray"]
+
+_FILTERS = Lock()
+"""Warning filters belong to the process: two threads that set and restore them at a time undo each other."""
+
+
+def _store_of(keys: Keys) -> Any:
+    if isinstance(keys, StoreKeys):
+        return keys.store
+    if isinstance(keys, DirectoryKeys):
+        from zarr.storage import LocalStore
+
+        return LocalStore(keys.root, read_only=True)
+    from zarr.storage import ZipStore
+
+    return ZipStore(keys.name, mode="r")
+
+
+class ForeignArray:
+    """An array read through zarr-python, with missing chunks found instead of filled.
+
+    Parameters
+    ----------
+    keys
+        The store.
+    name
+        Path of the array.
+    """
+
+    def __init__(self, keys: Keys, name: str) -> None:
+        import zarr
+
+        self._keys = keys
+        self._name = name
+        try:
+            with _FILTERS, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # codecs outside the core are said so on every open
+                array = zarr.open_array(_store_of(keys), path=name, mode="r", zarr_format=3)
+        except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+            raise self._corrupt("an array cannot be opened", error) from error
+        self.array: Any = array
+
+    def _corrupt(self, what: str, found: object, where: str = "") -> CorruptError:
+        return CorruptError(what, path=self._keys.name, where=f"array {self._name}{where}", found=found)
+
+    def read(self, index: tuple[slice, ...]) -> NDArray[Any]:
+        """Return a box.
+
+        Raises
+        ------
+        CorruptError
+        """
+        self._check_there(index)
+        try:
+            data = np.asarray(self.array[index])
+        except (ValueError, RuntimeError, KeyError, TypeError, IndexError) as error:
+            raise self._corrupt("an array cannot be read", error) from error
+        return np.ascontiguousarray(data, dtype=data.dtype.newbyteorder("="))
+
+    def _check_there(self, index: tuple[slice, ...]) -> None:
+        """Raise where a chunk that the box touches is missing: zarr-python would give fill values."""
+        outer = self.array.shards or self.array.chunks
+        if any(part.start >= part.stop for part in index):
+            return
+        spans = [range(part.start // n, -(-part.stop // n)) for part, n in zip(index, outer, strict=True)]
+        for offsets in np.ndindex(*(len(span) for span in spans)):
+            place = tuple(span[k] for span, k in zip(spans, offsets, strict=True))
+            key = f"{self._name}/{self.array.metadata.encode_chunk_key(place)}"
+            if self._keys.size(key) is None:
+                raise self._corrupt("a chunk is missing", "none", f", chunk {place}")
+            if self.array.shards is not None:
+                self._check_shard(key, place, index)
+
+    def _check_shard(self, key: str, place: tuple[int, ...], index: tuple[slice, ...]) -> None:
+        codec = self.array.metadata.codecs[0]
+        names = [type(one).__name__ for one in codec.index_codecs]
+        location = getattr(codec.index_location, "value", codec.index_location)  # an enumeration up to zarr 3.3
+        if names != ["BytesCodec", "Crc32cCodec"] or location != "end":
+            raise FormatError(
+                "a shard index of a form that cannot be checked", path=self._keys.name, where=f"array {self._name}"
+            )
+        counts = tuple(s // c for s, c in zip(self.array.shards, self.array.chunks, strict=True))
+        size = 16 * int(np.prod(counts)) + 4
+        tail = self._keys.get_tail(key, size)
+        try:
+            if tail is None or len(tail) < size:
+                raise DamagedChunk("the shard is truncated")
+            entries = np.frombuffer(strip_crc(tail), dtype="<u8").reshape(*counts, 2)
+        except DamagedChunk as error:
+            raise self._corrupt("the index of a shard is damaged", error, f", shard {place}") from error
+        inside = []
+        for part, k, chunk, shard in zip(index, place, self.array.chunks, self.array.shards, strict=True):
+            first = max(part.start - k * shard, 0) // chunk
+            last = -(-min(part.stop - k * shard, shard) // chunk)
+            inside.append(slice(first, last))
+        missing = (entries[tuple(inside)] == np.uint64(2**64 - 1)).all(axis=-1)
+        if missing.any():
+            raise self._corrupt("a chunk is missing in its shard", f"{int(missing.sum())} missing", f", shard {place}")

@@ -1,0 +1,191 @@
+"""Zarr v3 metadata documents, and arrays small enough to be one chunk."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wustore.backends.zarr.codecs import Chain, DamagedChunk, Hints, parse_chain, strip_crc, with_crc
+from wustore.format.arrays import ArraySpec
+from wustore.storage.checksum import crc32c
+
+__all__ = [
+    "SEPARATOR",
+    "array_metadata",
+    "chunk_key",
+    "decode_small",
+    "document_checksum",
+    "encode_small",
+    "group_metadata",
+    "small_metadata",
+    "to_json",
+]
+
+SEPARATOR = "."
+"""Between the numbers of a chunk key: one file a shard and no directories, for quotas that count both."""
+
+_TEXT_CODECS: list[dict[str, Any]] = [
+    {"name": "vlen-utf8"},
+    {"name": "zstd", "configuration": {"level": 5, "checksum": False}},
+    {"name": "crc32c"},
+]
+
+
+def to_json(document: Mapping[str, Any]) -> bytes:
+    """Return a metadata document as it is stored."""
+    return json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
+
+
+def group_metadata(attributes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the metadata document of a group."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes or {})}
+
+
+def array_metadata(
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    dims: Iterable[str],
+    *,
+    chunk: tuple[int, ...],
+    codecs: list[dict[str, Any]],
+    fill: Any = 0,
+    attributes: Mapping[str, Any] | None = None,
+    separator: str = SEPARATOR,
+) -> dict[str, Any]:
+    """Return the metadata document of an array."""
+    if dtype.kind == "f":
+        fill = "NaN" if np.isnan(fill) else float(fill)
+    elif dtype.kind == "b":
+        fill = bool(fill)
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [int(size) for size in shape],
+        "data_type": "string" if dtype.kind == "O" else dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [int(size) for size in chunk]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": separator}},
+        "fill_value": fill,
+        "codecs": codecs,
+        "dimension_names": list(dims),
+        "attributes": dict(attributes or {}),
+        "storage_transformers": [],
+    }
+
+
+def chunk_key(name: str, place: tuple[int, ...], separator: str = SEPARATOR) -> str:
+    """Return the key of a chunk of an array written here."""
+    return f"{name}/" + separator.join(("c", *map(str, place)))
+
+
+# --- arrays of one chunk --------------------------------------------------------------------------------
+
+
+def _small_chain(dtype: np.dtype[Any]) -> Chain:
+    return Chain(dtype, "zstd", {"level": 5, "checksum": False})
+
+
+def small_metadata(spec: ArraySpec, separator: str = SEPARATOR) -> dict[str, Any]:
+    """Return the metadata document of an array stored as one chunk."""
+    text = spec.data.dtype.kind == "O"
+    return array_metadata(
+        spec.data.shape,
+        spec.data.dtype,
+        spec.dims,
+        chunk=tuple(max(size, 1) for size in spec.data.shape),
+        codecs=_TEXT_CODECS if text else _small_chain(spec.data.dtype).to_json(),
+        fill="" if text else 0,
+        attributes=spec.attributes,
+        separator=separator,
+    )
+
+
+def encode_small(data: NDArray[Any]) -> bytes | None:
+    """Return the one chunk of an array, None where it has no values."""
+    if data.size == 0:
+        return None
+    if data.dtype.kind != "O":
+        return b"".join(_small_chain(data.dtype).encode(np.ascontiguousarray(data), Hints()))
+    from numcodecs import Zstd
+
+    return with_crc(bytes(Zstd(5).encode(_text_to_bytes(data))))
+
+
+def decode_small(metadata: Mapping[str, Any], raw: bytes | None) -> NDArray[Any] | None:
+    """Return an array from its one chunk, or None where the metadata is not what `small_metadata` writes.
+
+    Raises
+    ------
+    DamagedChunk
+    """
+    try:
+        shape = tuple(metadata["shape"])
+        text = metadata["data_type"] == "string"
+        dtype = np.dtype(object if text else metadata["data_type"])
+        chunk = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
+        known = chunk == tuple(max(size, 1) for size in shape) and metadata["chunk_key_encoding"]["name"] == "default"
+    except (KeyError, TypeError, ValueError):
+        return None
+    chain = None if text else parse_chain(metadata.get("codecs"), dtype)
+    if not known or (chain is None and metadata.get("codecs") != _TEXT_CODECS):
+        return None
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    if raw is None:
+        raise DamagedChunk("the chunk is missing")
+    if chain is None:
+        from numcodecs import Zstd
+
+        try:
+            return _text_from_bytes(bytes(Zstd().decode(strip_crc(raw))), shape)
+        except (RuntimeError, struct.error, UnicodeDecodeError) as error:
+            raise DamagedChunk(f"the text does not decode: {error}") from error
+    data = np.empty(shape, dtype)
+    chain.decode(raw, data)
+    return data
+
+
+def _text_to_bytes(data: NDArray[Any]) -> bytes:
+    """Return texts as codec ``vlen-utf8`` does: their number, then length and UTF-8 bytes of each (uint32, little)."""
+    parts = [struct.pack("<I", data.size)]
+    for value in data.ravel().tolist():
+        encoded = value.encode()
+        parts += [struct.pack("<I", len(encoded)), encoded]
+    return b"".join(parts)
+
+
+def _text_from_bytes(stored: bytes, shape: tuple[int, ...]) -> NDArray[Any]:
+    (count,) = struct.unpack_from("<I", stored)
+    size = 1
+    for length in shape:
+        size *= length
+    if count != size:
+        raise DamagedChunk("the chunk holds a different number of values")
+    values = []
+    place = 4
+    for _ in range(count):
+        (length,) = struct.unpack_from("<I", stored, place)
+        values.append(stored[place + 4 : place + 4 + length].decode())
+        place += 4 + length
+    if place != len(stored):
+        raise DamagedChunk("the chunk holds a different number of bytes")
+    data = np.empty(len(values), dtype=object)
+    data[:] = values
+    return data.reshape(shape)
+
+
+# --- the root document -----------------------------------------------------------------------------------
+
+
+def document_checksum(document: Mapping[str, Any]) -> str:
+    """Return the CRC-32C of a root document without its own ``crc32c``: eight hexadecimal digits.
+
+    Taken of the JSON text with sorted keys, no blanks and characters outside ASCII escaped, so that any
+    tool may lay out the file anew.
+    """
+    plain = {key: value for key, value in document.items() if key != "crc32c"}
+    return f"{crc32c(json.dumps(plain, sort_keys=True, separators=(',', ':')).encode()):08x}"

@@ -1,0 +1,266 @@
+"""Writing a store: whole shards image by image, the metadata last."""
+
+from __future__ import annotations
+
+import contextlib
+import filecmp
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from wustore.backends.base import ResumableWriter
+from wustore.backends.zarr.capsule import DATA, bound_spec, data_metadata, write_data
+from wustore.backends.zarr.encoder import Structure
+from wustore.backends.zarr.metadata import (
+    to_json,
+)
+from wustore.backends.zarr.zip import pack_directory
+from wustore.errors import StoreExistsError, UsageError
+from wustore.format.arrays import ArraySpec, checksum_array
+from wustore.format.planes import plane_checksum
+from wustore.model.meta import LAYERS, Capsule, Image, Meta
+from wustore.storage.checksum import crc32c
+from wustore.storage.journal import JOURNAL, Entry, Journal
+from wustore.storage.staging import Staging, retire
+from wustore.storage.threads import default_workers
+from wustore.storage.zarr_store import DirectoryKeys, Keys
+
+__all__ = ["DirectoryTarget", "Options", "StoreTarget", "Target", "ZarrWriter", "ZipTarget", "options_from"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to write.
+
+    Attributes
+    ----------
+    profile, layout
+        Names; see `wustore.backends.zarr.presets`.
+    chunks
+        Shape (y, x) of the inner chunks, instead of the layout's.
+    workers
+        Threads that encode, the number of processors by default. The bytes do not depend on it.
+    resume
+        Keep what is written under a fixed name until it is whole, and go on from what is there.
+    fingerprint
+        What the images come from: a conversion is only resumed with the same one.
+    """
+
+    profile: str = "compact"
+    layout: str = "images"
+    chunks: Sequence[int] | None = None
+    workers: int | None = None
+    resume: bool = False
+    fingerprint: str | None = None
+
+
+class Target(ABC):
+    """Where the keys are written to, and how they become the store.
+
+    Attributes
+    ----------
+    keys
+        To write to.
+    """
+
+    keys: Keys
+
+    @abstractmethod
+    def publish(self, journal: Journal) -> None:
+        """Let the finished store appear, without its journal."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Remove what was written."""
+
+
+class DirectoryTarget(Target):
+    """A directory written beside its place."""
+
+    def __init__(self, staging: Staging) -> None:
+        self.staging = staging
+        self._directory = DirectoryKeys(staging.path, str(staging.target))
+        self.keys = self._directory
+
+    def publish(self, journal: Journal) -> None:
+        """Make it durable and move it to its place.
+
+        One that can be resumed takes its journal along: so a conversion that is killed here is either unfinished or
+        has a store with a journal, which is finished (`wustore.ops.jobs` removes that journal then).
+        """
+        staging = self.staging
+        self._directory.settle()
+        self._directory.sweep()
+        if staging.keep:
+            journal.seal()
+        else:
+            journal.drop()
+        staging.commit()
+        if staging.keep:
+            retire(staging.target / JOURNAL, staging.target)
+
+    def discard(self) -> None:
+        """Remove the directory, unless it is kept for a resume."""
+        with contextlib.suppress(OSError):
+            self._directory.settle()
+        self.staging.abort()
+
+
+class ZipTarget(DirectoryTarget):
+    """A directory that is packed into one file at the end, so that the bytes do not depend on the order of writing."""
+
+    def publish(self, journal: Journal) -> None:
+        """Pack beside it, and move the file to its place."""
+        directory, target = self.staging.path, self.staging.target
+        self._directory.settle()
+        self._directory.sweep()
+        try:
+            file = Staging(target, overwrite=self.staging.overwrite)
+        except StoreExistsError:
+            # A process that was killed right after the last step let it appear, if it has these bytes.
+            whole = directory / f"{JOURNAL}whole.zip"
+            pack_directory(directory, whole, without=JOURNAL)
+            if not target.is_file() or not filecmp.cmp(whole, target, shallow=False):
+                raise
+        else:
+            try:
+                pack_directory(directory, file.path, without=JOURNAL)
+                file.commit()
+            except BaseException:
+                file.abort()
+                raise
+        retire(directory, target)
+
+
+class StoreTarget(Target):
+    """A zarr Store: nothing can be renamed there, so the root document, written last, is what makes it a store."""
+
+    def __init__(self, keys: Keys, *, keep: bool) -> None:
+        self.keys = keys
+        self._keep = keep
+
+    def publish(self, journal: Journal) -> None:
+        """Drop the journal: the root document stands."""
+        journal.drop()
+
+    def discard(self) -> None:
+        """Remove every key, unless they are kept for a resume."""
+        if not self._keep:
+            self.keys.delete_below("")
+
+
+class ZarrWriter(ResumableWriter):
+    """A Zarr store being written.
+
+    Parameters
+    ----------
+    target
+        Where to.
+    meta, capsule
+        See `wustore.backends.base.Backend.create`.
+    options
+        How.
+    """
+
+    def __init__(self, target: Target, meta: Meta, capsule: Capsule | None, options: Options) -> None:
+        self._target = target
+        self._keys = target.keys
+        self._meta = meta
+        self._capsule = capsule
+        self._options = options
+        self._workers = default_workers() if options.workers is None else max(options.workers, 1)
+        self._structure = Structure(meta, profile=options.profile, layout=options.layout, chunks=options.chunks)
+        self._document = self._structure.document(None if capsule is None else capsule.document)
+        self._journal = Journal(self._keys)
+        self._journal.begin(
+            {
+                "document": self._document,
+                "fingerprint": options.fingerprint,
+                "arrays": crc32c(self._structure.packed.data.tobytes()),
+                "layers": {spec.name: self._structure.layer_metadata(spec) for spec in self._structure.layers},
+                "capsule_head": None if capsule is None else crc32c(capsule.head),
+            }
+        )
+
+    # --- images -------------------------------------------------------------------------------------------
+
+    def is_written(self, i: int) -> bool:
+        """Return whether image ``i`` is there and whole: its bytes are read and compared with their checksums."""
+        return self._journal.is_sealed() or self._journal.is_whole(i)
+
+    def write(self, i: int, image: Image) -> None:
+        """Write an image; the same image written twice, by whomever, gives the same bytes."""
+        written: dict[str, tuple[int, int]] = {}
+        checksums = [plane_checksum(image.layer(name)) for name in LAYERS]
+        for key, value in self._structure.shards(i, image, self._workers):
+            self._set(key, value, written)
+        if self._capsule is not None and image.capsule is not None:
+            self._set(self._journal.capsule_key(i), image.capsule, written)
+        self._journal.record(i, Entry(written, tuple(checksums)))
+
+    def _set(self, key: str, value: bytes, written: dict[str, tuple[int, int]]) -> None:
+        self._keys.set(key, value)
+        written[key] = (len(value), crc32c(value))
+
+    # --- the end ------------------------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """Write the metadata, and let the store appear."""
+        if not self._journal.is_sealed():
+            self._write_metadata()
+        self._target.publish(self._journal)
+
+    def _write_metadata(self) -> None:
+        entries = self._journal.inventory(self._meta.n_images)
+        rows = np.array([entry.checksums for entry in entries], dtype=np.uint32)
+        structure = self._structure
+        small = [*structure.small, checksum_array(rows), structure.packed]
+        others: dict[str, Any] = {}
+        if self._capsule is not None:
+            small.append(self._write_capsule(self._capsule, entries, others))
+        for spec in small:
+            key, chunk = structure.small_chunk(spec)
+            if chunk is not None:
+                self._keys.set(key, chunk)
+        nodes = structure.nodes(small, others)
+        for name, node in nodes.items():
+            self._keys.set(f"{name}/zarr.json", to_json(node))
+        # Last of all: without it nothing here opens as a store.
+        self._keys.set("zarr.json", to_json(structure.root(self._document, nodes)))
+
+    def _write_capsule(self, capsule: Capsule, entries: Sequence[Entry], nodes: dict[str, Any]) -> ArraySpec:
+        keys = [self._journal.capsule_key(i) for i in range(len(entries))]
+        sizes = [entry.written.get(key, (0, 0))[0] for key, entry in zip(keys, entries, strict=True)]
+        sizes.insert(0, len(capsule.head))
+
+        def pieces() -> Iterator[bytes]:
+            yield capsule.head
+            for i, (key, entry) in enumerate(zip(keys, entries, strict=True)):
+                if key in entry.written:
+                    yield self._journal.value(i, entry, key)
+
+        total = sum(sizes)
+        nodes[DATA] = data_metadata(total)
+        write_data(self._keys, total, pieces())
+        return bound_spec(sizes)
+
+    def abort(self) -> None:
+        """Drop what was written; a conversion that can be resumed keeps it."""
+        self._target.discard()
+
+
+def options_from(options: Mapping[str, Any]) -> Options:
+    """Return checked options.
+
+    Raises
+    ------
+    UsageError
+    """
+    known = Options.__dataclass_fields__
+    unknown = sorted(options.keys() - known.keys())
+    if unknown:
+        raise UsageError("unknown options", where="zarr", expected=", ".join(known), found=", ".join(unknown))
+    return Options(**options)

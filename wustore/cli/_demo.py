@@ -1,0 +1,226 @@
+"""``wustore demo``: a KBMOD FITS WorkUnit becomes a Zarr store, an HDF5 file, and the same FITS again."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from wustore.backends.registry import open_reader
+from wustore.ops.convert import convert
+from wustore.ops.diff import differences
+
+if TYPE_CHECKING:
+    from wustore.work_unit import WorkUnit
+
+__all__ = ["build", "run"]
+
+N_IMAGES = 8
+SIZE = 384
+"""Pixels along each side of the images: large enough for fair ratios, small enough for seconds."""
+SKY = 5.0
+"""Standard deviation of the sky noise [counts]."""
+RADIUS = 10
+"""Half the side of a stamp [pixel]."""
+_START, _VELOCITY = (95.0, 140.0), (260.0, 150.0)
+"""Position at the first image [pixel] and motion [pixel/day] of the source, both (x, y)."""
+
+
+def _gaussian(x0: float, y0: float, flux: float, sigma: float = 1.4) -> NDArray[np.float64]:
+    """Return a source of ``flux`` counts at (x0, y0), in a plane of its own."""
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float64)
+    plane: NDArray[np.float64] = np.exp(-((x - x0) ** 2 + (y - y0) ** 2) / (2 * sigma**2))
+    plane *= flux / (2 * np.pi * sigma**2)
+    return plane
+
+
+def positions() -> NDArray[np.float64]:
+    """Return where the moving source is in each image, (x, y) [pixel]; shape (n_images, 2)."""
+    days = _times() - _times()[0]
+    places: NDArray[np.float64] = np.array(_START) + days[:, None] * np.array(_VELOCITY)
+    return places
+
+
+def _times() -> NDArray[np.float64]:
+    return np.arange(N_IMAGES, dtype=np.float64) * 0.08 + 60676.25
+
+
+def build(seed: int = 20261123) -> WorkUnit:
+    """Return a small WorkUnit in memory: noise, stars, one moving source, masked pixels, WCS and a table.
+
+    Parameters
+    ----------
+    seed
+        Of the noise.
+    """
+    import astropy.units as u
+    from astropy.coordinates import EarthLocation
+    from astropy.table import Table
+    from astropy.wcs import WCS
+
+    from wustore import ImageStack, SearchConfiguration, WorkUnit
+
+    rng = np.random.default_rng(seed)
+    stars = np.zeros((SIZE, SIZE))
+    for _ in range(40):
+        x0, y0 = rng.uniform(0, SIZE, 2)
+        stars += _gaussian(x0, y0, flux=rng.pareto(1.2) * 600 + 200)
+    science, variance, mask, kernels = [], [], [], []
+    y, x = np.mgrid[-5:6, -5:6]
+    kernel = np.exp(-(x**2 + y**2) / (2 * 1.4**2)).astype(np.float32)
+    for x0, y0 in positions():
+        sky = rng.normal(0, SKY, (SIZE, SIZE))
+        bad = rng.random((SIZE, SIZE)) < 0.02
+        science.append((stars + _gaussian(x0, y0, 900) + sky).astype(np.float32))
+        variance.append((SKY**2 + np.maximum(stars, 0) / 4).astype(np.float32))
+        mask.append(bad.astype(np.float32))
+        kernels.append(kernel / kernel.sum())
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    wcs.wcs.crval = [351.3, -5.1]
+    wcs.wcs.crpix = [SIZE / 2 + 0.5] * 2
+    wcs.wcs.cdelt = [-0.27 / 3600, 0.27 / 3600]
+    wcs.pixel_shape = (SIZE, SIZE)
+    table = Table(
+        {
+            "data_loc": [f"demo/exposure_{i}.fits" for i in range(N_IMAGES)],
+            "visit": np.arange(N_IMAGES) + 946_000,
+            "filter": ["r"] * N_IMAGES,
+            "zero_point": 27.0 + rng.normal(0, 0.05, N_IMAGES),
+        }
+    )
+    configuration = SearchConfiguration()
+    configuration.set_multiple({"num_obs": 6, "lh_level": 8.0})
+    return WorkUnit(
+        ImageStack(times=_times(), sci=science, var=variance, mask=mask, psfs=kernels),
+        configuration,
+        wcs=wcs,
+        per_image_wcs=[wcs] * N_IMAGES,
+        org_image_meta=table,
+        observatory=EarthLocation(lat=-30.169 * u.deg, lon=-70.806 * u.deg, height=2207 * u.m),
+    )
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A line of the table."""
+
+    name: str
+    size: int
+    seconds: float
+    proof: str
+
+
+def run(directory: str | None = None) -> int:
+    """Run the demo, tell about it on standard output, and return the exit code.
+
+    Parameters
+    ----------
+    directory
+        Where to leave the files; by default they go when the demo ends.
+
+    Returns
+    -------
+    int
+        0, or 1 where a byte differs.
+    """
+    with ExitStack() as stack:
+        if directory is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wustore-demo-")))
+        else:
+            folder = Path(directory)
+            folder.mkdir(parents=True, exist_ok=True)
+        return _run(folder, kept=directory is not None)
+
+
+def _run(folder: Path, *, kept: bool) -> int:
+    click.echo(
+        f"A WorkUnit of {N_IMAGES} images of {SIZE} x {SIZE}: noise, stars, one moving source, 2 % masked.\n"
+        f"Files in {folder}\n"
+    )
+    source = folder / "night.fits"
+    work_unit = build()
+    seconds = _seconds(work_unit.to_fits, str(source), overwrite=True)
+    digest = _sha256(source)
+    steps = [_Step(source.name, _size(source), seconds, f"sha256 {digest[:16]}...")]
+    same = True
+    for name, again in (("night.zarr", "from_zarr.fits"), ("night.h5", "from_hdf5.fits")):
+        store, back = folder / name, folder / again
+        seconds = _seconds(convert, source, store, overwrite=True)
+        with open_reader(source) as a, open_reader(store) as b:
+            n_different = sum(1 for _ in differences(a, b))
+        proof = "every value equal, bit for bit" if n_different == 0 else f"{n_different} DIFFERENCES"
+        steps.append(_Step(name, _size(store), seconds, proof))
+        seconds = _seconds(convert, store, back, overwrite=True)
+        identical = _sha256(back) == digest
+        proof = f"sha256 {_sha256(back)[:16]}...  " + ("identical" if identical else "DIFFERENT")
+        steps.append(_Step(again, _size(back), seconds, proof))
+        same = same and identical and n_different == 0
+    _tell(steps)
+    _show_stamps(folder)
+    if kept:
+        click.echo(f"\nThe files stay in {folder}. Try: wustore info {folder / 'night.zarr'}")
+    else:
+        click.echo("\nThe files are gone now; wustore demo --keep DIR leaves them.")
+    click.echo("FITS -> Zarr -> FITS and FITS -> HDF5 -> FITS: " + ("identical bytes." if same else "NOT identical."))
+    return 0 if same else 1
+
+
+def _seconds(action: Callable[..., Any], *arguments: Any, **options: Any) -> float:
+    """Return how long a call took."""
+    start = time.perf_counter()
+    action(*arguments, **options)
+    return time.perf_counter() - start
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a directory."""
+    return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _tell(steps: list[_Step]) -> None:
+    pixels = N_IMAGES * SIZE * SIZE
+    first = steps[0].size
+    click.echo(f"{'file':<16}{'size':>10}{'of FITS':>9}{'B/pixel':>9}{'made in':>10}  proof")
+    for step in steps:
+        click.echo(
+            f"{step.name:<16}{step.size / 1e6:>7.2f} MB{step.size / first:>9.2f}{step.size / pixels:>9.2f}"
+            f"{step.seconds:>8.2f} s  {step.proof}"
+        )
+
+
+def _show_stamps(folder: Path) -> None:
+    """Cut the moving source out of the Zarr store: a picture, and a preview where there is a terminal."""
+    import wustore
+    from wustore.stamps import picture as preview
+
+    start = time.perf_counter()
+    with wustore.open(folder / "night.zarr") as work_unit:
+        found = work_unit.trajectory_stamps([[*_START, *_VELOCITY]], RADIUS)
+    seconds = time.perf_counter() - start
+    assert found.science is not None
+    stamps = list(found.science[0])
+    picture = folder / "stamps.png"
+    picture.write_bytes(preview.png(preview.contact_sheet(stamps, zoom=6, gap=6)))
+    side = 2 * RADIUS + 1
+    click.echo(
+        f"\n{len(stamps)} stamps of {side} x {side} along the motion, cut out of the closed Zarr store in"
+        f" {seconds * 1000:.0f} ms: {picture.name}"
+    )
+    if sys.stdout.isatty() and sys.stdout.encoding.lower().startswith("utf"):
+        click.echo(preview.terminal(preview.contact_sheet(stamps[:5], gap=1)))

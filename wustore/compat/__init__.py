@@ -1,0 +1,1 @@
+"""KBMOD's classes and HDUs, reproduced without a store."""

@@ -1,1 +1,0 @@
-"""Reading and writing FITS files byte for byte."""

@@ -1,0 +1,1 @@
+"""The wustore format without a container: document, arrays, JSON with tags, WCS text."""

@@ -1,0 +1,115 @@
+"""Layers of a store: the big arrays, filled image by image; casting and checksums of their planes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wustore.model.meta import LAYERS, Meta
+
+__all__ = ["LayerSpec", "cast_plane", "fill_value", "layers_of", "plane_checksum"]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSpec:
+    """A big array, filled image by image.
+
+    Attributes
+    ----------
+    name
+        One of `wustore.model.meta.LAYERS`.
+    shape
+        (time, y, x), padded to the largest image.
+    dtype
+        Native dtype that holds every image exactly.
+    dims
+        Dimension names.
+    fill
+        Value of the padding: NaN for floating dtypes, 0 for others.
+    attributes
+        JSON attributes.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    dims: tuple[str, str, str]
+    fill: float | int
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def fill_value(dtype: np.dtype[Any]) -> float | int:
+    """Return the padding value of a layer of this dtype: NaN for floating dtypes, else 0."""
+    return float("nan") if dtype.kind == "f" else 0
+
+
+def layers_of(meta: Meta) -> list[LayerSpec]:
+    """Return the layer arrays that a store of ``meta`` has, in the order to create them."""
+    specs = []
+    for name in LAYERS:
+        if not meta.has_layer(name):
+            continue
+        dtype = meta.layer_dtype(name)
+        attributes = dict(_LAYER_ATTRIBUTES[name])
+        if name == "mask" and dtype.kind in "iu":
+            # Bits that the dtype cannot hold (bit 31 of a signed one is its sign) stay out of the attribute.
+            flags = {key: bit for key, bit in meta.mask_flags.items() if bit <= np.iinfo(dtype).max}
+            if flags:
+                attributes["flag_masks"] = list(flags.values())
+                attributes["flag_meanings"] = " ".join(re.sub(r"\s+", "_", key) for key in flags)
+        dims = ("time", "psf_y", "psf_x") if name == "psf" else ("time", "y", "x")
+        specs.append(LayerSpec(name, meta.layer_shape(name), dtype, dims, fill_value(dtype), attributes))
+    return specs
+
+
+def cast_plane(plane: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return ``plane`` in a wider or narrower dtype, exactly, NaN payloads and signalling NaNs included.
+
+    Used where images of one layer differ in dtype: each goes into the array's common dtype and comes back.
+    A floating-point unit quietens a signalling NaN that it converts, so NaNs are moved as bits: a binary32
+    fraction is the upper 23 of the 52 bits of a binary64 one (IEEE 754-2019, 3.4).
+    """
+    if plane.dtype == dtype:
+        return plane
+    with np.errstate(invalid="ignore"):
+        cast = plane.astype(dtype)
+    pair = (plane.dtype.str[1:], cast.dtype.str[1:])
+    if pair not in {("f4", "f8"), ("f8", "f4")}:
+        return cast
+    where = np.isnan(plane)
+    if pair == ("f4", "f8"):
+        bits = np.ascontiguousarray(plane).view(np.uint32)[where].astype(np.uint64)
+        moved = (bits >> 31 << 63) | np.uint64(0x7FF << 52) | ((bits & 0x7FFFFF) << 29)
+        cast.view(np.uint64)[where] = moved
+    else:
+        wide = np.ascontiguousarray(plane).view(np.uint64)[where]
+        narrow = (wide >> 63 << 31) | np.uint64(0xFF << 23) | ((wide >> 29) & 0x7FFFFF)
+        cast.view(np.uint32)[where] = narrow.astype(np.uint32)
+    return cast
+
+
+def plane_checksum(plane: NDArray[Any] | None) -> int:
+    """Return the CRC-32C of a plane's values: true shape, source dtype, little-endian, C order; 0 for None.
+
+    Stored for every image and layer in the array ``checksum`` (uint32, (time, layer)), so that a change
+    or a loss can be found and named without the source. CRC-32C as in RFC 3720.
+    """
+    if plane is None:
+        return 0
+    import google_crc32c
+
+    little = np.ascontiguousarray(plane).astype(plane.dtype.newbyteorder("<"), copy=False)
+    return int(google_crc32c.value(little.reshape(-1).view(np.uint8)))
+
+
+_LAYER_ATTRIBUTES: dict[str, dict[str, Any]] = {
+    "science": {"long_name": "science image", "ancillary_variables": "variance mask"},
+    "variance": {"long_name": "variance of the science image"},
+    "mask": {"long_name": "pixel mask: greater than 0 is masked"},
+    "psf": {"long_name": "point spread function kernel"},
+}

@@ -1,0 +1,1 @@
+"""What a WorkUnit is, in memory, without any input or output."""

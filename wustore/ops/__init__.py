@@ -1,0 +1,1 @@
+"""Operations on whole stores: copy, convert, jobs, edit, verify, diff, estimate."""

@@ -1,0 +1,180 @@
+"""The one path by which a WorkUnit moves: image by image from a reader to a writer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from wustore.backends.base import Progress, Reader, Writer
+from wustore.backends.registry import backend_for_writing
+from wustore.errors import CorruptError
+from wustore.model.meta import LAYERS, Image, Meta
+from wustore.storage.threads import default_workers, read_ahead
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["bytes_per_image", "copy", "copy_images", "workers_within", "write"]
+
+
+IMAGE_BUFFERS = 4
+"""Copies of an image's decoded bytes that a worker holds at most: the source's bytes, the decoded planes,
+the cast or re-encoded ones of the capsule's proof, and the encoded shards."""
+
+
+def bytes_per_image(meta: Meta) -> int:
+    """Return how many bytes a worker needs for the largest image of ``meta``."""
+    planes = 0
+    for layer in LAYERS:
+        if meta.has_layer(layer):
+            _, height, width = meta.layer_shape(layer)
+            planes += height * width * meta.layer_dtype(layer).itemsize
+    return planes * IMAGE_BUFFERS
+
+
+def workers_within(meta: Meta, workers: int | None, max_memory: int | None) -> int:
+    """Return how many images may be in work at a time.
+
+    Parameters
+    ----------
+    meta
+        Of the source.
+    workers
+        As asked for; the number of processors by default.
+    max_memory
+        Bytes for all of them together; at least one image is always in work.
+    """
+    wanted = default_workers() if workers is None else max(workers, 1)
+    if max_memory is None:
+        return wanted
+    return max(1, min(wanted, max_memory // max(bytes_per_image(meta), 1)))
+
+
+def copy(
+    reader: Reader,
+    writer: Writer,
+    *,
+    capsule: bool = True,
+    indices: Iterable[int] | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    check: Callable[[], None] | None = None,
+) -> None:
+    """Copy every image from ``reader`` to ``writer`` and commit; on any error the writer is aborted.
+
+    Parameters
+    ----------
+    reader, writer
+        Open reader; writer created with the reader's ``meta`` (and its capsule, where that is to be kept).
+    capsule
+        Whether images carry their FITS leftovers along.
+    indices
+        The images still to be written (all by default): a resumed copy leaves out what is there.
+    workers
+        Threads that read and write an image each, the number of processors by default. So many images are in
+        memory at a time.
+    progress
+        Called after each image.
+    check
+        Called before the commit; what it raises aborts the writer.
+    """
+    try:
+        copy_images(reader, writer, capsule=capsule, indices=indices, workers=workers, progress=progress)
+        if check is not None:
+            check()
+        writer.commit()
+    except BaseException:
+        writer.abort()
+        raise
+
+
+def copy_images(
+    reader: Reader,
+    writer: Writer,
+    *,
+    capsule: bool = True,
+    indices: Iterable[int] | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Copy images without committing; parameters as for `copy`."""
+    total = reader.meta.n_images
+    wanted = list(range(total)) if indices is None else list(indices)
+    done = total - len(wanted)
+
+    def move(i: int) -> None:
+        writer.write(i, _checked(reader.image(i, capsule=capsule), reader, i))
+
+    # `read_ahead` bounds how far the threads run before the oldest image is through.
+    moves = read_ahead(move, wanted, workers)
+    try:
+        for _ in moves:
+            done += 1
+            if progress is not None:
+                progress(done, total)
+    except BaseException as error:
+        # Nothing may be written any more when the caller aborts the writer: this waits for the threads.
+        with contextlib.suppress(BaseException):
+            moves.throw(error)
+        raise
+
+
+def _checked(image: Image, reader: Reader, i: int) -> Image:
+    """Return ``image`` after making sure that it is what the metadata says: writers rely on it."""
+    wrong = reader.meta.mismatch(i, image)
+    if wrong is not None:
+        layer, expected, found = wrong
+        raise CorruptError(
+            "an image does not have the shape and dtype that the metadata says",
+            path=reader.path,
+            where=f"image {i}, {layer}",
+            expected=expected,
+            found=found,
+        )
+    return image
+
+
+def write(
+    reader: Reader,
+    target: Any,
+    format_name: str | None,
+    *,
+    overwrite: bool,
+    capsule: bool,
+    workers: int | None,
+    progress: Progress | None,
+    options: dict[str, Any],
+    check: Callable[[], None] | None = None,
+) -> None:
+    """Write what ``reader`` reads to a new store: what `save` and `wustore.convert` have in common.
+
+    Parameters
+    ----------
+    reader
+        The source, open.
+    target
+        Where to write.
+    format_name
+        Format name, or None where the target's ending says it.
+    overwrite
+        Whether an existing store may be replaced.
+    capsule
+        Keep what gives back the identical FITS files.
+    workers
+        Images at a time; the number of processors where None.
+    progress
+        Called with (images done, images in all).
+    options
+        Of the target's backend.
+    check
+        Called before the commit; what it raises aborts the writer.
+
+    Raises
+    ------
+    StoreExistsError, UnknownFormatError, UsageError, CorruptError, FidelityError, OSError
+    """
+    backend = backend_for_writing(target, format_name)
+    leftovers = reader.capsule() if capsule else None
+    writer = backend.create(target, reader.meta, capsule=leftovers, overwrite=overwrite, workers=workers, **options)
+    copy(reader, writer, capsule=leftovers is not None, workers=workers, progress=progress, check=check)

@@ -1,0 +1,237 @@
+"""Edits of a store in place: another profile or layout, layers dropped, images appended.
+
+Every edit is journalled in ``history`` (what, when, by which version). Readers see the old store or the
+new one, never anything between.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wustore._version import __version__
+from wustore.backends.base import Index, Progress, Reader
+from wustore.backends.registry import backend_for_reading, backend_named, open_reader
+from wustore.errors import UsageError
+from wustore.model.meta import LAYERS, Capsule, Image, Meta
+from wustore.ops.copy import copy
+from wustore.storage.staging import alone, lock_of
+from wustore.storage.stores import address_of
+
+__all__ = ["EditedReader", "append", "drop", "history_entry", "repack"]
+
+DROPPABLE = ("mask", "psf", "capsule")
+"""What a WorkUnit can be without; science and variance it must have."""
+
+
+def history_entry(action: str, **facts: Any) -> dict[str, Any]:
+    """Return an entry of ``history``: what was done, when (UTC), and by which version.
+
+    Parameters
+    ----------
+    action
+        ``append``, ``repack`` or ``drop``.
+    facts
+        What else is to be known of it: JSON values.
+    """
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"action": action, "when": now, "version": __version__, **facts}
+
+
+class EditedReader(Reader):
+    """A reader under other metadata, some layers hidden.
+
+    Parameters
+    ----------
+    reader
+        The store.
+    meta
+        What to say of it instead; a layer that no image has is hidden.
+    keep_capsule
+        Whether its FITS leftovers still hold.
+    """
+
+    def __init__(self, reader: Reader, meta: Meta, *, keep_capsule: bool) -> None:
+        self._reader = reader
+        self._meta = meta
+        self._keep_capsule = keep_capsule
+        self._layers = tuple(layer for layer in LAYERS if meta.has_layer(layer))
+        self.format = reader.format
+        self.path = reader.path
+
+    @property
+    def meta(self) -> Meta:
+        """The metadata given."""
+        return self._meta
+
+    def read(self, layer: str, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Read a box; see `wustore.backends.base.Reader.read`."""
+        return self._reader.read(layer, index, out)
+
+    def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
+        """Read an image without what is hidden; see `wustore.backends.base.Reader.image`."""
+        wanted = [layer for layer in layers if layer in self._layers]
+        return self._reader.image(i, wanted, capsule=capsule and self._keep_capsule)
+
+    def chunks(self, layer: str) -> tuple[int, int, int]:
+        """Return the chunks of the store."""
+        return self._reader.chunks(layer)
+
+    def capsule(self) -> Capsule | None:
+        """Return the FITS leftovers, where they still hold."""
+        return self._reader.capsule() if self._keep_capsule else None
+
+
+def _rewritten(reader: Reader, meta: Meta, *, keep_capsule: bool, progress: Progress | None, options: Any) -> None:
+    """Write a store anew in its own place; the old one stays until the new one is whole."""
+    edited = EditedReader(reader, meta, keep_capsule=keep_capsule)
+    capsule = edited.capsule()
+    writer = backend_named(reader.format).create(reader.path, meta, capsule=capsule, overwrite=True, **options)
+    copy(edited, writer, capsule=capsule is not None, progress=progress)
+
+
+def repack(path: Any, *, progress: Progress | None = None, **options: Any) -> None:
+    """Write a store anew with another profile, layout or chunks, in its own place.
+
+    Parameters
+    ----------
+    path
+        A local Zarr or HDF5 store. As much free space as the new store takes is needed beside it.
+    progress
+        Called with (images done, images in all).
+    options
+        Of its format: ``profile``, ``layout``, ``chunks``.
+
+    Raises
+    ------
+    UsageError
+        For a format that has no profiles, a store elsewhere, an unknown option, or where another process is changing
+        it.
+    StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError, OSError
+    """
+    with _editing(path) as reader:
+        meta = reader.meta
+        meta = replace(meta, history=(*meta.history, history_entry("repack", options=dict(options))))
+        kept = _settings(reader)
+        if "chunks" in options or "layout" in options:
+            kept.pop("layout", None)
+            kept.pop("chunks", None)
+        _rewritten(reader, meta, keep_capsule=True, progress=progress, options=kept | options)
+
+
+def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -> None:
+    """Remove layers, or the FITS leftovers, from a store.
+
+    Parameters
+    ----------
+    path
+        A local Zarr or HDF5 store.
+    names
+        Of `DROPPABLE`. Without ``mask`` or ``psf`` the original FITS files cannot be given back, so the
+        capsule goes with them.
+    progress
+        Called with (images done, images in all).
+
+    Raises
+    ------
+    UsageError
+        For another name, a layer that is not there, a store elsewhere, or where another process is changing it.
+    StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError, OSError
+    """
+    wanted = set(names)
+    if not wanted or not wanted <= set(DROPPABLE):
+        raise UsageError(
+            "cannot drop this", expected=", ".join(DROPPABLE), found=", ".join(sorted(wanted)) or "nothing"
+        )
+    with _editing(path) as reader:
+        meta = reader.meta
+        there = {layer for layer in LAYERS if meta.has_layer(layer)}
+        there |= {"capsule"} if reader.capsule() is not None else set()
+        if not wanted <= there:
+            missing = ", ".join(sorted(wanted - there))
+            raise UsageError("there is nothing of this name to drop", path=reader.path, found=missing)
+        dtypes = {layer: (None,) * meta.n_images if layer in wanted else kept for layer, kept in meta.dtypes.items()}
+        psf_shape = np.zeros_like(meta.psf_shape) if "psf" in wanted else meta.psf_shape
+        entry = history_entry("drop", names=sorted(wanted))
+        meta = replace(meta, dtypes=dtypes, psf_shape=psf_shape, history=(*meta.history, entry))
+        options = _settings(reader)
+        _rewritten(reader, meta, keep_capsule=False, progress=progress, options=options)
+
+
+def append(path: Any, *sources: Any, progress: Progress | None = None) -> int:
+    """Append the images of other WorkUnits to a Zarr or HDF5 store; no existing pixel chunk is encoded again.
+
+    A Zarr store is added to; an HDF5 file is replaced by one that takes over the stored chunks as they are. The new
+    table rows follow the store's, and the new links point to these. The configuration stays the store's. Its FITS
+    leftovers go: the files it came from do not hold the new images.
+
+    Parameters
+    ----------
+    path
+        A Zarr store (directory or URL), or an HDF5 file.
+    sources
+        Stores of any format, in order.
+    progress
+        Called with (images done, images to append).
+
+    Returns
+    -------
+    int
+        How many images were appended.
+
+    Raises
+    ------
+    UsageError
+        For another format, images that do not belong into this store, or where another process is changing it.
+    StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError, OSError
+    """
+    address = address_of(path)
+    if not sources:
+        raise UsageError("nothing to append", path=address, hint="Name at least one source.")
+    backend = backend_for_reading(address)
+    names = [str(address_of(source)) for source in sources]
+    with ExitStack() as stack:
+        readers = [stack.enter_context(open_reader(source)) for source in sources]
+        return backend.append(
+            address, readers, lambda count: history_entry("append", images=count, sources=names), progress=progress
+        )
+
+
+def _settings(reader: Reader) -> dict[str, Any]:
+    """Return the options that a store was written with."""
+    described = reader.describe()
+    settings = {name: described[name] for name in ("profile", "layout") if isinstance(described.get(name), str)}
+    if isinstance(described.get("layout"), list):
+        settings["chunks"] = described["layout"]
+    return settings
+
+
+@contextmanager
+def _editing(path: Any) -> Iterator[Reader]:
+    """Open a store that nobody else changes meanwhile."""
+    address = address_of(path)
+    if not isinstance(address, str) or not address or not Path(address).exists():
+        with open_reader(address) as reader:  # or it says what is wrong
+            raise UsageError(
+                "only local stores are edited in place: elsewhere the old one would be gone before the new one comes",
+                path=reader.path,
+                hint="Convert it to another place.",
+            )
+    place = Path(address).resolve()  # a link goes on leading to the store
+    with alone(lock_of(place), address), open_reader(str(place)) as reader:
+        if reader.format not in {"zarr", "zarr-zip", "hdf5"}:
+            raise UsageError(
+                "stores of this format are not edited in place",
+                path=address,
+                expected="zarr, zarr-zip or hdf5",
+                found=reader.format,
+                hint="Convert it first.",
+            )
+        yield reader

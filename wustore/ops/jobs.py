@@ -1,0 +1,525 @@
+"""Conversions in pieces: over several processes, after a kill, and as the parts of a cluster job.
+
+A conversion that can be resumed writes into one fixed place beside its target
+(`wustore.storage.staging.partial_path`): a Zarr store into itself, any other format a file for each image
+(`wustore.backends.pieces`). What is being done stands there in ``.wustore-journal/job.json``, the FITS leftovers of
+the whole beside it, and one entry per finished image. So any process that knows the target can help (`part`)
+and any one can end it (`finish`); doing something twice does no harm, because the same image gives the same
+bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from wustore.backends.base import Progress, Reader, ResumableWriter
+from wustore.backends.registry import backend_for_reading, backend_for_writing, backend_named
+from wustore.errors import CorruptError, IncompleteError, UsageError, WuStoreError
+from wustore.model.meta import Capsule
+from wustore.ops.copy import copy_images
+from wustore.storage.journal import JOURNAL, Journal
+from wustore.storage.staging import Staging, alone, partial_path, retire
+from wustore.storage.stores import is_local, writable_keys
+from wustore.storage.zarr_store import DirectoryKeys, Keys
+
+__all__ = [
+    "Job",
+    "check_unchanged",
+    "discard",
+    "finish",
+    "has_begun",
+    "part",
+    "parts_left",
+    "plan",
+    "progress_of",
+    "run",
+    "source_state",
+]
+
+_JOB = f"{JOURNAL}job.json"
+_CAPSULE = f"{JOURNAL}capsule.bin"
+_LOCK = f"{JOURNAL}lock"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a resumable conversion does.
+
+    Attributes
+    ----------
+    source, source_format
+        Where the images come from; an absolute path, or a URL.
+    target, format
+        Where the store will appear.
+    options
+        Of the target's backend.
+    overwrite
+        Whether a store at the target may be replaced.
+    keep_capsule
+        Whether FITS leftovers are kept, where there are any.
+    capsule
+        The capsule's document, or None where there is none, or it is not kept.
+    n_images
+        The number of images.
+    parts
+        Into how many parts a cluster job divides them.
+    state
+        What the source looked like (`source_state`): a source that has changed is refused.
+    """
+
+    source: str
+    source_format: str
+    target: str
+    format: str
+    n_images: int
+    state: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    overwrite: bool = False
+    keep_capsule: bool = True
+    capsule: Mapping[str, Any] | None = None
+    parts: int = 1
+
+    def images_of(self, k: int) -> range:
+        """Return the images of part ``k``: neighbours, so that a part reads its source in one sweep.
+
+        Raises
+        ------
+        UsageError
+            Where there is no such part.
+        """
+        if not 0 <= k < self.parts:
+            raise UsageError("no such part", path=self.target, expected=f"0 … {self.parts - 1}", found=k)
+        return range(k * self.n_images // self.parts, (k + 1) * self.n_images // self.parts)
+
+
+def source_state(reader: Reader) -> str:
+    """Return a digest of names, sizes and modification times of the files of a store."""
+    digest = hashlib.sha256()
+    for path in reader.places():
+        place = Path(path)
+        place = place / "zarr.json" if place.is_dir() else place
+        found = place.stat() if place.exists() else None
+        facts = [place.name] if found is None else [place.name, found.st_size, found.st_mtime_ns]
+        digest.update(json.dumps(facts).encode())
+    return digest.hexdigest()
+
+
+def _keys(target: str, *, must_exist: bool = True) -> Keys:
+    """Return the keys of the unfinished store for ``target``."""
+    if not is_local(target):
+        keys = writable_keys(target)
+        done = keys.size("zarr.json") is not None
+        if done:
+            Journal(keys).drop()  # killed after the root document was written: it is finished
+        if done and must_exist:
+            raise _nothing_to_do(target, done=True)
+        return keys
+    place = partial_path(target)
+    journal = Path(target, JOURNAL)
+    if journal.is_dir() and Path(target, "zarr.json").exists():
+        # Killed after the store took its place: it is finished, and what it took the place of may be left.
+        retire(journal, Path(target))
+        if place.is_dir() and not (place / _JOB).exists():
+            retire(place, Path(target))
+    if must_exist and not place.is_dir():
+        raise _nothing_to_do(target, done=Path(target).exists())
+    return DirectoryKeys(place, target)
+
+
+def _nothing_to_do(target: str, *, done: bool) -> WuStoreError:
+    return (UsageError if done else IncompleteError)(
+        "there is no unfinished conversion to this target",
+        path=target,
+        found="a finished store" if done else None,
+        hint="Nothing is left to do." if done else "Start it with wustore plan, or wustore convert --resume.",
+    )
+
+
+def has_begun(target: str) -> bool:
+    """Return whether a conversion to ``target`` is planned and not finished."""
+    return _keys(target, must_exist=False).get(_JOB) is not None
+
+
+def _load(target: str) -> tuple[Job, Capsule | None]:
+    keys = _keys(target)
+    text = keys.get(_JOB)
+    if text is None:
+        raise _nothing_to_do(target, done=False)
+    try:
+        job = Job(**json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise CorruptError("the plan of a conversion is damaged", path=target, where=_JOB, found=error) from error
+    if job.capsule is None:
+        return job, None
+    head = keys.get(_CAPSULE)
+    if head is None:
+        raise CorruptError("the plan of a conversion lacks its capsule", path=target, where=_CAPSULE)
+    return job, Capsule(job.capsule, head, lambda i: None)
+
+
+def _same_job(found: Job, wanted: Job, target: str) -> None:
+    """Refuse to go on with a conversion of something else."""
+    place = f"{partial_path(target).name} beside the target" if is_local(target) else "what is at the target"
+    for name in ("source", "source_format", "format", "n_images", "options", "keep_capsule", "state"):
+        left, right = getattr(found, name), getattr(wanted, name)
+        if left != right:
+            changed = name == "state"
+            raise UsageError(
+                "the source has changed since the conversion began"
+                if changed
+                else "an unfinished conversion of something else stands at this target",
+                path=target,
+                where=name,
+                expected=None if changed else left,
+                found=None if changed else right,
+                hint=("Remove " if changed else "Go on as it was begun, or remove ") + f"{place} and start again.",
+            )
+
+
+def plan(
+    source: str,
+    target: str,
+    *,
+    source_format: str | None = None,
+    format: str | None = None,  # noqa: A002
+    overwrite: bool = False,
+    capsule: bool = True,
+    parts: int = 1,
+    **options: Any,
+) -> Job:
+    """Prepare a conversion that can be resumed and shared; the one that is there already is joined.
+
+    Parameters
+    ----------
+    source, target
+        Paths or URLs.
+    source_format, format, overwrite, capsule, options
+        As for `wustore.convert`.
+    parts
+        Number of parts for `part`; at most one for each image.
+
+    Returns
+    -------
+    Job
+        The plan as it stands beside the target.
+
+    Raises
+    ------
+    UsageError
+        Another conversion has begun at this target, the source has changed since, or the format cannot be
+        written in pieces.
+    StoreExistsError
+        The target exists and ``overwrite`` is False.
+    StoreNotFoundError, UnknownFormatError, FormatError, CorruptError, OSError
+        As for `wustore.convert`.
+    """
+    backend = backend_for_writing(target, format)
+    if not backend.resumes(target):
+        raise UsageError(
+            "this format cannot be written in pieces there",
+            path=target,
+            found=backend.name,
+            hint="Write to a local path, or convert to Zarr; or leave out --resume.",
+        )
+    if is_local(target) and not _may_stand(target):
+        Staging(target, overwrite=overwrite)  # refuses an existing target before anything is read
+    with backend_for_reading(source, source_format).open(source) as reader:
+        wanted = Job(
+            source=os.path.abspath(source) if is_local(source) else source,  # noqa: PTH100 - links stay links
+            source_format=reader.format,
+            target=os.path.abspath(target) if is_local(target) else target,  # noqa: PTH100
+            format=backend.name,
+            n_images=reader.meta.n_images,
+            state=source_state(reader),
+            options=json.loads(json.dumps(options)),
+            overwrite=overwrite,
+            keep_capsule=capsule,
+            parts=max(1, min(parts, reader.meta.n_images)),
+        )
+        keys = _keys(target, must_exist=False)
+        if keys.get(_JOB) is not None:
+            found, _ = _load(target)
+            _same_job(found, wanted, target)
+            if found.overwrite != overwrite:
+                # Not what the images depend on: whoever goes on says it anew, having seen what is at the target.
+                found = replace(found, overwrite=overwrite)
+                keys.set(_JOB, _text(found))
+            return found
+        leftovers = reader.capsule() if capsule else None
+        if leftovers is not None:
+            wanted = replace(wanted, capsule=dict(leftovers.document))
+        _create(wanted, reader, leftovers)
+        if leftovers is not None:
+            keys.set(_CAPSULE, leftovers.head)
+        keys.set(_JOB, _text(wanted))  # last: with this file the plan stands
+    return wanted
+
+
+def _text(job: Job) -> bytes:
+    # Keys in their order: HDF5 keeps that of the capsule's document.
+    return json.dumps(asdict(job)).encode()
+
+
+def _may_stand(target: str) -> bool:
+    """Return whether the target may be there because a process was killed at the very end of the conversion."""
+    try:
+        done, images = progress_of(target)
+    except WuStoreError:
+        return False
+    return done == images
+
+
+def _create(job: Job, reader: Reader, capsule: Capsule | None, workers: int | None = 1) -> ResumableWriter:
+    return backend_named(job.format).resume(
+        job.target,
+        reader.meta,
+        capsule=capsule,
+        overwrite=job.overwrite,
+        workers=workers,
+        fingerprint=job.state,
+        **job.options,
+    )
+
+
+def _open_both(target: str, workers: int | None = 1) -> tuple[Job, Reader, ResumableWriter]:
+    """Open source and unfinished store of a conversion that is under way."""
+    job, capsule = _load(target)
+    reader = backend_named(job.source_format).open(job.source)
+    try:
+        check_unchanged(reader, job.state)
+        return job, reader, _create(job, reader, capsule, workers)
+    except BaseException:
+        reader.close()
+        raise
+
+
+def check_unchanged(reader: Reader, state: str) -> None:
+    """Refuse to go on where the files of a store are not what `source_state` found before.
+
+    Parameters
+    ----------
+    reader
+        The store.
+    state
+        What `source_state` returned.
+
+    Raises
+    ------
+    CorruptError
+    """
+    if source_state(reader) != state:
+        raise CorruptError(
+            "the source has changed since the conversion began",
+            path=reader.path,
+            hint="Start the conversion again; an unfinished one with --resume must be removed first.",
+        )
+
+
+def part(target: str, k: int, *, workers: int | None = None, progress: Progress | None = None) -> int:
+    """Write the images of one part that are not written yet.
+
+    Parameters
+    ----------
+    target
+        The target of a `plan`.
+    k
+        Which part, 0 <= k < parts.
+    workers
+        Threads; the number of processors by default.
+    progress
+        Called with (images done, images in this part).
+
+    Returns
+    -------
+    int
+        How many images were written now.
+
+    Raises
+    ------
+    UsageError
+        There is no such part, or the target is finished.
+    IncompleteError
+        Nothing was planned for this target.
+    CorruptError
+        The source is damaged or has changed since, or the plan is damaged.
+    OSError
+    """
+    job, reader, writer = _open_both(target, workers)
+    with reader:
+        images = job.images_of(k)
+        left = writer.unwritten(images)
+        done = len(images) - len(left)
+
+        def report(count: int, total: int) -> None:
+            if progress is not None:
+                progress(done + count - (total - len(left)), len(images))
+
+        copy_images(reader, writer, capsule=job.capsule is not None, indices=left, workers=workers, progress=report)
+    return len(left)
+
+
+def finish(target: str) -> None:
+    """Check that every image is there, and let the store appear.
+
+    Parameters
+    ----------
+    target
+        The target of a `plan`.
+
+    Raises
+    ------
+    UsageError
+        Where the store is finished already, or another process is finishing it.
+    IncompleteError
+        Where images are missing; the message names them.
+    CorruptError
+        Where the source changed while it was read, or what was written is damaged.
+    """
+    with _alone_at_the_end(target):
+        _, reader, writer = _open_both(target)
+        with reader:
+            writer.commit()
+
+
+@contextmanager
+def _alone_at_the_end(target: str) -> Iterator[None]:
+    """Let one process end a conversion: a second one would go on where the first has moved everything away."""
+    _load(target)  # where nothing is to be ended, this says so
+    if not is_local(target):
+        yield  # there is no lock to be had; nor is anything moved away
+        return
+    with alone(partial_path(target) / _LOCK, target):
+        yield
+
+
+def progress_of(target: str) -> tuple[int, int]:
+    """Return (images recorded as written, images in all) of the unfinished conversion to ``target``.
+
+    Raises
+    ------
+    IncompleteError, UsageError, CorruptError
+        Nothing was planned, the store is finished, or the plan is damaged.
+    """
+    job, recorded = _recorded(target)
+    return len(recorded), job.n_images
+
+
+def parts_left(target: str) -> tuple[list[int], int]:
+    """Return (the parts with images that are not recorded as written, the number of parts).
+
+    Raises
+    ------
+    IncompleteError, UsageError, CorruptError
+        As for `progress_of`.
+    """
+    job, recorded = _recorded(target)
+    return [k for k in range(job.parts) if not recorded.issuperset(job.images_of(k))], job.parts
+
+
+def _recorded(target: str) -> tuple[Job, set[int]]:
+    job, _ = _load(target)
+    return job, Journal(_keys(target)).recorded(job.n_images)
+
+
+def discard(target: str) -> None:
+    """Remove what an unfinished conversion to ``target`` has written.
+
+    Raises
+    ------
+    IncompleteError, UsageError
+        Where there is none.
+    """
+    _keys(target).delete_below("")
+    if is_local(target):
+        Staging(target, overwrite=True, keep=True).abort(keep=False)
+
+
+# --- processes ----------------------------------------------------------------------------------------
+
+_OPEN: tuple[Job, Reader, ResumableWriter] | None = None
+"""Source and store of this worker process."""
+
+
+def _start_worker(target: str) -> None:
+    global _OPEN  # noqa: PLW0603 - a worker process serves one conversion
+    _OPEN = _open_both(target)
+
+
+def _write_one(i: int) -> int:
+    assert _OPEN is not None
+    job, reader, writer = _OPEN
+    copy_images(reader, writer, capsule=job.capsule is not None, indices=[i], workers=1)
+    return i
+
+
+def _in_processes(target: str, indices: Iterable[int], workers: int, report: Callable[[int], None]) -> None:
+    # Spawned, not forked: threads of this process (the bar's, HDF5's lock) do not survive a fork whole.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(target,)) as pool:
+        try:
+            for future in as_completed([pool.submit(_write_one, i) for i in indices]):
+                report(future.result())
+        except BrokenProcessPool as error:
+            raise WuStoreError(
+                "a worker process died (killed, perhaps for want of memory)",
+                path=target,
+                hint="Run the same conversion again with --resume, with fewer --workers or less --max-memory; "
+                "a script that asks for processes must start them under if __name__ == '__main__'.",
+            ) from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def run(job: Job, *, workers: int, processes: bool = False, progress: Progress | None = None) -> None:
+    """Write what is left of a conversion, then finish it.
+
+    Parameters
+    ----------
+    job
+        From `plan`.
+    workers
+        Images at a time.
+    processes
+        Whether each worker is a process of its own; by default threads of this one.
+    progress
+        Called with (images done, images in all).
+
+    Raises
+    ------
+    CorruptError
+        The source is damaged, or changed while it was read.
+    WuStoreError
+        A worker process was killed; what is written stays for a resume.
+    OSError
+    """
+    _, reader, writer = _open_both(job.target, workers)
+    with reader:
+        left = writer.unwritten(range(job.n_images))
+        done = job.n_images - len(left)
+        if not processes or workers == 1 or len(left) < 2:
+            copy_images(
+                reader, writer, capsule=job.capsule is not None, indices=left, workers=workers, progress=progress
+            )
+        else:
+
+            def report(_: int) -> None:
+                nonlocal done
+                done += 1
+                if progress is not None:
+                    progress(done, job.n_images)
+
+            _in_processes(job.target, left, min(workers, len(left)), report)
+        with _alone_at_the_end(job.target):
+            check_unchanged(reader, job.state)
+            writer.commit()

@@ -1,0 +1,194 @@
+"""Read all of a store and check it against what it says of itself."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wustore.backends.base import Progress, Reader
+from wustore.backends.registry import backend_named
+from wustore.errors import MissingDependencyError, WuStoreError
+from wustore.format.document import document_of
+from wustore.format.planes import plane_checksum
+from wustore.model.meta import LAYERS, Image
+from wustore.ops.copy import copy
+from wustore.storage.threads import read_ahead
+
+__all__ = ["Problem", "fits_problems", "problems"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a store.
+
+    Attributes
+    ----------
+    kind
+        ``damaged``: bytes lost or changed; ``invalid``: whole, but not as the format demands.
+    where
+        The image and layer, array, or place in the document.
+    what
+        What is wrong there.
+    """
+
+    kind: Literal["damaged", "invalid"]
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.where}: {self.what}"
+
+
+def problems(reader: Reader, *, workers: int | None = None, progress: Progress | None = None) -> Iterator[Problem]:
+    """Yield everything that is wrong with an open store; all of it is read.
+
+    The document is held against the packaged JSON Schema where ``jsonschema`` is installed; every plane
+    against the metadata's shape and dtype and, where the format stores it, against its CRC-32C; the FITS
+    leftovers are read; copies kept for other programs are compared. Damage in one layer of an image does not hide
+    that in another, or in another image.
+
+    Parameters
+    ----------
+    reader
+        An open store of any format.
+    workers
+        Images at a time, the number of processors by default.
+    progress
+        Called after each image.
+    """
+    yield from _document_problems(reader)
+    yield from (Problem("damaged", where, what) for where, what in reader.audit())
+    yield from _image_problems(reader, workers, progress)
+    yield from _capsule_problems(reader)
+
+
+def _document_problems(reader: Reader) -> Iterator[Problem]:
+    from wustore.format.schema import violations
+
+    stored = reader.document()
+    try:
+        # Formats without a document of their own are held to what they would say in ours.
+        document = document_of(reader.meta) if stored is None else stored
+        yield from (Problem("invalid", where, what) for where, what in violations(document))
+    except MissingDependencyError:
+        return  # the reader has checked what it needs; the schema says no more than `meta_from` demands
+
+
+def _image_problems(reader: Reader, workers: int | None, progress: Progress | None) -> Iterator[Problem]:
+    try:
+        sums = reader.checksums()
+    except (WuStoreError, OSError) as error:
+        yield Problem("damaged", "checksums", str(error))
+        sums = None
+    total = reader.meta.n_images
+
+    def fetch(i: int) -> Image | list[Problem]:
+        try:
+            return reader.image(i)
+        except (WuStoreError, OSError) as error:
+            return _damaged_layers(reader, i) or [Problem("damaged", f"image {i}", str(error))]
+
+    for i, found in read_ahead(fetch, range(total), workers):
+        yield from _plane_problems(reader, i, found, sums) if isinstance(found, Image) else found
+        if progress is not None:
+            progress(i + 1, total)
+
+
+def _damaged_layers(reader: Reader, i: int) -> list[Problem]:
+    """Return what is wrong with each layer of an image, read alone."""
+    found = []
+    for layer in LAYERS:
+        try:
+            reader.image(i, (layer,))
+        except (WuStoreError, OSError) as error:
+            found.append(Problem("damaged", f"image {i}, {layer}", str(error)))
+    return found
+
+
+def _plane_problems(reader: Reader, i: int, image: Image, sums: NDArray[np.uint32] | None) -> Iterator[Problem]:
+    for k, layer in enumerate(LAYERS):
+        where = f"image {i}, {layer}"
+        plane, dtype = image.layer(layer), reader.meta.dtypes[layer][i]
+        expected = None if dtype is None else (reader.meta.shape_of(layer, i), dtype)
+        found = None if plane is None else (plane.shape, plane.dtype)
+        if expected != found:
+            yield Problem("damaged", where, f"expected {expected}; found {found}")
+        elif sums is not None and plane_checksum(plane) != sums[i, k]:
+            yield Problem(
+                "damaged", where, f"checksum: expected {sums[i, k]:#010x}; found {plane_checksum(plane):#010x}"
+            )
+
+
+def _capsule_problems(reader: Reader) -> Iterator[Problem]:
+    try:
+        capsule = reader.capsule()
+    except (WuStoreError, OSError) as error:
+        yield Problem("damaged", "capsule", str(error))
+        return
+    if capsule is None:
+        return
+    for i in range(reader.meta.n_images):
+        try:
+            capsule.piece(i)
+        except (WuStoreError, OSError) as error:
+            yield Problem("damaged", f"capsule of image {i}", str(error))
+
+
+def fits_problems(
+    reader: Reader, *, directory: Path | None = None, workers: int | None = None, progress: Progress | None = None
+) -> Iterator[Problem]:
+    """Yield what keeps the FITS files that a store was made from from being given back: writes and hashes them.
+
+    Parameters
+    ----------
+    reader
+        An open store of any format that has FITS leftovers.
+    directory
+        Where the files are written for a moment; by default that of temporary files.
+    workers
+        Images at a time, the number of processors by default.
+    progress
+        Called after each image.
+    """
+    try:
+        capsule = reader.capsule()
+    except (WuStoreError, OSError) as error:
+        yield Problem("damaged", "capsule", str(error))
+        return
+    if capsule is None:
+        yield Problem("invalid", "capsule", "the store keeps no FITS leftovers, so no FITS file can be given back")
+        return
+    with tempfile.TemporaryDirectory(prefix="wustore-verify-", dir=directory) as folder:
+        # Recorded are the files without a compression of the whole, so that is what is written: under another name, as
+        # under its own a file comes back compressed.
+        path = Path(folder, "verify.fits")
+        if any(entry.get("name") == path.name for entry in capsule.document["files"]):
+            path = Path(folder, "again.fits")
+        try:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                writer = backend_named(capsule.document["form"]).create(str(path), reader.meta, capsule=capsule)
+                copy(reader, writer, workers=workers, progress=progress)
+        except WuStoreError as error:
+            yield Problem("damaged", "FITS", str(error))
+            return
+        if said:
+            yield Problem("invalid", "FITS", str(said[0].message))
+            return
+        for k, entry in enumerate(capsule.document["files"]):
+            # The first file is the single or primary one, the others are the shards of images 0, 1, ...
+            name = path.name if k == 0 else f"{k - 1}_{path.name}"
+            with Path(folder, name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != entry["sha256"]:
+                yield Problem(
+                    "damaged", f"FITS file {entry['name']}", f"sha256: expected {entry['sha256']}; found {found}"
+                )

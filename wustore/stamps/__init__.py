@@ -1,0 +1,1 @@
+"""Cutting out: windows, stamps through time, trajectories, coadds."""

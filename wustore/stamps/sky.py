@@ -1,0 +1,132 @@
+"""Sky positions in the pixels of each image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from wustore.compat import wcs as kbmod_wcs
+from wustore.errors import UsageError
+from wustore.format import wcs
+from wustore.model.meta import Meta
+
+__all__ = ["image_wcs", "numbers_alike", "shared_wcs", "sky_to_pixel", "text_sky_to_pixel"]
+
+WCS_COLUMN = "per_image_wcs"
+
+
+def numbers_alike(name: str, *values: ArrayLike) -> tuple[NDArray[np.float64], ...]:
+    """Return the values as numbers of one shape, which they share or can be repeated to.
+
+    Raises
+    ------
+    UsageError
+        Where they are no numbers, or their shapes do not fit.
+    """
+    try:
+        return tuple(np.broadcast_arrays(*(np.asarray(value, np.float64) for value in values)))
+    except (TypeError, ValueError) as error:
+        raise UsageError("positions need numbers, as many of each", where=name, found=str(error)) from error
+
+
+def image_wcs(meta: Meta, i: int) -> str:
+    """Return the header text of the WCS that image ``i`` has: the global one, else that of its one constituent.
+
+    Raises
+    ------
+    UsageError
+        Where it has none.
+    """
+    if meta.wcs is not None:
+        return meta.wcs
+    column = meta.constituents.get(WCS_COLUMN)
+    linked = (i,) if meta.links is None and meta.n_constituents == meta.n_images else (meta.links or {i: ()})[i]
+    if column is not None and len(linked) == 1 and isinstance(column.values[linked[0]], str):
+        return str(column.values[linked[0]])
+    raise UsageError(
+        "an image has no WCS, so no sky position can be found in it",
+        where=f"image {i}",
+        hint="Give positions in pixels.",
+    )
+
+
+def shared_wcs(meta: Meta, consequence: str, hint: str) -> str:
+    """Return the header text of the WCS that all images share.
+
+    Parameters
+    ----------
+    meta
+        Metadata of the store.
+    consequence, hint
+        For the message: what different WCSs mean, and what to do then.
+
+    Raises
+    ------
+    UsageError
+        Where an image has none, or another.
+    """
+    texts = {image_wcs(meta, i) for i in range(meta.n_images)}
+    if len(texts) > 1:
+        raise UsageError(
+            f"the images have different WCSs, so {consequence}",
+            expected="one WCS for all of them",
+            found=f"{len(texts)} different ones",
+            hint=hint,
+        )
+    return texts.pop()
+
+
+def text_sky_to_pixel(text: str, ra: ArrayLike, dec: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the pixel positions (x, y), from 0, of sky positions (ICRS) [deg] in the WCS of some header text.
+
+    NaN where `wustore.compat.wcs.sky_to_pixel` finds none.
+
+    Raises
+    ------
+    FormatError
+        Where the text is no WCS.
+    UsageError
+        Where the positions are none.
+    """
+    from astropy.coordinates import SkyCoord
+
+    try:
+        coords = SkyCoord(np.asarray(ra, float), np.asarray(dec, float), unit="deg")
+    except (TypeError, ValueError) as error:
+        raise UsageError("not a sky position in degrees", found=f"RA {ra!r}, dec {dec!r}", hint=str(error)) from error
+    pixels = kbmod_wcs.sky_to_pixel(coords, wcs.text_to_wcs(text))
+    return pixels[..., 0], pixels[..., 1]
+
+
+def sky_to_pixel(
+    meta: Meta, ra: ArrayLike, dec: ArrayLike, images: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return where sky positions are in each image.
+
+    Parameters
+    ----------
+    meta
+        Metadata that names the WCS of each image.
+    ra, dec
+        ICRS [deg], shape S.
+    images
+        Indices of the images, shape (time,).
+
+    Returns
+    -------
+    x, y : ndarray
+        Pixel positions from 0, shape S + (time,).
+
+    Raises
+    ------
+    UsageError
+        Where an image has no WCS, or the positions are none.
+    """
+    ra, dec = numbers_alike("ra and dec", ra, dec)
+    texts = [image_wcs(meta, i) for i in images.tolist()]
+    found = {text: text_sky_to_pixel(text, ra, dec) for text in dict.fromkeys(texts)}
+    x = np.stack([found[text][0] for text in texts], axis=-1) if texts else np.empty((*ra.shape, 0))
+    y = np.stack([found[text][1] for text in texts], axis=-1) if texts else np.empty((*ra.shape, 0))
+    return x, y

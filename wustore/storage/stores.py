@@ -1,0 +1,88 @@
+"""Where a path, URL or Store object leads: to its keys."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from wustore.errors import BackendError, FormatError, StoreNotFoundError, UsageError
+from wustore.storage import url as remote
+from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys, ZipKeys
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["address_of", "is_local", "open_keys", "writable_keys"]
+
+
+def is_local(address: Any) -> bool:
+    """Return whether ``address`` is a path of a local file system."""
+    return isinstance(address, str) and "://" not in address
+
+
+def _from_url(url: str, *, read_only: bool) -> Keys:
+    with remote.errors_of(url):
+        try:
+            import fsspec  # noqa: F401
+            from zarr.storage import FsspecStore
+
+            store = FsspecStore.from_url(url, storage_options=remote.options_for(url), read_only=read_only)
+        except ValueError as error:
+            found = remote.shown(str(error))
+            raise BackendError("the URL cannot be used", path=remote.shown(url), found=found) from None
+    return StoreKeys(store, url)
+
+
+def open_keys(address: Any) -> Keys:
+    """Return the keys of an existing store.
+
+    Parameters
+    ----------
+    address
+        Directory, zip file, URL, or zarr Store object.
+
+    Raises
+    ------
+    StoreNotFoundError, FormatError, CorruptError, MissingDependencyError
+    """
+    if not isinstance(address, str):
+        return StoreKeys(address)
+    if not is_local(address):
+        return _from_url(address, read_only=True)
+    if os.path.isdir(address):  # noqa: PTH112
+        return DirectoryKeys(address)
+    if not os.path.lexists(address):
+        raise StoreNotFoundError("there is nothing at this path", path=address, hint="Check the name.")
+    if not is_zip(address):
+        raise FormatError("not a Zarr store", path=address, expected="a directory, or a zip file")
+    return ZipKeys(address)
+
+
+def writable_keys(address: Any) -> Keys:
+    """Return the keys of a URL or Store object to write to.
+
+    Raises
+    ------
+    MissingDependencyError, BackendError
+    UsageError
+        For a protocol that only reads.
+    """
+    if isinstance(address, str) and remote.is_read_only(address):
+        raise UsageError(
+            "nothing can be written to a web server", path=remote.shown(address), hint="Write elsewhere and upload it."
+        )
+    return StoreKeys(address) if not isinstance(address, str) else _from_url(address, read_only=False)
+
+
+def is_zip(path: str) -> bool:
+    """Return whether a file begins as a zip file does (an empty archive included)."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            return file.read(4) in {b"PK\x03\x04", b"PK\x05\x06"}
+    except OSError:
+        return False
+
+
+def address_of(path: Any) -> Any:
+    """Return a path as text; names in memory, URLs and zarr Store objects as they are."""
+    return os.fspath(path) if isinstance(path, str | os.PathLike) else path

@@ -1,0 +1,387 @@
+"""Where the model becomes KBMOD's view and back: Meta and Image <-> WorkUnit.
+
+Only here are masks applied and dtypes changed. Reading as KBMOD does: a pixel whose mask is greater than 0 is
+NaN in science and variance (a negative flag does not mask), pixels are float32, an image without PSF has a
+single pixel of 1, and the no-data value of the files of 2023 (-9999) is NaN. Unlike there, a PSF of float64
+stays one.
+
+Writing keeps what KBMOD's view does not show: as long as the pixels of a WorkUnit are still those in its
+store, its reader is handed on, with the metadata that was changed since, if any.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wustore.backends.base import Progress, Reader
+from wustore.backends.memory import MemoryReader
+from wustore.compat.configuration import SearchConfiguration
+from wustore.compat.image_stack import ImageStack, LazyPlanes
+from wustore.compat.observatory import location_of, observatory_of
+from wustore.compat.table import STANDARD_COLUMNS, constituents_to_table, table_to_constituents
+from wustore.errors import FormatError
+from wustore.format.wcs import wcs_to_text
+from wustore.model.meta import LAYERS, Column, ConstituentTable, Image, Meta
+from wustore.stamps.view import View
+
+if TYPE_CHECKING:
+    from astropy.table import Table
+
+    from wustore.work_unit import WorkUnit
+
+__all__ = ["StoreSource", "links_of", "meta_of", "reader_of", "table_of", "work_unit_from"]
+
+_PIXELS = ("science", "variance", "mask", "psf")
+
+
+# --- from a store -------------------------------------------------------------------------------------
+
+
+def _single(plane: NDArray[Any]) -> NDArray[Any]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return plane.astype(np.float32, copy=False)
+
+
+def _kernel(psf: NDArray[Any] | None) -> NDArray[Any]:
+    if psf is None:
+        return np.ones((1, 1), dtype=np.float32)
+    return psf if psf.dtype.kind == "f" else _single(psf)
+
+
+class StoreSource:
+    """The planes of a store as KBMOD sees them; see `wustore.compat.image_stack.PlaneSource`.
+
+    Parameters
+    ----------
+    reader
+        The open store.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self._no_data = reader.meta.source.get("no_data")
+
+    def shape(self, layer: str, i: int) -> tuple[int, int]:
+        """Return a plane's shape without reading it."""
+        if layer == "psf" and self.reader.meta.dtypes["psf"][i] is None:
+            return 1, 1
+        return self.reader.meta.shape_of(layer, i)
+
+    def plane(self, layer: str, i: int) -> NDArray[Any]:
+        """Read one plane (and the mask that goes with it)."""
+        image = self.reader.image(i, (layer,) if layer == "psf" else (layer, "mask"))
+        if layer == "psf":
+            return _kernel(image.psf)
+        plane = image.layer(layer)
+        assert plane is not None
+        return self._seen(plane, self._masked(image))
+
+    @staticmethod
+    def _masked(image: Image) -> NDArray[np.bool_] | None:
+        return None if image.mask is None else image.mask > 0
+
+    def _seen(self, plane: NDArray[Any], masked: NDArray[np.bool_] | None) -> NDArray[Any]:
+        """Return a plane as KBMOD sees it; the array itself is changed where it can be."""
+        plane = _single(plane)
+        if not plane.flags.writeable:
+            plane = plane.copy()
+        if self._no_data is not None:
+            plane[plane == np.float32(self._no_data)] = np.nan
+        if masked is not None:
+            np.copyto(plane, np.float32(np.nan), where=masked)
+        return plane
+
+    def _finish(self, image: Image) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        masked = self._masked(image)
+        return self._seen(image.science, masked), self._seen(image.variance, masked), _kernel(image.psf)
+
+    def load(
+        self, indices: Sequence[int], progress: Progress | None = None
+    ) -> tuple[list[NDArray[Any]], list[NDArray[Any]], list[NDArray[Any]]]:
+        """Read images, decoding several at once; memory: the result and a few images more."""
+        planes = []
+        # Masking an image takes a tenth of decoding it: done here, while threads decode the next ones.
+        for k, (_, image) in enumerate(self.reader.images(list(indices), _PIXELS), 1):
+            planes.append(self._finish(image))
+            if progress is not None:
+                progress(k, len(indices))
+        return [p[0] for p in planes], [p[1] for p in planes], [p[2] for p in planes]
+
+
+def _completed(meta: Meta) -> ConstituentTable:
+    """Return the table of constituent images as KBMOD completes it; see `table_of`."""
+    named = {column.name: column for column in meta.constituents.columns}
+    n = meta.n_constituents
+    for name in STANDARD_COLUMNS:
+        column = named.get(name)
+        if column is None or (column.values.dtype == object and all(cell is None for cell in column.values)):
+            kept = {} if column is None else {"unit": column.unit, "description": column.description}
+            named[name] = Column(name, "json", np.full(n, None), **kept)  # type: ignore[arg-type]
+    if meta.wcs is not None and all(cell is None for cell in named["per_image_wcs"].values):
+        named["per_image_wcs"] = dataclasses.replace(
+            named["per_image_wcs"], kind="wcs", values=np.full(n, meta.wcs, dtype=object)
+        )
+    distance = named["geocentric_distance"]
+    if distance.values.dtype.kind in "US":
+        values = _numbers(distance.values.tolist())
+        named["geocentric_distance"] = dataclasses.replace(
+            distance, kind="json" if values.dtype == object else "plain", values=values
+        )
+    order = [*STANDARD_COLUMNS, *(name for name in named if name not in STANDARD_COLUMNS)]
+    return ConstituentTable(n, tuple(named[name] for name in order), meta.constituents.meta)
+
+
+def table_of(meta: Meta) -> Table:
+    """Return the table of constituent images as KBMOD completes it.
+
+    The standard columns come first; where no constituent has a WCS each gets the global one;
+    ``geocentric_distance``, which KBMOD's files hold as text, is numbers again.
+    """
+    return constituents_to_table(_completed(meta))
+
+
+def _numbers(texts: list[Any]) -> NDArray[Any]:
+    values = np.empty(len(texts), dtype=object)
+    for k, text in enumerate(texts):
+        try:
+            values[k] = None if text in {"None", ""} else float(text)
+        except ValueError:
+            values[k] = text
+    return values.astype(float) if all(isinstance(value, float) for value in values) else values
+
+
+def work_unit_from(reader: Reader, *, lazy: bool = True, progress: Progress | None = None) -> WorkUnit:
+    """Return the WorkUnit that a store holds.
+
+    Parameters
+    ----------
+    reader
+        The open store; the WorkUnit keeps it while it is lazy.
+    lazy
+        Leave the pixels in the store until they are touched.
+    progress
+        Called after each image that is loaded.
+
+    Raises
+    ------
+    CorruptError, FormatError
+        Where the store is damaged.
+    """
+    from wustore.work_unit import WorkUnit
+
+    meta = reader.meta
+    source = StoreSource(reader)
+    height, width = (int(size) for size in meta.image_shape.max(axis=0))
+    stack = ImageStack.over(source, meta.times, (height, width))
+    if not lazy:
+        stack.sci, stack.var, stack.psfs = source.load(range(meta.n_images), progress)
+    return WorkUnit._of_store(reader, stack)
+
+
+def links_of(meta: Meta) -> list[list[int]]:
+    """Return the constituents of each image; one to one where the source does not say."""
+    if meta.links is None:
+        return [[i] for i in range(meta.n_images)]
+    return [list(indices) for indices in meta.links]
+
+
+# --- to a store ---------------------------------------------------------------------------------------
+
+
+def reader_of(work_unit: WorkUnit) -> Reader:
+    """Return a reader over a WorkUnit: the way to save it.
+
+    A lazy WorkUnit that nobody changed gives its own reader, so that full masks, values under them, source
+    dtypes and FITS leftovers go on. A lazy one with changed metadata or fewer images reads the same pixels
+    under the new metadata. A loaded one is read from its arrays.
+
+    Raises
+    ------
+    FormatError
+        Where something cannot be stored; the message names it.
+    """
+    source = _pixel_source(work_unit.im_stack)
+    if source is None:
+        return _memory_reader(work_unit)
+    planes, indices = source
+    meta = meta_of(work_unit)
+    whole = indices == tuple(range(planes.reader.meta.n_images))
+    if meta is planes.reader.meta and whole:
+        return planes.reader
+    return View(planes.reader, None if whole else indices, meta=meta)
+
+
+def _pixel_source(stack: ImageStack) -> tuple[StoreSource, tuple[int, ...]] | None:
+    """Return the store in which a stack's pixels still are, and which of its images they are."""
+    planes = stack.sci
+    if isinstance(planes, LazyPlanes) and isinstance(planes.source, StoreSource):
+        return planes.source, planes.indices
+    return None
+
+
+def _memory_reader(work_unit: WorkUnit) -> MemoryReader:
+    work_unit.load_if_lazy()
+    stack = work_unit.im_stack
+    images = []
+    for k in range(stack.num_times):
+        psf = np.asarray(stack.psfs[k])
+        if psf.ndim != 2:
+            raise FormatError("a PSF kernel must have two axes", where=f"image {k}", found=psf.shape)
+        # No mask layer: what is masked in memory is NaN, in one layer or both, and stays exactly that.
+        images.append(Image(np.asarray(stack.sci[k]), np.asarray(stack.var[k]), None, psf))
+    return MemoryReader(meta_of(work_unit), images, shared=True)
+
+
+def _same_cells(a: Column, b: Column) -> bool:
+    if (a.name, a.kind, a.unit, a.description, a.format) != (b.name, b.kind, b.unit, b.description, b.format):
+        return False
+    if a.values.dtype != b.values.dtype or a.values.shape != b.values.shape:
+        return False
+    if a.mask is None or b.mask is None:
+        if a.mask is not b.mask:
+            return False
+    elif not np.array_equal(a.mask, b.mask):
+        return False
+    if a.values.dtype == object:
+        return all(repr(x) == repr(y) for x, y in zip(a.values, b.values, strict=True)) and dict(a.meta) == dict(b.meta)
+    return a.values.tobytes() == b.values.tobytes() and dict(a.meta) == dict(b.meta)
+
+
+def _same_table(a: ConstituentTable, b: ConstituentTable) -> bool:
+    return (
+        a.n_rows == b.n_rows
+        and len(a.columns) == len(b.columns)
+        and all(_same_cells(x, y) for x, y in zip(a.columns, b.columns, strict=True))
+        and dict(a.meta) == dict(b.meta)
+    )
+
+
+def _constituents(work_unit: WorkUnit, stored: Meta | None) -> ConstituentTable:
+    table = work_unit._table
+    if stored is not None and table is None:
+        return stored.constituents  # never looked at
+    current = table_to_constituents(work_unit.org_img_meta)
+    if stored is not None and _same_table(current, _completed(stored)):
+        return stored.constituents
+    return current
+
+
+def _pixel_meta(stack: ImageStack) -> dict[str, Any]:
+    """Return the parts of `Meta` that describe the arrays, and what goes with their values."""
+    source = _pixel_source(stack)
+    if source is not None:
+        stored, chosen = source[0].reader.meta, list(source[1])
+        return {
+            "image_shape": stored.image_shape[chosen],
+            "psf_shape": stored.psf_shape[chosen],
+            "dtypes": {layer: tuple(stored.dtypes[layer][i] for i in chosen) for layer in LAYERS},
+            "mask_flags": stored.mask_flags,
+            "source": stored.source,
+            "history": stored.history,
+        }
+    n = stack.num_times
+    return {
+        "image_shape": np.array([plane.shape for plane in stack.sci], dtype=np.int32).reshape(n, 2),
+        "psf_shape": np.array([np.shape(psf) for psf in stack.psfs], dtype=np.int32).reshape(n, 2),
+        "dtypes": {
+            "science": tuple(plane.dtype for plane in stack.sci),
+            "variance": tuple(plane.dtype for plane in stack.var),
+            "mask": (None,) * n,
+            "psf": tuple(np.asarray(psf).dtype for psf in stack.psfs),
+        },
+    }
+
+
+def meta_of(work_unit: WorkUnit) -> Meta:
+    """Return the metadata of a WorkUnit; each part that is as its store has it is the store's own.
+
+    Raises
+    ------
+    FormatError, FidelityError
+        Where a part has no stored form.
+    """
+    stored = work_unit._stored
+    if stored is not None and _untouched(work_unit, stored):
+        return stored
+    links: tuple[tuple[int, ...], ...] | None = tuple(
+        tuple(int(j) for j in indices) for indices in work_unit.per_image_indices
+    )
+    configuration = None if work_unit.config is None else work_unit.config.to_dict()
+    parts: dict[str, Any] = _pixel_meta(work_unit.im_stack) | {
+        "times": np.array(work_unit.im_stack.times, dtype=np.float64),
+        "constituents": _constituents(work_unit, stored),
+        "wcs": _wcs_text(work_unit),
+        "reprojected": bool(work_unit.reprojected),
+        "reprojection_frame": work_unit.reprojection_frame,
+        "barycentric_distance": _number(work_unit.barycentric_distance),
+        "observatory": observatory_of(work_unit.observatory) if work_unit.observatory_given else None,
+    }
+    if stored is None:
+        return Meta(links=links, configuration=configuration, **parts)
+    if links == tuple(tuple(indices) for indices in links_of(stored)):
+        links = stored.links
+    if work_unit.config == SearchConfiguration(stored.configuration):
+        configuration = None if stored.configuration is None else dict(stored.configuration)
+    if not work_unit.reprojected and not stored.reprojected:
+        parts["reprojected"] = stored.reprojected
+    if work_unit.observatory_given and stored.observatory is not None:
+        same = observatory_of(location_of(stored.observatory)) == parts["observatory"]
+        parts["observatory"] = stored.observatory if same else parts["observatory"]
+    meta = Meta(links=links, configuration=configuration, **parts)
+    return stored if work_unit.im_stack.lazy and _same_meta(meta, stored) else meta
+
+
+def _untouched(work_unit: WorkUnit, stored: Meta) -> bool:
+    """Return whether nobody changed, or looked closely at, anything of a WorkUnit: answered without building a Meta."""
+    source = _pixel_source(work_unit.im_stack)
+    return (
+        source is not None
+        and source[0].reader.meta is stored
+        and source[1] == tuple(range(stored.n_images))
+        and work_unit._table is None
+        and ((stored.wcs is None and work_unit.wcs is None) or not work_unit.wcs_decoded)
+        and np.array_equal(work_unit.im_stack.times, stored.times, equal_nan=True)
+        and work_unit.reprojected == bool(stored.reprojected)
+        and work_unit.reprojection_frame == stored.reprojection_frame
+        and work_unit.barycentric_distance == stored.barycentric_distance
+        and work_unit.observatory_given == (stored.observatory is not None)
+        and (
+            stored.observatory is None
+            or work_unit.observatory is work_unit._stored_observatory  # astropy takes 4 ms to compare, a stamp 8
+            or observatory_of(location_of(stored.observatory)) == observatory_of(work_unit.observatory)
+        )
+        and work_unit.per_image_indices == links_of(stored)
+        and work_unit.config == SearchConfiguration(stored.configuration)
+    )
+
+
+def _wcs_text(work_unit: WorkUnit) -> str | None:
+    if work_unit._stored is not None and not work_unit.wcs_decoded:
+        return work_unit._stored.wcs
+    return None if work_unit.wcs is None else wcs_to_text(work_unit.wcs)
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _same_meta(a: Meta, b: Meta) -> bool:
+    for field in dataclasses.fields(Meta):
+        left, right = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(left, np.ndarray):
+            if not np.array_equal(left, right, equal_nan=left.dtype.kind == "f"):
+                return False
+        elif isinstance(left, ConstituentTable):
+            if left is not right:
+                return False
+        elif field.name == "configuration":
+            if (left is None) != (right is None) or repr(left) != repr(dict(right) if right is not None else None):
+                return False
+        elif left is not right and left != right:
+            return False
+    return True
