@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from wustore.backends.layer import Layer
     from wustore.backends.registry import open_reader
     from wustore.compat.configuration import SearchConfiguration
-    from wustore.compat.image_stack import ImageStack, LayeredImage
+    from wustore.compat.image_stack import ImageStack
+    from wustore.compat.layered_image import LayeredImage
     from wustore.errors import (
         BackendError,
         CorruptError,
