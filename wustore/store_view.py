@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,13 +30,38 @@ from wustore.model.meta import LAYERS, Column, ConstituentTable, Image, Meta
 from wustore.stamps.view import View
 
 if TYPE_CHECKING:
+    from astropy.coordinates import EarthLocation
     from astropy.table import Table
 
-    from wustore.work_unit import WorkUnit
-
-__all__ = ["StoreSource", "links_of", "meta_of", "reader_of", "table_of", "work_unit_from"]
+__all__ = ["StoreSource", "WorkUnitLike", "links_of", "meta_of", "reader_of", "table_of"]
 
 _PIXELS = ("science", "variance", "mask", "psf")
+
+
+class WorkUnitLike(Protocol):
+    """What saving needs of a WorkUnit; see `wustore.work_unit.WorkUnit`."""
+
+    im_stack: Any
+    config: Any
+    n_constituents: int
+    reprojected: bool
+    reprojection_frame: str | None
+    barycentric_distance: float | None
+    per_image_indices: list[list[int]]
+    observatory_given: bool
+    _stored: Meta | None
+    _stored_observatory: EarthLocation | None
+    _table: Table | None
+
+    @property
+    def wcs(self) -> Any: ...  # noqa: D102
+    @property
+    def wcs_decoded(self) -> bool: ...  # noqa: D102
+    @property
+    def org_img_meta(self) -> Table: ...  # noqa: D102
+    @property
+    def observatory(self) -> EarthLocation: ...  # noqa: D102
+    def load_if_lazy(self) -> None: ...  # noqa: D102
 
 
 # --- from a store -------------------------------------------------------------------------------------
@@ -155,34 +180,6 @@ def _numbers(texts: list[Any]) -> NDArray[Any]:
     return values.astype(float) if all(isinstance(value, float) for value in values) else values
 
 
-def work_unit_from(reader: Reader, *, lazy: bool = True, progress: Progress | None = None) -> WorkUnit:
-    """Return the WorkUnit that a store holds.
-
-    Parameters
-    ----------
-    reader
-        The open store; the WorkUnit keeps it while it is lazy.
-    lazy
-        Leave the pixels in the store until they are touched.
-    progress
-        Called after each image that is loaded.
-
-    Raises
-    ------
-    CorruptError, FormatError
-        Where the store is damaged.
-    """
-    from wustore.work_unit import WorkUnit
-
-    meta = reader.meta
-    source = StoreSource(reader)
-    height, width = (int(size) for size in meta.image_shape.max(axis=0))
-    stack = ImageStack.over(source, meta.times, (height, width))
-    if not lazy:
-        stack.sci, stack.var, stack.psfs = source.load(range(meta.n_images), progress)
-    return WorkUnit._of_store(reader, stack)
-
-
 def links_of(meta: Meta) -> list[list[int]]:
     """Return the constituents of each image; one to one where the source does not say."""
     if meta.links is None:
@@ -193,7 +190,7 @@ def links_of(meta: Meta) -> list[list[int]]:
 # --- to a store ---------------------------------------------------------------------------------------
 
 
-def reader_of(work_unit: WorkUnit) -> Reader:
+def reader_of(work_unit: WorkUnitLike) -> Reader:
     """Return a reader over a WorkUnit: the way to save it.
 
     A lazy WorkUnit that nobody changed gives its own reader, so that full masks, values under them, source
@@ -224,7 +221,7 @@ def _pixel_source(stack: ImageStack) -> tuple[StoreSource, tuple[int, ...]] | No
     return None
 
 
-def _memory_reader(work_unit: WorkUnit) -> MemoryReader:
+def _memory_reader(work_unit: WorkUnitLike) -> MemoryReader:
     work_unit.load_if_lazy()
     stack = work_unit.im_stack
     images = []
@@ -261,7 +258,7 @@ def _same_table(a: ConstituentTable, b: ConstituentTable) -> bool:
     )
 
 
-def _constituents(work_unit: WorkUnit, stored: Meta | None) -> ConstituentTable:
+def _constituents(work_unit: WorkUnitLike, stored: Meta | None) -> ConstituentTable:
     table = work_unit._table
     if stored is not None and table is None:
         return stored.constituents  # never looked at
@@ -297,7 +294,7 @@ def _pixel_meta(stack: ImageStack) -> dict[str, Any]:
     }
 
 
-def meta_of(work_unit: WorkUnit) -> Meta:
+def meta_of(work_unit: WorkUnitLike) -> Meta:
     """Return the metadata of a WorkUnit; each part that is as its store has it is the store's own.
 
     Raises
@@ -336,7 +333,7 @@ def meta_of(work_unit: WorkUnit) -> Meta:
     return stored if work_unit.im_stack.lazy and _same_meta(meta, stored) else meta
 
 
-def _untouched(work_unit: WorkUnit, stored: Meta) -> bool:
+def _untouched(work_unit: WorkUnitLike, stored: Meta) -> bool:
     """Return whether nobody changed, or looked closely at, anything of a WorkUnit: answered without building a Meta."""
     source = _pixel_source(work_unit.im_stack)
     return (
@@ -360,7 +357,7 @@ def _untouched(work_unit: WorkUnit, stored: Meta) -> bool:
     )
 
 
-def _wcs_text(work_unit: WorkUnit) -> str | None:
+def _wcs_text(work_unit: WorkUnitLike) -> str | None:
     if work_unit._stored is not None and not work_unit.wcs_decoded:
         return work_unit._stored.wcs
     return None if work_unit.wcs is None else wcs_to_text(work_unit.wcs)
