@@ -65,7 +65,7 @@ _HOMES = {
     "save": "api",
     "SearchConfiguration": "compat.configuration",
     "ImageStack": "compat.image_stack",
-    "LayeredImage": "compat.image_stack",
+    "LayeredImage": "compat.layered_image",
     "Layer": "backends.layer",
     "WorkUnit": "work_unit",
     "BackendError": "errors",
