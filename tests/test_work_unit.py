@@ -195,17 +195,18 @@ def test_disorder_keeps_images_and_rows_together() -> None:
     work_unit.disorder_obstimes()
     assert np.all(np.diff(work_unit.im_stack.times) >= 0)
     assert set(work_unit.im_stack.times) != set(stack().times)
-    for i in range(N):
-        (constituent,) = work_unit.per_image_indices[i]
-        assert work_unit.org_img_meta["data_loc"][constituent] == mark[float(work_unit.im_stack.sci[i][5, 5])]
+    rows = work_unit.org_img_meta["data_loc"].tolist()
+    assert rows == [mark[float(plane[5, 5])] for plane in work_unit.im_stack.sci]
+    # KBMOD permutes the links too
+    assert work_unit.per_image_indices == [[table()["data_loc"].tolist().index(row)] for row in rows]
 
 
 def test_disorder_of_mosaics_moves_links_not_rows() -> None:
-    work_unit = made(per_image_indices=[[0, 1], [2], [3], [0]])
+    old = [[0, 1], [2], [3], [4]]
+    work_unit = WorkUnit(stack(), None, wcs=wcs_at(), per_image_indices=old, org_image_meta=Table({"n": np.arange(5)}))
     mark = {float(plane[5, 5]): k for k, plane in enumerate(work_unit.im_stack.sci)}
     work_unit.disorder_obstimes()
-    assert work_unit.org_img_meta["n"].tolist() == [0, 1, 2, 3]
-    old = [[0, 1], [2], [3], [0]]
+    assert work_unit.org_img_meta["n"].tolist() == [0, 1, 2, 3, 4]
     assert work_unit.per_image_indices == [old[mark[float(plane[5, 5])]] for plane in work_unit.im_stack.sci]
 
 
@@ -711,6 +712,9 @@ class KbmodConfiguration:
     def __init__(self) -> None:
         self._params = dict(SearchConfiguration().to_dict())
 
+    def __getitem__(self, name: str) -> Any:
+        return self._params[name]
+
     def set_multiple(self, values: Any) -> None:
         self._params.update(values)
 
@@ -732,8 +736,9 @@ def test_kbmod_objects_are_taken_by_their_attributes() -> None:
     work_unit = WorkUnit(given, configuration, wcs=wcs_at())
     assert work_unit.im_stack.sci[0] is ours.sci[0]
     assert work_unit.config["own"] == 5
-    configuration._params["coadds"].append("mean")
-    assert work_unit.config["coadds"] == []
+    assert work_unit.im_stack is given
+    assert work_unit.config is configuration
+    assert meta_of(work_unit).configuration == configuration._params
 
 
 def test_to_kbmod_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
