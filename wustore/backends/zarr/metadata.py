@@ -123,30 +123,44 @@ def decode_small(metadata: Mapping[str, Any], raw: bytes | None) -> NDArray[Any]
     DamagedChunk
     """
     try:
-        shape = tuple(metadata["shape"])
-        text = metadata["data_type"] == "string"
-        dtype = np.dtype(object if text else metadata["data_type"])
+        shape = tuple(map(operator.index, metadata["shape"]))
+        kind, codecs = metadata["data_type"], metadata["codecs"]
         chunk = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
         known = chunk == tuple(max(size, 1) for size in shape) and metadata["chunk_key_encoding"]["name"] == "default"
+        text = kind == "string" and list(map(_plain_codec, codecs)) == list(map(_plain_codec, _TEXT_CODECS))
     except (KeyError, TypeError, ValueError):
         return None
-    chain = None if text else parse_chain(metadata.get("codecs"), dtype)
-    if not known or (chain is None and metadata.get("codecs") != _TEXT_CODECS):
+    dtype = np.dtype(object) if text else _DTYPES.get(kind) if isinstance(kind, str) else None
+    chain = parse_chain(codecs, dtype) if dtype is not None and not text else None
+    if not known or (chain is None and not text):
         return None
     if 0 in shape:
         return np.empty(shape, dtype)
     if raw is None:
         raise DamagedChunk("the chunk is missing")
-    if chain is None:
-        from numcodecs import Zstd
-
-        try:
-            return _text_from_bytes(bytes(Zstd().decode(strip_crc(raw))), shape)
-        except (RuntimeError, struct.error, UnicodeDecodeError) as error:
-            raise DamagedChunk(f"the text does not decode: {error}") from error
+    if text:
+        return _text_from_bytes(_unpack_text(raw), shape)
+    check_size(math.prod(shape) * np.dtype(dtype).itemsize, len(raw))
     data = np.empty(shape, dtype)
+    assert chain is not None
     chain.decode(raw, data)
     return data
+
+
+def _plain_codec(codec: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Return name and configuration of a codec; an empty configuration is the same as none."""
+    return codec["name"], codec.get("configuration") or {}
+
+
+def _unpack_text(raw: bytes) -> bytes:
+    from numcodecs import Zstd
+
+    packed = strip_crc(raw)
+    check_size(_zstd_size(packed), len(raw))
+    try:
+        return bytes(Zstd().decode(packed))
+    except RuntimeError as error:
+        raise DamagedChunk(f"the text does not decode: {error}") from error
 
 
 def _text_to_bytes(data: NDArray[Any]) -> bytes:
