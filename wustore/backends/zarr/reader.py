@@ -16,7 +16,7 @@ from wustore.backends.zarr.capsule import BOUND, DATA, CapsuleBytes
 from wustore.backends.zarr.codecs import DamagedChunk
 from wustore.backends.zarr.foreign import ForeignArray
 from wustore.backends.zarr.metadata import chunk_key, decode_small, document_checksum
-from wustore.backends.zarr.shards import Box, ShardedLayer, in_threads, parse_grid
+from wustore.backends.zarr.shards import Box, ShardedLayer, parse_grid
 from wustore.errors import CorruptError, FormatError, IncompleteError, StoreNotFoundError, UsageError, WuStoreError
 from wustore.format.document import check_version, meta_from
 from wustore.format.packed import PACKED, unpack
@@ -25,7 +25,7 @@ from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage import buffers
 from wustore.storage.journal import JOURNAL
 from wustore.storage.stores import open_keys
-from wustore.storage.threads import default_workers, read_ahead
+from wustore.storage.threads import in_threads, read_ahead, worker_count
 from wustore.storage.url import CONCURRENCY
 from wustore.storage.zarr_store import Keys
 
@@ -71,7 +71,7 @@ class ZarrReader(Reader):
         self._address = address
         self._keys = keys
         self._requested_workers = workers
-        self._workers = max(workers, 1) if workers is not None else CONCURRENCY if keys.by_url else default_workers()
+        self._workers = CONCURRENCY if workers is None and keys.by_url else worker_count(workers)
         try:
             self._document, self._nodes = _root(keys)
             packed = unpack(self._small(PACKED), keys.name) if self._document.get("packed") else {}

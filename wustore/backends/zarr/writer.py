@@ -25,7 +25,7 @@ from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage.checksum import crc32c
 from wustore.storage.journal import JOURNAL, Entry, Journal
 from wustore.storage.staging import Staging, retire
-from wustore.storage.threads import default_workers
+from wustore.storage.threads import worker_count
 from wustore.storage.zarr_store import DirectoryKeys, Keys
 
 __all__ = ["DirectoryTarget", "Options", "StoreTarget", "Target", "ZarrWriter", "ZipTarget", "options_from"]
@@ -171,7 +171,7 @@ class ZarrWriter(ResumableWriter):
         self._meta = meta
         self._capsule = capsule
         self._options = options
-        self._workers = default_workers() if options.workers is None else max(options.workers, 1)
+        self._workers = worker_count(options.workers)
         self._structure = Structure(meta, profile=options.profile, layout=options.layout, chunks=options.chunks)
         self._document = self._structure.document(None if capsule is None else capsule.document)
         self._journal = Journal(self._keys)
