@@ -175,7 +175,7 @@ def test_a_missing_shard(tmp_path):
 
 @pytest.fixture
 def fits_file(tmp_path):
-    from wustore.cli._demo import build
+    from wustore.cli.about import build
 
     path = tmp_path / "night.fits"
     build().to_fits(str(path))

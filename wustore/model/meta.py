@@ -251,6 +251,12 @@ class Meta:
         """The number of constituent images."""
         return self.constituents.n_rows
 
+    def links_of(self, i: int) -> tuple[int, ...]:
+        """Return the constituents of image ``i``; one to one, as in KBMOD, if the source does not say."""
+        if self.links is not None:
+            return self.links[i]
+        return (i,) if i < self.n_constituents else ()
+
     def mismatch(self, i: int, image: Image) -> tuple[str, Any, Any] | None:
         """Return (layer, expected, found) of the first plane of ``image`` that is not what is said here of image ``i``.
 
