@@ -256,7 +256,11 @@ def test_the_validator_agrees_with_jsonschema():
         else:
             parent[last] = rng.choice(ODD)
         valid = schema.violation(mutated) is None
-        assert valid == reference.is_valid(mutated), (above, last, parent.get(last) if isinstance(parent, dict) else parent)
+        assert valid == reference.is_valid(mutated), (
+            above,
+            last,
+            parent.get(last) if isinstance(parent, dict) else parent,
+        )
         counts[valid] += 1
     assert min(counts[True], counts[False]) > 50
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from wustore.errors import CorruptError
 from wustore.format.arrays import ArraySpec, text_array
-from wustore.format.tagged_json import dtype_from
+from wustore.format.tagged_json import dtype_from, parse
 
 __all__ = ["PACKED", "pack", "unpack"]
 
@@ -51,12 +51,12 @@ def unpack(packed: NDArray[np.uint8], path: str | None = None) -> dict[str, NDAr
     CorruptError
     """
     try:
-        stored = memoryview(np.ascontiguousarray(packed)).cast("B")
+        stored = np.ascontiguousarray(packed).data.cast("B")
         (length,) = struct.unpack_from("<Q", stored)
-        table = json.loads(bytes(stored[8 : 8 + length]))
+        table = parse(bytes(stored[8 : 8 + length]), what="the table")
         bodies = stored[8 + length :]
         return {name: _unpacked(bodies, *entry) for name, entry in table.items()}
-    except (struct.error, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
+    except (struct.error, ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
         raise CorruptError(
             "the packed metadata does not decode", path=path, where=f"array {PACKED}", found=error
         ) from error
@@ -69,7 +69,7 @@ def _unpacked(bodies: memoryview, dtype: str, shape: list[int], offset: int, siz
     if dtype != "text":
         native = dtype_from(dtype)
         return np.frombuffer(body, native.newbyteorder("<")).astype(native).reshape(shape)
-    texts = json.loads(bytes(body))
+    texts = parse(bytes(body))
     if not all(isinstance(text, str) for text in texts):
         raise CorruptError("an array of text holds something else")
     return text_array(texts).reshape(shape)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -264,18 +264,32 @@ class _Compiler:
 
         return [rule]
 
+    def _alternatives(self, schemas: list[Any]) -> Iterator[tuple[str | None, _Rule]]:
+        """Yield (key that an object needs, rule) of each alternative, nested ones flattened."""
+        for one in schemas:
+            target = self._root["$defs"][one["$ref"].removeprefix("#/$defs/")] if "$ref" in one else one
+            if target.keys() <= {"anyOf", "description"}:
+                yield from self._alternatives(target["anyOf"])
+            else:
+                yield next(iter(target.get("required", ())), None), self.rule(one)
+
     def _anyOf(self, schemas: list[Any], _: Any) -> list[_Rule]:  # noqa: N802
-        rules = [self.rule(one) for one in schemas]
+        rules = [*self._alternatives(schemas)]
 
         def rule(value: Any, depth: int) -> Violation | None:
             failed = []
-            for one in rules:
+            is_object = isinstance(value, dict)
+            for key, one in rules:
+                if is_object and key is not None and key not in value:
+                    continue
                 found = one(value, depth)
                 if found is None:
                     return None
                 failed.append(found)
             # The alternative that fits furthest into the value says most.
-            return max(failed, key=lambda found: len(found.where))
+            return max(
+                failed, key=lambda found: len(found.where), default=Violation("", f"{_short(value)} fits no form")
+            )
 
         return [rule]
 

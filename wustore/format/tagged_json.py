@@ -177,7 +177,7 @@ def _decode_items(items: list[Any], depth: int) -> list[Any]:
 
 
 def _decode_pairs(pairs: list[Any], depth: int) -> dict[Any, Any]:
-    return dict(map(tuple, (_decode_items(pair, depth + 1) for pair in pairs)))  # type: ignore[arg-type]
+    return dict(map(tuple, (_decode_items(pair, depth + 1) for pair in pairs)))
 
 
 _DECODERS: dict[str, Callable[[Any, int], Any]] = {
@@ -235,21 +235,58 @@ def dumps(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(encode(value), allow_nan=False, ensure_ascii=False, indent=indent)
 
 
-def _refuse_constant(name: str) -> Any:
-    raise CorruptError("JSON text holds a token that JSON does not have", found=name)
-
-
 def loads(text: str | bytes) -> Any:
     """Return the Python value of strict JSON text written by `dumps`.
 
     Raises
     ------
     CorruptError
-        Where the text is not strict JSON, or a tagged value is wrong.
+        If the text is not strict JSON, or a tagged value is wrong.
     """
+    return decode(parse(text))
+
+
+# --- text ---------------------------------------------------------------------------------------------
+
+_VALUES = 1 << 21
+"""Values that a text of any length may hold; in memory each takes about 70 bytes, where its text may be two."""
+
+
+def parse(
+    text: str | bytes,
+    *,
+    stored: int | None = None,
+    what: str = "a text",
+    path: str | None = None,
+    where: str | None = None,
+) -> Any:
+    """Return the JSON values of a text: the one place where JSON of a store is read.
+
+    Parameters
+    ----------
+    text
+        JSON text; the tokens ``NaN`` and ``Infinity`` are refused.
+    stored
+        The length of what the text was unpacked from [byte], by default its own.
+    what, path, where
+        What it is and where it stands, for messages.
+
+    Raises
+    ------
+    CorruptError
+    """
+    most = _VALUES + (len(text) if stored is None else stored) // 24
+    if isinstance(text, str):
+        count = text.count(",") + text.count("[") + text.count("{")
+    else:
+        count = text.count(b",") + text.count(b"[") + text.count(b"{")
+    if count > most:
+        raise CorruptError(f"{what} holds too many values", path=path, where=where, expected=most, found=count)
     try:
-        return decode(json.loads(text, parse_constant=_refuse_constant))
+        return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, CorruptError):
-            raise
-        raise CorruptError("not JSON text", found=str(error)) from error
+        raise CorruptError(f"{what} is not JSON", path=path, where=where, found=str(error)[:200]) from error
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"the token {name}")

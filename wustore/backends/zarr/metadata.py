@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import operator
 import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.zarr.codecs import Chain, DamagedChunk, Hints, parse_chain, strip_crc, with_crc
+from wustore.backends.zarr.codecs import Chain, DamagedChunk, Hints, parse_chain, strip_crc, with_crc, zstd_size
+from wustore.errors import CorruptError, check_size
 from wustore.format.arrays import ArraySpec
 from wustore.storage.checksum import crc32c
 
@@ -34,6 +37,12 @@ _TEXT_CODECS: list[dict[str, Any]] = [
     {"name": "zstd", "configuration": {"level": 5, "checksum": False}},
     {"name": "crc32c"},
 ]
+
+_DTYPES = {
+    name: np.dtype(name)
+    for name in ("bool", *(f"{kind}int{bits}" for kind in ("", "u") for bits in (8, 16, 32, 64)), "float16", "float32")
+} | {"float64": np.dtype(np.float64)}
+"""Data types of Zarr v3 that the format uses."""
 
 
 def to_json(document: Mapping[str, Any]) -> bytes:
@@ -156,7 +165,7 @@ def _unpack_text(raw: bytes) -> bytes:
     from numcodecs import Zstd
 
     packed = strip_crc(raw)
-    check_size(_zstd_size(packed), len(raw))
+    check_size(zstd_size(packed), len(raw))
     try:
         return bytes(Zstd().decode(packed))
     except RuntimeError as error:
@@ -202,4 +211,8 @@ def document_checksum(document: Mapping[str, Any]) -> str:
     tool may lay out the file anew.
     """
     plain = {key: value for key, value in document.items() if key != "crc32c"}
-    return f"{crc32c(json.dumps(plain, sort_keys=True, separators=(',', ':')).encode()):08x}"
+    try:
+        text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    except RecursionError as error:
+        raise CorruptError("the root document is nested too deeply") from error
+    return f"{crc32c(text.encode()):08x}"
