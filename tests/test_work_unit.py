@@ -35,12 +35,13 @@ from wustore.errors import (
 from wustore.format.wcs import wcs_to_text
 from wustore.kbmod import from_kbmod, to_kbmod
 from wustore.model.meta import LAYERS, Column, ConstituentTable, Image, Meta
-from wustore.store_view import meta_of, reader_of, work_unit_from
+from wustore.store_view import meta_of, reader_of
 from wustore.work_unit import (
     WorkUnit,
     add_image_data_to_hdul,
     load_layered_image_from_shard,
     read_image_data_from_hdul,
+    work_unit_from,
 )
 
 CTIO = EarthLocation(lat=-30.17 * u.deg, lon=-70.81 * u.deg, height=2200 * u.m)
@@ -311,9 +312,9 @@ class Counting(MemoryReader):
         super().__init__(reader._meta, reader._images)
         self.reads: list[tuple[int, tuple[str, ...]]] = []
 
-    def image(self, i: int, layers: Any = LAYERS, *, capsule: bool = False) -> Image:
+    def image(self, i: int, layers: Any = LAYERS) -> Image:
         self.reads.append((i, tuple(layers)))
-        return super().image(i, layers, capsule=capsule)
+        return super().image(i, layers)
 
 
 def test_a_lazy_work_unit_reads_what_is_touched() -> None:

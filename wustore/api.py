@@ -42,7 +42,7 @@ def open(path: Any, *, format: str | None = None, lazy: bool = True, **options: 
     MissingDependencyError
         Where the store, or a URL, needs an extra that is not installed.
     """
-    from wustore.store_view import work_unit_from
+    from wustore.work_unit import work_unit_from
 
     return work_unit_from(open_reader(path, format=format, **options), lazy=lazy)
 

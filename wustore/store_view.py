@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,22 +21,50 @@ from numpy.typing import NDArray
 from wustore.backends.base import Progress, Reader
 from wustore.backends.memory import MemoryReader
 from wustore.compat.configuration import SearchConfiguration
-from wustore.compat.image_stack import ImageStack, LazyPlanes
+from wustore.compat.image_stack import ImageStack
+from wustore.compat.layered_image import LazyPlanes
 from wustore.compat.observatory import location_of, observatory_of
 from wustore.compat.table import STANDARD_COLUMNS, constituents_to_table, table_to_constituents
 from wustore.errors import FormatError
 from wustore.format.wcs import wcs_to_text
+from wustore.model.compare import meta_differences, table_differences
+from wustore.model.kbmod_rules import hide_pixels, identity_psf, is_masked, no_data_of
 from wustore.model.meta import LAYERS, Column, ConstituentTable, Image, Meta
 from wustore.stamps.view import View
 
 if TYPE_CHECKING:
+    from astropy.coordinates import EarthLocation
     from astropy.table import Table
 
-    from wustore.work_unit import WorkUnit
-
-__all__ = ["StoreSource", "links_of", "meta_of", "reader_of", "table_of", "work_unit_from"]
+__all__ = ["StoreSource", "WorkUnitLike", "links_of", "meta_of", "reader_of", "table_of"]
 
 _PIXELS = ("science", "variance", "mask", "psf")
+
+
+class WorkUnitLike(Protocol):
+    """What saving needs of a WorkUnit; see `wustore.work_unit.WorkUnit`."""
+
+    im_stack: Any
+    config: Any
+    n_constituents: int
+    reprojected: bool
+    reprojection_frame: str | None
+    barycentric_distance: float | None
+    per_image_indices: list[list[int]]
+    observatory_given: bool
+    _stored: Meta | None
+    _stored_observatory: EarthLocation | None
+    _table: Table | None
+
+    @property
+    def wcs(self) -> Any: ...  # noqa: D102
+    @property
+    def wcs_decoded(self) -> bool: ...  # noqa: D102
+    @property
+    def org_img_meta(self) -> Table: ...  # noqa: D102
+    @property
+    def observatory(self) -> EarthLocation: ...  # noqa: D102
+    def load_if_lazy(self) -> None: ...  # noqa: D102
 
 
 # --- from a store -------------------------------------------------------------------------------------
@@ -49,12 +77,12 @@ def _single(plane: NDArray[Any]) -> NDArray[Any]:
 
 def _kernel(psf: NDArray[Any] | None) -> NDArray[Any]:
     if psf is None:
-        return np.ones((1, 1), dtype=np.float32)
+        return identity_psf()
     return psf if psf.dtype.kind == "f" else _single(psf)
 
 
 class StoreSource:
-    """The planes of a store as KBMOD sees them; see `wustore.compat.image_stack.PlaneSource`.
+    """The planes of a store as KBMOD sees them; see `wustore.compat.layered_image.PlaneSource`.
 
     Parameters
     ----------
@@ -64,7 +92,7 @@ class StoreSource:
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
-        self._no_data = reader.meta.source.get("no_data")
+        self._no_data = no_data_of(reader.meta)
 
     def shape(self, layer: str, i: int) -> tuple[int, int]:
         """Return a plane's shape without reading it."""
@@ -83,17 +111,14 @@ class StoreSource:
 
     @staticmethod
     def _masked(image: Image) -> NDArray[np.bool_] | None:
-        return None if image.mask is None else image.mask > 0
+        return None if image.mask is None else is_masked(image.mask)
 
     def _seen(self, plane: NDArray[Any], masked: NDArray[np.bool_] | None) -> NDArray[Any]:
         """Return a plane as KBMOD sees it; the array itself is changed where it can be."""
         plane = _single(plane)
         if not plane.flags.writeable:
             plane = plane.copy()
-        if self._no_data is not None:
-            plane[plane == np.float32(self._no_data)] = np.nan
-        if masked is not None:
-            np.copyto(plane, np.float32(np.nan), where=masked)
+        hide_pixels(plane, masked, self._no_data)
         return plane
 
     def _finish(self, image: Image) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -155,45 +180,15 @@ def _numbers(texts: list[Any]) -> NDArray[Any]:
     return values.astype(float) if all(isinstance(value, float) for value in values) else values
 
 
-def work_unit_from(reader: Reader, *, lazy: bool = True, progress: Progress | None = None) -> WorkUnit:
-    """Return the WorkUnit that a store holds.
-
-    Parameters
-    ----------
-    reader
-        The open store; the WorkUnit keeps it while it is lazy.
-    lazy
-        Leave the pixels in the store until they are touched.
-    progress
-        Called after each image that is loaded.
-
-    Raises
-    ------
-    CorruptError, FormatError
-        Where the store is damaged.
-    """
-    from wustore.work_unit import WorkUnit
-
-    meta = reader.meta
-    source = StoreSource(reader)
-    height, width = (int(size) for size in meta.image_shape.max(axis=0))
-    stack = ImageStack.over(source, meta.times, (height, width))
-    if not lazy:
-        stack.sci, stack.var, stack.psfs = source.load(range(meta.n_images), progress)
-    return WorkUnit._of_store(reader, stack)
-
-
 def links_of(meta: Meta) -> list[list[int]]:
     """Return the constituents of each image; one to one where the source does not say."""
-    if meta.links is None:
-        return [[i] for i in range(meta.n_images)]
-    return [list(indices) for indices in meta.links]
+    return [list(meta.links_of(i)) for i in range(meta.n_images)]
 
 
 # --- to a store ---------------------------------------------------------------------------------------
 
 
-def reader_of(work_unit: WorkUnit) -> Reader:
+def reader_of(work_unit: WorkUnitLike) -> Reader:
     """Return a reader over a WorkUnit: the way to save it.
 
     A lazy WorkUnit that nobody changed gives its own reader, so that full masks, values under them, source
@@ -224,7 +219,7 @@ def _pixel_source(stack: ImageStack) -> tuple[StoreSource, tuple[int, ...]] | No
     return None
 
 
-def _memory_reader(work_unit: WorkUnit) -> MemoryReader:
+def _memory_reader(work_unit: WorkUnitLike) -> MemoryReader:
     work_unit.load_if_lazy()
     stack = work_unit.im_stack
     images = []
@@ -237,36 +232,12 @@ def _memory_reader(work_unit: WorkUnit) -> MemoryReader:
     return MemoryReader(meta_of(work_unit), images, shared=True)
 
 
-def _same_cells(a: Column, b: Column) -> bool:
-    if (a.name, a.kind, a.unit, a.description, a.format) != (b.name, b.kind, b.unit, b.description, b.format):
-        return False
-    if a.values.dtype != b.values.dtype or a.values.shape != b.values.shape:
-        return False
-    if a.mask is None or b.mask is None:
-        if a.mask is not b.mask:
-            return False
-    elif not np.array_equal(a.mask, b.mask):
-        return False
-    if a.values.dtype == object:
-        return all(repr(x) == repr(y) for x, y in zip(a.values, b.values, strict=True)) and dict(a.meta) == dict(b.meta)
-    return a.values.tobytes() == b.values.tobytes() and dict(a.meta) == dict(b.meta)
-
-
-def _same_table(a: ConstituentTable, b: ConstituentTable) -> bool:
-    return (
-        a.n_rows == b.n_rows
-        and len(a.columns) == len(b.columns)
-        and all(_same_cells(x, y) for x, y in zip(a.columns, b.columns, strict=True))
-        and dict(a.meta) == dict(b.meta)
-    )
-
-
-def _constituents(work_unit: WorkUnit, stored: Meta | None) -> ConstituentTable:
+def _constituents(work_unit: WorkUnitLike, stored: Meta | None) -> ConstituentTable:
     table = work_unit._table
     if stored is not None and table is None:
         return stored.constituents  # never looked at
     current = table_to_constituents(work_unit.org_img_meta)
-    if stored is not None and _same_table(current, _completed(stored)):
+    if stored is not None and next(table_differences(current, _completed(stored)), None) is None:
         return stored.constituents
     return current
 
@@ -297,7 +268,7 @@ def _pixel_meta(stack: ImageStack) -> dict[str, Any]:
     }
 
 
-def meta_of(work_unit: WorkUnit) -> Meta:
+def meta_of(work_unit: WorkUnitLike) -> Meta:
     """Return the metadata of a WorkUnit; each part that is as its store has it is the store's own.
 
     Raises
@@ -336,7 +307,7 @@ def meta_of(work_unit: WorkUnit) -> Meta:
     return stored if work_unit.im_stack.lazy and _same_meta(meta, stored) else meta
 
 
-def _untouched(work_unit: WorkUnit, stored: Meta) -> bool:
+def _untouched(work_unit: WorkUnitLike, stored: Meta) -> bool:
     """Return whether nobody changed, or looked closely at, anything of a WorkUnit: answered without building a Meta."""
     source = _pixel_source(work_unit.im_stack)
     return (
@@ -360,7 +331,7 @@ def _untouched(work_unit: WorkUnit, stored: Meta) -> bool:
     )
 
 
-def _wcs_text(work_unit: WorkUnit) -> str | None:
+def _wcs_text(work_unit: WorkUnitLike) -> str | None:
     if work_unit._stored is not None and not work_unit.wcs_decoded:
         return work_unit._stored.wcs
     return None if work_unit.wcs is None else wcs_to_text(work_unit.wcs)
@@ -371,17 +342,5 @@ def _number(value: Any) -> float | None:
 
 
 def _same_meta(a: Meta, b: Meta) -> bool:
-    for field in dataclasses.fields(Meta):
-        left, right = getattr(a, field.name), getattr(b, field.name)
-        if isinstance(left, np.ndarray):
-            if not np.array_equal(left, right, equal_nan=left.dtype.kind == "f"):
-                return False
-        elif isinstance(left, ConstituentTable):
-            if left is not right:
-                return False
-        elif field.name == "configuration":
-            if (left is None) != (right is None) or repr(left) != repr(dict(right) if right is not None else None):
-                return False
-        elif left is not right and left != right:
-            return False
-    return True
+    same_origin = a.source == b.source and a.history == b.history
+    return a.constituents is b.constituents and same_origin and next(meta_differences(a, b), None) is None

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wustore import store_view
-from wustore.backends.base import Reader
+from wustore.backends.base import Progress, Reader
 from wustore.backends.registry import backend_named, opened
 from wustore.compat.configuration import SearchConfiguration
 from wustore.compat.hdus import add_image_data_to_hdul, load_layered_image_from_shard, read_image_data_from_hdul
@@ -56,6 +56,7 @@ __all__ = [
     "image_metadata_table_to_hdu",
     "load_layered_image_from_shard",
     "read_image_data_from_hdul",
+    "work_unit_from",
 ]
 
 logger = logging.getLogger(__name__)
@@ -683,7 +684,7 @@ class WorkUnit:
         """Return a lazy WorkUnit of a window of all images; see `wustore.stamps.view.cutout`."""
         from wustore.stamps.view import cutout
 
-        return store_view.work_unit_from(cutout(store_view.reader_of(self), x, y, width, height, **options))
+        return work_unit_from(cutout(store_view.reader_of(self), x, y, width, height, **options))
 
     def select(
         self,
@@ -694,7 +695,7 @@ class WorkUnit:
         """Return a lazy WorkUnit of some of the images; see `wustore.stamps.view.select`."""
         from wustore.stamps.view import select
 
-        return store_view.work_unit_from(select(store_view.reader_of(self), times, images, filters))
+        return work_unit_from(select(store_view.reader_of(self), times, images, filters))
 
     def to_xarray(self) -> xr.Dataset:
         """Return the layers as a lazy dataset with named dimensions; see `wustore.xarray.to_xarray`."""
@@ -936,7 +937,7 @@ class WorkUnit:
                 meta = replace(meta, configuration=SearchConfiguration().to_dict())
         leftovers = reader.capsule() if capsule else None
         writer = backend_named(format_name).create(target, meta, capsule=leftovers, overwrite=overwrite, **options)
-        copy_store(reader, writer, capsule=leftovers is not None)
+        copy_store(reader, writer)
 
     # -- results --
 
@@ -969,6 +970,32 @@ class WorkUnit:
         self.config.to_file(directory / f"{base}_config.yaml", overwrite)
 
 
+def work_unit_from(reader: Reader, *, lazy: bool = True, progress: Progress | None = None) -> WorkUnit:
+    """Return the WorkUnit that a store holds.
+
+    Parameters
+    ----------
+    reader
+        The open store; the WorkUnit keeps it while it is lazy.
+    lazy
+        Leave the pixels in the store until they are touched.
+    progress
+        Called after each image that is loaded.
+
+    Raises
+    ------
+    CorruptError, FormatError
+        Where the store is damaged.
+    """
+    meta = reader.meta
+    source = store_view.StoreSource(reader)
+    height, width = (int(size) for size in meta.image_shape.max(axis=0))
+    stack = ImageStack.over(source, meta.times, (height, width))
+    if not lazy:
+        stack.sci, stack.var, stack.psfs = source.load(range(meta.n_images), progress)
+    return WorkUnit._of_store(reader, stack)
+
+
 def _completed(table: Table, wcs: WCS | None, per_image_wcs: Sequence[WCS | None] | None) -> Table:
     """Return the table with its WCS column filled: from the list, or with the global WCS where it is empty."""
     n = len(table)
@@ -994,10 +1021,10 @@ def _fits_options(compression_type: str, quantize_level: float, *, lossless: boo
 def _load(format_name: str, path: Any, *, lazy: bool, show_progress: bool | None = None) -> WorkUnit:
     reader = opened(os.fspath(path) if isinstance(path, str | PathLike) else path, format_name)
     if lazy:
-        return store_view.work_unit_from(reader)
+        return work_unit_from(reader)
     with reader:
         if not (hasattr(sys, "ps1") if show_progress is None else show_progress):
-            return store_view.work_unit_from(reader, lazy=False)
+            return work_unit_from(reader, lazy=False)
         from tqdm import tqdm
 
         with tqdm(total=reader.meta.n_images, desc="Loading images") as bar:
@@ -1005,4 +1032,4 @@ def _load(format_name: str, path: Any, *, lazy: bool, show_progress: bool | None
             def progress(done: int, total: int) -> None:
                 bar.update(done - bar.n)
 
-            return store_view.work_unit_from(reader, lazy=False, progress=progress)
+            return work_unit_from(reader, lazy=False, progress=progress)

@@ -12,7 +12,7 @@ import numpy as np
 from common import N_IMAGES, at_least, at_most, child, finish, folder, load, seconds, size, stack, work_unit
 
 import wustore
-from wustore.cli._bench import astropy_read, astropy_write
+from wustore.cli.measure import astropy_read, astropy_write
 
 PSF = np.ones((1, 1))
 STEP = 0.01

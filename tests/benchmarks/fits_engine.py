@@ -8,7 +8,7 @@ from common import N_IMAGES, SIDE, at_least, at_most, finish, folder, seconds, s
 
 import wustore
 from wustore.backends.registry import open_reader
-from wustore.cli._bench import astropy_read, astropy_write
+from wustore.cli.measure import astropy_read, astropy_write
 from wustore.stamps.extract import stamps
 
 PSF = np.ones((1, 1))

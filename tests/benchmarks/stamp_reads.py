@@ -6,7 +6,7 @@ import numpy as np
 from common import N_IMAGES, SIDE, at_least, at_most, finish, folder, seconds, stack, work_unit
 
 import wustore
-from wustore.cli._bench import astropy_read
+from wustore.cli.measure import astropy_read
 
 
 def main(place):

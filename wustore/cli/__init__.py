@@ -1,6 +1,6 @@
-"""The command line ``wustore``: one module per command, imported when the command is called.
+"""The command line ``wustore``: one module a group of commands, imported when one of them is called.
 
-A command is a `click.Command` in a module of this package and a line in `COMMANDS`. Data goes to
+A command is a `click.Command` in a module of this package and a line in `COMMANDS`; nothing else. Data goes to
 standard output, everything else to standard error. Exit codes: `wustore.cli._run`.
 """
 
@@ -19,21 +19,21 @@ from wustore.cli._run import guarded
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "info": ("info:info", "Say what a store holds, without reading a pixel."),
+    "info": ("inspect:info", "Say what a store holds, without reading a pixel."),
     "convert": ("convert:convert", "Convert a WorkUnit into another format; nothing is lost."),
-    "plan": ("jobs:plan", "Divide a conversion into parts for a cluster."),
-    "part": ("jobs:part", "Write one part of a planned conversion."),
-    "finish": ("jobs:finish", "End a planned conversion: check it and let the store appear."),
-    "stamp": ("stamp:stamp", "Cut stamps through time, at a position or along trajectories."),
-    "cutout": ("cutout:cutout", "Write a smaller WorkUnit: a window, some of the images, or both."),
+    "plan": ("convert:plan", "Divide a conversion into parts for a cluster."),
+    "part": ("convert:part", "Write one part of a planned conversion."),
+    "finish": ("convert:finish", "End a planned conversion: check it and let the store appear."),
+    "stamp": ("cut:stamp", "Cut stamps through time, at a position or along trajectories."),
+    "cutout": ("cut:cutout", "Write a smaller WorkUnit: a window, some of the images, or both."),
     "append": ("edit:append", "Append images to a Zarr or HDF5 store; existing chunks stay as they are."),
     "repack": ("edit:repack", "Write a store anew in another profile or layout."),
     "drop": ("edit:drop", "Remove layers or the FITS leftovers from a store."),
-    "diff": ("diff:diff", "Compare two stores bit for bit, whatever their formats."),
-    "verify": ("verify:verify", "Read everything and check it against its checksums."),
-    "bench": ("bench:bench", "Measure formats and profiles on your own data."),
-    "formats": ("formats:formats", "List the formats, built in and plugged in."),
-    "demo": ("demo:demo", "Show the way from FITS to Zarr and HDF5 and back, in seconds."),
+    "diff": ("check:diff", "Compare two stores bit for bit, whatever their formats."),
+    "verify": ("check:verify", "Read everything and check it against its checksums."),
+    "bench": ("measure:bench", "Measure formats and profiles on your own data."),
+    "formats": ("about:formats", "List the formats, built in and plugged in."),
+    "demo": ("about:demo", "Show the way from FITS to Zarr and HDF5 and back, in seconds."),
 }
 """Name of a command: its ``module:attribute`` below this package, and its line in the overview."""
 

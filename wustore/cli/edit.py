@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from wustore.cli._options import format_options
-from wustore.cli._progress import progress_bar
+from wustore.cli._output import progress_bar
 from wustore.cli._run import say
 from wustore.errors import UsageError
 

@@ -55,7 +55,6 @@ def copy(
     reader: Reader,
     writer: Writer,
     *,
-    capsule: bool = True,
     indices: Iterable[int] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -65,9 +64,7 @@ def copy(
     Parameters
     ----------
     reader, writer
-        Open reader; writer created with the reader's ``meta`` (and its capsule, where that is to be kept).
-    capsule
-        Whether images carry their FITS leftovers along.
+        Open reader; writer created with the reader's ``meta`` (and its capsule, if that is to be kept).
     indices
         The images still to be written (all by default): a resumed copy leaves out what is there.
     workers
@@ -85,7 +82,7 @@ def copy(
     """
     try:
         reader.check_state()
-        copy_images(reader, writer, capsule=capsule, indices=indices, workers=workers, progress=progress)
+        copy_images(reader, writer, indices=indices, workers=workers, progress=progress)
         reader.check_state()
         writer.commit()
     except BaseException:
@@ -97,7 +94,6 @@ def copy_images(
     reader: Reader,
     writer: Writer,
     *,
-    capsule: bool = True,
     indices: Iterable[int] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -108,7 +104,8 @@ def copy_images(
     done = total - len(wanted)
 
     def move(i: int) -> None:
-        writer.write(i, _checked(reader.image(i, capsule=capsule), reader, i))
+        image = _checked(reader.image(i), reader, i)
+        writer.write(i, image, reader.image_capsule(i, image) if writer.keeps_capsule else None)
 
     # `read_ahead` bounds how far the threads run before the oldest image is through.
     moves = read_ahead(move, wanted, workers)
@@ -178,4 +175,4 @@ def write(
     backend = backend_for_writing(target, format_name)
     leftovers = reader.capsule() if capsule else None
     writer = backend.create(target, reader.meta, capsule=leftovers, overwrite=overwrite, workers=workers, **options)
-    copy(reader, writer, capsule=leftovers is not None, workers=workers, progress=progress)
+    copy(reader, writer, workers=workers, progress=progress)

@@ -220,7 +220,7 @@ class ZarrReader(Reader):
         return arrays
 
     @one_state
-    def _image(self, i: int, layers: Sequence[str], capsule: bool, workers: int) -> Image:
+    def _image(self, i: int, layers: Sequence[str], workers: int) -> Image:
         planes: dict[str, NDArray[Any] | None] = {}
         for name in LAYERS:
             dtype = self._meta.dtypes[name][i] if name in layers else None
@@ -231,7 +231,6 @@ class ZarrReader(Reader):
             variance=_EMPTY.copy() if variance is None else variance,
             mask=planes["mask"],
             psf=planes["psf"],
-            capsule=self._piece(i) if capsule else None,
         )
 
     def _plane(self, name: str, i: int, dtype: np.dtype[Any], workers: int) -> NDArray[Any]:
@@ -247,16 +246,15 @@ class ZarrReader(Reader):
             source.fill(i, [Box((0, height), (0, width), plane)], workers)
         return cast_plane(plane, dtype)
 
-    def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
+    def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read one image, its chunks in threads; see `wustore.backends.base.Reader.image`."""
-        return self._image(i, layers, capsule, self._workers)
+        return self._image(i, layers, self._workers)
 
     def images(
         self,
         indices: Iterable[int] | None = None,
         layers: Sequence[str] = LAYERS,
         *,
-        capsule: bool = False,
         workers: int | None = None,
     ) -> Iterator[tuple[int, Image]]:
         """Yield images in order; see `wustore.backends.base.Reader.images`."""
@@ -264,7 +262,7 @@ class ZarrReader(Reader):
         if workers is None:
             workers = min(self._workers, _IMAGES_AT_URL) if self._keys.by_url else self._workers
         # A thread an image: less to hand about than a thread a chunk.
-        return read_ahead(lambda i: self._image(i, layers, capsule, 1), wanted, workers)
+        return read_ahead(lambda i: self._image(i, layers, 1), wanted, workers)
 
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return the shape of an inner chunk (at most that of the layer)."""
@@ -284,18 +282,19 @@ class ZarrReader(Reader):
         return self._capsule
 
     @one_state
-    def _piece(self, i: int) -> bytes | None:
+    def image_capsule(self, i: int, image: Image | None = None) -> bytes | None:
+        """Return an image's part of the FITS reconstruction data."""
         if self._document.get("capsule") is None:
             return None
         return self._capsule_bytes().piece(i + 1) or None
 
     @one_state
     def capsule(self) -> Capsule | None:
-        """Return the FITS leftovers, each piece read when it is asked for."""
+        """Return the FITS reconstruction data."""
         document = self._document.get("capsule")
         if document is None:
             return None
-        return Capsule(document=document, head=self._capsule_bytes().piece(0), piece=self._piece)
+        return Capsule(document=document, head=self._capsule_bytes().piece(0))
 
     @one_state
     def checksums(self) -> NDArray[np.uint32]:

@@ -1,8 +1,9 @@
-"""``wustore demo``: a KBMOD FITS WorkUnit becomes a Zarr store, an HDF5 file, and the same FITS again."""
+"""``wustore demo``, ``formats``: what this installation of wustore can do."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 import tempfile
 import time
@@ -16,14 +17,10 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.registry import open_reader
-from wustore.ops.convert import convert
-from wustore.ops.diff import differences
-
 if TYPE_CHECKING:
     from wustore.work_unit import WorkUnit
 
-__all__ = ["build", "run"]
+__all__ = ["build", "demo", "formats"]
 
 N_IMAGES = 8
 SIZE = 384
@@ -121,18 +118,12 @@ class _Step:
     proof: str
 
 
-def run(directory: str | None = None) -> int:
-    """Run the demo, tell about it on standard output, and return the exit code.
+@click.command()
+@click.option("--keep", "directory", metavar="DIR", help="Leave the files in DIR (made if it is not there).")
+def demo(*, directory: str | None) -> int:
+    """Make a small KBMOD FITS WorkUnit, convert it to Zarr and HDF5 and back, and prove the bytes equal.
 
-    Parameters
-    ----------
-    directory
-        Where to leave the files; by default they go when the demo ends.
-
-    Returns
-    -------
-    int
-        0, or 1 where a byte differs.
+    Takes seconds and needs nothing but the core install. Exits 1 if a byte differs.
     """
     with ExitStack() as stack:
         if directory is None:
@@ -140,10 +131,14 @@ def run(directory: str | None = None) -> int:
         else:
             folder = Path(directory)
             folder.mkdir(parents=True, exist_ok=True)
-        return _run(folder, kept=directory is not None)
+        return _demo(folder, kept=directory is not None)
 
 
-def _run(folder: Path, *, kept: bool) -> int:
+def _demo(folder: Path, *, kept: bool) -> int:
+    from wustore.backends.registry import open_reader
+    from wustore.ops.convert import convert
+    from wustore.ops.diff import differences
+
     click.echo(
         f"A WorkUnit of {N_IMAGES} images of {SIZE} x {SIZE}: noise, stars, one moving source, 2 % masked.\n"
         f"Files in {folder}\n"
@@ -224,3 +219,22 @@ def _show_stamps(folder: Path) -> None:
     )
     if sys.stdout.isatty() and sys.stdout.encoding.lower().startswith("utf"):
         click.echo(preview.terminal(preview.contact_sheet(stamps[:5], gap=1)))
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON document.")
+def formats(*, as_json: bool) -> None:
+    """List the formats that wustore reads and writes, those of other packages among them."""
+    from wustore.backends.registry import backend_named, format_names
+
+    rows = []
+    for name in format_names():
+        backend = backend_named(name)
+        rows.append({"name": name, "suffixes": list(backend.suffixes), "description": backend.description})
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    width = max(len(str(row["name"])) for row in rows)
+    for row in rows:
+        endings = f" ({', '.join(row['suffixes'])})" if row["suffixes"] else ""
+        click.echo(f"{row['name']:<{width}}  {row['description']}{endings}")

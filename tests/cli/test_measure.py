@@ -10,8 +10,8 @@ import pytest
 
 from wustore.backends.memory import MemoryReader
 from wustore.backends.registry import backend_for_writing, open_reader
-from wustore.cli import _bench as bench
 from wustore.cli import main
+from wustore.cli import measure as bench
 from wustore.ops.copy import copy
 from wustore.testing import sample
 
@@ -54,7 +54,7 @@ def test_table_and_document(store, capsys, tmp_path):
 
 
 def test_table():
-    from wustore.cli.bench import _table
+    from wustore.cli.measure import _table
 
     base = bench.Measurement("FITS, astropy", 10**6, 2.0, 4.0, 0.5, None, None, 10**8, 7, 0.005)
     other = bench.Measurement("Zarr", 5 * 10**5, 1.0, 0.04, 0.05, 0.004, 0.4, 10**7, 0, 0.0)
@@ -77,7 +77,7 @@ def test_bad_arguments(store, tmp_path, capsys):
 
 def test_a_case_that_fails_says_so(store):
     case = bench.Case("broken", "zarr", ".zarr", {"no_such_option": 1})
-    (found,) = bench.bench(store, n_images=1, cases=[case])
+    (found,) = bench.measurements(store, n_images=1, cases=[case])
     assert found.load is None
     assert "no_such_option" in found.failed
 

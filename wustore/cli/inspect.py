@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.base import Reader
+from wustore.cli._output import size_text
 from wustore.cli._run import INCOMPLETE, OK, say
-from wustore.cli._sizes import size_text
 from wustore.errors import IncompleteError, WuStoreError
 from wustore.format import tagged_json
 from wustore.model.meta import LAYERS, Meta

@@ -1,0 +1,51 @@
+"""``wustore demo`` and ``wustore formats``."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+
+def test_formats(run):
+    code, out, _ = run("formats", "--json")
+    assert code == 0
+    assert {"zarr", "zarr-zip", "hdf5", "fits", "sharded-fits", "memory"} <= {row["name"] for row in json.loads(out)}
+    assert ".zarr.zip" in run("formats")[1]
+
+
+def test_demo_leaves_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code, out, err = run("demo")
+    assert (code, err) == (0, "")
+    assert out.count("identical") == 3
+    assert out.count("every value equal") == 2
+    assert "\x1b" not in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_demo_keeps_its_files(run, tmp_path):
+    import imagecodecs
+
+    code, out, _ = run("demo", "--keep", tmp_path / "new" / "demo")
+    assert code == 0
+    assert str(tmp_path / "new" / "demo") in out
+    names = {entry.name for entry in (tmp_path / "new" / "demo").iterdir()}
+    assert names == {"night.fits", "night.zarr", "night.h5", "from_zarr.fits", "from_hdf5.fits", "stamps.png"}
+    picture = imagecodecs.png_decode((tmp_path / "new" / "demo" / "stamps.png").read_bytes())
+    # The source is where it should be: the middle of each stamp is brighter than the sky.
+    side = 21 * 6
+    for k in range(8):
+        stamp = picture[:, k * (side + 6) : k * (side + 6) + side]
+        assert np.median(stamp[54:72, 54:72]) > np.median(stamp) + 60
+
+
+def test_demo_says_so_when_a_byte_differs(run, tmp_path, monkeypatch):
+    from wustore.cli import about as demo
+
+    real = demo._sha256
+    monkeypatch.setattr(demo, "_sha256", lambda path: real(path) if "hdf5" not in path.name else "0" * 64)
+    code, out, _ = run("demo")
+    assert code == 1
+    assert "NOT identical" in out
+    assert out.count("DIFFERENT") == 1
