@@ -372,11 +372,11 @@ def _root(keys: Keys) -> tuple[dict[str, Any], Mapping[str, Any]]:
     return document, nodes if isinstance(nodes, dict) else {}
 
 
-def _is_empty(keys: Keys) -> bool:
+def _listed(keys: Keys, prefix: str) -> Iterator[str]:
     try:
-        return next(keys.list(""), None) is None
+        yield from keys.list(prefix)
     except (OSError, NotImplementedError):
-        return True  # web servers list nothing
+        return  # web servers list nothing
 
 
 def _without_root(keys: Keys) -> WuStoreError:
@@ -388,11 +388,17 @@ def _without_root(keys: Keys) -> WuStoreError:
             found=f"{done} images written",
             hint="Run the same conversion again with --resume; wustore info says what is left of one in parts.",
         )
+    if next(_listed(keys, "science/"), "").startswith("science/c"):
+        return IncompleteError(
+            "the store is not whole: it has images, but no root document",
+            path=keys.name,
+            hint="Whoever writes it is at work, or was stopped: write it again.",
+        )
     for name in (".zgroup", ".zarray", ".zmetadata", ".zattrs"):
         if keys.size(name) is not None:
             return FormatError(
                 "a Zarr v2 store", path=keys.name, where=name, expected="Zarr v3", hint="It was not written by wustore."
             )
-    if keys.by_url and _is_empty(keys):
+    if keys.by_url and next(_listed(keys, ""), None) is None:
         return StoreNotFoundError("there is nothing at this path", path=keys.name, hint="Check the name.")
     return FormatError("not a Zarr store", path=keys.name, expected="zarr.json", found="none")
