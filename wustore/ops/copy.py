@@ -10,7 +10,7 @@ from wustore.backends.base import Progress, Reader, Writer
 from wustore.backends.registry import backend_for_writing
 from wustore.errors import CorruptError
 from wustore.model.meta import LAYERS, Image, Meta
-from wustore.storage.threads import default_workers, read_ahead
+from wustore.storage.threads import read_ahead, worker_count
 
 if TYPE_CHECKING:
     pass
@@ -45,7 +45,7 @@ def workers_within(meta: Meta, workers: int | None, max_memory: int | None) -> i
     max_memory
         Bytes for all of them together; at least one image is always in work.
     """
-    wanted = default_workers() if workers is None else max(workers, 1)
+    wanted = worker_count(workers)
     if max_memory is None:
         return wanted
     return max(1, min(wanted, max_memory // max(bytes_per_image(meta), 1)))

@@ -18,7 +18,7 @@ from wustore.backends.zarr.capsule import BOUND, DATA, CapsuleBytes
 from wustore.backends.zarr.codecs import DamagedChunk
 from wustore.backends.zarr.foreign import ForeignArray
 from wustore.backends.zarr.metadata import chunk_key, decode_small, document_checksum
-from wustore.backends.zarr.shards import Box, ShardedLayer, in_threads, parse_grid
+from wustore.backends.zarr.shards import Box, ShardedLayer, parse_grid
 from wustore.errors import CorruptError, FormatError, IncompleteError, StoreNotFoundError, UsageError, WuStoreError
 from wustore.format.document import arrays_of, check_version, meta_from
 from wustore.format.packed import PACKED, unpack
@@ -27,7 +27,7 @@ from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage import buffers
 from wustore.storage.journal import JOURNAL
 from wustore.storage.stores import open_keys
-from wustore.storage.threads import default_workers, read_ahead
+from wustore.storage.threads import in_threads, read_ahead, worker_count
 from wustore.storage.url import CONCURRENCY
 from wustore.storage.zarr_store import Keys
 
@@ -73,7 +73,7 @@ class ZarrReader(Reader):
         self._address = address
         self._keys = keys
         self._requested_workers = workers
-        self._workers = max(workers, 1) if workers is not None else CONCURRENCY if keys.by_url else default_workers()
+        self._workers = CONCURRENCY if workers is None and keys.by_url else worker_count(workers)
         try:
             self._root = keys.get("zarr.json")
             self._document, self._nodes = _root(keys, self._root)
@@ -413,11 +413,11 @@ def _root(keys: Keys, text: bytes | None) -> tuple[dict[str, Any], Mapping[str, 
     return document, nodes if isinstance(nodes, dict) else {}
 
 
-def _is_empty(keys: Keys) -> bool:
+def _listed(keys: Keys, prefix: str) -> Iterator[str]:
     try:
-        return next(keys.list(""), None) is None
+        yield from keys.list(prefix)
     except (OSError, NotImplementedError):
-        return True  # web servers list nothing
+        return  # web servers list nothing
 
 
 def _without_root(keys: Keys) -> WuStoreError:
@@ -429,11 +429,17 @@ def _without_root(keys: Keys) -> WuStoreError:
             found=f"{done} images written",
             hint="Run the same conversion again with --resume; wustore info says what is left of one in parts.",
         )
+    if next(_listed(keys, "science/"), "").startswith("science/c"):
+        return IncompleteError(
+            "the store is not whole: it has images, but no root document",
+            path=keys.name,
+            hint="Whoever writes it is at work, or was stopped: write it again.",
+        )
     for name in (".zgroup", ".zarray", ".zmetadata", ".zattrs"):
         if keys.size(name) is not None:
             return FormatError(
                 "a Zarr v2 store", path=keys.name, where=name, expected="Zarr v3", hint="It was not written by wustore."
             )
-    if keys.by_url and _is_empty(keys):
+    if keys.by_url and next(_listed(keys, ""), None) is None:
         return StoreNotFoundError("there is nothing at this path", path=keys.name, hint="Check the name.")
     return FormatError("not a Zarr store", path=keys.name, expected="zarr.json", found="none")
