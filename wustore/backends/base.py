@@ -12,6 +12,8 @@ Rules that every implementation keeps:
   C-contiguous arrays that the caller may write to.
 - Damage is an error, never data: `CorruptError` with the place.
 - A reader is immutable and safe to use from several threads; it pickles by address.
+- A reader gives one state of the store. If the store is replaced while it is open, or between pickling and unpickling,
+  it gives the old state or raises `StoreReplacedError`, never a mixture of the two (`wustore.backends.state`).
 - Nothing appears at the target path before ``commit``; after ``abort`` (or death) the target is as before.
 """
 
@@ -26,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.boxes import Index, read_boxes
+from wustore.backends.state import replaced, state_of_files
 from wustore.errors import UsageError
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage.threads import read_ahead
@@ -46,6 +49,7 @@ class Reader(ABC):
 
     format: str
     path: str
+    _state: str | None = None
 
     @property
     @abstractmethod
@@ -169,6 +173,28 @@ class Reader(ABC):
     def places(self) -> list[str]:
         """Return the files or URLs this store consists of, as far as they tell whether it has changed."""
         return [self.path]
+
+    def state(self) -> str:
+        """Return what identifies the state of the store that this reader gives.
+
+        It is the same in every process, and another one once the store was written anew with other content. The
+        default is made of names, sizes and modification times of `places`, taken when it is first asked for; a
+        backend overrides it if it knows the content, and fixes it when the store is opened.
+        """
+        if self._state is None:
+            self._state = state_of_files(self.places())
+        return self._state
+
+    def check_state(self) -> None:
+        """Check that the store is still in the state that was opened.
+
+        Raises
+        ------
+        StoreReplacedError
+            If it was replaced, changed or removed.
+        """
+        if state_of_files(self.places()) != self.state():
+            raise replaced(self.path)
 
     def describe(self) -> dict[str, Any]:
         """Return facts of this store for ``wustore info``: JSON values, keys in the order to show them."""

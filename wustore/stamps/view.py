@@ -265,6 +265,14 @@ class View(Reader):
         sums = None if self._is_window else self._source.checksums()
         return None if sums is None else sums[self._chosen]
 
+    def state(self) -> str:
+        """Return the state of the source."""
+        return self._source.state()
+
+    def check_state(self) -> None:
+        """Check that the source is still in this state; see `wustore.backends.base.Reader.check_state`."""
+        self._source.check_state()
+
     def __reduce__(self) -> tuple[Any, ...]:
         return View, (self._source, self._images, self._rows, self._columns, self._given)
 
