@@ -39,8 +39,6 @@ __all__ = [
     "UsageError",
     "VersionError",
     "WuStoreError",
-    "check_size",
-    "most_believed",
 ]
 
 
@@ -159,35 +157,3 @@ class UsageError(WuStoreError, ValueError):
 
 class FidelityError(WuStoreError, ValueError):
     """An export would not be exact; names the HDU and the first difference."""
-
-
-_BELIEVED = 1 << 27
-_RATIO = 64
-"""Metadata text that repeats itself (WCS headers of one camera) packs 40 times; a hostile stream expands 1000 times
-(deflate) and more."""
-
-
-def most_believed(stored: int) -> int:
-    """Return how large the content of ``stored`` bytes may be [byte]; memory is taken for no more."""
-    return max(_BELIEVED, _RATIO * stored)
-
-
-def check_size(claimed: int, stored: int, *, path: str | PathLike[str] | None = None, where: str | None = None) -> None:
-    """Refuse a stated size that the bytes it comes from do not justify, before memory is taken for it.
-
-    Parameters
-    ----------
-    claimed, stored
-        What is to be taken, and what it comes from [byte].
-    path, where
-        For the message.
-
-    Raises
-    ------
-    CorruptError
-    """
-    most = most_believed(stored)
-    if not 0 <= claimed <= most:
-        raise CorruptError(
-            "a size that cannot be", path=path, where=where, expected=f"at most {most} bytes", found=claimed
-        )

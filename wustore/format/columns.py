@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.errors import CorruptError, FormatError, check_size
+from wustore.errors import CorruptError, FormatError
 from wustore.format import tagged_json
 from wustore.format.arrays import ArraySpec, text_array
 from wustore.model.meta import Column, ConstituentTable
+from wustore.model.sizes import check_size
 
 _PLAIN_NODE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _MASK_SUFFIX = "__mask"

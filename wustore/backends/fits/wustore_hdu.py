@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.fits.hdu.header_writer import HeaderText, padding
-from wustore.errors import CorruptError, WuStoreError, most_believed
+from wustore.errors import CorruptError, WuStoreError
 from wustore.format import tagged_json
 from wustore.format.arrays import text_array
 from wustore.format.document import arrays_of, document_of, meta_from
 from wustore.model.meta import Meta
+from wustore.model.sizes import most_believed
 
 __all__ = ["NAME", "read_wustore_hdu", "wustore_hdu"]
 

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.zarr.codecs import Chain, DamagedChunk, Hints, parse_chain, strip_crc, with_crc, zstd_size
-from wustore.errors import CorruptError, check_size
+from wustore.errors import CorruptError
 from wustore.format.arrays import ArraySpec
+from wustore.model.sizes import check_size
 from wustore.storage.checksum import crc32c
 
 __all__ = [
