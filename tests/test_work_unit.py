@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import sys
-import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -27,13 +25,11 @@ from wustore.compat.wcs import wcs_fits_equal
 from wustore.errors import (
     CorruptError,
     FormatError,
-    MissingDependencyError,
     StoreExistsError,
     StoreNotFoundError,
     UsageError,
 )
 from wustore.format.wcs import wcs_to_text
-from wustore.kbmod import from_kbmod, to_kbmod
 from wustore.model.meta import LAYERS, Column, ConstituentTable, Image, Meta
 from wustore.store_view import meta_of, reader_of
 from wustore.work_unit import (
@@ -719,15 +715,6 @@ class KbmodConfiguration:
         self._params.update(values)
 
 
-class KbmodWorkUnit:
-    def __init__(self, im_stack: Any, config: Any, **options: Any) -> None:
-        self.im_stack, self.config = im_stack, config
-        self.lazy, self.file_paths, self._obstimes = False, None, None
-        self._per_image_indices = options.pop("per_image_indices")
-        self.org_img_meta = options.pop("org_image_meta")
-        self.__dict__.update(options)
-
-
 def test_kbmod_objects_are_taken_by_their_attributes() -> None:
     ours = stack()
     configuration = KbmodConfiguration()
@@ -739,28 +726,3 @@ def test_kbmod_objects_are_taken_by_their_attributes() -> None:
     assert work_unit.im_stack is given
     assert work_unit.config is configuration
     assert meta_of(work_unit).configuration == configuration._params
-
-
-def test_to_kbmod_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    work_unit = made()
-    monkeypatch.setitem(sys.modules, "kbmod", None)
-    with pytest.raises(MissingDependencyError, match="KBMOD"):
-        to_kbmod(work_unit)
-    for name, attributes in {
-        "kbmod": {},
-        "kbmod.core": {},
-        "kbmod.configuration": {"SearchConfiguration": KbmodConfiguration},
-        "kbmod.core.image_stack_py": {"ImageStackPy": KbmodStack},
-        "kbmod.work_unit": {"WorkUnit": KbmodWorkUnit},
-    }.items():
-        module = types.ModuleType(name)
-        module.__dict__.update(attributes)
-        monkeypatch.setitem(sys.modules, name, module)
-    theirs = to_kbmod(work_unit)
-    assert theirs.im_stack.sci[0] is work_unit.im_stack.sci[0]
-    assert theirs.config._params["limits"] == (1, 2)
-    back = from_kbmod(theirs)
-    assert same_pixels(back, work_unit)
-    assert back.config == work_unit.config
-    assert wcs_fits_equal(back.wcs, work_unit.wcs)
-    assert back.observatory_given

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from wustore.compat.image_stack import ImageStack
 from wustore.compat.plane_list import Budget, PlaneList
-
-if TYPE_CHECKING:
-    from wustore.compat.image_stack import ImageStack
 
 __all__ = ["store_stack_class", "store_stack_of"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from wustore.compat import kbmod_stack
 from wustore.compat.configuration import SearchConfiguration
-from wustore.kbmod import stack as stack_module
 
 
 class ImageStackPy:
@@ -109,11 +109,11 @@ def kbmod_stand_in(monkeypatch: pytest.MonkeyPatch) -> Any:
         module = types.ModuleType(name)
         module.__dict__.update(attributes)
         monkeypatch.setitem(sys.modules, name, module)
-    stack_module.store_stack_class.cache_clear()
+    kbmod_stack.store_stack_class.cache_clear()
     yield types.SimpleNamespace(
         ImageStackPy=ImageStackPy,
         SearchConfiguration=KbmodConfiguration,
         WorkUnit=KbmodWorkUnit,
         search=search,
     )
-    stack_module.store_stack_class.cache_clear()
+    kbmod_stack.store_stack_class.cache_clear()

@@ -18,9 +18,9 @@ import numpy as np
 
 from wustore import api
 from wustore.compat.configuration import SearchConfiguration
+from wustore.compat.kbmod_stack import store_stack_of
 from wustore.compat.plane_list import CACHE_BYTES
 from wustore.errors import MissingDependencyError
-from wustore.kbmod.stack import store_stack_of
 from wustore.work_unit import WorkUnit
 
 if TYPE_CHECKING:
