@@ -12,6 +12,8 @@ Rules that every implementation keeps:
   C-contiguous arrays that the caller may write to.
 - Damage is an error, never data: `CorruptError` with the place.
 - A reader is immutable and safe to use from several threads; it pickles by address.
+- A reader gives one state of the store. If the store is replaced while it is open, or between pickling and unpickling,
+  it gives the old state or raises `StoreReplacedError`, never a mixture of the two (`wustore.backends.state`).
 - Nothing appears at the target path before ``commit``; after ``abort`` (or death) the target is as before.
 """
 
@@ -26,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.boxes import Grid, Index, regular_grid
+from wustore.backends.state import replaced, state_of_files
 from wustore.errors import UsageError
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage.threads import read_ahead
@@ -46,11 +49,12 @@ class Reader(ABC):
 
     format: str
     path: str
+    _state: str | None = None
 
     @property
     @abstractmethod
     def meta(self) -> Meta:
-        """Everything but pixels, PSF values and FITS leftovers."""
+        """Everything but pixels, PSF values and the FITS reconstruction data (the capsule)."""
 
     @abstractmethod
     def read(self, layer: str, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -108,7 +112,7 @@ class Reader(ABC):
         return [self.read(layer, box, target) for box, target in zip(boxes, targets, strict=True)]
 
     @abstractmethod
-    def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
+    def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read one image in its true shape and source dtypes.
 
         Parameters
@@ -118,8 +122,6 @@ class Reader(ABC):
         layers
             The layers wanted. Science and variance of the result are empty arrays of shape (0, 0) where
             they were not asked for; mask and PSF are None.
-        capsule
-            Whether to fill `Image.capsule` (costly for FITS: the bytes are regenerated to prove them).
         """
 
     def images(
@@ -127,7 +129,6 @@ class Reader(ABC):
         indices: Iterable[int] | None = None,
         layers: Sequence[str] = LAYERS,
         *,
-        capsule: bool = False,
         workers: int | None = None,
     ) -> Iterator[tuple[int, Image]]:
         """Yield (i, image) in the order of ``indices`` (all by default), reading ahead with ``workers`` threads.
@@ -136,7 +137,7 @@ class Reader(ABC):
         of `image` calls in a thread pool; a backend overrides it where it knows better.
         """
         wanted = range(self.meta.n_images) if indices is None else indices
-        return read_ahead(lambda i: self.image(i, layers, capsule=capsule), wanted, workers)
+        return read_ahead(lambda i: self.image(i, layers), wanted, workers)
 
     @abstractmethod
     def chunks(self, layer: str) -> tuple[int, int, int]:
@@ -147,7 +148,20 @@ class Reader(ABC):
         return regular_grid(self.meta.layer_shape(layer), self.chunks(layer))
 
     def capsule(self) -> Capsule | None:
-        """Return the FITS leftovers, or None. For a FITS reader this reads and hashes the files once."""
+        """Return the FITS reconstruction data, or None. A FITS reader reads and hashes the files for this."""
+        return None
+
+    def image_capsule(self, i: int, image: Image | None = None) -> bytes | None:
+        """Return the part of the FITS reconstruction data that belongs to image ``i``, or None.
+
+        Parameters
+        ----------
+        i
+            Index of the image.
+        image
+            The image with all its layers, if it has been read already: a FITS reader regenerates the bytes from it
+            to prove them, and would read it again.
+        """
         return None
 
     def checksums(self) -> NDArray[np.uint32] | None:
@@ -168,6 +182,28 @@ class Reader(ABC):
     def places(self) -> list[str]:
         """Return the files or URLs this store consists of, as far as they tell whether it has changed."""
         return [self.path]
+
+    def state(self) -> str:
+        """Return what identifies the state of the store that this reader gives.
+
+        It is the same in every process, and another one once the store was written anew with other content. The
+        default is made of names, sizes and modification times of `places`, taken when it is first asked for; a
+        backend overrides it if it knows the content, and fixes it when the store is opened.
+        """
+        if self._state is None:
+            self._state = state_of_files(self.places())
+        return self._state
+
+    def check_state(self) -> None:
+        """Check that the store is still in the state that was opened.
+
+        Raises
+        ------
+        StoreReplacedError
+            If it was replaced, changed or removed.
+        """
+        if state_of_files(self.places()) != self.state():
+            raise replaced(self.path)
 
     def describe(self) -> dict[str, Any]:
         """Return facts of this store for ``wustore info``: JSON values, keys in the order to show them."""
@@ -193,16 +229,40 @@ class Encoder(ABC):
     """
 
     @abstractmethod
-    def encode(self, i: int, image: Image) -> bytes:
-        """Return what `Writer.place` needs of image ``i``; what is read back from it is checked, never executed."""
+    def encode(self, i: int, image: Image, capsule: bytes | None = None) -> bytes:
+        """Return what `Writer.place` needs of image ``i``; what is read back from it is checked, never executed.
+
+        Parameters
+        ----------
+        i, image, capsule
+            As for `Writer.write`.
+        """
 
 
 class Writer(ABC):
-    """A store being written, invisible until `commit`."""
+    """A store being written, invisible until `commit`.
+
+    Attributes
+    ----------
+    keeps_capsule
+        Whether `write` is to be given each image's part of the FITS reconstruction data.
+    """
+
+    keeps_capsule: bool = False
 
     @abstractmethod
-    def write(self, i: int, image: Image) -> None:
-        """Write image ``i``. Each image is written once; any order; calls may come from several threads."""
+    def write(self, i: int, image: Image, capsule: bytes | None = None) -> None:
+        """Write image ``i``. Each image is written once; any order; calls may come from several threads.
+
+        Parameters
+        ----------
+        i
+            Index of the image.
+        image
+            All its layers.
+        capsule
+            What `Reader.image_capsule` gave for it, if the writer keeps that.
+        """
 
     def place(self, i: int, piece: bytes) -> None:
         """Write image ``i`` as the format's `Encoder` made it; the same bytes result as from `write`.
@@ -303,8 +363,8 @@ class Backend(ABC):
         meta
             Everything but the pixels.
         capsule
-            FITS leftovers of the source: a FITS backend regenerates the files from it, any other one keeps it.
-            ``None`` writes none.
+            FITS reconstruction data of the source: a FITS backend regenerates the files from it, any other one keeps
+            it. ``None`` writes none.
         overwrite
             Whether an existing store may be replaced (it stays until the new one is whole).
         workers

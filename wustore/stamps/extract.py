@@ -26,7 +26,7 @@ from wustore.stamps.results import Coadds, Stamps
 from wustore.stamps.sky import image_wcs_or_none, numbers_alike, sky_to_pixel
 from wustore.stamps.trajectories import nearest_pixel, trajectories_from
 from wustore.storage import buffers
-from wustore.storage.threads import read_ahead
+from wustore.storage.threads import in_threads, read_ahead
 
 __all__ = ["MAX_MEMORY", "stamp_batches", "stamps", "trajectory_coadds", "trajectory_stamps"]
 
@@ -352,8 +352,7 @@ class _Request:
                             arrays[name][here, row] = values
 
                 cut = partial(work, members=members, arrays=arrays, block=block)
-                for _ in read_ahead(cut, range(0, len(members), AT_A_TIME)):
-                    pass
+                in_threads(cut, range(0, len(members), AT_A_TIME))
                 centres = x[members][:, places.start : places.stop], y[members][:, places.start : places.stop]
                 yield request._result(arrays, *centres, ids[members])
             windows.give_back(block)
@@ -406,8 +405,7 @@ class _Request:
 
         parts = windows.parts
         for p, block in read_ahead(lambda p: windows.load(parts[p]), range(len(parts)), windows.workers):
-            for _ in read_ahead(partial(add, block), range(0, len(block.part.members), AT_A_TIME)):
-                pass
+            in_threads(partial(add, block), range(0, len(block.part.members), AT_A_TIME))
             windows.give_back(block)
             if progress is not None:
                 progress(parts[p].times.stop, len(self.images))

@@ -230,7 +230,7 @@ class View(Reader):
                 target[...] = cast_plane(values, dtype)
         return list(arrays)
 
-    def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
+    def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read one image, without FITS leftovers; see `wustore.backends.base.Reader.image`."""
         if not self._is_window:
             return self._source.image(int(self._chosen[i]), layers)
@@ -250,12 +250,11 @@ class View(Reader):
         indices: Iterable[int] | None = None,
         layers: Sequence[str] = LAYERS,
         *,
-        capsule: bool = False,
         workers: int | None = None,
     ) -> Iterator[tuple[int, Image]]:
         """Yield (i, image); see `wustore.backends.base.Reader.images`."""
         if self._is_window:
-            yield from super().images(indices, layers, capsule=capsule, workers=workers)
+            yield from super().images(indices, layers, workers=workers)
             return
         wanted = list(range(len(self._chosen)) if indices is None else indices)
         chosen = self._chosen[wanted].tolist()
@@ -282,6 +281,14 @@ class View(Reader):
         """Return the checksums of the chosen images, or None for a window, whose pixels have none."""
         sums = None if self._is_window else self._source.checksums()
         return None if sums is None else sums[self._chosen]
+
+    def state(self) -> str:
+        """Return the state of the source."""
+        return self._source.state()
+
+    def check_state(self) -> None:
+        """Check that the source is still in this state; see `wustore.backends.base.Reader.check_state`."""
+        self._source.check_state()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return View, (self._source, self._images, self._rows, self._columns, self._given)

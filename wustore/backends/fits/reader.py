@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from wustore.backends.fits.eras import Layout, interpret
 from wustore.backends.fits.files import input as source
 from wustore.backends.fits.files.open_files import Cache, FitsFile, exists, has_shards, shard_path
 from wustore.backends.fits.hdu.checksum import wrong_sums
+from wustore.backends.state import digest, reopen
 from wustore.errors import CorruptError, FormatError
 from wustore.format.planes import fill_value
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
@@ -170,14 +170,10 @@ class FitsReader(Reader):
             pass
         return out
 
-    def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
+    def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read one image; see `wustore.backends.base.Reader.image`."""
         planes = {layer: values for layer in layers if (values := self._read_plane(i, layer)) is not None}
         image = _image(planes)
-        if capsule:
-            from wustore.backends.fits import capsule as leftovers
-
-            image = replace(image, capsule=leftovers.piece(self, i, image))
         self._release(i)
         return image
 
@@ -210,13 +206,30 @@ class FitsReader(Reader):
 
     def capsule(self) -> Capsule | None:
         """Return what gives the identical files back; reads and hashes them."""
-        from wustore.backends.fits import capsule as leftovers
+        from wustore.backends.fits import capsule
 
-        return leftovers.build(self)
+        return capsule.build(self)
+
+    def image_capsule(self, i: int, image: Image | None = None) -> bytes:
+        """Regenerate the HDUs of an image, and return what this needs beside its pixels."""
+        from wustore.backends.fits import capsule
+
+        made = capsule.piece(self, i, self.image(i) if image is None else image)
+        self._release(i)
+        return made
 
     def places(self) -> list[str]:
         """Return all files of the set."""
         return [shown(file.path) for file in self.files]
+
+    def state(self) -> str:
+        """Return a digest of sizes and times, or versions, of the files when they were opened."""
+        return digest((Path(shown(file.path)).name, *file.state[:2]) for file in self.files)
+
+    def check_state(self) -> None:
+        """Check that no file was changed; see `wustore.backends.base.Reader.check_state`."""
+        for _ in read_ahead(lambda k: self.files[k].check_state(), range(len(self.files)), _CONNECTIONS):
+            pass
 
     def audit(self) -> Iterator[tuple[str, str]]:
         """Yield the CHECKSUM and DATASUM cards that do not hold; see `wustore.backends.base.Reader.audit`."""
@@ -245,4 +258,4 @@ class FitsReader(Reader):
         self._cache.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FitsReader, (self._address, self.format)
+        return reopen, (FitsReader, (self._address, self.format), self.state())

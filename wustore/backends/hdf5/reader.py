@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import h5py
@@ -18,9 +20,10 @@ from wustore.backends.hdf5.chunks import ChunkReader, Job, RawFile, Work, run, t
 from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, parse_document, read_document
 from wustore.backends.hdf5.file import CAPSULE_BOUND, CAPSULE_DATA, DOCUMENT, METADATA_BLOCK, open_file
 from wustore.backends.hdf5.presets import need_plugins
-from wustore.errors import CorruptError, FormatError, MissingDependencyError, UsageError
+from wustore.backends.state import content_state, one_state, reopen, replaced
+from wustore.errors import CorruptError, FormatError, MissingDependencyError, StoreNotFoundError, UsageError
 from wustore.format import tagged_json
-from wustore.format.document import meta_from
+from wustore.format.document import arrays_of, meta_from
 from wustore.format.packed import PACKED, unpack
 from wustore.format.planes import LayerSpec, cast_plane, layers_of
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
@@ -53,6 +56,7 @@ class Hdf5Reader(Reader):
         remote = RemoteFile(path, METADATA_BLOCK) if is_remote(path) else None
         self.path = path if remote is None else remote.name
         self._file: h5py.File | None = open_file(path, remote)
+        self._opened = _identity(self._file, remote)
         self._raw = RawFile(self._file, remote)
         self._lock = threading.Lock()
         self._readers: dict[str, ChunkReader] = {}
@@ -146,6 +150,7 @@ class Hdf5Reader(Reader):
                 "no plug-in has the HDF5 filters of this layer", path=self.path, where=layer, found=missing
             )
 
+    @one_state
     def read(self, layer: str, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Read a box; see `wustore.backends.base.Reader.read`."""
         dtype = self._meta.layer_dtype(layer)
@@ -158,6 +163,7 @@ class Hdf5Reader(Reader):
             out[...] = boxes[0]
         return out
 
+    @one_state
     def read_boxes(
         self, layer: str, boxes: Sequence[Index], out: Sequence[NDArray[Any]] | None = None
     ) -> list[NDArray[Any]]:
@@ -184,17 +190,16 @@ class Hdf5Reader(Reader):
             outs = [np.empty([part.stop - part.start for part in box], dtype) for box in boxes]
         return reader.jobs(boxes, outs), list(outs)
 
-    def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
+    @one_state
+    def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read one image; see `wustore.backends.base.Reader.image`."""
-        pending = _PendingImage(self, i, layers, capsule=capsule)
-        return pending.start(self._workers).image()
+        return _PendingImage(self, i, layers).start(self._workers).image()
 
     def images(
         self,
         indices: Iterable[int] | None = None,
         layers: Sequence[str] = LAYERS,
         *,
-        capsule: bool = False,
         workers: int | None = None,
     ) -> Iterator[tuple[int, Image]]:
         """Yield images in order; see `wustore.backends.base.Reader.images`.
@@ -205,21 +210,23 @@ class Hdf5Reader(Reader):
         ahead: deque[tuple[int, _PendingImage]] = deque()
         try:
             for i in range(self._meta.n_images) if indices is None else indices:
-                ahead.append((i, _PendingImage(self, i, layers, capsule=capsule).start(workers)))
+                ahead.append((i, _PendingImage(self, i, layers).start(workers)))
                 if len(ahead) > 1:
                     ready, pending = ahead.popleft()
-                    yield ready, pending.image()
+                    yield ready, self._finished(pending)
             while ahead:
                 ready, pending = ahead.popleft()
-                yield ready, pending.image()
+                yield ready, self._finished(pending)
         finally:
             for _, pending in ahead:
                 pending.cancel()
 
-    def image_jobs(
-        self, i: int, layers: Sequence[str], *, capsule: bool
-    ) -> tuple[list[Job], dict[str, NDArray[Any]], NDArray[np.uint8] | None]:
-        """Return the work of reading image ``i``, and the planes and capsule bytes that it fills."""
+    @one_state
+    def _finished(self, pending: _PendingImage) -> Image:
+        return pending.image()
+
+    def image_jobs(self, i: int, layers: Sequence[str]) -> tuple[list[Job], dict[str, NDArray[Any]]]:
+        """Return the work of reading image ``i``, and the planes that it fills."""
         if not 0 <= i < self._meta.n_images:
             raise UsageError("no such image", path=self.path, expected=f"0 … {self._meta.n_images - 1}", found=i)
         planes: dict[str, NDArray[Any]] = {}
@@ -230,10 +237,7 @@ class Hdf5Reader(Reader):
                 more, (box,) = self._jobs(layer, [(slice(i, i + 1), slice(0, height), slice(0, width))])
                 planes[layer] = box[0]
                 jobs += more
-        if not capsule or not self._has_capsule():
-            return jobs, planes, None
-        more, piece = self._piece(i + 1)
-        return jobs + more, planes, piece
+        return jobs, planes
 
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return the shape of a chunk of a layer."""
@@ -265,13 +269,6 @@ class Hdf5Reader(Reader):
     def _has_capsule(self) -> bool:
         return self._document.get("capsule") is not None
 
-    def _piece(self, k: int) -> tuple[list[Job], NDArray[np.uint8]]:
-        """Return the work of reading part ``k`` of the capsule (0 the head, then one an image), and its place."""
-        bound, data = self._capsule_parts()
-        start, stop = int(bound[k]), int(bound[k + 1])
-        piece = np.empty(stop - start, np.uint8)
-        return ([] if start == stop else data.jobs([(slice(start, stop),)], [piece])), piece
-
     def _capsule_parts(self) -> tuple[NDArray[Any], ChunkReader]:
         file = self._open()
         with self._lock:
@@ -294,20 +291,31 @@ class Hdf5Reader(Reader):
                     self._capsule = bound, ChunkReader(data, self._raw, self.path)
             return self._capsule
 
-    def _piece_bytes(self, k: int) -> bytes:
-        jobs, piece = self._piece(k)
-        run(jobs, self._workers)
+    def _piece(self, k: int) -> bytes:
+        """Return part ``k`` of the capsule: 0 is the head, then one for each image."""
+        bound, data = self._capsule_parts()
+        start, stop = int(bound[k]), int(bound[k + 1])
+        piece = np.empty(stop - start, np.uint8)
+        if start < stop:
+            run(data.jobs([(slice(start, stop),)], [piece]), self._workers)
         return piece.tobytes()
 
+    @one_state
+    def image_capsule(self, i: int, image: Image | None = None) -> bytes | None:
+        """Return an image's part of the FITS reconstruction data."""
+        return self._piece(i + 1) if self._has_capsule() else None
+
+    @one_state
     def capsule(self) -> Capsule | None:
-        """Return the FITS leftovers, or None."""
+        """Return the FITS reconstruction data, or None."""
         if not self._has_capsule():
             return None
         document = tagged_json.decode(self._document["capsule"])
         if not isinstance(document, dict):
             raise CorruptError("the capsule's document is not a JSON object", path=self.path, where="capsule")
-        return Capsule(document, self._piece_bytes(0), lambda i: self._piece_bytes(i + 1))
+        return Capsule(document, self._piece(0))
 
+    @one_state
     def checksums(self) -> NDArray[np.uint32]:
         """Return the stored CRC-32C of every plane, shape (n_images, 4)."""
         sums = self._array("checksum")
@@ -325,6 +333,22 @@ class Hdf5Reader(Reader):
     def document(self) -> Mapping[str, Any]:
         """Return the root document as it is stored."""
         return self._document
+
+    def state(self) -> str:
+        """Return a digest of the root document, the small arrays and the checksums of the planes."""
+        if self._state is None:
+            arrays = [spec.data for spec in arrays_of(self._meta)]
+            self._state = content_state(self._document, arrays, self.checksums())
+        return self._state
+
+    def check_state(self) -> None:
+        """Check that the path or URL still leads to the file that was opened."""
+        try:
+            found = RemoteFile(self._address).state if is_remote(self._address) else _facts(Path(self.path).stat())
+        except (StoreNotFoundError, FileNotFoundError, NotADirectoryError) as error:
+            raise replaced(self.path, "none") from error
+        if found != self._opened:
+            raise replaced(self.path)
 
     def audit(self) -> Iterator[tuple[str, str]]:
         """Yield the objects that HDF5 cannot read, and copies for other programs that differ from what we read."""
@@ -357,14 +381,14 @@ class Hdf5Reader(Reader):
             file.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self._address, self._workers)
+        return reopen, (_reopen, (self._address, self._workers), self.state())
 
 
 class _PendingImage:
     """An image whose chunks are being decoded."""
 
-    def __init__(self, reader: Hdf5Reader, i: int, layers: Sequence[str], *, capsule: bool) -> None:
-        self._jobs, self._planes, self._piece = reader.image_jobs(i, layers, capsule=capsule)
+    def __init__(self, reader: Hdf5Reader, i: int, layers: Sequence[str]) -> None:
+        self._jobs, self._planes = reader.image_jobs(i, layers)
         self._dtypes = {layer: reader.meta.dtypes[layer][i] for layer in LAYERS}
         self._work: Work | None = None
 
@@ -389,8 +413,19 @@ class _PendingImage:
             variance=planes.get("variance", empty),
             mask=planes.get("mask"),
             psf=planes.get("psf"),
-            capsule=None if self._piece is None else self._piece.tobytes(),
         )
+
+
+def _facts(status: os.stat_result) -> tuple[Any, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _identity(file: h5py.File, remote: RemoteFile | None) -> tuple[Any, ...]:
+    """Return what tells the open file from another one at the same place."""
+    if remote is not None:
+        return remote.state
+    status = os.fstat(file.id.get_vfd_handle()) if file.driver == "sec2" else Path(file.filename).stat()
+    return _facts(status)
 
 
 def _reopen(path: str, workers: int) -> Hdf5Reader:
