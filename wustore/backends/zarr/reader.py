@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from wustore.backends.zarr.foreign import ForeignArray
 from wustore.backends.zarr.metadata import chunk_key, decode_small, document_checksum
 from wustore.backends.zarr.shards import Box, ShardedLayer, parse_grid
 from wustore.errors import CorruptError, FormatError, IncompleteError, StoreNotFoundError, UsageError, WuStoreError
+from wustore.format import tagged_json
 from wustore.format.document import arrays_of, check_version, meta_from
 from wustore.format.packed import PACKED, unpack
 from wustore.format.planes import LayerSpec, cast_plane, layers_of
@@ -367,10 +367,7 @@ class ZarrReader(Reader):
 
 
 def _parse(text: bytes, path: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CorruptError("a metadata document is not JSON", path=path, where=where, found=error) from error
+    return tagged_json.parse(text, what="a metadata document", path=path, where=where)
 
 
 def _root(keys: Keys, text: bytes | None) -> tuple[dict[str, Any], Mapping[str, Any]]:
