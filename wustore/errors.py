@@ -31,6 +31,7 @@ __all__ = [
     "FormatError",
     "IncompleteError",
     "MissingDependencyError",
+    "OtherFormatError",
     "StoreExistsError",
     "StoreNotFoundError",
     "UnknownFormatError",
@@ -116,6 +117,10 @@ class VersionError(FormatError):
 
 class IncompleteError(FormatError):
     """The store is a conversion that has not finished."""
+
+
+class OtherFormatError(FormatError):
+    """The content is of another format than the one it was opened as."""
 
 
 class CorruptError(FormatError):

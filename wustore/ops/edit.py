@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from wustore._version import __version__
 from wustore.backends.base import Index, Progress, Reader
-from wustore.backends.registry import backend_for_reading, backend_named, open_reader
+from wustore.backends.registry import backend_named, open_reader
 from wustore.errors import UsageError
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.ops.copy import copy
@@ -198,7 +198,8 @@ def append(path: Any, *sources: Any, progress: Progress | None = None) -> int:
     address = address_of(path)
     if not sources:
         raise UsageError("nothing to append", path=address, hint="Name at least one source.")
-    backend = backend_for_reading(address)
+    with open_reader(address) as store:
+        backend = backend_named(store.format)
     names = [str(address_of(source)) for source in sources]
     with ExitStack() as stack:
         readers = [stack.enter_context(open_reader(source)) for source in sources]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wustore.errors import CorruptError
+from wustore.storage.files import open_handle
 from wustore.storage.pread import pread
 from wustore.storage.threads import Background
 from wustore.storage.url import CONCURRENCY, LARGEST, errors_of, merged, shown
@@ -107,7 +108,7 @@ class DirectoryKeys(Keys):
 
     def _open(self, key: str) -> int | None:
         try:
-            return os.open(self._path(key), os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            return open_handle(self._path(key))
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -250,7 +251,7 @@ class ZipKeys(Keys):
         except (zipfile.BadZipFile, ValueError, EOFError, IndexError, NotImplementedError, struct.error) as error:
             raise CorruptError("the zip file cannot be read", path=self.name, found=error) from error
         self._members = {info.filename: info for info in self._zip.infolist() if not info.is_dir()}
-        self._handle = os.open(self.name, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._handle = open_handle(self.name)
         self._starts: dict[str, int] = {}
         self._lock = threading.Lock()
 

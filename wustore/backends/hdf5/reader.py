@@ -18,7 +18,7 @@ from wustore.backends.hdf5.chunks import ChunkReader, Job, RawFile, Work, run, t
 from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, parse_document, read_document
 from wustore.backends.hdf5.file import CAPSULE_BOUND, CAPSULE_DATA, DOCUMENT, METADATA_BLOCK, open_file
 from wustore.backends.hdf5.presets import need_plugins
-from wustore.errors import CorruptError, FormatError, MissingDependencyError, UsageError
+from wustore.errors import CorruptError, FormatError, MissingDependencyError, OtherFormatError, UsageError
 from wustore.format import tagged_json
 from wustore.format.document import meta_from
 from wustore.format.packed import PACKED, unpack
@@ -81,7 +81,7 @@ class Hdf5Reader(Reader):
         file = self._open()
         with netcdf.wrapped(self.path, "root attributes"):
             if DOCUMENT not in file.attrs:
-                raise FormatError(
+                raise OtherFormatError(
                     "an HDF5 file, but not a wustore store", path=self.path, expected=f"root attribute {DOCUMENT!r}"
                 )
             is_packed = PACKED in file

@@ -17,7 +17,15 @@ from wustore.backends.zarr.codecs import DamagedChunk
 from wustore.backends.zarr.foreign import ForeignArray
 from wustore.backends.zarr.metadata import chunk_key, decode_small, document_checksum
 from wustore.backends.zarr.shards import Box, ShardedLayer, parse_grid
-from wustore.errors import CorruptError, FormatError, IncompleteError, StoreNotFoundError, UsageError, WuStoreError
+from wustore.errors import (
+    CorruptError,
+    FormatError,
+    IncompleteError,
+    OtherFormatError,
+    StoreNotFoundError,
+    UsageError,
+    WuStoreError,
+)
 from wustore.format.document import check_version, meta_from
 from wustore.format.packed import PACKED, unpack
 from wustore.format.planes import LayerSpec, cast_plane, layers_of
@@ -395,4 +403,4 @@ def _without_root(keys: Keys) -> WuStoreError:
             )
     if keys.by_url and _is_empty(keys):
         return StoreNotFoundError("there is nothing at this path", path=keys.name, hint="Check the name.")
-    return FormatError("not a Zarr store", path=keys.name, expected="zarr.json", found="none")
+    return OtherFormatError("not a Zarr store", path=keys.name, expected="zarr.json", found="none")
