@@ -14,8 +14,15 @@ _FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 """O_NONBLOCK: what becomes a pipe between the look and the opening does not block either."""
 
 
-def check_regular(path: str | os.PathLike[str]) -> None:
+def check_regular(path: str | os.PathLike[str], folder: int | None = None) -> None:
     """Refuse what is neither a regular file nor a directory; links are followed.
+
+    Parameters
+    ----------
+    path
+        The file.
+    folder
+        Descriptor of the directory from which a relative path goes on, instead of the current one.
 
     Raises
     ------
@@ -23,15 +30,20 @@ def check_regular(path: str | os.PathLike[str]) -> None:
         If it is a named pipe, a device or a socket.
     FileNotFoundError
     """
-    mode = os.stat(path).st_mode  # noqa: PTH116 - as quick as can be: called for every shard
+    mode = os.stat(path, dir_fd=folder).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         kinds = ((stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
         found = next((name for is_kind, name in kinds if is_kind(mode)), "a device")
         raise FormatError("not a regular file", path=path, found=found)
 
 
-def open_handle(path: str | os.PathLike[str]) -> int:
+def open_handle(path: str | os.PathLike[str], folder: int | None = None) -> int:
     """Return a descriptor of a regular file, or of a directory, open for reading.
+
+    Parameters
+    ----------
+    path, folder
+        As for `check_regular`.
 
     Raises
     ------
@@ -39,8 +51,8 @@ def open_handle(path: str | os.PathLike[str]) -> int:
         As for `check_regular`.
     OSError
     """
-    check_regular(path)
-    return os.open(path, _FLAGS)
+    check_regular(path, folder)
+    return os.open(path, _FLAGS, dir_fd=folder)
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
