@@ -200,13 +200,15 @@ class ZarrReader(Reader):
         return out
 
     @one_state
-    def read_boxes(self, layer: str, boxes: Sequence[Index]) -> list[NDArray[Any]]:
-        """Read many boxes, every chunk once; see `wustore.backends.base.Reader.read_boxes`."""
+    def read_boxes(
+        self, layer: str, boxes: Sequence[Index], out: Sequence[NDArray[Any]] | None = None
+    ) -> list[NDArray[Any]]:
+        """Read several boxes, every chunk once; see `wustore.backends.base.Reader.read_boxes`."""
         source = self._layer(layer)
         if isinstance(source, ForeignArray):
-            return super().read_boxes(layer, boxes)
+            return super().read_boxes(layer, boxes, out)
         dtype = self._spec(layer).dtype
-        arrays = [np.empty([part.stop - part.start for part in box], dtype) for box in boxes]
+        arrays = [np.empty([part.stop - part.start for part in box], dtype) for box in boxes] if out is None else out
         by_image: dict[int, list[Box]] = {}
         for (times, rows, columns), array in zip(boxes, arrays, strict=True):
             for k, i in enumerate(range(times.start, times.stop)):
@@ -217,7 +219,7 @@ class ZarrReader(Reader):
                 source.fill(i, wanted, self._workers)
         else:
             in_threads(lambda i: source.fill(i, by_image[i]), list(by_image), self._workers)
-        return arrays
+        return list(arrays)
 
     @one_state
     def _image(self, i: int, layers: Sequence[str], workers: int) -> Image:
