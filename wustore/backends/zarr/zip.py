@@ -7,7 +7,7 @@ import os
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, cast
 
 from wustore.storage.pread import pread
 from wustore.storage.zip import ZipKeys
@@ -38,7 +38,7 @@ def pack_directory(path: Path, to: Path, *, without: str) -> None:
         _pack(((name, file.read_bytes()) for name, file in named if not name.startswith(without)), file)
 
 
-def _pack(members: Iterable[tuple[str, bytes]], file: BinaryIO) -> None:
+def _pack(members: Iterable[tuple[str, bytes]], file: IO[bytes]) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, value in members:
             info = zipfile.ZipInfo(name, _EPOCH)
@@ -64,7 +64,7 @@ def audit_zip(keys: ZipKeys) -> Iterator[tuple[str, str]]:
         ours = sum((info.date_time, info.create_system, info.external_attr) == (_EPOCH, _UNIX, _MODE) for info in infos)
         if 2 * ours > len(infos):
             found = _Comparison(file.fileno(), os.fstat(file.fileno()).st_size)
-            _pack(((info.filename, keys.get(info.filename) or b"") for info in infos), found)
+            _pack(((info.filename, keys.get(info.filename) or b"") for info in infos), cast("IO[bytes]", found))
             yield from (("zip file", f"byte {at} is not what was written") for at in found.differs())
             return
         for info in infos:
