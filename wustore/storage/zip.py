@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, NoReturn
 
-from wustore.errors import CorruptError, StoreNotFoundError
+from wustore.errors import CorruptError, FormatError, StoreNotFoundError
 from wustore.model.sizes import check_size
 from wustore.storage.files import open_handle
 from wustore.storage.pread import pread
