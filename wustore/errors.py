@@ -6,6 +6,7 @@
      |- FormatError              (ValueError) the data does not follow the format
      |   |- VersionError         written by a newer wustore than this one can read
      |   |- IncompleteError      a conversion that has not finished
+     |   |- OtherFormatError     the content is of another format than the one asked for
      |   `- CorruptError         damaged: truncated, a failed checksum, a missing chunk
      |- BackendError
      |   |- UnknownFormatError   (LookupError) no backend knows this path
