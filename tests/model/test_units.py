@@ -30,7 +30,7 @@ DEGREES = [10.0, 11.0]
         Angle(DEGREES, "deg"),
         [10 * u.deg, 660 * u.arcmin],
         ["10deg", "660arcmin"],
-        ["0h40m0s", "11d"],
+        ["0h40m0s", "11d0m"],
         Table({"a": np.array(DEGREES) * u.deg})["a"],
         QTable({"a": np.radians(DEGREES) * u.rad})["a"],
         xr.DataArray(np.array(DEGREES) * 3600, attrs={"units": "arcsec"}),
