@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from wustore.ops.edit import append, drop, repack
     from wustore.ops.jobs import Job, finish, part, plan
     from wustore.ops.verify import Problem
-    from wustore.stamps.extract import Coadds, Stamps
+    from wustore.stamps.results import Coadds, Stamps
     from wustore.stamps.trajectories import Trajectories
     from wustore.work_unit import WorkUnit
 
@@ -57,8 +57,8 @@ _HOMES = {
     "diff": "api",
     "Problem": "ops.verify",
     "Difference": "model.compare",
-    "Stamps": "stamps.extract",
-    "Coadds": "stamps.extract",
+    "Stamps": "stamps.results",
+    "Coadds": "stamps.results",
     "Trajectories": "stamps.trajectories",
     "convert": "ops.convert",
     "open": "api",

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from wustore.backends.layer import Layer
     from wustore.model.meta import Meta
-    from wustore.stamps.extract import Coadds, Stamps
+    from wustore.stamps.results import Coadds, Stamps
 
 __all__ = [
     "WorkUnit",

@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.boxes import Index, read_boxes
+from wustore.backends.boxes import Grid, Index, regular_grid
 from wustore.backends.state import replaced, state_of_files
 from wustore.errors import UsageError
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
@@ -81,11 +81,13 @@ class Reader(ABC):
             Where the stored bytes are damaged or missing.
         """
 
-    def read_boxes(self, layer: str, boxes: Sequence[Index]) -> list[NDArray[Any]]:
-        """Read many boxes of a layer, each chunk once however many boxes share it.
+    def read_boxes(
+        self, layer: str, boxes: Sequence[Index], out: Sequence[NDArray[Any]] | None = None
+    ) -> list[NDArray[Any]]:
+        """Read several boxes of a layer, best those that share no chunk.
 
-        The default implementation (`wustore.backends.boxes.read_boxes`) makes one `read` for each rectangle of
-        chunks that are needed, in threads; a backend overrides it where it knows better.
+        The default implementation makes one `read` for each; a backend overrides it if it can do better, such as
+        with one request for all.
 
         Parameters
         ----------
@@ -93,6 +95,8 @@ class Reader(ABC):
             One of `wustore.model.meta.LAYERS`.
         boxes
             As ``index`` of `read`; they may overlap and may be empty.
+        out
+            An array for each box to fill instead of a new one, as for `read`; its rows need not be adjacent.
 
         Returns
         -------
@@ -102,9 +106,10 @@ class Reader(ABC):
         Raises
         ------
         CorruptError
-            Where the stored bytes are damaged or missing.
+            If the stored bytes are damaged or missing.
         """
-        return read_boxes(self, layer, boxes)
+        targets = [None] * len(boxes) if out is None else out
+        return [self.read(layer, box, target) for box, target in zip(boxes, targets, strict=True)]
 
     @abstractmethod
     def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
@@ -137,6 +142,10 @@ class Reader(ABC):
     @abstractmethod
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return the shape (time, y, x) of the smallest unit that can be read of this layer."""
+
+    def grid(self, layer: str) -> Grid:
+        """Return where the chunks of a layer lie."""
+        return regular_grid(self.meta.layer_shape(layer), self.chunks(layer))
 
     def capsule(self) -> Capsule | None:
         """Return the FITS reconstruction data, or None. A FITS reader reads and hashes the files for this."""

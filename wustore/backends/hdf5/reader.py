@@ -164,11 +164,18 @@ class Hdf5Reader(Reader):
         return out
 
     @one_state
-    def read_boxes(self, layer: str, boxes: Sequence[Index]) -> list[NDArray[Any]]:
-        """Read many boxes; see `wustore.backends.base.Reader.read_boxes`."""
-        jobs, outs = self._jobs(layer, boxes)
+    def read_boxes(
+        self, layer: str, boxes: Sequence[Index], out: Sequence[NDArray[Any]] | None = None
+    ) -> list[NDArray[Any]]:
+        """Read several boxes, every chunk once; see `wustore.backends.base.Reader.read_boxes`."""
+        direct = out if out is not None and all(array.flags.c_contiguous for array in out) else None
+        jobs, found = self._jobs(layer, boxes, direct)
         run(jobs, self._workers)
-        return outs
+        if out is None or direct is not None:
+            return found
+        for array, values in zip(out, found, strict=True):
+            array[...] = values
+        return list(out)
 
     def _jobs(
         self, layer: str, boxes: Sequence[Index], outs: Sequence[NDArray[Any]] | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from wustore.backends.zarr.foreign import ForeignArray
 from wustore.backends.zarr.metadata import chunk_key, decode_small, document_checksum
 from wustore.backends.zarr.shards import Box, ShardedLayer, parse_grid
 from wustore.errors import CorruptError, FormatError, IncompleteError, StoreNotFoundError, UsageError, WuStoreError
+from wustore.format import tagged_json
 from wustore.format.document import arrays_of, check_version, meta_from
 from wustore.format.packed import PACKED, unpack
 from wustore.format.planes import LayerSpec, cast_plane, layers_of
@@ -200,13 +200,15 @@ class ZarrReader(Reader):
         return out
 
     @one_state
-    def read_boxes(self, layer: str, boxes: Sequence[Index]) -> list[NDArray[Any]]:
-        """Read many boxes, every chunk once; see `wustore.backends.base.Reader.read_boxes`."""
+    def read_boxes(
+        self, layer: str, boxes: Sequence[Index], out: Sequence[NDArray[Any]] | None = None
+    ) -> list[NDArray[Any]]:
+        """Read several boxes, every chunk once; see `wustore.backends.base.Reader.read_boxes`."""
         source = self._layer(layer)
         if isinstance(source, ForeignArray):
-            return super().read_boxes(layer, boxes)
+            return super().read_boxes(layer, boxes, out)
         dtype = self._spec(layer).dtype
-        arrays = [np.empty([part.stop - part.start for part in box], dtype) for box in boxes]
+        arrays = [np.empty([part.stop - part.start for part in box], dtype) for box in boxes] if out is None else out
         by_image: dict[int, list[Box]] = {}
         for (times, rows, columns), array in zip(boxes, arrays, strict=True):
             for k, i in enumerate(range(times.start, times.stop)):
@@ -217,7 +219,7 @@ class ZarrReader(Reader):
                 source.fill(i, wanted, self._workers)
         else:
             in_threads(lambda i: source.fill(i, by_image[i]), list(by_image), self._workers)
-        return arrays
+        return list(arrays)
 
     @one_state
     def _image(self, i: int, layers: Sequence[str], workers: int) -> Image:
@@ -365,10 +367,7 @@ class ZarrReader(Reader):
 
 
 def _parse(text: bytes, path: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CorruptError("a metadata document is not JSON", path=path, where=where, found=error) from error
+    return tagged_json.parse(text, what="a metadata document", path=path, where=where)
 
 
 def _root(keys: Keys, text: bytes | None) -> tuple[dict[str, Any], Mapping[str, Any]]:
