@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from wustore.errors import BackendError, FormatError, StoreNotFoundError, UsageError
 from wustore.storage import url as remote
-from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys, ZipKeys
+from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys
+from wustore.storage.zip import ZipKeys
 
 if TYPE_CHECKING:
     pass
