@@ -513,7 +513,7 @@ def test_nobody_listens(monkeypatch):
     ],
 )
 def test_what_is_shown_of_a_url(text, expected):
-    assert remote.shown(text) == expected
+    assert remote.redact(text) == expected
 
 
 def test_errors_show_no_secret(web):
@@ -554,9 +554,9 @@ def test_unknown_protocol():
 
 
 def test_near_ranges_are_joined():
-    assert remote.merged([(10, 20), (0, 5), (30, 30), (100, 110)], gap=5) == [(0, 20), (100, 110)]
-    assert remote.merged([(0, 10), (10, 20), (20, 30)], gap=5, largest=20) == [(0, 20), (20, 30)]
-    assert remote.merged([(0, 50), (10, 20)], gap=0) == [(0, 50)]
+    assert remote.coalesce([(10, 20), (0, 5), (30, 30), (100, 110)], gap=5) == [(0, 20), (100, 110)]
+    assert remote.coalesce([(0, 10), (10, 20), (20, 30)], gap=5, largest=20) == [(0, 20), (20, 30)]
+    assert remote.coalesce([(0, 50), (10, 20)], gap=0) == [(0, 50)]
 
 
 def test_no_credentials_in_a_store(s3):

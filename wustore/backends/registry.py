@@ -19,7 +19,7 @@ from wustore.backends.base import Backend, Reader
 from wustore.errors import IncompleteError, StoreNotFoundError, UnknownFormatError
 from wustore.storage.staging import partial_path
 from wustore.storage.stores import address_of
-from wustore.storage.url import is_remote, shown
+from wustore.storage.url import is_remote, redact
 
 if TYPE_CHECKING:
     pass
@@ -177,14 +177,14 @@ def _by_content(path: str, asked: list[Backend]) -> Backend:
     if claims:
         raise UnknownFormatError(
             "several formats recognise this path",
-            path=shown(path),
+            path=redact(path),
             found=", ".join(b.name for b in claims),
             hint="Say which with format=… or --format.",
         )
     if asked:
         return asked[0]  # its open() says best what is wrong with the file that carries its suffix
     raise UnknownFormatError(
-        "no format recognises this path", path=shown(path), expected=", ".join(format_names()), hint="Is it a WorkUnit?"
+        "no format recognises this path", path=redact(path), expected=", ".join(format_names()), hint="Is it a WorkUnit?"
     )
 
 
@@ -226,7 +226,7 @@ def backend_for_writing(path: Any, name: str | None = None) -> Backend:
     endings = sorted({s for entry in _BUILT_IN if entry.writes for s in entry.suffixes})
     raise UnknownFormatError(
         "the name does not say which format to write",
-        path=shown(path),
+        path=redact(path),
         expected=f"a name ending in {', '.join(endings)}",
         hint="Use such an ending, or say format=… or --format.",
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from wustore.errors import CorruptError
 from wustore.storage.pread import pread
 from wustore.storage.threads import Background
-from wustore.storage.url import CONCURRENCY, LARGEST, errors_of, merged, shown
+from wustore.storage.url import CONCURRENCY, LARGEST, errors_of, coalesce, redact
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -268,7 +268,7 @@ class StoreKeys(Keys):
         self.store = store
         self._url = name or str(store)
         self.by_url = name is not None
-        self.name = shown(self._url)
+        self.name = redact(self._url)
         self._prototype = default_buffer_prototype()
 
     def get(self, key: str) -> bytes | None:
@@ -306,7 +306,7 @@ class StoreKeys(Keys):
         """Return the bytes of each range, or None; see `Keys.get_ranges`."""
         from zarr.abc.store import RangeByteRequest
 
-        requests = merged([(start, start + length) for start, length in ranges])
+        requests = coalesce([(start, start + length) for start, length in ranges])
 
         async def fetch(start: int, stop: int) -> memoryview | None:
             value = await self.store.get(key, self._prototype, RangeByteRequest(start, stop))

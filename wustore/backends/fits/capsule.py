@@ -36,7 +36,7 @@ from wustore.format.document import arrays_of, document_of
 from wustore.format.planes import plane_checksum
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage.mapping import release
-from wustore.storage.url import shown
+from wustore.storage.url import redact
 
 __all__ = ["ENCODING", "Block", "ChangedError", "Head", "build", "meta_digest", "piece", "regenerate"]
 
@@ -242,7 +242,7 @@ def build(source: FitsSource) -> Capsule:
     for file in plan.files:
         content = file.data
         entry: dict[str, Any] = {
-            "name": Path(shown(file.path)).name,
+            "name": Path(redact(file.path)).name,
             "size": len(content),
             "sha256": _sha256(content),
         }

@@ -19,7 +19,7 @@ from wustore.backends.fits.hdu.scan import Buffer, ScannedFile, Sliceable, is_fi
 from wustore.backends.state import replaced
 from wustore.errors import StoreNotFoundError, UsageError
 from wustore.storage.threads import read_ahead
-from wustore.storage.url import CONCURRENCY, RemoteFile, is_remote, merged, shown
+from wustore.storage.url import CONCURRENCY, RemoteFile, is_remote, coalesce, redact
 
 __all__ = ["Cache", "FitsFile", "exists", "has_shards", "remote_at", "shard_path"]
 
@@ -81,7 +81,7 @@ class FitsFile:
         self._remote = remote_at(path)
         self._is_fetched = False
         self.state = source.state_of(path) if self._remote is None else self._remote.state
-        self.scan: ScannedFile = scan(cache.get(path) if self._remote is None else self._remote, shown(path))
+        self.scan: ScannedFile = scan(cache.get(path) if self._remote is None else self._remote, redact(path))
 
     def check_state(self) -> None:
         """Check that the file was not changed since it was opened.
@@ -93,9 +93,9 @@ class FitsFile:
         try:
             found = source.state_of(self.path)
         except StoreNotFoundError as error:
-            raise replaced(shown(self.path), "none") from error
+            raise replaced(redact(self.path), "none") from error
         if found != self.state:
-            raise replaced(shown(self.path))
+            raise replaced(redact(self.path))
 
     @property
     def data(self) -> Buffer:
@@ -135,7 +135,7 @@ class FitsFile:
         """Return the bytes of ranges, near ones in one request, several requests at a time."""
         assert self._remote is not None
         remote = self._remote
-        requests = merged(ranges)
+        requests = coalesce(ranges)
         if not requests:
             return [b""] * len(ranges)
         pieces = read_ahead(
