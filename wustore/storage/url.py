@@ -26,8 +26,8 @@ T = TypeVar("T")
 __all__ = [
     "CONCURRENCY",
     "RemoteFile",
-    "errors_of",
     "coalesce",
+    "errors_of",
     "gather",
     "is_read_only",
     "is_remote",
@@ -257,7 +257,7 @@ def gather(
         Function that gives the bytes of each of the coalesced ranges, None if there is no such object.
     """
     requests = coalesce(ranges)
-    found = fetch(requests)
+    found = fetch(requests) if requests else []
     if found is None:
         return None
     starts = [start for start, _ in requests]
