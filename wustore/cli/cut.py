@@ -156,7 +156,7 @@ def cutout(
             backend.create(target, view.meta, overwrite=overwrite) as writer,
             progress_bar("cutting") as progress,
         ):
-            copy(view, writer, capsule=False, progress=progress)
+            copy(view, writer, progress=progress)
 
 
 def _indices(text: str) -> list[int]:

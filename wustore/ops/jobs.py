@@ -164,7 +164,7 @@ def _load(target: str) -> tuple[Job, Capsule | None]:
     head = keys.get(_CAPSULE)
     if head is None:
         raise CorruptError("the plan of a conversion lacks its capsule", path=target, where=_CAPSULE)
-    return job, Capsule(job.capsule, head, lambda i: None)
+    return job, Capsule(job.capsule, head)
 
 
 def _same_job(found: Job, wanted: Job, target: str) -> None:
@@ -364,7 +364,7 @@ def part(target: str, k: int, *, workers: int | None = None, progress: Progress 
             if progress is not None:
                 progress(done + count - (total - len(left)), len(images))
 
-        copy_images(reader, writer, capsule=job.capsule is not None, indices=left, workers=workers, progress=report)
+        copy_images(reader, writer, indices=left, workers=workers, progress=report)
     return len(left)
 
 
@@ -457,8 +457,8 @@ def _start_worker(target: str) -> None:
 
 def _write_one(i: int) -> int:
     assert _OPEN is not None
-    job, reader, writer = _OPEN
-    copy_images(reader, writer, capsule=job.capsule is not None, indices=[i], workers=1)
+    _, reader, writer = _OPEN
+    copy_images(reader, writer, indices=[i], workers=1)
     return i
 
 
@@ -508,9 +508,7 @@ def run(job: Job, *, workers: int, processes: bool = False, progress: Progress |
         left = writer.unwritten(range(job.n_images))
         done = job.n_images - len(left)
         if not processes or workers == 1 or len(left) < 2:
-            copy_images(
-                reader, writer, capsule=job.capsule is not None, indices=left, workers=workers, progress=progress
-            )
+            copy_images(reader, writer, indices=left, workers=workers, progress=progress)
         else:
 
             def report(_: int) -> None:

@@ -46,7 +46,7 @@ class TestResume:
 
         writer = start()
         for i in (0, 1, 3):
-            writer.write(i, source.image(i, capsule=True))  # type: ignore[attr-defined]
+            writer.write(i, source.image(i), source.image_capsule(i))  # type: ignore[attr-defined]
         writer.abort()  # type: ignore[attr-defined]
         with pytest.raises(StoreNotFoundError):
             backend.open(path)
@@ -58,7 +58,7 @@ class TestResume:
         writer = start()
         assert writer.unwritten(range(4)) == [1, 2, 3]  # type: ignore[attr-defined]
         for i in writer.unwritten(range(4)):  # type: ignore[attr-defined]
-            writer.write(i, source.image(i, capsule=True))  # type: ignore[attr-defined]
+            writer.write(i, source.image(i), source.image_capsule(i))  # type: ignore[attr-defined]
         writer.commit()  # type: ignore[attr-defined]
         assert not staging.exists()
         assert digest(Path(path)) == self.undisturbed(tmp_path, backend)
@@ -108,7 +108,7 @@ class TestResume:
         ]
         for writer, images in zip(writers, ((2, 0), (0, 1), (3, 2)), strict=True):
             for i in images:
-                writer.write(i, source.image(i, capsule=True))
+                writer.write(i, source.image(i), source.image_capsule(i))
         writers[0].commit()
         assert digest(Path(path)) == self.undisturbed(tmp_path, backend)
 

@@ -25,7 +25,7 @@ from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage.checksum import crc32c
 from wustore.storage.journal import JOURNAL, Entry, Journal
 from wustore.storage.staging import Staging, retire
-from wustore.storage.threads import default_workers
+from wustore.storage.threads import worker_count
 from wustore.storage.zarr_store import DirectoryKeys, Keys
 
 __all__ = ["DirectoryTarget", "Options", "StoreTarget", "Target", "ZarrWriter", "ZipTarget", "options_from"]
@@ -170,8 +170,9 @@ class ZarrWriter(ResumableWriter):
         self._keys = target.keys
         self._meta = meta
         self._capsule = capsule
+        self.keeps_capsule = capsule is not None
         self._options = options
-        self._workers = default_workers() if options.workers is None else max(options.workers, 1)
+        self._workers = worker_count(options.workers)
         self._structure = Structure(meta, profile=options.profile, layout=options.layout, chunks=options.chunks)
         self._document = self._structure.document(None if capsule is None else capsule.document)
         self._journal = Journal(self._keys)
@@ -191,14 +192,14 @@ class ZarrWriter(ResumableWriter):
         """Return whether image ``i`` is there and whole: its bytes are read and compared with their checksums."""
         return self._journal.is_sealed() or self._journal.is_whole(i)
 
-    def write(self, i: int, image: Image) -> None:
+    def write(self, i: int, image: Image, capsule: bytes | None = None) -> None:
         """Write an image; the same image written twice, by whomever, gives the same bytes."""
         written: dict[str, tuple[int, int]] = {}
         checksums = [plane_checksum(image.layer(name)) for name in LAYERS]
         for key, value in self._structure.shards(i, image, self._workers):
             self._set(key, value, written)
-        if self._capsule is not None and image.capsule is not None:
-            self._set(self._journal.capsule_key(i), image.capsule, written)
+        if self._capsule is not None and capsule is not None:
+            self._set(self._journal.capsule_key(i), capsule, written)
         self._journal.record(i, Entry(written, tuple(checksums)))
 
     def _set(self, key: str, value: bytes, written: dict[str, tuple[int, int]]) -> None:
