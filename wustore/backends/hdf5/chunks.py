@@ -10,8 +10,8 @@ import math
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import cache, partial
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import h5py
@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 
 from wustore.backends.hdf5.filters import DamagedChunkError, Decoded, Pipeline, Scratch, filters_of, pipeline_of
 from wustore.backends.hdf5.netcdf import wrapped
-from wustore.errors import CorruptError, UsageError
-from wustore.storage.threads import default_workers
+from wustore.errors import CorruptError
 from wustore.storage.url import RemoteFile, merged
 
-__all__ = ["ChunkReader", "Job", "RawFile", "Work", "bounds_of", "parts_of", "run", "split_axis", "thread_count"]
+__all__ = ["ChunkReader", "Job", "Plan", "RawFile", "bounds_of", "parts_of", "split_axis"]
 
 Job = Callable[[], None]
 Box = tuple[slice, ...]
@@ -32,66 +31,16 @@ Box = tuple[slice, ...]
 Place = tuple[int, ...]
 """Number of a chunk along each axis."""
 
-_JOB_BYTES = 1 << 22
-"""Decoded bytes of a job: 8 ms of work, of which handing it to a thread and planning it are 2 %, and a full image of
-2048 x 2048 still keeps nine threads busy."""
+_JOB_BYTES = 1 << 20, 1 << 23
+"""Decoded bytes of a job: at the least (2 ms of work, of which planning and handing over take a tenth) and at most."""
+_JOBS_PER_THREAD = 2
+"""Into how many jobs a thread's part is cut, so that chunks of unequal cost even out."""
 _GAP = 1 << 15
 """Bytes between two chunks that are read with them rather than by a second call."""
 _FEW = 8
 """The whole chunk index is read (1 us a chunk) unless fewer than one chunk in this many is wanted (9 us each)."""
 _LEAST_BYTES = 8
 """Bytes that each chunk takes in a file, its entry in the index included, at the least."""
-
-
-class Work:
-    """Jobs in progress in up to ``workers`` threads."""
-
-    def __init__(self, jobs: Sequence[Job], workers: int) -> None:
-        self._jobs: Sequence[Job] = ()
-        self._futures: list[Future[None]] = []
-        if workers <= 1 or len(jobs) <= 1:
-            self._jobs = jobs  # in the thread that waits
-            return
-        pool = _pool(os.getpid(), workers)
-        self._futures = [pool.submit(job) for job in jobs]
-
-    def wait(self) -> None:
-        """Return when all jobs have ended; raise the first error."""
-        for job in self._jobs:
-            job()
-        wait(self._futures)
-        for future in self._futures:
-            future.result()
-
-    def cancel(self) -> None:
-        """Drop what has not begun, without waiting for the rest."""
-        for future in self._futures:
-            future.cancel()
-
-
-def run(jobs: Sequence[Job], workers: int) -> None:
-    """Run jobs in up to ``workers`` threads; the first error is raised when all have ended."""
-    Work(jobs, workers).wait()
-
-
-@cache
-def _pool(process: int, workers: int) -> ThreadPoolExecutor:
-    """Return the threads shared by all files of this process (a forked child needs its own)."""
-    return ThreadPoolExecutor(workers, thread_name_prefix=f"wustore-hdf5-{process}")
-
-
-def thread_count(value: int | None) -> int:
-    """Return how many threads are meant: the number of processors if nothing is said.
-
-    Raises
-    ------
-    UsageError
-    """
-    if value is None:
-        return default_workers()
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError("not a number of threads", where="workers", expected="an integer above 0", found=value)
-    return value
 
 
 def split_axis(size: int, target: int) -> int:
@@ -146,7 +95,7 @@ class RawFile:
             return len(data)
         done = 0
         while done < memory.size:
-            count = os.preadv(self._handle, [memory[done:]], offset + done)
+            count = os.preadv(self._handle, [memory[done:].data], offset + done)
             if not count:
                 break
             done += count
@@ -177,6 +126,7 @@ class ChunkReader:
         self.name = dataset.name.lstrip("/")
         self.path = path
         self.shape: tuple[int, ...] = dataset.shape
+        self._is_chunked = dataset.chunks is not None
         self.chunks: tuple[int, ...] = dataset.chunks or (1, *dataset.shape[1:])
         self.chunks_read = 0
         self._dataset = dataset
@@ -215,7 +165,7 @@ class ChunkReader:
             skipped, data = self._dataset.id.read_direct_chunk(corner)
             return int(skipped), bytes(data)
 
-    def plan(self, bounds: NDArray[np.int64]) -> _Plan:
+    def plan(self, bounds: NDArray[np.int64]) -> Plan:
         """Return which chunks are needed for boxes, after making sure that they are there.
 
         Parameters
@@ -238,15 +188,15 @@ class ChunkReader:
         if table is not None:
             self._check(table, numbers)
         self.chunks_read += numbers.size
-        return _Plan(self, table, numbers, parts)
+        return Plan(self, table, numbers, parts)
 
     def _check(self, table: _Table, numbers: NDArray[np.int64]) -> None:
         sizes = table.sizes[numbers]
-        absent = np.flatnonzero(sizes == 0)
+        absent = (sizes == 0).nonzero()[0]
         if absent.size:
             raise CorruptError("a chunk is missing", path=self.path, where=self._where(numbers[absent[0]]))
         if self._pipeline is not None:
-            small = np.flatnonzero(~self._pipeline.is_plausible(sizes))
+            small = (~self._pipeline.is_plausible(sizes)).nonzero()[0]
             if small.size:
                 raise CorruptError(
                     "a chunk is damaged",
@@ -258,13 +208,12 @@ class ChunkReader:
 
     def _chunk_table(self, numbers: NDArray[np.int64]) -> _Table | None:
         """Return where these chunks, at least, lie; None for a dataset without chunks."""
-        with self._lock:
-            if self._dataset.chunks is None:
-                return None
-            with wrapped(self.path, self.name):
-                if self._table is None:
-                    self._table = _Table(self._dataset, self._grid)
-                self._table.load(numbers)
+        if not self._is_chunked or (self._table is not None and self._table.is_whole):
+            return self._table
+        with self._lock, wrapped(self.path, self.name):
+            if self._table is None:
+                self._table = _Table(self._dataset, self._grid)
+            self._table.load(numbers)
             return self._table
 
     def _where(self, number: Any) -> str:
@@ -276,7 +225,7 @@ class ChunkReader:
 
     # --- filling ------------------------------------------------------------------------------------------
 
-    def jobs(self, plan: _Plan, out: NDArray[Any]) -> list[Job]:
+    def jobs(self, plan: Plan, out: NDArray[Any], workers: int = 1) -> list[Job]:
         """Return the work of filling ``out``: some chunks a job.
 
         Parameters
@@ -285,34 +234,32 @@ class ChunkReader:
             What `plan` gave.
         out
             The boxes one after the other, as one C-contiguous array of the dataset's dtype, native.
+        workers
+            Threads that will do it.
         """
         values = out.reshape(-1).view(f"u{out.dtype.itemsize}" if self._pipeline is not None else out.dtype)
-        table, numbers, parts = plan.table, plan.numbers, plan.parts
+        table, numbers = plan.table, plan.numbers
         if table is None or self._pipeline is None:
             return [
                 partial(self._fill_with_library, number, plan.of(np.array([k])), values)
                 for k, number in enumerate(numbers.tolist())
             ]
-        offsets, sizes = table.offsets[numbers], table.sizes[numbers]
-        order = np.argsort(offsets, kind="stable")
-        bounds = self._batches(offsets[order], sizes[order])
-        if len(bounds) == 2:
-            ranks = np.empty(order.size, np.int64)
-            ranks[order] = np.arange(order.size)
-            parts = parts.copy()
-            parts[:, 0] = ranks[parts[:, 0]]
-            return [partial(self._fill, table, numbers[order], parts, values)]
+        order = table.offsets[numbers].argsort(kind="stable")
+        numbers = numbers[order]
+        bounds = self._batches(table.offsets[numbers], table.sizes[numbers], workers)
         return [
-            partial(self._fill, table, numbers[order[low:high]], plan.of(order[low:high]), values)
-            for low, high in zip(bounds, bounds[1:], strict=False)
+            partial(self._fill, table, numbers[low:high], plan.of(order[low:high]), values)
+            for low, high in pairwise(bounds)
         ]
 
-    def _batches(self, offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[int]:
+    def _batches(self, offsets: NDArray[np.int64], sizes: NDArray[np.int64], workers: int) -> list[int]:
         """Return where each job begins in a list of chunks, and where the last one ends."""
         assert self._pipeline is not None
         if not self._raw.is_remote:
-            step = max(_JOB_BYTES // max(self._pipeline.nbytes, 1), 1)
-            count = -(-offsets.size // step)
+            least, most = _JOB_BYTES
+            nbytes = max(self._pipeline.nbytes, 1)
+            step = min(max(offsets.size * nbytes // (workers * _JOBS_PER_THREAD), least), most) // nbytes
+            count = -(-offsets.size // max(step, 1))
             return [offsets.size * k // count for k in range(count)] + [offsets.size] if count else [0]
         # One job for each request: chunks that lie side by side come together.
         ranges = merged(list(zip(offsets.tolist(), (offsets + sizes).tolist(), strict=True)))
@@ -332,28 +279,32 @@ class ChunkReader:
                 "a chunk is damaged", path=self.path, where=self._where(numbers[error.k]), found=str(error)
             ) from error
 
-    def _read(self, offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def _read(
+        self, offsets: NDArray[np.int64], sizes: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Return the bytes of chunks that are sorted by offset, and where each begins in them."""
         ends = offsets + sizes
-        outside = np.flatnonzero(ends > self._raw.size)
+        outside = (ends > self._raw.size).nonzero()[0]
         if outside.size:
             k = int(outside[0])
             found = max(self._raw.size - int(offsets[k]), 0)
             raise DamagedChunkError(k, f"{found} of {int(sizes[k])} bytes in the file")
-        gap = math.inf if self._raw.is_remote else _GAP
-        breaks = np.flatnonzero(offsets[1:] - ends[:-1] > gap) + 1
-        first, last = np.r_[0, breaks], np.r_[breaks, offsets.size] - 1
         # Chunks that overlap, which only a damaged index says, may end before the one ahead of them does.
-        stops = np.maximum.accumulate(ends)[last]
-        lengths = stops - offsets[first]
-        begins = np.cumsum(lengths) - lengths
-        memory = _RAW.of(int(lengths.sum()))
-        for run_, begin in enumerate(begins.tolist()):
-            wanted = memory[begin : begin + int(lengths[run_])]
-            if self._raw.read_into(wanted, int(offsets[first[run_]])) != wanted.size:
-                raise DamagedChunkError(int(first[run_]), "the file has become shorter since it was opened")
-        which = np.searchsorted(breaks, np.arange(offsets.size), side="right")
-        return memory, begins[which] + offsets - offsets[first[which]]
+        ends = np.maximum.accumulate(ends)
+        gap = math.inf if self._raw.is_remote else _GAP
+        breaks = (offsets[1:] - ends[:-1] > gap).nonzero()[0].tolist()
+        lengths = [
+            (int(offsets[first]), int(ends[last] - offsets[first]))
+            for first, last in zip([0, *(k + 1 for k in breaks)], [*breaks, offsets.size - 1], strict=True)
+        ]
+        memory = _RAW.of(sum(length for _, length in lengths))
+        starts, begin = offsets.copy(), 0
+        for (offset, length), first in zip(lengths, [0, *(k + 1 for k in breaks)], strict=True):
+            if self._raw.read_into(memory[begin : begin + length], offset) != length:
+                raise DamagedChunkError(first, "the file has become shorter since it was opened")
+            starts[first:] = offsets[first:] - offset + begin
+            begin += length
+        return memory, starts
 
     def _fill_with_library(self, number: int, parts: NDArray[np.int64], out: NDArray[Any]) -> None:
         place = np.unravel_index(number, self._grid)
@@ -389,6 +340,7 @@ class _Table:
         self.offsets = np.zeros(expected, np.int64)
         self.sizes = np.zeros(expected, np.int64)
         self.skipped = np.zeros(expected, np.uint32)
+        self.is_whole = False
         self._known = np.zeros(expected, bool)
         self._dataset = dataset
         self._grid = grid
@@ -399,14 +351,15 @@ class _Table:
         found: list[Any] = []
         if unknown.size * _FEW > self._known.size:
             self._dataset.id.chunk_iter(found.append)
-            self._known[...] = True
+            unknown = np.arange(self._known.size)
         else:
             steps = self._dataset.chunks
             for place in np.stack(np.unravel_index(unknown, self._grid), axis=-1).tolist():
                 corner = tuple(k * step for k, step in zip(place, steps, strict=True))
                 found.append(self._dataset.id.get_chunk_info_by_coord(corner))
-            self._known[unknown] = True
         self._note([chunk for chunk in found if chunk.byte_offset is not None])
+        self._known[unknown] = True
+        self.is_whole = unknown.size == self._known.size
 
     def _note(self, found: Sequence[Any]) -> None:
         if not found:
@@ -423,7 +376,7 @@ class _Table:
         self.skipped[numbers] = [chunk.filter_mask for chunk in found]
 
 
-class _Plan:
+class Plan:
     """The chunks that boxes need, and which parts of them go where.
 
     Attributes
@@ -448,13 +401,13 @@ class _Plan:
     def of(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the parts of some of the chunks, which count from 0 in the order of ``chosen``."""
         if self._ends is None:
-            self.parts = self.parts[np.argsort(self.parts[:, 0], kind="stable")]
-            self._ends = np.searchsorted(self.parts[:, 0], np.arange(self.numbers.size + 1))
-        starts, stops = self._ends[chosen], self._ends[chosen + 1]
-        counts = stops - starts
-        rows = np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
-        parts = self.parts[rows]
-        parts[:, 0] = np.repeat(np.arange(chosen.size), counts)
+            self.parts = self.parts[self.parts[:, 0].argsort(kind="stable")]
+            self._ends = self.parts[:, 0].searchsorted(np.arange(self.numbers.size + 1))
+        starts = self._ends[chosen]
+        counts = self._ends[chosen + 1] - starts
+        ends = counts.cumsum()
+        parts: NDArray[np.int64] = self.parts[(starts - ends + counts).repeat(counts) + np.arange(ends[-1])]
+        parts[:, 0] = np.arange(chosen.size).repeat(counts)
         return parts
 
 
@@ -479,27 +432,30 @@ def parts_of(
     chunks
         The numbers of the chunks in C order, ascending; ``parts`` counts in this list.
     """
-    shape = bounds[:, :, 1] - bounds[:, :, 0]
-    volume = shape.prod(axis=1)
-    first = bounds[:, :, 0] // chunk
-    cells = np.where(volume[:, None] > 0, -(-bounds[:, :, 1] // chunk) - first, 0)
-    counts = cells.prod(axis=1)
-    box = np.repeat(np.arange(len(bounds)), counts)
-    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    cells = cells[box]
-    place = np.stack(
-        [within // (cells[:, 1] * cells[:, 2]), within // cells[:, 2] % cells[:, 1], within % cells[:, 2]], axis=1
-    )
+    start, stop = bounds[:, :, 0], bounds[:, :, 1]
+    shape = stop - start
+    volume = shape[:, 0] * shape[:, 1] * shape[:, 2]
+    first = start // chunk
+    cells = (-(-stop // chunk) - first) * (volume > 0)[:, None]
+    counts = cells[:, 0] * cells[:, 1] * cells[:, 2]
+    box = np.arange(len(bounds)).repeat(counts)
+    ends = counts.cumsum()
+    within = np.arange(box.size) - (ends - counts).repeat(counts)
+    cells, start = cells[box], start[box]
+    place = np.empty((box.size, 3), np.int64)
+    place[:, 0] = within // (cells[:, 1] * cells[:, 2])
+    place[:, 1] = within // cells[:, 2] % cells[:, 1]
+    place[:, 2] = within % cells[:, 2]
     place += first[box]
-    corner, start = place * chunk, bounds[box, :, 0]
+    corner = place * chunk
     low = np.maximum(start, corner)
-    size = np.minimum(bounds[box, :, 1], corner + chunk) - low
+    size = np.minimum(stop[box], corner + chunk) - low
     inside, target = low - corner, low - start
     row = shape[box, 2]
     plane = row * shape[box, 1]
-    base = (np.cumsum(volume) - volume)[box]
+    base = (volume.cumsum() - volume)[box]
     chunks, k = np.unique((place[:, 0] * grid[1] + place[:, 1]) * grid[2] + place[:, 2], return_inverse=True)
-    parts = np.empty((box.size, 8), np.int64)
+    parts: NDArray[np.int64] = np.empty((box.size, 8), np.int64)
     parts[:, 0] = k
     parts[:, 1] = (inside[:, 0] * chunk[1] + inside[:, 1]) * chunk[2] + inside[:, 2]
     parts[:, 2] = base + target[:, 0] * plane + target[:, 1] * row + target[:, 2]
@@ -509,6 +465,6 @@ def parts_of(
 
 
 def bounds_of(boxes: Sequence[Box]) -> NDArray[np.int64]:
-    """Return (start, stop) of each slice of each box."""
-    flat = [bound for box in boxes for part in box for bound in (part.start, part.stop)]
-    return np.array(flat, np.int64).reshape(len(boxes), -1, 2)
+    """Return (start, stop) of each slice of each box: shape (n, axes, 2)."""
+    bounds: NDArray[np.int64] = np.array([[(part.start, part.stop) for part in box] for box in boxes], np.int64)
+    return bounds

@@ -126,8 +126,8 @@ class Decoded:
             box, start = (nz, ny, nx), int(self.starts[k])
             strides, target_strides = (height * width, width, 1), (plane * size, row * size, size)
             if not self.shuffled[k]:
-                values = tuple(size * stride for stride in strides)
-                data = np.ndarray(box, word, self.data.data, start + source * size, values)
+                of_values = height * width * size, width * size, size
+                data = np.ndarray(box, word, self.data.data, start + source * size, of_values)
                 np.ndarray(box, word, out.data, target * size, target_strides)[...] = data
                 continue
             for b in range(size):  # a strided copy a byte: 3 GB/s, one copy with the axes swapped reaches 0.7
@@ -230,40 +230,47 @@ class Pipeline:
         DamagedChunkError
         """
         n, nbytes = starts.size, self.nbytes
-        summed = self._passed(FLETCHER32, skipped)
-        checksums = _last_words(raw, starts, sizes, summed)
-        ends = (starts + sizes - _CHECKSUM_BYTES * summed).tolist()
-        is_summed, expected = summed.tolist(), checksums.tolist()
-        packed, blosc = self._passed(DEFLATE, skipped).tolist(), self._passed(BLOSC, skipped).tolist()
-        stays = DEFLATE not in self.filters and BLOSC not in self.filters
-        out, view = raw if stays else _SCRATCH.of(n * nbytes), memoryview(raw)
+        sum_bit, deflate_bit, blosc_bit, shuffle_bit = self._bits
+        stays = not deflate_bit and not blosc_bit
+        out = raw if stays else _SCRATCH.of(n * nbytes)
+        view, room = raw.data, out.data
+        checksums = _last_words(raw, starts, sizes) if sum_bit and n else np.zeros(n, np.uint32)
+        expected, lengths, masks = checksums.tolist(), sizes.tolist(), (~skipped).tolist()
         values: Any
         k = 0
         # Few calls a chunk, and those without the interpreter lock: what is done here for each chunk under the lock
         # bounds how reading scales over cores.
         try:
-            for k, (start, end) in enumerate(zip(starts.tolist(), ends, strict=True)):
-                values = view[start:end]
-                if is_summed[k] and imagecodecs.h5checksum_fletcher32(values) != expected[k]:
+            for k, start in enumerate(starts.tolist()):
+                size, passed = lengths[k], masks[k]
+                if passed & sum_bit:
+                    size -= _CHECKSUM_BYTES
+                values = view[start : start + size]
+                if passed & sum_bit and imagecodecs.h5checksum_fletcher32(values) != expected[k]:
                     raise DamagedChunkError(k, f"fletcher32 does not match the one that is stored, {expected[k]:#010x}")
-                if packed[k]:
-                    values = imagecodecs.deflate_decode(values, raw=False, out=out[k * nbytes : (k + 1) * nbytes])
-                elif blosc[k]:
-                    values = imagecodecs.blosc_decode(values, numthreads=1, out=out[k * nbytes : (k + 1) * nbytes])
+                if passed & deflate_bit:
+                    values = imagecodecs.deflate_decode(values, raw=False, out=room[k * nbytes : (k + 1) * nbytes])
+                elif passed & blosc_bit:
+                    values = imagecodecs.blosc_decode(values, numthreads=1, out=room[k * nbytes : (k + 1) * nbytes])
                 if values.nbytes != nbytes:
                     raise DamagedChunkError(k, f"{values.nbytes} bytes instead of {nbytes}")
-                if not (stays or packed[k] or blosc[k]):
-                    out[k * nbytes : (k + 1) * nbytes] = values
+                if not stays and not passed & (deflate_bit | blosc_bit):
+                    room[k * nbytes : (k + 1) * nbytes] = values
         except (RuntimeError, ValueError) as error:
             raise DamagedChunkError(k, str(error)) from error
         begins = starts if stays else np.arange(n, dtype=np.int64) * nbytes
-        return Decoded(out, begins, self._passed(SHUFFLE, skipped), checksums, self)
+        return Decoded(out, begins, ~skipped & shuffle_bit != 0, checksums, self)
 
-    def _passed(self, number: int, skipped: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Return which chunks went through a filter."""
-        if number not in self.filters:
-            return np.zeros(skipped.size, np.bool_)
-        return skipped >> np.uint32(self.filters.index(number)) & 1 == 0
+    @cached_property
+    def _bits(self) -> tuple[int, int, int, np.uint32]:
+        """The bits of fletcher32, deflate, Blosc and shuffle in the masks of chunks, 0 for one that is not used."""
+        places = {number: 1 << place for place, number in enumerate(self.filters)}
+        return (
+            places.get(FLETCHER32, 0),
+            places.get(DEFLATE, 0),
+            places.get(BLOSC, 0),
+            np.uint32(places.get(SHUFFLE, 0)),
+        )
 
 
 def filters_of(dataset: h5py.Dataset) -> tuple[int, ...]:
@@ -305,14 +312,12 @@ def _fletcher32(data: Any) -> bytes:
     return int(imagecodecs.h5checksum_fletcher32(data)).to_bytes(_CHECKSUM_BYTES, "little")
 
 
-def _last_words(
-    raw: NDArray[np.uint8], starts: NDArray[np.int64], sizes: NDArray[np.int64], summed: NDArray[np.bool_]
-) -> NDArray[np.uint32]:
-    """Return the checksum that each chunk ends in, 0 for those without one."""
-    words = np.zeros(starts.size, np.uint32)
-    short = np.flatnonzero(summed & (sizes < _CHECKSUM_BYTES))
-    if short.size:
-        raise DamagedChunkError(int(short[0]), "too short to hold its checksum")
-    places = (starts + sizes)[summed, None] + np.arange(-_CHECKSUM_BYTES, 0)
-    words[summed] = raw[places].view("<u4")[:, 0]
+def _last_words(raw: NDArray[np.uint8], starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Return the last four bytes of each chunk as a number."""
+    if sizes.min() < _CHECKSUM_BYTES:
+        raise DamagedChunkError(int(sizes.argmin()), "too short to hold its checksum")
+    words: NDArray[np.uint32] = raw[(starts + sizes)[:, None] + _LAST_WORD].view("<u4")[:, 0]
     return words
+
+
+_LAST_WORD = np.arange(-_CHECKSUM_BYTES, 0)

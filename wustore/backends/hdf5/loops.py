@@ -16,6 +16,7 @@ from wustore.storage.compiling import compiled
 
 __all__ = ["place"]
 
+
 @compiled(entry=True)
 def place(
     source: NDArray[np.uint8],

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import h5py
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from wustore.backends.base import Index, Reader
 from wustore.backends.hdf5 import filters as h5filters
 from wustore.backends.hdf5 import netcdf
-from wustore.backends.hdf5.chunks import ChunkReader, Job, RawFile, Work, run, thread_count
+from wustore.backends.hdf5.chunks import ChunkReader, Job, Plan, RawFile, bounds_of
 from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, parse_document, read_document
 from wustore.backends.hdf5.file import CAPSULE_BOUND, CAPSULE_DATA, DOCUMENT, METADATA_BLOCK, open_file
 from wustore.backends.hdf5.presets import need_plugins
@@ -24,6 +24,8 @@ from wustore.format.document import meta_from
 from wustore.format.packed import PACKED, unpack
 from wustore.format.planes import LayerSpec, cast_plane, layers_of
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
+from wustore.storage.buffers import empty
+from wustore.storage.threads import in_threads, worker_count
 from wustore.storage.url import RemoteFile, is_remote
 
 __all__ = ["Hdf5Reader"]
@@ -37,7 +39,7 @@ class Hdf5Reader(Reader):
     path
         The file, or the URL of an object.
     workers
-        Threads that decode chunks.
+        Threads that decode chunks; see `wustore.storage.threads.worker_count`.
 
     Attributes
     ----------
@@ -47,7 +49,7 @@ class Hdf5Reader(Reader):
 
     format = "hdf5"
 
-    def __init__(self, path: str, *, workers: int) -> None:
+    def __init__(self, path: str, *, workers: int | None = None) -> None:
         self._workers = workers
         self._address = path
         remote = RemoteFile(path, METADATA_BLOCK) if is_remote(path) else None
@@ -150,76 +152,72 @@ class Hdf5Reader(Reader):
         """Read a box; see `wustore.backends.base.Reader.read`."""
         dtype = self._meta.layer_dtype(layer)
         direct = out if out is not None and out.flags.c_contiguous and out.dtype == dtype else None
-        jobs, boxes = self._jobs(layer, [index], None if direct is None else [direct])
-        run(jobs, self._workers)
+        boxes = self._fill([_Wanted(layer, bounds_of([index]), direct)])[0]
+        box = boxes.reshape([part.stop - part.start for part in index])
         if out is None:
-            return boxes[0]
+            return box
         if direct is None:
-            out[...] = boxes[0]
+            out[...] = box
         return out
 
     def read_boxes(self, layer: str, boxes: Sequence[Index]) -> list[NDArray[Any]]:
         """Read many boxes; see `wustore.backends.base.Reader.read_boxes`."""
-        jobs, outs = self._jobs(layer, boxes)
-        run(jobs, self._workers)
-        return outs
+        if not boxes:
+            return []
+        bounds = bounds_of(boxes)
+        values = self._fill([_Wanted(layer, bounds)])[0]
+        shapes = bounds[:, :, 1] - bounds[:, :, 0]
+        ends = np.cumsum(shapes.prod(axis=1)).tolist()
+        starts = [0, *ends]
+        return [
+            values[start:end].reshape(shape) for start, end, shape in zip(starts, ends, shapes.tolist(), strict=False)
+        ]
 
-    def _jobs(
-        self, layer: str, boxes: Sequence[Index], outs: Sequence[NDArray[Any]] | None = None
-    ) -> tuple[list[Job], list[NDArray[Any]]]:
-        reader = self._chunks(layer)
-        dtype = self._meta.layer_dtype(layer)
-        shape = reader.shape
-        for box in boxes:
-            if any(not 0 <= part.start <= part.stop <= size for part, size in zip(box, shape, strict=True)):
-                raise UsageError("a box outside the layer", path=self.path, where=layer, expected=shape, found=box)
-        if outs is None:
-            outs = [np.empty([part.stop - part.start for part in box], dtype) for box in boxes]
-        return reader.jobs(boxes, outs), list(outs)
+    def _fill(self, wanted: Sequence[_Wanted]) -> list[NDArray[Any]]:
+        """Return the values of boxes of layers, for each layer in one array."""
+        plans: list[Plan] = []
+        outs: list[NDArray[Any]] = []
+        for want in wanted:
+            reader = self._chunks(want.layer)
+            low, high = want.bounds[:, :, 0], want.bounds[:, :, 1]
+            if ((low < 0) | (low > high) | (high > reader.shape)).any():
+                raise UsageError(
+                    "a box outside the layer",
+                    path=self.path,
+                    where=want.layer,
+                    expected=reader.shape,
+                    found=want.bounds.tolist(),
+                )
+            plans.append(reader.plan(want.bounds))  # before memory is taken: what is not there needs none
+            size = int((high - low).prod(axis=1).sum())
+            outs.append(empty([size], self._meta.layer_dtype(want.layer)) if want.out is None else want.out)
+        workers = self._workers or worker_count(work=sum(out.nbytes for out in outs))
+        jobs = [job for plan, out in zip(plans, outs, strict=True) for job in plan.reader.jobs(plan, out, workers)]
+        in_threads(_do, jobs, workers)
+        return outs
 
     def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read one image; see `wustore.backends.base.Reader.image`."""
-        return _PendingImage(self, i, layers).start(self._workers).image()
-
-    def images(
-        self,
-        indices: Iterable[int] | None = None,
-        layers: Sequence[str] = LAYERS,
-        *,
-        workers: int | None = None,
-    ) -> Iterator[tuple[int, Image]]:
-        """Yield images in order; see `wustore.backends.base.Reader.images`.
-
-        The chunks of the next image are decoded while the caller has the last one; two images are held.
-        """
-        workers = thread_count(workers)
-        ahead: deque[tuple[int, _PendingImage]] = deque()
-        try:
-            for i in range(self._meta.n_images) if indices is None else indices:
-                ahead.append((i, _PendingImage(self, i, layers).start(workers)))
-                if len(ahead) > 1:
-                    ready, pending = ahead.popleft()
-                    yield ready, pending.image()
-            while ahead:
-                ready, pending = ahead.popleft()
-                yield ready, pending.image()
-        finally:
-            for _, pending in ahead:
-                pending.cancel()
-
-    def image_jobs(self, i: int, layers: Sequence[str]) -> tuple[list[Job], dict[str, NDArray[Any]]]:
-        """Return the work of reading image ``i``, and the planes that it fills."""
         if not 0 <= i < self._meta.n_images:
             raise UsageError("no such image", path=self.path, expected=f"0 … {self._meta.n_images - 1}", found=i)
-        planes: dict[str, NDArray[Any]] = {}
-        jobs: list[Job] = []
-        for layer in LAYERS:
-            if layer in layers and self._meta.dtypes[layer][i] is not None:
-                height, width = self._meta.shape_of(layer, i)
-                more, (box,) = self._jobs(layer, [(slice(i, i + 1), slice(0, height), slice(0, width))])
-                planes[layer] = box[0]
-                jobs += more
-        return jobs, planes
+        present = [layer for layer in LAYERS if layer in layers and self._meta.dtypes[layer][i] is not None]
+        shapes = [self._meta.shape_of(layer, i) for layer in present]
+        wanted = [
+            _Wanted(layer, np.array([[(i, i + 1), (0, height), (0, width)]]))
+            for layer, (height, width) in zip(present, shapes, strict=True)
+        ]
+        planes = {}
+        for layer, shape, plane in zip(present, shapes, self._fill(wanted), strict=True):
+            dtype = self._meta.dtypes[layer][i]
+            assert dtype is not None
+            planes[layer] = cast_plane(plane.reshape(shape), dtype)
+        nothing = np.empty((0, 0), np.float32)
+        return Image(
+            science=planes.get("science", nothing),
+            variance=planes.get("variance", nothing),
+            mask=planes.get("mask"),
+            psf=planes.get("psf"),
+        )
 
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return the shape of a chunk of a layer."""
@@ -279,7 +277,7 @@ class Hdf5Reader(Reader):
         start, stop = int(bound[k]), int(bound[k + 1])
         piece = np.empty(stop - start, np.uint8)
         if start < stop:
-            run(data.jobs([(slice(start, stop),)], [piece]), self._workers)
+            in_threads(_do, data.jobs(data.plan(np.array([[(start, stop)]])), piece), self._workers)
         return piece.tobytes()
 
     def image_capsule(self, i: int, image: Image | None = None) -> bytes | None:
@@ -347,39 +345,30 @@ class Hdf5Reader(Reader):
         return _reopen, (self._address, self._workers)
 
 
-class _PendingImage:
-    """An image whose chunks are being decoded."""
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """Boxes of a layer.
 
-    def __init__(self, reader: Hdf5Reader, i: int, layers: Sequence[str]) -> None:
-        self._jobs, self._planes = reader.image_jobs(i, layers)
-        self._dtypes = {layer: reader.meta.dtypes[layer][i] for layer in LAYERS}
-        self._work: Work | None = None
+    Attributes
+    ----------
+    layer
+        One of `wustore.model.meta.LAYERS`.
+    bounds
+        (start, stop) of each box along (time, y, x): shape (n, 3, 2).
+    out
+        C-contiguous array of the layer's dtype for the values, or None for a new one.
+    """
 
-    def start(self, workers: int) -> Self:
-        self._work = Work(self._jobs, workers)
-        return self
-
-    def cancel(self) -> None:
-        if self._work is not None:
-            self._work.cancel()
-
-    def image(self) -> Image:
-        if self._work is not None:
-            self._work.wait()
-        planes = {}
-        for layer, plane in self._planes.items():
-            dtype = self._dtypes[layer]
-            planes[layer] = plane if dtype is None else cast_plane(plane, dtype)
-        empty = np.empty((0, 0), np.float32)
-        return Image(
-            science=planes.get("science", empty),
-            variance=planes.get("variance", empty),
-            mask=planes.get("mask"),
-            psf=planes.get("psf"),
-        )
+    layer: str
+    bounds: NDArray[np.int64]
+    out: NDArray[Any] | None = None
 
 
-def _reopen(path: str, workers: int) -> Hdf5Reader:
+def _do(job: Job) -> None:
+    job()
+
+
+def _reopen(path: str, workers: int | None) -> Hdf5Reader:
     return Hdf5Reader(path, workers=workers)
 
 
