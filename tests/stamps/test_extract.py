@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -93,11 +97,14 @@ def test_positions_are_the_searchs():
     assert y.tolist() == [[5, 5, 1]]
 
 
-def test_fixed_position_is_one_read_per_layer():
+def test_a_fixed_position_is_one_read_for_each_image_and_layer():
     reader = Chunked(sample("chunked"), (1, 256, 256))
     got = stamps(reader, 100.2, 300.0, 10)
     assert got.science.shape == (3, 21, 21)
-    assert [index for _, index in reader.asked] == [(slice(0, 3), slice(290, 311), slice(90, 111))] * 3
+    chunk = slice(256, 512), slice(0, 256)
+    assert Counter(map(str, reader.asked)) == Counter(
+        str((layer, (slice(i, i + 1), *chunk))) for layer in ("science", "variance", "mask") for i in range(3)
+    )
     assert np.array_equal(got.x, [100] * 3)
     assert np.array_equal(got.images, [0, 1, 2])
     several = stamps(reader, [100.2, 2.0], [[300.0], [599.0]], 10)
@@ -105,41 +112,141 @@ def test_fixed_position_is_one_read_per_layer():
     assert several.science[0, 0].tobytes() == got.science.tobytes()
 
 
-@pytest.mark.parametrize("max_memory", [10**9, 200_000])
-def test_a_shared_chunk_is_read_once(max_memory):
-    reader = Chunked(sample("chunked"), (1, 64, 64))
+def many_motions(n=60):
     rng = np.random.default_rng(2)
-    n = 60
-    motions = np.stack(
-        [rng.uniform(0, 530, n), rng.uniform(0, 200, n), rng.uniform(-40, 40, n), rng.uniform(-40, 40, n)], axis=1
-    )
-    got = trajectory_stamps(reader, motions, 5, max_memory=max_memory)
-    touched = reader.touched()
+    return np.stack([rng.uniform(0, 530, n), rng.uniform(0, 200, n), *rng.uniform(-40, 40, (2, n))], axis=1)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_shared_chunk_is_read_once(depth):
+    reader = Chunked(sample("chunked"), (depth, 64, 64))
+    got = trajectory_stamps(reader, many_motions(), 5)
     expected = set()
     for n, i in np.ndindex(got.x.shape):
         y, x = got.y[n, i], got.x[n, i]
         rows = range(max(y - 5, 0) // 64, min(y + 5, 599) // 64 + 1) if y + 5 >= 0 and y - 5 < 600 else ()
         columns = range(max(x - 5, 0) // 64, min(x + 5, 529) // 64 + 1) if x + 5 >= 0 and x - 5 < 530 else ()
-        expected |= {(i, row, column) for row in rows for column in columns}
-    assert set(touched) == expected
-    assert touched == Counter(expected)
-    assert reader.touched("variance") == touched
-    assert reader.touched("mask") == touched
+        expected |= {(i // depth, row, column) for row in rows for column in columns}
+    assert reader.touched() == Counter(expected)
+    assert reader.touched("variance") == reader.touched("mask") == reader.touched()
 
 
-def test_parts_hold_whole_rows_of_chunks():
+def test_images_that_do_not_fit_are_read_in_pieces():
+    reader = Chunked(sample("chunked"), (1, 64, 64))
+    expected = trajectory_stamps(sample("chunked"), many_motions(), 5)
+    got = trajectory_stamps(reader, many_motions(), 5, max_memory=300_000)
+    for name in ("science", "variance", "mask", "inside"):
+        assert getattr(got, name).tobytes() == getattr(expected, name).tobytes()
+    sizes = [np.prod([part.stop - part.start for part in index]) * 4 for _, index in reader.asked]
+    assert 64 * 64 * 4 <= max(sizes) <= 300_000
+
+
+def test_the_work_of_python_does_not_grow_with_the_stamps():
+    reader = sample("chunked")
+
+    def calls(n):
+        count = 0
+
+        def note(frame, event, argument):
+            nonlocal count
+            count += event in {"call", "c_call"}
+
+        motions = many_motions(n)
+        found = Trajectories(*motions.T)
+        sys.setprofile(note)
+        threading.setprofile(note)
+        try:
+            trajectory_stamps(reader, found, 3)
+        finally:
+            sys.setprofile(None)
+            threading.setprofile(None)
+        return count
+
+    calls(10)
+    few, many = calls(100), calls(1000)
+    assert many < 1.1 * few + 50
+
+
+def note(done, *at):
+    done.append(at)
+
+
+def test_batches_of_images_hold_whole_rows_of_chunks():
     reader = Chunked(sample("ragged"), (2, 64, 64))
     motions = np.array([[3.0, 4.0, 1.0, 0.5], [1.0, 0.0, -1.0, 0.0]])
     whole = trajectory_stamps(reader, motions, 3)
     for max_memory, sizes in ((5000, [2, 2]), (10**9, [4])):
         reader.asked.clear()
-        parts = list(stamp_batches(reader, motions, 3, max_memory=max_memory))
+        done = []
+        parts = list(stamp_batches(reader, motions, 3, max_memory=max_memory, progress=partial(note, done)))
         assert [part.science.shape[1] for part in parts] == sizes
         assert set(reader.touched().values()) == {1}
         assert np.concatenate([part.science for part in parts], axis=1).tobytes() == whole.science.tobytes()
-    assert [part.images.tolist() for part in stamp_batches(reader, motions, 3, images=[0, 3, 2, 1], max_memory=1)] == [
-        *([0], [3, 2], [1])
-    ]
+        assert done == [(stop, 4) for stop in np.cumsum(sizes).tolist()]
+
+
+def test_batches_of_trajectories_where_one_image_is_too_much():
+    reader = Chunked(sample("chunked"), (1, 64, 64))
+    motions = many_motions()
+    whole = trajectory_stamps(sample("chunked"), motions, 5)
+    stamp = 11 * 11 * (4 + 4 + whole.mask.itemsize + 1)
+    seen = np.zeros(whole.x.shape, int)
+    for part in stamp_batches(reader, motions, 5, max_memory=2 * 25 * stamp + 1):
+        assert len(part) <= 25
+        (image,) = part.images
+        seen[part.ids, image] += 1
+        for name in ("science", "variance", "mask", "inside"):
+            assert getattr(part, name)[:, 0].tobytes() == getattr(whole, name)[part.ids, image].tobytes()
+    assert (seen == 1).all()
+
+
+@pytest.mark.slow
+def test_many_trajectories_stream_through_bounded_memory():
+    """100,000 trajectories through 100 images: 10 million stamps, 18 GB, never held together."""
+    side, n, n_images = 512, 100_000, 100
+    rng = np.random.default_rng(5)
+    planes = [rng.normal(0, 1, (side, side)).astype(np.float32) for _ in range(2)]
+
+    class Night(MemoryReader):
+        def read(self, layer, index, out=None):
+            box = planes[index[0].start % 2][index[1], index[2]]
+            if out is None:
+                return box[None].copy()
+            out[...] = box
+            return out
+
+    source = sample("simple")
+    dtypes = dict.fromkeys(source.meta.dtypes, (None,) * n_images) | dict.fromkeys(
+        ("science", "variance"), (np.dtype(np.float32),) * n_images
+    )
+    meta = replace(
+        source.meta,
+        times=60000 + np.arange(n_images) / 100,
+        image_shape=np.full((n_images, 2), side, np.int32),
+        psf_shape=np.zeros((n_images, 2), np.int32),
+        dtypes=dtypes,
+        links=None,
+    )
+    reader = Night(meta, [])
+    motions = Trajectories(*rng.uniform(20, side - 20, (2, n)), *rng.uniform(-9, 9, (2, n)))
+    tracemalloc.start()
+    try:
+        done, total = [], 0
+        found = trajectory_coadds(reader, motions, 10, "mean", progress=lambda *at: done.append(at))
+        result = found.values.nbytes + found.x.nbytes + found.y.nbytes
+        assert done == [(k + 1, n_images) for k in range(n_images)]
+        assert tracemalloc.get_traced_memory()[1] < result + n * 21 * 21 * 4 + 300e6  # and the count of each pixel
+        k = 1234
+        one = trajectory_stamps(reader, Trajectories(*(getattr(motions, name)[k] for name in ("x", "y", "vx", "vy"))))
+        assert one.coadd("mean")[0].tobytes() == found.values[k].tobytes()
+        del found
+        tracemalloc.reset_peak()
+        for part in stamp_batches(reader, motions, 10, layers=("science",)):
+            total += part.science.shape[0] * part.science.shape[1]
+        assert total == n * n_images
+        assert tracemalloc.get_traced_memory()[1] < 700e6  # the pixels of the trajectories are 160 MB of these
+    finally:
+        tracemalloc.stop()
 
 
 def test_choice_of_images_and_layers():

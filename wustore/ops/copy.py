@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from wustore.backends.base import Progress, Reader, Writer
@@ -58,7 +58,6 @@ def copy(
     indices: Iterable[int] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
-    check: Callable[[], None] | None = None,
 ) -> None:
     """Copy every image from ``reader`` to ``writer`` and commit; on any error the writer is aborted.
 
@@ -73,13 +72,18 @@ def copy(
         memory at a time.
     progress
         Called after each image.
-    check
-        Called before the commit; what it raises aborts the writer.
+
+    Raises
+    ------
+    CorruptError
+        The source is damaged.
+    StoreReplacedError
+        The source was replaced or changed since it was opened.
     """
     try:
+        reader.check_state()
         copy_images(reader, writer, indices=indices, workers=workers, progress=progress)
-        if check is not None:
-            check()
+        reader.check_state()
         writer.commit()
     except BaseException:
         writer.abort()
@@ -142,7 +146,6 @@ def write(
     workers: int | None,
     progress: Progress | None,
     options: dict[str, Any],
-    check: Callable[[], None] | None = None,
 ) -> None:
     """Write what ``reader`` reads to a new store: what `save` and `wustore.convert` have in common.
 
@@ -164,14 +167,12 @@ def write(
         Called with (images done, images in all).
     options
         Of the target's backend.
-    check
-        Called before the commit; what it raises aborts the writer.
 
     Raises
     ------
-    StoreExistsError, UnknownFormatError, UsageError, CorruptError, FidelityError, OSError
+    StoreExistsError, UnknownFormatError, UsageError, CorruptError, StoreReplacedError, FidelityError, OSError
     """
     backend = backend_for_writing(target, format_name)
     leftovers = reader.capsule() if capsule else None
     writer = backend.create(target, reader.meta, capsule=leftovers, overwrite=overwrite, workers=workers, **options)
-    copy(reader, writer, workers=workers, progress=progress, check=check)
+    copy(reader, writer, workers=workers, progress=progress)

@@ -84,6 +84,14 @@ class EditedReader(Reader):
         """Return the chunks of the store."""
         return self._reader.chunks(layer)
 
+    def state(self) -> str:
+        """Return the state of the store."""
+        return self._reader.state()
+
+    def check_state(self) -> None:
+        """Check that the store is still in this state."""
+        self._reader.check_state()
+
     def capsule(self) -> Capsule | None:
         """Return the FITS leftovers, where they still hold."""
         return self._reader.capsule() if self._keep_capsule else None

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from wustore.backends.base import Progress, Reader
 from wustore.backends.registry import backend_named
-from wustore.errors import MissingDependencyError, WuStoreError
+from wustore.errors import FormatError, WuStoreError
 from wustore.format.document import document_of
 from wustore.format.planes import plane_checksum
+from wustore.format.schema import violation
 from wustore.model.meta import LAYERS, Image
 from wustore.ops.copy import copy
 from wustore.storage.threads import read_ahead
@@ -50,7 +51,7 @@ class Problem:
 def problems(reader: Reader, *, workers: int | None = None, progress: Progress | None = None) -> Iterator[Problem]:
     """Yield everything that is wrong with an open store; all of it is read.
 
-    The document is held against the packaged JSON Schema where ``jsonschema`` is installed; every plane
+    The document is held against the packaged JSON Schema; every plane
     against the metadata's shape and dtype and, where the format stores it, against its CRC-32C; the FITS
     leftovers are read; copies kept for other programs are compared. Damage in one layer of an image does not hide
     that in another, or in another image.
@@ -71,15 +72,15 @@ def problems(reader: Reader, *, workers: int | None = None, progress: Progress |
 
 
 def _document_problems(reader: Reader) -> Iterator[Problem]:
-    from wustore.format.schema import violations
-
     stored = reader.document()
     try:
         # Formats without a document of their own are held to what they would say in ours.
-        document = document_of(reader.meta) if stored is None else stored
-        yield from (Problem("invalid", where, what) for where, what in violations(document))
-    except MissingDependencyError:
-        return  # the reader has checked what it needs; the schema says no more than `meta_from` demands
+        broken = violation(document_of(reader.meta) if stored is None else stored)
+    except FormatError as error:
+        yield Problem("invalid", error.where or "$", str(error.found or error.what))
+        return
+    if broken is not None:
+        yield Problem("invalid", *broken)
 
 
 def _image_problems(reader: Reader, workers: int | None, progress: Progress | None) -> Iterator[Problem]:

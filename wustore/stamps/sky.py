@@ -12,7 +12,7 @@ from wustore.errors import UsageError
 from wustore.format import wcs
 from wustore.model.meta import Meta
 
-__all__ = ["image_wcs", "numbers_alike", "shared_wcs", "sky_to_pixel", "text_sky_to_pixel"]
+__all__ = ["image_wcs", "image_wcs_or_none", "numbers_alike", "shared_wcs", "sky_to_pixel", "text_sky_to_pixel"]
 
 WCS_COLUMN = "per_image_wcs"
 
@@ -50,6 +50,14 @@ def image_wcs(meta: Meta, i: int) -> str:
         where=f"image {i}",
         hint="Give positions in pixels.",
     )
+
+
+def image_wcs_or_none(meta: Meta, i: int) -> str | None:
+    """Return what `image_wcs` does, or None for an image without WCS."""
+    try:
+        return image_wcs(meta, i)
+    except UsageError:
+        return None
 
 
 def shared_wcs(meta: Meta, consequence: str, hint: str) -> str:

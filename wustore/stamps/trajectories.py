@@ -54,6 +54,8 @@ class Trajectories:
         Velocities [pixel / day]. Shape (n,).
     zero_time
         MJD [days, UTC] at which the trajectories are at (x, y); None for the time of the first image.
+    ids
+        Names of the trajectories, if they have any. Shape (n,).
     """
 
     x: NDArray[np.float64]
@@ -61,6 +63,12 @@ class Trajectories:
     vx: NDArray[np.float64]
     vy: NDArray[np.float64]
     zero_time: float | None = None
+    ids: NDArray[Any] | None = None
+
+    @property
+    def names(self) -> NDArray[Any]:
+        """The ids, or numbers from 0. Shape (n,)."""
+        return np.arange(len(self)) if self.ids is None else self.ids
 
     def __post_init__(self) -> None:
         for name in _PIXEL_COLUMNS:
@@ -109,11 +117,13 @@ class Trajectories:
                 "the first image has no time, so trajectories have no zero time",
                 hint="Give the trajectories a zero_time.",
             )
-        days = np.asarray(times, np.float64) - zero
-        return (
-            nearest_pixel(self.x[:, None] + self.vx[:, None] * days),
-            nearest_pixel(self.y[:, None] + self.vy[:, None] * days),
-        )
+        days = (np.asarray(times, np.float64) - zero).tolist()
+        # Image by image: with all at once, the numbers in between would take several times the memory of the result.
+        x, y = (np.empty((len(days), len(self)), np.int64) for _ in range(2))
+        for k, day in enumerate(days):
+            x[k] = nearest_pixel(self.x + self.vx * day)
+            y[k] = nearest_pixel(self.y + self.vy * day)
+        return x.T, y.T
 
 
 def trajectories_from(source: Any, meta: Meta) -> Trajectories:

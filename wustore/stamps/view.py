@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.base import Index, Reader
+from wustore.backends.boxes import Grid
 from wustore.errors import FormatError, UsageError
 from wustore.format.planes import cast_plane
 from wustore.model.meta import LAYERS, PIXEL_LAYERS, Column, Image, Meta
@@ -211,17 +212,23 @@ class View(Reader):
                 out[place] = cast_plane(self._source.read(layer, box), dtype)
         return out
 
-    def read_boxes(self, layer: str, boxes: Sequence[Index]) -> list[NDArray[Any]]:
-        """Read many boxes; see `wustore.backends.base.Reader.read_boxes`. Chunks are those of the source."""
+    def read_boxes(
+        self, layer: str, boxes: Sequence[Index], out: Sequence[NDArray[Any]] | None = None
+    ) -> list[NDArray[Any]]:
+        """Read several boxes; see `wustore.backends.base.Reader.read_boxes`."""
         dtype = self._meta.layer_dtype(layer)
-        parts = [self._in_source(layer, box) for box in boxes]
-        blocks = iter(self._source.read_boxes(layer, [box for pieces in parts for _, box in pieces]))
-        found = []
-        for box, pieces in zip(boxes, parts, strict=True):
-            arrays = [cast_plane(next(blocks), dtype) for _ in pieces]
-            empty = np.empty((0, box[1].stop - box[1].start, box[2].stop - box[2].start), dtype)
-            found.append(arrays[0] if len(arrays) == 1 else np.concatenate(arrays or [empty]))
-        return found
+        arrays = [np.empty([part.stop - part.start for part in box], dtype) for box in boxes] if out is None else out
+        targets, inner = [], []
+        for box, array in zip(boxes, arrays, strict=True):
+            for place, index in self._in_source(layer, box):
+                targets.append(array[place])
+                inner.append(index)
+        if self._source.meta.layer_dtype(layer) == dtype:
+            self._source.read_boxes(layer, inner, targets)
+        else:
+            for target, values in zip(targets, self._source.read_boxes(layer, inner), strict=True):
+                target[...] = cast_plane(values, dtype)
+        return list(arrays)
 
     def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read one image, without FITS leftovers; see `wustore.backends.base.Reader.image`."""
@@ -260,10 +267,28 @@ class View(Reader):
         time, y, x = (max(min(chunk, size), 1) for chunk, size in sizes)
         return time, y, x
 
+    def grid(self, layer: str) -> Grid:
+        """Return where the chunks of the source lie in the view."""
+        grid = self._source.grid(layer)
+        rows, columns = grid.rows, grid.columns
+        if layer in PIXEL_LAYERS:
+            _, height, width = self._meta.layer_shape(layer)
+            rows = np.unique((rows - self._rows.start).clip(0, height))
+            columns = np.unique((columns - self._columns.start).clip(0, width))
+        return Grid(grid.slabs[self._chosen], rows, columns)
+
     def checksums(self) -> NDArray[np.uint32] | None:
         """Return the checksums of the chosen images, or None for a window, whose pixels have none."""
         sums = None if self._is_window else self._source.checksums()
         return None if sums is None else sums[self._chosen]
+
+    def state(self) -> str:
+        """Return the state of the source."""
+        return self._source.state()
+
+    def check_state(self) -> None:
+        """Check that the source is still in this state; see `wustore.backends.base.Reader.check_state`."""
+        self._source.check_state()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return View, (self._source, self._images, self._rows, self._columns, self._given)

@@ -50,7 +50,7 @@ def open_keys(address: Any) -> Keys:
     if not is_local(address):
         return _from_url(address, read_only=True)
     if os.path.isdir(address):  # noqa: PTH112
-        return DirectoryKeys(address)
+        return DirectoryKeys(address, hold=True)
     if not os.path.lexists(address):
         raise StoreNotFoundError("there is nothing at this path", path=address, hint="Check the name.")
     if not is_zip(address):

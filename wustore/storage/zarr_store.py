@@ -80,6 +80,10 @@ class Keys(ABC):
         for key in [*self.list(prefix)]:
             self.delete(key)
 
+    def is_same(self) -> bool | None:
+        """Return whether the address still leads to the directory or file that is open; None if that is not known."""
+        return None
+
     def close(self) -> None:  # noqa: B027 - most hold nothing open
         """Release files."""
 
@@ -93,11 +97,18 @@ class DirectoryKeys(Keys):
         The directory; created with the first key that is set.
     name
         What to call it in messages, the path by default.
+    hold
+        Open the directory, and read from this one even if another takes its name: for reading only.
     """
 
-    def __init__(self, root: str | os.PathLike[str], name: str | None = None) -> None:
+    def __init__(self, root: str | os.PathLike[str], name: str | None = None, *, hold: bool = False) -> None:
+        self._held: int | None = None
         self.root = os.fspath(root)
         self.name = name or self.root
+        self._base = f"{self.root}/"
+        if hold and os.open in os.supports_dir_fd and os.stat in os.supports_dir_fd:
+            self._held = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+            self._base = ""
         self._serial = itertools.count()
         self._made: set[str] = set()
         self._flusher = Background("flush")
@@ -107,7 +118,7 @@ class DirectoryKeys(Keys):
 
     def _open(self, key: str) -> int | None:
         try:
-            return os.open(self._path(key), os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            return os.open(self._base + key, os.O_RDONLY | getattr(os, "O_BINARY", 0), dir_fd=self._held)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -151,7 +162,8 @@ class DirectoryKeys(Keys):
     def size(self, key: str) -> int | None:
         """Return the length, or None; see `Keys.size`."""
         try:
-            return os.stat(self._path(key)).st_size  # noqa: PTH116 - a Path object a key costs more than the call
+            # A Path object a key costs more than the call.
+            return os.stat(self._base + key, dir_fd=self._held).st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -202,6 +214,24 @@ class DirectoryKeys(Keys):
             Where one could not be written.
         """
         self._flusher.settle()
+
+    def is_same(self) -> bool | None:
+        """Return whether the path still leads to the directory that is held; see `Keys.is_same`."""
+        if self._held is None:
+            return None
+        try:
+            return os.path.samestat(os.stat(self.root), os.fstat(self._held))  # noqa: PTH116
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def close(self) -> None:
+        """Release the directory; see `Keys.close`."""
+        held, self._held = self._held, None if self._held is None else -1
+        if held is not None and held >= 0:
+            os.close(held)
+
+    def __del__(self) -> None:
+        self.close()
 
     def delete(self, key: str) -> None:
         """Remove the key; see `Keys.delete`."""
@@ -323,6 +353,13 @@ class ZipKeys(Keys):
     def delete(self, key: str) -> None:
         """Remove the key; see `Keys.delete`."""
         raise NotImplementedError("zip files are written whole")
+
+    def is_same(self) -> bool | None:
+        """Return whether the path still leads to the file that is open; see `Keys.is_same`."""
+        try:
+            return os.path.samestat(os.stat(self.name), os.fstat(self._handle))  # noqa: PTH116
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def close(self) -> None:
         """Release files; see `Keys.close`."""

@@ -113,3 +113,23 @@ def test_any_grouping_gives_the_same_values(
         image = reader.image(2)
         assert image.mask is not None
         assert same_bits(image.variance, source.image(2).variance)
+
+
+def test_into_arrays_of_the_caller(tmp_path: Path) -> None:
+    """Whatever they look like: parts of one array are filled in place, anything else by a copy."""
+    source = sample("chunked")
+    boxes = [(slice(0, 2), slice(95, 140), slice(3, 210)), (slice(2, 3), slice(0, 45), slice(7, 214))]
+    expected = [source.read("science", box) for box in boxes]
+    large = np.zeros((4, 60, 300), np.float32)
+    targets = {
+        "parts of one": [large[:2, 5:50, 11:218], large[3:, 5:50, 11:218]],
+        "of their own": [np.zeros(data.shape, np.float32) for data in expected],
+        "backwards": [np.zeros(data.shape, np.float32)[:, ::-1] for data in expected],
+        "wider": [np.zeros(data.shape, np.float64) for data in expected],
+    }
+    with Hdf5Backend().open(save(tmp_path / "a.h5", chunks=(100, 100))) as reader:
+        for name, out in targets.items():
+            assert all(a is b for a, b in zip(reader.read_boxes("science", boxes, out), out, strict=True)), name
+            for array, data in zip(out, expected, strict=True):
+                assert np.array_equal(array, data, equal_nan=True), name
+        assert np.count_nonzero(large) == sum(np.count_nonzero(data) for data in expected)

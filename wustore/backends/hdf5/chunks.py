@@ -10,6 +10,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -23,7 +24,7 @@ from wustore.backends.hdf5.netcdf import wrapped
 from wustore.errors import CorruptError
 from wustore.storage.url import RemoteFile, merged
 
-__all__ = ["ChunkReader", "Job", "Plan", "RawFile", "bounds_of", "parts_of", "split_axis"]
+__all__ = ["ChunkReader", "Job", "Places", "Plan", "RawFile", "bounds_of", "parts_of", "places_in", "split_axis"]
 
 Job = Callable[[], None]
 Box = tuple[slice, ...]
@@ -165,13 +166,15 @@ class ChunkReader:
             skipped, data = self._dataset.id.read_direct_chunk(corner)
             return int(skipped), bytes(data)
 
-    def plan(self, bounds: NDArray[np.int64]) -> Plan:
+    def plan(self, bounds: NDArray[np.int64], places: Places | None = None) -> Plan:
         """Return which chunks are needed for boxes, after making sure that they are there.
 
         Parameters
         ----------
         bounds
             (start, stop) of each box along each axis of the dataset, within its shape: shape (n, axes, 2).
+        places
+            Where the values go, by default one box after the other in C order.
 
         Raises
         ------
@@ -183,7 +186,7 @@ class ChunkReader:
             extra = np.broadcast_to(np.array([0, 1]), (len(bounds), missing, 2))
             bounds = np.concatenate([extra, bounds], axis=1)
         ones = (1,) * missing
-        parts, numbers = parts_of(bounds, ones + self.chunks, ones + self._grid)
+        parts, numbers = parts_of(bounds, ones + self.chunks, ones + self._grid, places)
         table = self._chunk_table(numbers)
         if table is not None:
             self._check(table, numbers)
@@ -233,11 +236,11 @@ class ChunkReader:
         plan
             What `plan` gave.
         out
-            The boxes one after the other, as one C-contiguous array of the dataset's dtype, native.
+            The memory for which the plan was made: one axis, the dataset's dtype, native.
         workers
             Threads that will do it.
         """
-        values = out.reshape(-1).view(f"u{out.dtype.itemsize}" if self._pipeline is not None else out.dtype)
+        values = out.view(f"u{out.dtype.itemsize}") if self._pipeline is not None else out
         table, numbers = plan.table, plan.numbers
         if table is None or self._pipeline is None:
             return [
@@ -411,8 +414,51 @@ class Plan:
         return parts
 
 
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where the values of boxes go in memory, counted in values.
+
+    Attributes
+    ----------
+    first
+        The first value of each box.
+    plane, row
+        From one plane of a box to the next, and from one row to the next.
+    """
+
+    first: NDArray[np.int64]
+    plane: NDArray[np.int64]
+    row: NDArray[np.int64]
+
+
+def places_in(arrays: Sequence[NDArray[Any]], dtype: np.dtype[Any]) -> tuple[NDArray[Any], Places] | None:
+    """Return the memory that arrays with three axes share, with one axis, and their places in it.
+
+    None if values have another dtype, if those of a row are not adjacent, or if the arrays do not share memory.
+    """
+    size = dtype.itemsize
+    owners = {id(array if array.base is None else array.base) for array in arrays}
+    filled = [array for array in arrays if array.size]
+    if len(owners) != 1 or not filled or any(array.dtype != dtype for array in arrays):
+        return None
+    strides = np.array([array.strides for array in arrays], np.int64)
+    if (strides < 0).any() or (strides[:, 2] != size).any() or (strides % size).any():
+        return None
+    strides //= size
+    addresses = [array.__array_interface__["data"][0] for array in arrays]
+    low, first = min(zip(addresses, arrays, strict=True), key=lambda pair: pair[0])
+    if any((address - low) % size for address in addresses):
+        return None
+    places = np.array([(address - low) // size for address in addresses], np.int64)
+    shapes = np.array([array.shape for array in arrays], np.int64)
+    last = ((shapes - 1) * strides).sum(axis=1) + places
+    span = int(last[shapes.all(axis=1)].max()) + 1
+    memory = np.lib.stride_tricks.as_strided(first, (span,), (size,))
+    return memory, Places(places, strides[:, 0], strides[:, 1])
+
+
 def parts_of(
-    bounds: NDArray[np.int64], chunk: tuple[int, ...], grid: tuple[int, ...]
+    bounds: NDArray[np.int64], chunk: tuple[int, ...], grid: tuple[int, ...], places: Places | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the parts of chunks that make up boxes, and the chunks.
 
@@ -422,13 +468,14 @@ def parts_of(
         (start, stop) of each box along three axes: shape (n, 3, 2).
     chunk, grid
         Shape of a chunk, and number of chunks along each axis.
+    places
+        Where the values go, by default one box after the other in C order.
 
     Returns
     -------
     parts
-        One row for each part: which chunk; its first value in the chunk; its place among the values of all boxes, one
-        after the other in C order; its shape (three values); and the values from one plane and from one row of its
-        box to the next.
+        One row for each part: which chunk; its first value in the chunk, and in memory; its shape (three values); and
+        the values from one plane and from one row of its box to the next in memory.
     chunks
         The numbers of the chunks in C order, ascending; ``parts`` counts in this list.
     """
@@ -451,9 +498,9 @@ def parts_of(
     low = np.maximum(start, corner)
     size = np.minimum(stop[box], corner + chunk) - low
     inside, target = low - corner, low - start
-    row = shape[box, 2]
-    plane = row * shape[box, 1]
-    base = (volume.cumsum() - volume)[box]
+    if places is None:
+        places = Places(volume.cumsum() - volume, shape[:, 1] * shape[:, 2], shape[:, 2])
+    base, plane, row = places.first[box], places.plane[box], places.row[box]
     chunks, k = np.unique((place[:, 0] * grid[1] + place[:, 1]) * grid[2] + place[:, 2], return_inverse=True)
     parts: NDArray[np.int64] = np.empty((box.size, 8), np.int64)
     parts[:, 0] = k

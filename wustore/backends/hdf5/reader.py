@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -14,13 +16,14 @@ from numpy.typing import NDArray
 from wustore.backends.base import Index, Reader
 from wustore.backends.hdf5 import filters as h5filters
 from wustore.backends.hdf5 import netcdf
-from wustore.backends.hdf5.chunks import ChunkReader, Job, Plan, RawFile, bounds_of
+from wustore.backends.hdf5.chunks import ChunkReader, Job, Places, Plan, RawFile, bounds_of, places_in
 from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, parse_document, read_document
 from wustore.backends.hdf5.file import CAPSULE_BOUND, CAPSULE_DATA, DOCUMENT, METADATA_BLOCK, open_file
 from wustore.backends.hdf5.presets import need_plugins
-from wustore.errors import CorruptError, FormatError, MissingDependencyError, UsageError
+from wustore.backends.state import content_state, one_state, reopen, replaced
+from wustore.errors import CorruptError, FormatError, MissingDependencyError, StoreNotFoundError, UsageError
 from wustore.format import tagged_json
-from wustore.format.document import meta_from
+from wustore.format.document import arrays_of, meta_from
 from wustore.format.packed import PACKED, unpack
 from wustore.format.planes import LayerSpec, cast_plane, layers_of
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
@@ -55,6 +58,7 @@ class Hdf5Reader(Reader):
         remote = RemoteFile(path, METADATA_BLOCK) if is_remote(path) else None
         self.path = path if remote is None else remote.name
         self._file: h5py.File | None = open_file(path, remote)
+        self._opened = _identity(self._file, remote)
         self._raw = RawFile(self._file, remote)
         self._lock = threading.Lock()
         self._readers: dict[str, ChunkReader] = {}
@@ -150,28 +154,31 @@ class Hdf5Reader(Reader):
 
     def read(self, layer: str, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Read a box; see `wustore.backends.base.Reader.read`."""
-        dtype = self._meta.layer_dtype(layer)
-        direct = out if out is not None and out.flags.c_contiguous and out.dtype == dtype else None
-        boxes = self._fill([_Wanted(layer, bounds_of([index]), direct)])[0]
-        box = boxes.reshape([part.stop - part.start for part in index])
-        if out is None:
-            return box
-        if direct is None:
-            out[...] = box
-        return out
+        return self.read_boxes(layer, [index], None if out is None else [out])[0]
 
-    def read_boxes(self, layer: str, boxes: Sequence[Index]) -> list[NDArray[Any]]:
-        """Read many boxes; see `wustore.backends.base.Reader.read_boxes`."""
+    @one_state
+    def read_boxes(
+        self, layer: str, boxes: Sequence[Index], out: Sequence[NDArray[Any]] | None = None
+    ) -> list[NDArray[Any]]:
+        """Read several boxes, every chunk once; see `wustore.backends.base.Reader.read_boxes`."""
         if not boxes:
             return []
         bounds = bounds_of(boxes)
-        values = self._fill([_Wanted(layer, bounds)])[0]
+        direct = None if out is None else places_in(out, self._meta.layer_dtype(layer))
+        values = self._fill([_Wanted(layer, bounds, direct)])[0]
+        if direct is not None and out is not None:
+            return list(out)
         shapes = bounds[:, :, 1] - bounds[:, :, 0]
-        ends = np.cumsum(shapes.prod(axis=1)).tolist()
-        starts = [0, *ends]
-        return [
-            values[start:end].reshape(shape) for start, end, shape in zip(starts, ends, shapes.tolist(), strict=False)
+        ends = shapes.prod(axis=1).cumsum().tolist()
+        found = [
+            values[start:end].reshape(shape)
+            for start, end, shape in zip([0, *ends], ends, shapes.tolist(), strict=False)
         ]
+        if out is None:
+            return found
+        for array, data in zip(out, found, strict=True):
+            array[...] = data
+        return list(out)
 
     def _fill(self, wanted: Sequence[_Wanted]) -> list[NDArray[Any]]:
         """Return the values of boxes of layers, for each layer in one array."""
@@ -188,14 +195,19 @@ class Hdf5Reader(Reader):
                     expected=reader.shape,
                     found=want.bounds.tolist(),
                 )
-            plans.append(reader.plan(want.bounds))  # before memory is taken: what is not there needs none
-            size = int((high - low).prod(axis=1).sum())
-            outs.append(empty([size], self._meta.layer_dtype(want.layer)) if want.out is None else want.out)
+            # Before memory is taken: what is not there needs none.
+            plans.append(reader.plan(want.bounds, None if want.target is None else want.target[1]))
+            if want.target is None:
+                size = int((high - low).prod(axis=1).sum())
+                outs.append(empty([size], self._meta.layer_dtype(want.layer)))
+            else:
+                outs.append(want.target[0])
         workers = self._workers or worker_count(work=sum(out.nbytes for out in outs))
         jobs = [job for plan, out in zip(plans, outs, strict=True) for job in plan.reader.jobs(plan, out, workers)]
         in_threads(_do, jobs, workers)
         return outs
 
+    @one_state
     def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read one image; see `wustore.backends.base.Reader.image`."""
         if not 0 <= i < self._meta.n_images:
@@ -280,10 +292,12 @@ class Hdf5Reader(Reader):
             in_threads(_do, data.jobs(data.plan(np.array([[(start, stop)]])), piece), self._workers)
         return piece.tobytes()
 
+    @one_state
     def image_capsule(self, i: int, image: Image | None = None) -> bytes | None:
         """Return an image's part of the FITS reconstruction data."""
         return self._piece(i + 1) if self._has_capsule() else None
 
+    @one_state
     def capsule(self) -> Capsule | None:
         """Return the FITS reconstruction data, or None."""
         if not self._has_capsule():
@@ -293,6 +307,7 @@ class Hdf5Reader(Reader):
             raise CorruptError("the capsule's document is not a JSON object", path=self.path, where="capsule")
         return Capsule(document, self._piece(0))
 
+    @one_state
     def checksums(self) -> NDArray[np.uint32]:
         """Return the stored CRC-32C of every plane, shape (n_images, 4)."""
         sums = self._array("checksum")
@@ -310,6 +325,22 @@ class Hdf5Reader(Reader):
     def document(self) -> Mapping[str, Any]:
         """Return the root document as it is stored."""
         return self._document
+
+    def state(self) -> str:
+        """Return a digest of the root document, the small arrays and the checksums of the planes."""
+        if self._state is None:
+            arrays = [spec.data for spec in arrays_of(self._meta)]
+            self._state = content_state(self._document, arrays, self.checksums())
+        return self._state
+
+    def check_state(self) -> None:
+        """Check that the path or URL still leads to the file that was opened."""
+        try:
+            found = RemoteFile(self._address).state if is_remote(self._address) else _facts(Path(self.path).stat())
+        except (StoreNotFoundError, FileNotFoundError, NotADirectoryError) as error:
+            raise replaced(self.path, "none") from error
+        if found != self._opened:
+            raise replaced(self.path)
 
     def audit(self) -> Iterator[tuple[str, str]]:
         """Yield the objects that HDF5 cannot read, and copies for other programs that differ from what we read."""
@@ -342,7 +373,7 @@ class Hdf5Reader(Reader):
             file.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self._address, self._workers)
+        return reopen, (_reopen, (self._address, self._workers), self.state())
 
 
 @dataclass(frozen=True, eq=False)
@@ -355,17 +386,29 @@ class _Wanted:
         One of `wustore.model.meta.LAYERS`.
     bounds
         (start, stop) of each box along (time, y, x): shape (n, 3, 2).
-    out
-        C-contiguous array of the layer's dtype for the values, or None for a new one.
+    target
+        Where the values go, as `places_in` gives it; None for new memory, one box after the other.
     """
 
     layer: str
     bounds: NDArray[np.int64]
-    out: NDArray[Any] | None = None
+    target: tuple[NDArray[Any], Places] | None = None
 
 
 def _do(job: Job) -> None:
     job()
+
+
+def _facts(status: os.stat_result) -> tuple[Any, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _identity(file: h5py.File, remote: RemoteFile | None) -> tuple[Any, ...]:
+    """Return what tells the open file from another one at the same place."""
+    if remote is not None:
+        return remote.state
+    status = os.fstat(file.id.get_vfd_handle()) if file.driver == "sec2" else Path(file.filename).stat()
+    return _facts(status)
 
 
 def _reopen(path: str, workers: int | None) -> Hdf5Reader:
