@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from wustore import store_view
 from wustore.backends.base import Progress, Reader
-from wustore.backends.registry import backend_named, opened
+from wustore.backends.registry import backend_named, open_reader
 from wustore.compat.configuration import SearchConfiguration
 from wustore.compat.hdus import add_image_data_to_hdul, load_layered_image_from_shard, read_image_data_from_hdul
 from wustore.compat.image_stack import ImageStack, match_times
@@ -35,6 +35,7 @@ from wustore.compat.table import create_image_metadata, hdu_to_image_metadata_ta
 from wustore.compat.wcs import append_wcs_to_hdu_header, calc_ecliptic_angle, sky_to_pixel
 from wustore.errors import FormatError, StoreExistsError, UsageError
 from wustore.format.wcs import text_to_wcs
+from wustore.model.units import in_unit, mjd
 from wustore.ops.copy import copy as copy_store
 
 if TYPE_CHECKING:
@@ -461,10 +462,11 @@ class WorkUnit:
         """
         from astropy.coordinates import SkyCoord
 
-        ra, dec = np.atleast_1d(np.asarray(ra, dtype=float)), np.atleast_1d(np.asarray(dec, dtype=float))
+        ra, dec = np.atleast_1d(in_unit(ra, "deg", "ra")), np.atleast_1d(in_unit(dec, "deg", "dec"))
         n = len(ra)
         if len(dec) != n:
             raise UsageError("Mismatched array sizes of RA and dec", expected=n, found=len(dec))
+        times = None if times is None else np.atleast_1d(mjd(times))
         if times is not None and np.size(times) != n:
             raise UsageError("Mismatched array sizes of RA and times", expected=n, found=np.size(times))
         coords = SkyCoord(ra, dec, unit="deg")
@@ -472,9 +474,9 @@ class WorkUnit:
             pixels = sky_to_pixel(coords, self.wcs)
             return pixels[:, 0], pixels[:, 1]
         if times is not None:
-            images = match_times(self.get_all_obstimes(), np.atleast_1d(np.asarray(times, dtype=float)), _MATCH_DAYS)
+            images = match_times(self.get_all_obstimes(), times, _MATCH_DAYS)
             if np.any(images < 0):
-                unmatched = np.atleast_1d(np.asarray(times))[images < 0]
+                unmatched = times[images < 0]
                 raise UsageError("a time belongs to no image", expected="within 0.02 days of one", found=unmatched[0])
         elif n == len(self):
             images = np.arange(n)
@@ -1084,7 +1086,7 @@ def _fits_options(compression_type: str, quantize_level: float, *, lossless: boo
 
 
 def _load(format_name: str, path: Any, *, lazy: bool, show_progress: bool | None = None) -> WorkUnit:
-    reader = opened(os.fspath(path) if isinstance(path, str | PathLike) else path, format_name)
+    reader = open_reader(path, format=format_name)
     if lazy:
         return work_unit_from(reader)
     with reader:

@@ -10,9 +10,11 @@ from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
+import astropy.units as u
 import numpy as np
 import pytest
-from astropy.table import MaskedColumn, Table
+from astropy.table import MaskedColumn, QTable, Table
+from astropy.time import Time
 from chunked import Chunked
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -402,7 +404,7 @@ def columns_of(trajectories):
     [
         lambda: ROWS,
         lambda: ROWS.tolist(),
-        lambda: tuple(ROWS.T),
+        lambda: tuple(map(tuple, ROWS)),
         lambda: dict(zip(("x", "y", "vx", "vy"), ROWS.T, strict=True)),
         lambda: Table(ROWS, names=("x", "y", "vx", "vy")),
         lambda: Table(ROWS[:, ::-1], names=("vy", "vx", "y", "x")).as_array(),
@@ -606,3 +608,83 @@ def test_coadds_are_kbmods():
         weights = 1 / variance[use, y, x].astype(float)
         expected = (values[use] * weights).sum() / weights.sum() if use.any() else 0
         assert coadd(science, "weighted", variance)[y, x] == pytest.approx(expected)
+
+
+# --- units ----------------------------------------------------------------------------------------------
+
+
+def test_everything_with_units_is_converted(tmp_path):
+    reader, wcs = sky_reader()
+    ra, dec = (float(value) for value in wcs.all_pix2world(4.0, 3.0, 0))
+    plain = stamps(reader, ra=ra, dec=dec, radius=2, times=(60001, None))
+    start = Time(60001, format="mjd", scale="utc")
+    for options in (
+        {"ra": ra / 15 * u.hourangle, "dec": dec * 60 * u.arcmin, "radius": 2 * u.pix, "times": (start, None)},
+        {"x": 4 * u.pix, "y": "3pix", "radius": "2pix", "times": (start.datetime64, None)},
+        {"x": 4, "y": 3, "radius": 2, "times": (start.to_datetime(), 10**6 * u.d)},
+    ):
+        assert stamps(reader, **options).science.tobytes() == plain.science.tobytes()
+    pixels = QTable({"x": [5] * u.pix, "y": [5] * u.pix, "vx": [1 / 24] * u.pix / u.h, "vy": [0] * u.pix / u.s})
+    rates = QTable(
+        {"ra": [ra] * u.deg, "dec": [dec] * u.deg, "v_ra": [0.15] * u.arcsec / u.h, "v_dec": [0] * u.deg / u.d}
+    )
+    for table in (pixels, rates):
+        plain = Table([table[name].value for name in table.colnames], names=table.colnames)
+        plain["vx" if "vx" in table.colnames else "v_ra"] = [1.0 if "vx" in table.colnames else 0.15 * 24 / 3600]
+        expected = columns_of(trajectories_from(plain, reader.meta))
+        assert np.allclose(columns_of(trajectories_from(table, reader.meta)), expected)
+        for name in ("a.ecsv", "a.parquet"):
+            table.write(tmp_path / name, overwrite=True)
+            assert np.allclose(columns_of(trajectories_from(tmp_path / name, reader.meta)), expected)
+    points = Table({"ra": [ra], "dec": [dec], "time": Time([60001.0], format="mjd")})
+    assert trajectories_from(points, reader.meta).zero_time == 60000
+
+
+@pytest.mark.parametrize(
+    ("options", "unit"),
+    [
+        ({"x": 4 * u.arcsec, "y": 3}, "arcsec"),
+        ({"x": 4, "y": 3, "radius": 5 * u.arcsec}, "arcsec"),
+        ({"x": 4, "y": 3, "times": (5 * u.m, None)}, "m"),
+        ({"ra": 1 * u.pix, "dec": 2}, "pix"),
+    ],
+)
+def test_a_unit_that_does_not_fit_is_named(options, unit):
+    reader, _ = sky_reader()
+    with pytest.raises(UsageError) as caught:
+        stamps(reader, **options)
+    assert caught.value.found == unit
+
+
+def test_a_list_of_rows_is_rows():
+    meta = sample("simple").meta
+    rows = np.arange(16.0).reshape(4, 4)
+    for form in (list(rows), tuple(rows), [list(row) for row in rows]):
+        assert columns_of(trajectories_from(form, meta)).tolist() == rows.tolist()
+    with pytest.raises(UsageError, match="Trajectories"):
+        trajectories_from((rows[0, :3],) * 4, meta)
+    with pytest.raises(UsageError, match="plain numbers"):
+        trajectories_from([(1, 2, 3 * u.pix / u.h, 4)], meta)
+
+
+def test_ids():
+    meta = sample("simple").meta
+    table = Table(ROWS, names=("x", "y", "vx", "vy"))
+    assert trajectories_from(table, meta).names.tolist() == [0, 1]
+    table["uuid"] = ["b", "a"]
+    assert trajectories_from(table, meta).names.tolist() == ["b", "a"]
+    found = trajectory_stamps(sample("simple"), table, 1)
+    assert found.ids.tolist() == trajectory_coadds(sample("simple"), table, 1).ids.tolist() == ["b", "a"]
+
+
+def test_stamps_say_where_they_come_from():
+    reader, wcs = sky_reader()
+    found = stamps(reader, [4, 400], [3, 3], 2)
+    assert found.source == reader.path
+    assert found.ids.tolist() == [0, 1]
+    assert found.is_outside.tolist() == [[False] * 3, [True] * 3]
+    assert found.wcs == (reader.meta.wcs,) * 3
+    here = found.wcs_of(0, 1)
+    assert np.allclose(here.all_pix2world(2, 2, 0), wcs.all_pix2world(4, 3, 0), atol=1e-12)
+    with pytest.raises(UsageError, match="no WCS"):
+        stamps(sample("simple"), 4, 3, 2).wcs_of(0)

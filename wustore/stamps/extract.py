@@ -20,6 +20,7 @@ from wustore.errors import UsageError
 from wustore.model.kbmod_rules import hide_pixels, is_masked, no_data_of
 from wustore.model.meta import PIXEL_LAYERS
 from wustore.model.select import TimeRange, chosen_images
+from wustore.model.units import has_unit, in_unit
 from wustore.stamps.coadd import RunningCoadd, check_kind
 from wustore.stamps.gather import AT_A_TIME, Block, Windows
 from wustore.stamps.results import Coadds, Stamps
@@ -59,9 +60,10 @@ def stamps(
     radius
         Pixels on either side of the centre.
     times
-        (start, stop), MJD [days, UTC], both ends included; None leaves an end open. All images by default.
+        (start, stop), both ends included; MJD [days, UTC], or Time, datetime64, datetime. None leaves an end open. All
+        images by default.
     ra, dec
-        Position or positions on the sky instead, ICRS [deg]; each image's WCS says which pixel that is.
+        Position or positions on the sky instead, ICRS [deg] or Quantity; each image's WCS says which pixel that is.
     images
         Indices of the images wanted, or a boolean for each.
     layers
@@ -85,7 +87,7 @@ def stamps(
     """
     wanted = _Request(reader, radius, chosen_images(reader.meta, times, images), layers, max_memory)
     if x is not None and y is not None and ra is None and dec is None:
-        placed = numbers_alike("x and y", x, y)
+        placed = numbers_alike("pix", x=x, y=y)
         shape = placed[0].shape
         centre_x, centre_y = (np.broadcast_to(value[..., None], (*shape, len(wanted.images))) for value in placed)
     elif ra is not None and dec is not None and x is None and y is None:
@@ -120,7 +122,8 @@ def trajectory_stamps(
     radius
         Pixels on either side of the centre.
     times
-        (start, stop), MJD [days, UTC], both ends included; None leaves an end open. All images by default.
+        (start, stop), both ends included; MJD [days, UTC], or Time, datetime64, datetime. None leaves an end open. All
+        images by default.
     images
         Indices of the images wanted, or a boolean for each.
     layers
@@ -249,13 +252,17 @@ class _Request:
     """What is to be cut out, but for the positions."""
 
     reader: Reader
-    radius: int
+    radius: Any
     images: NDArray[np.int64]
     layers: Sequence[str]
     max_memory: int
 
     def __post_init__(self) -> None:
         radius, layers, meta = self.radius, self.layers, self.reader.meta
+        if has_unit(radius):
+            radius = float(in_unit(radius, "pix", "radius"))
+            radius = int(radius) if radius.is_integer() else radius
+            object.__setattr__(self, "radius", radius)
         if isinstance(radius, bool) or not isinstance(radius, int | np.integer) or radius < 0:
             raise UsageError("not a radius of stamps", expected="a whole number of pixels, 0 or more", found=radius)
         unknown = [layer for layer in layers if layer not in PIXEL_LAYERS]

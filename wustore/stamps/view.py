@@ -21,6 +21,7 @@ from wustore.errors import FormatError, UsageError
 from wustore.format.planes import cast_plane
 from wustore.model.meta import LAYERS, PIXEL_LAYERS, Column, Image, Meta
 from wustore.model.select import TimeRange, chosen_images, consecutive_runs, selected_meta
+from wustore.model.units import has_unit, in_unit
 from wustore.stamps.sky import shared_wcs, text_sky_to_pixel
 from wustore.stamps.trajectories import nearest_pixel
 
@@ -352,14 +353,14 @@ def select(
 
 def cutout(
     reader: Reader,
-    x: float | None = None,
-    y: float | None = None,
-    width: int | None = None,
-    height: int | None = None,
+    x: Any = None,
+    y: Any = None,
+    width: Any = None,
+    height: Any = None,
     *,
-    ra: float | None = None,
-    dec: float | None = None,
-    size: float | None = None,
+    ra: Any = None,
+    dec: Any = None,
+    size: Any = None,
 ) -> View:
     """Return the view of a window around a position, a smaller WorkUnit whose WCS is moved along.
 
@@ -383,13 +384,19 @@ def cutout(
     UsageError
         Where neither or both kinds of position or size are given, the window has no pixel in the frame, or
         the images do not share one WCS (for sky positions).
+
+    Notes
+    -----
+    Values with a unit (Quantity, or text such as ``2arcmin``) are converted.
     """
     x, y, scale = _centre(reader.meta, x, y, ra, dec, on_sky=size is not None)
+    width, height = (_pixels(value, name) for name, value in (("width", width), ("height", height)))
     if size is not None:
         if width is not None or height is not None:
             raise UsageError("two sizes of the window", expected="width and height, or size")
         # A thousandth of a pixel is no reason for one more: no scale is that exact.
-        width = height = max(int(np.ceil(size / scale - 1e-3)), 1) if size > 0 else 0
+        arcsec = float(in_unit(size, "arcsec", "size"))
+        width = height = max(int(np.ceil(arcsec / scale - 1e-3)), 1) if arcsec > 0 else 0
     if width is None or width < 1 or (height is not None and height < 1):
         raise UsageError("the window has no size", expected="width and height in pixels, or size in arcseconds")
     height = width if height is None else height
@@ -399,25 +406,35 @@ def cutout(
     return View(reader, rows=rows, columns=columns)
 
 
-def _centre(
-    meta: Meta, x: float | None, y: float | None, ra: float | None, dec: float | None, *, on_sky: bool
-) -> tuple[float, float, float]:
+def _pixels(value: Any, name: str) -> int | None:
+    """Return a number of pixels that may come with a unit."""
+    if not has_unit(value):
+        return None if value is None else int(value)
+    pixels = float(in_unit(value, "pix", name))
+    if not pixels.is_integer():
+        raise UsageError("not a whole number of pixels", where=name, found=value)
+    return int(pixels)
+
+
+def _centre(meta: Meta, x: Any, y: Any, ra: Any, dec: Any, *, on_sky: bool) -> tuple[float, float, float]:
     """Return the centre (x, y) [pixel] and, where it is needed, the scale [arcsec / pixel] there."""
     in_pixels = x is not None and y is not None and ra is None and dec is None
     in_degrees = ra is not None and dec is not None and x is None and y is None
     if not (in_pixels or in_degrees):
         raise UsageError("the centre of the window is not clear", expected="x and y, or ra and dec")
-    if in_pixels and not on_sky:
-        return float(x), float(y), 1.0  # type: ignore[arg-type]
+    if in_pixels:
+        x, y = (float(in_unit(value, "pix", name)) for name, value in (("x", x), ("y", y)))
+        if not on_sky:
+            return x, y, 1.0
     text = shared_wcs(
         meta, "one window does not show the same sky in all", "Give the window in pixels, or take stamps."
     )
     if in_degrees:
-        found_x, found_y = text_sky_to_pixel(text, ra, dec)  # type: ignore[arg-type]
+        found_x, found_y = text_sky_to_pixel(text, ra, dec)
         x, y = float(found_x), float(found_y)
         if not (np.isfinite(x) and np.isfinite(y)):
             raise UsageError("the WCS does not reach this position", found=f"RA {ra}, dec {dec}")
-    return float(x), float(y), _scale(text, float(x), float(y)) if on_sky else 1.0  # type: ignore[arg-type]
+    return x, y, _scale(text, x, y) if on_sky else 1.0
 
 
 def _scale(text: str, x: float, y: float) -> float:
