@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from wustore.backends.hdf5.filters import DamagedChunkError, Decoded, Pipeline, Scratch, filters_of, pipeline_of
 from wustore.backends.hdf5.netcdf import wrapped
 from wustore.errors import CorruptError
-from wustore.storage.url import RemoteFile, merged
+from wustore.storage.url import RemoteFile, coalesce
 
 __all__ = ["ChunkReader", "Job", "Places", "Plan", "RawFile", "bounds_of", "parts_of", "places_in", "split_axis"]
 
@@ -265,7 +265,7 @@ class ChunkReader:
             count = -(-offsets.size // max(step, 1))
             return [offsets.size * k // count for k in range(count)] + [offsets.size] if count else [0]
         # One job for each request: chunks that lie side by side come together.
-        ranges = merged(list(zip(offsets.tolist(), (offsets + sizes).tolist(), strict=True)))
+        ranges = coalesce(list(zip(offsets.tolist(), (offsets + sizes).tolist(), strict=True)))
         return [*np.searchsorted(offsets, [start for start, _ in ranges]).tolist(), offsets.size]
 
     def _fill(self, table: _Table, numbers: NDArray[np.int64], parts: NDArray[np.int64], out: NDArray[Any]) -> None:
