@@ -194,7 +194,7 @@ def plan(
     format: str | None = None,  # noqa: A002
     overwrite: bool = False,
     capsule: bool = True,
-    parts: int = 1,
+    parts: int | None = None,
     **options: Any,
 ) -> Job:
     """Prepare a conversion that can be resumed and shared; the one that is there already is joined.
@@ -206,7 +206,7 @@ def plan(
     source_format, format, overwrite, capsule, options
         As for `wustore.convert`.
     parts
-        Number of parts for `part`; at most one for each image.
+        Number of parts for `part`; at most one for each image. None for those of the plan that is there already, or 1.
 
     Returns
     -------
@@ -216,8 +216,8 @@ def plan(
     Raises
     ------
     UsageError
-        Another conversion has begun at this target, the source has changed since, or the format cannot be
-        written in pieces.
+        Another conversion, or the same in another number of parts, has begun at this target, the source has changed
+        since, or the format cannot be written in pieces.
     StoreExistsError
         The target exists and ``overwrite`` is False.
     StoreNotFoundError, UnknownFormatError, FormatError, CorruptError, OSError
@@ -244,12 +244,20 @@ def plan(
             options=json.loads(json.dumps(options)),
             overwrite=overwrite,
             keep_capsule=capsule,
-            parts=max(1, min(parts, reader.meta.n_images)),
+            parts=max(1, min(parts or 1, reader.meta.n_images)),
         )
         keys = _keys(target, must_exist=False)
         if keys.get(_JOB) is not None:
             found, _ = _load(target)
             _same_job(found, wanted, target)
+            if parts is not None and found.parts != wanted.parts:
+                raise UsageError(
+                    "this conversion is planned in another number of parts",
+                    path=target,
+                    expected=f"{found.parts} parts",
+                    found=wanted.parts,
+                    hint="Go on as planned; or finish it, or remove it, and plan again.",
+                )
             if found.overwrite != overwrite:
                 # Not what the images depend on: whoever goes on says it anew, having seen what is at the target.
                 found = replace(found, overwrite=overwrite)
@@ -333,7 +341,7 @@ def part(target: str, k: int, *, workers: int | None = None, progress: Progress 
     target
         The target of a `plan`.
     k
-        Which part, 0 <= k < parts.
+        Which part, 0 <= k < parts. For a larger one there is nothing to do: a job array may be larger than needed.
     workers
         Threads; the number of processors by default.
     progress
@@ -356,7 +364,7 @@ def part(target: str, k: int, *, workers: int | None = None, progress: Progress 
     """
     job, reader, writer = _open_both(target, workers)
     with reader:
-        images = job.images_of(k)
+        images = job.images_of(k) if k < job.parts else range(0)
         left = writer.unwritten(images)
         done = len(images) - len(left)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from wustore.backends.base import Backend, Writer
 from wustore.backends.fits.files import input as source
@@ -38,6 +39,12 @@ class FitsBackend(Backend):
     name = "fits"
     suffixes = (".fits.gz", ".fits.bz2", ".fits.zip", ".fit.gz", ".fits.fz", ".fits", ".fit", ".fts")
     description = "KBMOD's single FITS file, of any layout since 2023"
+    options: ClassVar[Mapping[str, str]] = {
+        "mode": "archive: nothing is lost (default); kbmod: the bytes that KBMOD writes, quantised",
+        "lossless": "true for GZIP_2 without quantisation",
+        "compression_type": "NOCOMPRESS, RICE_1, GZIP_1, GZIP_2 or HCOMPRESS_1",
+        "quantize_level": "the step of quantisation, as KBMOD's to_fits takes it: -0.01 is a step of 0.01",
+    }
 
     def sniff(self, path: str) -> bool:
         """Return whether the file starts like FITS, unpacked where it is compressed."""
@@ -72,6 +79,7 @@ class ShardedFitsBackend(Backend):
 
     name = "sharded-fits"
     description = "KBMOD's sharded set: a primary FITS file, and <i>_<name> for each image"
+    options: ClassVar[Mapping[str, str]] = FitsBackend.options
 
     def sniff(self, path: str) -> bool:
         """Return whether the file counts images without holding them, and has a shard beside it."""

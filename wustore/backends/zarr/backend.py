@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,6 +35,11 @@ class ZarrBackend(Backend):
     name: ClassVar[str] = "zarr"
     suffixes: ClassVar[tuple[str, ...]] = (".zarr",)
     description: ClassVar[str] = "Zarr v3 in a directory or object store: chunked, parallel, the default"
+    options: ClassVar[Mapping[str, str]] = {
+        "profile": "compression: compact, portable, fast or none (default compact)",
+        "layout": "chunk size: images, balanced or cutouts (default images)",
+        "chunks": "sides [y, x] of a chunk, instead of a layout",
+    }
 
     def sniff(self, path: str) -> bool:
         """Return whether a Zarr hierarchy (of any version or kind) has its root here."""
@@ -117,6 +122,7 @@ class ZarrZipBackend(ZarrBackend):
     name: ClassVar[str] = "zarr-zip"
     suffixes: ClassVar[tuple[str, ...]] = (".zarr.zip",)
     description: ClassVar[str] = "Zarr v3 in a single zip file"
+    options: ClassVar[Mapping[str, str]] = ZarrBackend.options
 
     def sniff(self, path: str) -> bool:
         """Return whether this is a zip file with a Zarr root in it."""
