@@ -312,9 +312,9 @@ class Counting(MemoryReader):
         super().__init__(reader._meta, reader._images)
         self.reads: list[tuple[int, tuple[str, ...]]] = []
 
-    def image(self, i: int, layers: Any = LAYERS, *, capsule: bool = False) -> Image:
+    def image(self, i: int, layers: Any = LAYERS) -> Image:
         self.reads.append((i, tuple(layers)))
-        return super().image(i, layers, capsule=capsule)
+        return super().image(i, layers)
 
 
 def test_a_lazy_work_unit_reads_what_is_touched() -> None:

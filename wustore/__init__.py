@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from wustore.backends.layer import Layer
     from wustore.backends.registry import open_reader
     from wustore.compat.configuration import SearchConfiguration
-    from wustore.compat.image_stack import ImageStack, LayeredImage
+    from wustore.compat.image_stack import ImageStack
+    from wustore.compat.layered_image import LayeredImage
     from wustore.errors import (
         BackendError,
         CorruptError,
@@ -64,7 +65,7 @@ _HOMES = {
     "save": "api",
     "SearchConfiguration": "compat.configuration",
     "ImageStack": "compat.image_stack",
-    "LayeredImage": "compat.image_stack",
+    "LayeredImage": "compat.layered_image",
     "Layer": "backends.layer",
     "WorkUnit": "work_unit",
     "BackendError": "errors",

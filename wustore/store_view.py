@@ -21,11 +21,14 @@ from numpy.typing import NDArray
 from wustore.backends.base import Progress, Reader
 from wustore.backends.memory import MemoryReader
 from wustore.compat.configuration import SearchConfiguration
-from wustore.compat.image_stack import ImageStack, LazyPlanes
+from wustore.compat.image_stack import ImageStack
+from wustore.compat.layered_image import LazyPlanes
 from wustore.compat.observatory import location_of, observatory_of
 from wustore.compat.table import STANDARD_COLUMNS, constituents_to_table, table_to_constituents
 from wustore.errors import FormatError
 from wustore.format.wcs import wcs_to_text
+from wustore.model.compare import meta_differences, table_differences
+from wustore.model.kbmod_rules import hide_pixels, identity_psf, is_masked, no_data_of
 from wustore.model.meta import LAYERS, Column, ConstituentTable, Image, Meta
 from wustore.stamps.view import View
 
@@ -74,12 +77,12 @@ def _single(plane: NDArray[Any]) -> NDArray[Any]:
 
 def _kernel(psf: NDArray[Any] | None) -> NDArray[Any]:
     if psf is None:
-        return np.ones((1, 1), dtype=np.float32)
+        return identity_psf()
     return psf if psf.dtype.kind == "f" else _single(psf)
 
 
 class StoreSource:
-    """The planes of a store as KBMOD sees them; see `wustore.compat.image_stack.PlaneSource`.
+    """The planes of a store as KBMOD sees them; see `wustore.compat.layered_image.PlaneSource`.
 
     Parameters
     ----------
@@ -89,7 +92,7 @@ class StoreSource:
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
-        self._no_data = reader.meta.source.get("no_data")
+        self._no_data = no_data_of(reader.meta)
 
     def shape(self, layer: str, i: int) -> tuple[int, int]:
         """Return a plane's shape without reading it."""
@@ -108,17 +111,14 @@ class StoreSource:
 
     @staticmethod
     def _masked(image: Image) -> NDArray[np.bool_] | None:
-        return None if image.mask is None else image.mask > 0
+        return None if image.mask is None else is_masked(image.mask)
 
     def _seen(self, plane: NDArray[Any], masked: NDArray[np.bool_] | None) -> NDArray[Any]:
         """Return a plane as KBMOD sees it; the array itself is changed where it can be."""
         plane = _single(plane)
         if not plane.flags.writeable:
             plane = plane.copy()
-        if self._no_data is not None:
-            plane[plane == np.float32(self._no_data)] = np.nan
-        if masked is not None:
-            np.copyto(plane, np.float32(np.nan), where=masked)
+        hide_pixels(plane, masked, self._no_data)
         return plane
 
     def _finish(self, image: Image) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -182,9 +182,7 @@ def _numbers(texts: list[Any]) -> NDArray[Any]:
 
 def links_of(meta: Meta) -> list[list[int]]:
     """Return the constituents of each image; one to one where the source does not say."""
-    if meta.links is None:
-        return [[i] for i in range(meta.n_images)]
-    return [list(indices) for indices in meta.links]
+    return [list(meta.links_of(i)) for i in range(meta.n_images)]
 
 
 # --- to a store ---------------------------------------------------------------------------------------
@@ -234,36 +232,12 @@ def _memory_reader(work_unit: WorkUnitLike) -> MemoryReader:
     return MemoryReader(meta_of(work_unit), images, shared=True)
 
 
-def _same_cells(a: Column, b: Column) -> bool:
-    if (a.name, a.kind, a.unit, a.description, a.format) != (b.name, b.kind, b.unit, b.description, b.format):
-        return False
-    if a.values.dtype != b.values.dtype or a.values.shape != b.values.shape:
-        return False
-    if a.mask is None or b.mask is None:
-        if a.mask is not b.mask:
-            return False
-    elif not np.array_equal(a.mask, b.mask):
-        return False
-    if a.values.dtype == object:
-        return all(repr(x) == repr(y) for x, y in zip(a.values, b.values, strict=True)) and dict(a.meta) == dict(b.meta)
-    return a.values.tobytes() == b.values.tobytes() and dict(a.meta) == dict(b.meta)
-
-
-def _same_table(a: ConstituentTable, b: ConstituentTable) -> bool:
-    return (
-        a.n_rows == b.n_rows
-        and len(a.columns) == len(b.columns)
-        and all(_same_cells(x, y) for x, y in zip(a.columns, b.columns, strict=True))
-        and dict(a.meta) == dict(b.meta)
-    )
-
-
 def _constituents(work_unit: WorkUnitLike, stored: Meta | None) -> ConstituentTable:
     table = work_unit._table
     if stored is not None and table is None:
         return stored.constituents  # never looked at
     current = table_to_constituents(work_unit.org_img_meta)
-    if stored is not None and _same_table(current, _completed(stored)):
+    if stored is not None and next(table_differences(current, _completed(stored)), None) is None:
         return stored.constituents
     return current
 
@@ -368,17 +342,5 @@ def _number(value: Any) -> float | None:
 
 
 def _same_meta(a: Meta, b: Meta) -> bool:
-    for field in dataclasses.fields(Meta):
-        left, right = getattr(a, field.name), getattr(b, field.name)
-        if isinstance(left, np.ndarray):
-            if not np.array_equal(left, right, equal_nan=left.dtype.kind == "f"):
-                return False
-        elif isinstance(left, ConstituentTable):
-            if left is not right:
-                return False
-        elif field.name == "configuration":
-            if (left is None) != (right is None) or repr(left) != repr(dict(right) if right is not None else None):
-                return False
-        elif left is not right and left != right:
-            return False
-    return True
+    same_origin = a.source == b.source and a.history == b.history
+    return a.constituents is b.constituents and same_origin and next(meta_differences(a, b), None) is None

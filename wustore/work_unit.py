@@ -937,7 +937,7 @@ class WorkUnit:
                 meta = replace(meta, configuration=SearchConfiguration().to_dict())
         leftovers = reader.capsule() if capsule else None
         writer = backend_named(format_name).create(target, meta, capsule=leftovers, overwrite=overwrite, **options)
-        copy_store(reader, writer, capsule=leftovers is not None)
+        copy_store(reader, writer)
 
     # -- results --
 

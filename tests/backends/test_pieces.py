@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from in_memory import in_memory
 
 import wustore
 from wustore.backends.fits import writer as fits_writer
 from wustore.backends.fits.writer import FitsLossWarning, StoreChangedWarning
 from wustore.backends.hdf5.backend import Hdf5Backend
 from wustore.backends.hdf5.encoder import Encoder
-from wustore.backends.memory import MemoryReader
 from wustore.backends.registry import backend_for_writing
 from wustore.errors import CorruptError, UsageError, WuStoreError
 from wustore.ops import jobs
@@ -32,24 +32,24 @@ def save(reader, path, **options):
 
 
 def encoders(tmp_path):
-    """Every encoder, with an image and what it makes of it."""
+    """Every encoder, with an image and its part of the capsule."""
     plain = with_capsule(sample("ragged"))
     origin = save(sample("ragged"), tmp_path / "origin.fits")
     with wustore.open_reader(origin) as reader:
-        restored, capsule = reader.image(3, capsule=True), reader.capsule()
+        restored, capsule, piece = reader.image(3), reader.capsule(), reader.image_capsule(3)
     changed = replace(restored, science=np.ascontiguousarray(restored.science[::-1]))
     exact = fits_writer.encoder(plain.meta, capsule=capsule)
-    yield Encoder("x.h5", plain.meta, "portable", "images", None, 1), plain.image(3, capsule=True)
-    yield fits_writer.encoder(plain.meta, mode="kbmod"), plain.image(3)
-    yield exact, restored
-    yield exact, changed
+    yield Encoder("x.h5", plain.meta, "portable", "images", None, 1), plain.image(3), plain.image_capsule(3)
+    yield fits_writer.encoder(plain.meta, mode="kbmod"), plain.image(3), None
+    yield exact, restored, piece
+    yield exact, changed, piece
 
 
 def test_pieces_are_not_executed_and_damage_is_typed(tmp_path):
     generator = random.Random(1)
-    for encoder, image in encoders(tmp_path):
-        piece = encoder.encode(3, image)
-        assert encoder.encode(3, image) == piece
+    for encoder, image, capsule in encoders(tmp_path):
+        piece = encoder.encode(3, image, capsule)
+        assert encoder.encode(3, image, capsule) == piece
         encoder.parse(piece)
         table = int.from_bytes(piece[:8], "little") + 8
         for _ in range(300):
@@ -67,7 +67,7 @@ def test_pieces_are_not_executed_and_damage_is_typed(tmp_path):
 
 
 def test_pieces_of_another_writer_are_refused(tmp_path):
-    made = [(encoder, encoder.encode(3, image)) for encoder, image in encoders(tmp_path)]
+    made = [(encoder, encoder.encode(3, image, capsule)) for encoder, image, capsule in encoders(tmp_path)]
     for a, (encoder, _) in enumerate(made):
         for b, (_, piece) in enumerate(made):
             if a != b and {a, b} != {2, 3}:  # both of the encoder of identical files
@@ -100,7 +100,7 @@ def test_writing_waits_without_pickle(tmp_path, monkeypatch):
     save(source, tmp_path / "a.h5")
     writer = Hdf5Backend().create(str(tmp_path / "b.h5"), source.meta, capsule=source.capsule())
     for i in (3, 2, 1, 0):
-        writer.write(i, source.image(i, capsule=True))
+        writer.write(i, source.image(i), source.image_capsule(i))
     writer.commit()
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
 
@@ -110,9 +110,9 @@ def edited(tmp_path):
     """A store whose first image was changed since it was imported from FITS, and whose second one was not."""
     origin = save(sample("simple"), tmp_path / "origin.fits")
     with wustore.open_reader(origin) as reader:
-        images = [reader.image(i, capsule=True) for i in range(3)]
+        images = [reader.image(i) for i in range(3)]
         images[1] = replace(images[1], science=np.ascontiguousarray(images[1].science[::-1]))
-        path = save(MemoryReader(reader.meta, images, reader.capsule()), tmp_path / "edited.h5")
+        path = save(in_memory(reader, images), tmp_path / "edited.h5")
     return str(path)
 
 
@@ -167,18 +167,19 @@ def test_nothing_stays_open(tmp_path, changed):
     wustore.convert(save(sample("simple"), tmp_path / "a.h5"), tmp_path / "b.fits", format="sharded-fits")
     wustore.convert(tmp_path / "b.fits", tmp_path / "c.h5", source_format="sharded-fits")
     with wustore.open_reader(tmp_path / "c.h5") as reader:
-        images = [reader.image(i, capsule=True) for i in range(3)]
+        images = [reader.image(i) for i in range(3)]
+        pieces = [reader.image_capsule(i) for i in range(3)]
         before = len(list(handles.iterdir()))
         writer = backend_for_writing("x.fits", "fits").create(
             str(tmp_path / "x.fits"), reader.meta, capsule=reader.capsule(), workers=1
         )
-        writer.write(2, images[2])
+        writer.write(2, images[2], pieces[2])
         if changed:
             images[1] = replace(images[1], science=images[0].science)
 
             def end():
-                writer.write(1, images[1])
-                writer.write(0, images[0])
+                writer.write(1, images[1], pieces[1])
+                writer.write(0, images[0], pieces[0])
                 writer.commit()
 
             with pytest.warns(StoreChangedWarning):
@@ -187,6 +188,6 @@ def test_nothing_stays_open(tmp_path, changed):
                 for i in range(3):
                     assert result.image(i).science.tobytes() == images[i].science.tobytes()
         else:
-            writer.write(1, images[1])
+            writer.write(1, images[1], pieces[1])
             writer.abort()
         assert len(list(handles.iterdir())) == before

@@ -14,13 +14,8 @@ import pytest
 import yaml
 from astropy.io import fits
 
-from wustore.compat.configuration import (
-    PARAMETERS,
-    SECTIONS,
-    SearchConfiguration,
-    configuration_to_hdu,
-    hdu_to_configuration,
-)
+from wustore.compat.configuration import SearchConfiguration, configuration_to_hdu, hdu_to_configuration
+from wustore.compat.parameters import PARAMETERS, SECTIONS
 from wustore.compat.yaml import dump_mapping, dump_value, load_mapping, load_value, plain
 from wustore.errors import FormatError, StoreNotFoundError
 from wustore.format.tagged_json import RawYaml

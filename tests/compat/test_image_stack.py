@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from wustore.compat.image_stack import ImageStack, ImageStackPy, LayeredImage, LayeredImagePy, match_times
+from wustore.compat.image_stack import ImageStack, ImageStackPy, match_times
+from wustore.compat.layered_image import LayeredImage, LayeredImagePy
 from wustore.errors import FormatError
 
 

@@ -5,28 +5,19 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+from in_memory import in_memory
+
 from wustore.backends.fits import capsule as leftovers
 from wustore.backends.fits.backend import FitsBackend, ShardedFitsBackend
-from wustore.backends.fits.reader import FitsReader
 from wustore.backends.memory import MemoryReader
-from wustore.model.meta import Capsule
 from wustore.ops.copy import copy
-
-
-def held(reader: FitsReader, *, sharded: bool = False) -> MemoryReader:
-    """Return what a store would keep of a file."""
-    images = [reader.image(i, capsule=True) for i in range(reader.meta.n_images)]
-    capsule = reader.capsule()
-    assert capsule is not None
-    kept = Capsule(capsule.document, capsule.head, lambda i: images[i].capsule)
-    return MemoryReader(reader.meta, images, kept)
 
 
 def again(path: Path, tmp_path: Path, *, sharded: bool = False) -> MemoryReader:
     """Import and export, compare bytes; return what was held in between."""
     backend = ShardedFitsBackend() if sharded else FitsBackend()
     with backend.open(str(path)) as reader:
-        store = held(reader)
+        store = in_memory(reader)
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
     target = out / path.name
@@ -48,7 +39,7 @@ def methods(store: MemoryReader) -> dict[str, str]:
     template = leftovers.Head.decode(capsule.head).template
     found = {}
     for i in range(store.meta.n_images):
-        control, _ = leftovers._decode(leftovers._PIECE, capsule.piece(i) or b"", template)
+        control, _ = leftovers._decode(leftovers._PIECE, store.image_capsule(i) or b"", template)
         for entry in control["hdus"]:
             marks = "+patch" * ("patch" in entry) + "+tiles" * ("kept" in entry.get("with", {}))
             found[entry["name"]] = entry["method"] + marks

@@ -30,9 +30,8 @@ from wustore.testing import assert_same, sample, with_capsule
 
 
 def save(reader, path, **options):
-    capsule = reader.capsule()
     backend = backend_for_writing(str(path))
-    copy(reader, backend.create(str(path), reader.meta, capsule=capsule, **options), capsule=capsule is not None)
+    copy(reader, backend.create(str(path), reader.meta, capsule=reader.capsule(), **options))
     return str(path)
 
 

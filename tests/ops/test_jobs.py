@@ -86,7 +86,7 @@ def save(reader, path, **options):
 def repeated():
     """Twelve small images with leftovers, none of them of the same size as the next one."""
     few = with_capsule(sample("ragged"))
-    images = [few.image(i % 4, capsule=True) for i in range(12)]
+    images = [few.image(i % 4) for i in range(12)]
     meta = few.meta
     meta = type(meta)(
         times=meta.times.repeat(3),
@@ -96,7 +96,7 @@ def repeated():
         links=tuple((i % 4,) for i in range(12)),
         constituents=meta.constituents,
     )
-    return MemoryReader(meta, images, few.capsule())
+    return MemoryReader(meta, images, few.capsule(), [few.image_capsule(i % 4) for i in range(12)])
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def source(tmp_path, kind):
         save(reader, path)
         return str(path)
     origin = tmp_path / "origin.fits"
-    save(MemoryReader(reader.meta, [replace(reader.image(i), capsule=None) for i in range(12)]), origin)
+    save(MemoryReader(reader.meta, [reader.image(i) for i in range(12)]), origin)
     wustore.convert(origin, path, workers=1)
     origin.unlink()
     return str(path)
@@ -348,7 +348,7 @@ def test_images_of_another_conversion_do_not_count(source, reference, target, tm
     """A process that outlived its conversion writes into the next one."""
     other = tmp_path / "other.h5"
     few = repeated()
-    images = [replace(image, science=-image.science) for _, image in few.images(capsule=False)]
+    images = [replace(image, science=-image.science) for _, image in few.images()]
     save(MemoryReader(few.meta, images), other)
     jobs.plan(str(other), target)
     jobs.part(target, 0)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from fits_samples import image_hdus, primary_hdu, small, write
+from in_memory import in_memory
 
 from wustore.backends.memory import MemoryReader
 from wustore.backends.registry import open_reader
@@ -28,30 +29,23 @@ class Reader(MemoryReader):
     """A memory reader with checksums, and damage where it is told."""
 
     def __init__(self, source, broken=None):
-        super().__init__(source.meta, [source.image(i, capsule=True) for i in range(source.meta.n_images)])
+        super().__init__(source.meta, [source.image(i) for i in range(source.meta.n_images)], source.capsule())
         self._source = source
         self.broken = broken or {}
 
-    def image(self, i, layers=LAYERS, *, capsule=False):
+    def image(self, i, layers=LAYERS):
         if set(self.broken.get(i, ())) & set(layers):
             raise CorruptError("a chunk is damaged", path="here", where=f"image {i}")
-        return super().image(i, layers, capsule=capsule)
+        return super().image(i, layers)
 
     def checksums(self):
         planes = [[self._source.image(i).layer(layer) for layer in LAYERS] for i in range(self.meta.n_images)]
         return np.array([[plane_checksum(plane) for plane in row] for row in planes], dtype=np.uint32)
 
-    def capsule(self):
-        capsule = self._source.capsule()
-        if capsule is None:
-            return None
-
-        def piece(i):
-            if i in self.broken:
-                raise CorruptError("the piece is damaged", path="here")
-            return b""
-
-        return replace(capsule, piece=piece)
+    def image_capsule(self, i, image=None):
+        if i in self.broken:
+            raise CorruptError("the piece is damaged", path="here")
+        return b""
 
 
 @pytest.mark.parametrize("name", list(SAMPLES))
@@ -217,8 +211,9 @@ def test_fits_of_another_digest(fits_file, tmp_path):
     with open_reader(fits_file) as reader:
         capsule = reader.capsule()
         document = {**capsule.document, "files": [{**capsule.document["files"][0], "sha256": "0" * 64}]}
-        images = [reader.image(i, capsule=True) for i in range(reader.meta.n_images)]
-        (problem,) = fits_problems(MemoryReader(reader.meta, images, replace(capsule, document=document)))
+        held = in_memory(reader)
+        held._capsule = replace(capsule, document=document)
+        (problem,) = fits_problems(held)
     assert problem.kind == "damaged"
     assert problem.where.startswith("FITS")
 
@@ -226,8 +221,7 @@ def test_fits_of_another_digest(fits_file, tmp_path):
 def test_fits_of_an_edited_store(fits_file):
     with open_reader(fits_file) as reader:
         meta = replace(reader.meta, reprojected=not reader.meta.reprojected)
-        images = [reader.image(i, capsule=True) for i in range(meta.n_images)]
-        (problem,) = fits_problems(MemoryReader(meta, images, reader.capsule()))
+        (problem,) = fits_problems(in_memory(reader, meta=meta))
     assert problem.kind == "invalid"
 
 

@@ -22,10 +22,10 @@ class NpzReader(MemoryReader):
     format = "npz"
     closed = False
 
-    def image(self, i, layers=LAYERS, *, capsule=False):
+    def image(self, i, layers=LAYERS):
         if self.closed:
             raise UsageError("the store has been closed", path=self.path)
-        return super().image(i, layers, capsule=capsule)
+        return super().image(i, layers)
 
     def close(self):
         self.closed = True
@@ -40,7 +40,7 @@ class NpzWriter(Writer):
         self._staging = Staging(path, overwrite=overwrite)
         self._planes = {}
 
-    def write(self, i, image):
+    def write(self, i, image, capsule=None):
         for layer in LAYERS:
             plane = image.layer(layer)
             if plane is not None:

@@ -122,9 +122,7 @@ def put(path, key):
 
 
 def save(source, target, **options):
-    capsule = source.capsule()
-    writer = backend_for_writing(target).create(target, source.meta, capsule=capsule, **options)
-    copy(source, writer, capsule=capsule is not None)
+    copy(source, backend_for_writing(target).create(target, source.meta, capsule=source.capsule(), **options))
     return target
 
 

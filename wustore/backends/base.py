@@ -50,7 +50,7 @@ class Reader(ABC):
     @property
     @abstractmethod
     def meta(self) -> Meta:
-        """Everything but pixels, PSF values and FITS leftovers."""
+        """Everything but pixels, PSF values and the FITS reconstruction data (the capsule)."""
 
     @abstractmethod
     def read(self, layer: str, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -103,7 +103,7 @@ class Reader(ABC):
         return read_boxes(self, layer, boxes)
 
     @abstractmethod
-    def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
+    def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read one image in its true shape and source dtypes.
 
         Parameters
@@ -113,8 +113,6 @@ class Reader(ABC):
         layers
             The layers wanted. Science and variance of the result are empty arrays of shape (0, 0) where
             they were not asked for; mask and PSF are None.
-        capsule
-            Whether to fill `Image.capsule` (costly for FITS: the bytes are regenerated to prove them).
         """
 
     def images(
@@ -122,7 +120,6 @@ class Reader(ABC):
         indices: Iterable[int] | None = None,
         layers: Sequence[str] = LAYERS,
         *,
-        capsule: bool = False,
         workers: int | None = None,
     ) -> Iterator[tuple[int, Image]]:
         """Yield (i, image) in the order of ``indices`` (all by default), reading ahead with ``workers`` threads.
@@ -131,14 +128,27 @@ class Reader(ABC):
         of `image` calls in a thread pool; a backend overrides it where it knows better.
         """
         wanted = range(self.meta.n_images) if indices is None else indices
-        return read_ahead(lambda i: self.image(i, layers, capsule=capsule), wanted, workers)
+        return read_ahead(lambda i: self.image(i, layers), wanted, workers)
 
     @abstractmethod
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return the shape (time, y, x) of the smallest unit that can be read of this layer."""
 
     def capsule(self) -> Capsule | None:
-        """Return the FITS leftovers, or None. For a FITS reader this reads and hashes the files once."""
+        """Return the FITS reconstruction data, or None. A FITS reader reads and hashes the files for this."""
+        return None
+
+    def image_capsule(self, i: int, image: Image | None = None) -> bytes | None:
+        """Return the part of the FITS reconstruction data that belongs to image ``i``, or None.
+
+        Parameters
+        ----------
+        i
+            Index of the image.
+        image
+            The image with all its layers, if it has been read already: a FITS reader regenerates the bytes from it
+            to prove them, and would read it again.
+        """
         return None
 
     def checksums(self) -> NDArray[np.uint32] | None:
@@ -184,16 +194,40 @@ class Encoder(ABC):
     """
 
     @abstractmethod
-    def encode(self, i: int, image: Image) -> bytes:
-        """Return what `Writer.place` needs of image ``i``; what is read back from it is checked, never executed."""
+    def encode(self, i: int, image: Image, capsule: bytes | None = None) -> bytes:
+        """Return what `Writer.place` needs of image ``i``; what is read back from it is checked, never executed.
+
+        Parameters
+        ----------
+        i, image, capsule
+            As for `Writer.write`.
+        """
 
 
 class Writer(ABC):
-    """A store being written, invisible until `commit`."""
+    """A store being written, invisible until `commit`.
+
+    Attributes
+    ----------
+    keeps_capsule
+        Whether `write` is to be given each image's part of the FITS reconstruction data.
+    """
+
+    keeps_capsule: bool = False
 
     @abstractmethod
-    def write(self, i: int, image: Image) -> None:
-        """Write image ``i``. Each image is written once; any order; calls may come from several threads."""
+    def write(self, i: int, image: Image, capsule: bytes | None = None) -> None:
+        """Write image ``i``. Each image is written once; any order; calls may come from several threads.
+
+        Parameters
+        ----------
+        i
+            Index of the image.
+        image
+            All its layers.
+        capsule
+            What `Reader.image_capsule` gave for it, if the writer keeps that.
+        """
 
     def place(self, i: int, piece: bytes) -> None:
         """Write image ``i`` as the format's `Encoder` made it; the same bytes result as from `write`.
@@ -297,8 +331,8 @@ class Backend(ABC):
         meta
             Everything but the pixels.
         capsule
-            FITS leftovers of the source: a FITS backend regenerates the files from it, any other one keeps it.
-            ``None`` writes none.
+            FITS reconstruction data of the source: a FITS backend regenerates the files from it, any other one keeps
+            it. ``None`` writes none.
         overwrite
             Whether an existing store may be replaced (it stays until the new one is whole).
         workers

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.model.meta import Meta
-from wustore.storage.threads import default_workers, read_ahead
+from wustore.storage.threads import read_ahead
 
 __all__ = ["READ_BYTES", "BoxSource", "Index", "read_boxes"]
 
@@ -91,7 +91,6 @@ def read_boxes(
     def fetch(n: int) -> NDArray[Any]:
         return reader.read(layer, reads[n].index)
 
-    workers = min(default_workers() if workers is None else workers, max(len(reads), 1))
     for n, block in read_ahead(fetch, range(len(reads)), workers):
         corner = [part.start for part in reads[n].index]
         high = [part.stop for part in reads[n].index]

@@ -250,7 +250,7 @@ class YamlDumpReader(Reader):
         out[...] = box
         return out
 
-    def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
+    def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read one image; see `wustore.backends.base.Reader.image`."""
         planes = {layer: self._layer(layer)[i].copy() for layer in layers if self._meta.dtypes[layer][i] is not None}
         return Image(

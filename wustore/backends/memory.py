@@ -25,6 +25,7 @@ class _Store:
     meta: Meta
     images: tuple[Image, ...]
     capsule: Capsule | None
+    pieces: tuple[bytes | None, ...]
 
 
 _STORES: dict[str, _Store] = {}
@@ -68,8 +69,8 @@ class MemoryReader(Reader):
         Metadata that describes ``images``.
     images
         One per time.
-    capsule
-        FITS leftovers, where there are any.
+    capsule, pieces
+        FITS reconstruction data, if there are any, and the part of each image.
     path
         Its ``ram:`` name where it is registered, and pickles by address; others get a name of their own, so that
         no two are taken for the same, and pickle with their images.
@@ -85,6 +86,7 @@ class MemoryReader(Reader):
         meta: Meta,
         images: Sequence[Image],
         capsule: Capsule | None = None,
+        pieces: Sequence[bytes | None] = (),
         path: str = "",
         *,
         shared: bool = False,
@@ -93,6 +95,7 @@ class MemoryReader(Reader):
         self._shared = shared
         self._images = images
         self._capsule = capsule
+        self._pieces = pieces
         self.path = path or f"{PREFIX}unnamed-{uuid.uuid4().hex}"
 
     @property
@@ -109,7 +112,7 @@ class MemoryReader(Reader):
         out[...] = box
         return out
 
-    def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
+    def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Return image ``i``; see `wustore.backends.base.Reader.image`."""
         image = self._images[i]
         wanted = {}
@@ -121,7 +124,6 @@ class MemoryReader(Reader):
             variance=_EMPTY if wanted["variance"] is None else wanted["variance"],
             mask=wanted["mask"],
             psf=wanted["psf"],
-            capsule=image.capsule if capsule else None,
         )
 
     def _handed_out(self, plane: NDArray[Any]) -> NDArray[Any]:
@@ -136,15 +138,17 @@ class MemoryReader(Reader):
         return 1, 1, 1
 
     def capsule(self) -> Capsule | None:
-        """Return the FITS leftovers given."""
-        if self._capsule is None:
-            return None
-        return replace(self._capsule, piece=lambda i: self._images[i].capsule)
+        """Return the FITS reconstruction data given."""
+        return self._capsule
+
+    def image_capsule(self, i: int, image: Image | None = None) -> bytes | None:
+        """Return the part of image ``i`` that was given."""
+        return self._pieces[i] if self._pieces else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path in _STORES:
             return MemoryBackend().open, (self.path,)
-        return MemoryReader, (self._meta, tuple(self._images), None, self.path)
+        return MemoryReader, (self._meta, tuple(self._images), None, (), self.path)
 
 
 class _MemoryWriter(Writer):
@@ -152,14 +156,17 @@ class _MemoryWriter(Writer):
         self._path = path
         self._meta = meta
         self._capsule = capsule
+        self.keeps_capsule = capsule is not None
         self._images: list[Image | None] = [None] * meta.n_images
+        self._pieces: list[bytes | None] = [None] * meta.n_images
 
-    def write(self, i: int, image: Image) -> None:
+    def write(self, i: int, image: Image, capsule: bytes | None = None) -> None:
         # A copy: the caller may reuse its arrays.
         planes = {
             layer: None if (plane := image.layer(layer)) is None else np.array(plane, order="C") for layer in LAYERS
         }
         self._images[i] = replace(image, **planes)  # type: ignore[arg-type]
+        self._pieces[i] = capsule
 
     def commit(self) -> None:
         images = [image for image in self._images if image is not None]
@@ -167,7 +174,7 @@ class _MemoryWriter(Writer):
             raise IncompleteError(
                 "not every image was written", path=self._path, expected=self._meta.n_images, found=len(images)
             )
-        _STORES[self._path] = _Store(self._meta, tuple(images), self._capsule)
+        _STORES[self._path] = _Store(self._meta, tuple(images), self._capsule, tuple(self._pieces))
 
     def abort(self) -> None:
         self._images = [None] * self._meta.n_images
@@ -189,7 +196,7 @@ class MemoryBackend(Backend):
         if path not in _STORES:
             raise StoreNotFoundError("no store of this name in memory", path=path, found=sorted(_STORES) or "none")
         store = _STORES[path]
-        return MemoryReader(store.meta, store.images, store.capsule, path)
+        return MemoryReader(store.meta, store.images, store.capsule, store.pieces, path)
 
     def create(
         self,

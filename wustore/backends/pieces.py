@@ -70,6 +70,7 @@ class PieceWriter(ResumableWriter):
         self._meta = meta
         self._encoder = encoder
         self._capsule = capsule
+        self.keeps_capsule = capsule is not None
         self._overwrite = overwrite
         self._options = options
         self._partial = partial_path(self._target)
@@ -107,9 +108,9 @@ class PieceWriter(ResumableWriter):
         """Return whether the piece of image ``i`` is there and whole."""
         return self._journal.is_whole(i)
 
-    def write(self, i: int, image: Image) -> None:
+    def write(self, i: int, image: Image, capsule: bytes | None = None) -> None:
         """Encode an image and keep it; the same image written twice, by whomever, gives the same bytes."""
-        piece = self._encoder.encode(i, image)
+        piece = self._encoder.encode(i, image, capsule)
         self._keys.set(self._key(i), piece)
         self._journal.record(i, Entry({self._key(i): (len(piece), crc32c(piece))}))
 

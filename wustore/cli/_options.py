@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem
 from wustore.cli._output import SETTINGS, report, say
 from wustore.cli._run import OK, error_text, exit_code
 from wustore.errors import UsageError, WuStoreError
+from wustore.storage.stores import address_of
 
 __all__ = [
     "STORE",
@@ -35,6 +36,9 @@ class _Store(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # gener
     """A path, URL or ``ram:`` name; the shell completes it as a file."""
 
     name = "PATH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return address_of(value)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         return [CompletionItem(incomplete, type="file")]

@@ -160,7 +160,7 @@ def cutout(
             backend.create(target, view.meta, overwrite=overwrite) as writer,
             progress_bar("cutting") as progress,
         ):
-            copy(view, writer, capsule=False, progress=progress)
+            copy(view, writer, progress=progress)
         meta = view.meta
     report(f"{target}: {meta.n_images} images of {' x '.join(map(str, meta.layer_shape('science')[1:]))} pixels (y, x)")
 

@@ -329,7 +329,7 @@ def _write(job: Mapping[str, Any]) -> dict[str, Any]:
         else:
             held = MemoryReader(source.meta, [image for _, image in source.images()])
             start = time.perf_counter()
-            copy(held, backend_named(job["format"]).create(job["path"], held.meta, **job["options"]), capsule=False)
+            copy(held, backend_named(job["format"]).create(job["path"], held.meta, **job["options"]))
             elapsed = time.perf_counter() - start
     return {"write": elapsed, "bytes": _size(Path(job["path"]))}
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.compat.image_stack import LayeredImage
+from wustore.compat.layered_image import LayeredImage
 from wustore.compat.wcs import append_wcs_to_hdu_header, extract_wcs_from_hdu_header
 from wustore.errors import CorruptError, FormatError, StoreNotFoundError
+from wustore.model.kbmod_rules import hide_pixels, identity_psf, is_masked
 
 if TYPE_CHECKING:
     from astropy.io.fits import HDUList
@@ -98,12 +99,12 @@ def add_image_data_to_hdul(
         hdu = fits.CompImageHDU(plane, compression_type=compression_type, quantize_level=quantize_level)
         hdu.name = f"{name}_{idx}"
         made.append(hdu)
-    masked = (np.asarray(mask) > 0) | ~np.isfinite(sci) | ~np.isfinite(var)
+    masked = is_masked(mask) | ~np.isfinite(sci) | ~np.isfinite(var)
     made.append(fits.ImageHDU(masked.astype(np.int8), name=f"MSK_{idx}"))
     for hdu in made:
         hdu.header["MJD"] = obstime
         append_wcs_to_hdu_header(wcs, hdu.header)
-    kernel = np.array([[1.0]]) if psf_kernel is None else psf_kernel
+    kernel = identity_psf(np.float64) if psf_kernel is None else psf_kernel
     hdul.extend([*made, fits.ImageHDU(kernel, name=f"PSF_{idx}")])
 
 
@@ -148,9 +149,9 @@ def read_image_data_from_hdul(
     mask = np.zeros_like(sci)
     if f"MSK_{idx}" in hdul:
         mask = hdul[f"MSK_{idx}"].data.astype(np.float32)
-        sci[mask > 0] = np.nan
-        var[mask > 0] = np.nan
-    psf = np.ones((1, 1), dtype=np.float32)
+        for plane in (sci, var):
+            hide_pixels(plane, is_masked(mask))
+    psf = identity_psf()
     if f"PSF_{idx}" in hdul:
         psf = hdul[f"PSF_{idx}"].data.astype(np.float32)
     return sci, var, mask, float(science.header["MJD"]), psf, extract_wcs_from_hdu_header(science.header)

@@ -8,147 +8,28 @@ every method that changes pixels loads the stack first.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol, overload
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from wustore.compat.layered_image import (
+    LayeredImage,
+    LazyPlanes,
+    Plane,
+    PlaneSource,
+    apply_mask,
+    kernel_of,
+    mask_shared,
+    to_single,
+)
 from wustore.errors import FormatError, UsageError
+from wustore.model.kbmod_rules import identity_psf, is_masked
 
-__all__ = ["ImageStack", "ImageStackPy", "LayeredImage", "LayeredImagePy", "LazyPlanes", "PlaneSource", "match_times"]
+__all__ = ["ImageStack", "ImageStackPy", "match_times"]
 
 logger = logging.getLogger(__name__)
-
-Plane = NDArray[Any]
-
-
-class PlaneSource(Protocol):
-    """What a lazy stack reads from."""
-
-    def plane(self, layer: str, i: int) -> Plane:
-        """Return layer ``science``, ``variance`` or ``psf`` of image ``i``, masked pixels NaN."""
-
-    def shape(self, layer: str, i: int) -> tuple[int, int]:
-        """Return the shape of that plane without reading it."""
-
-    def load(self, indices: Sequence[int]) -> tuple[list[Plane], list[Plane], list[Plane]]:
-        """Return science, variance and PSF planes of these images."""
-
-
-class LazyPlanes(Sequence[Plane]):
-    """The planes of one layer of a stack in a store, each read when it is asked for.
-
-    Parameters
-    ----------
-    source
-        Where to read.
-    layer
-        ``science``, ``variance`` or ``psf``.
-    indices
-        The images' indices in the source, in the stack's order.
-    """
-
-    def __init__(self, source: PlaneSource, layer: str, indices: Sequence[int]) -> None:
-        self.source = source
-        self.layer = layer
-        self.indices = tuple(int(i) for i in indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @overload
-    def __getitem__(self, key: int) -> Plane: ...
-    @overload
-    def __getitem__(self, key: slice) -> LazyPlanes: ...
-    def __getitem__(self, key: int | slice) -> Plane | LazyPlanes:
-        if isinstance(key, slice):
-            return LazyPlanes(self.source, self.layer, self.indices[key])
-        plane = self.source.plane(self.layer, self.indices[key])
-        # A change would be lost at the next access: better an error than that.
-        plane.flags.writeable = False
-        return plane
-
-    def __iter__(self) -> Iterator[Plane]:
-        return (self[k] for k in range(len(self)))
-
-    def shape(self, k: int) -> tuple[int, int]:
-        """Return the shape of plane ``k`` without reading it."""
-        return self.source.shape(self.layer, self.indices[k])
-
-    def select(self, positions: Iterable[int]) -> LazyPlanes:
-        """Return the planes at these positions, still unread."""
-        return LazyPlanes(self.source, self.layer, [self.indices[k] for k in positions])
-
-
-def _kernel(psf: Any) -> Plane:
-    """Return the kernel of a PSF: an array, or an object that has one (KBMOD's ``PSF``)."""
-    kernel = getattr(psf, "kernel", psf)
-    if not isinstance(kernel, np.ndarray):
-        raise FormatError("PSF data must be a PSF object or a numpy array.", found=type(psf).__name__)
-    return kernel
-
-
-def _single(image: Any) -> Plane:
-    return np.asarray(image, dtype=np.float32)
-
-
-def _apply_mask(plane: Plane, masked: NDArray[np.bool_], original: Any) -> Plane:
-    """Return ``plane`` with NaN where masked; the caller's own array is not changed."""
-    if not masked.any():
-        return plane
-    plane = plane.copy() if plane is original or np.may_share_memory(plane, original) else plane
-    plane[masked] = np.nan
-    return plane
-
-
-def _mask_shared(plane: Plane, masked: NDArray[np.bool_]) -> Plane:
-    """Return ``plane`` itself with NaN where masked; a copy only where it cannot be written."""
-    if not masked.any():
-        return plane
-    plane = plane if plane.flags.writeable else plane.copy()
-    plane[masked] = np.nan
-    return plane
-
-
-class LayeredImage:
-    """All layers of one image.
-
-    Parameters
-    ----------
-    sci, var
-        Science and variance. Shape (y, x), float32 (converted where they are not).
-    mask
-        Greater than 0 where a pixel is masked. Shape (y, x); NaN pixels by default.
-    time
-        Mid-exposure time [MJD, UTC].
-    psf
-        PSF kernel, float32. Shape (psf_y, psf_x); a single pixel of 1 by default.
-    """
-
-    def __init__(
-        self,
-        sci: ArrayLike,
-        var: ArrayLike,
-        mask: ArrayLike | None = None,
-        time: float = 0.0,
-        psf: ArrayLike | None = None,
-    ) -> None:
-        self.time = time
-        self.sci = _single(sci)
-        self.var = _single(var)
-        self.psf = np.ones((1, 1), dtype=np.float32) if psf is None else _single(getattr(psf, "kernel", psf))
-        self.mask: Any = np.isnan(self.sci) | np.isnan(self.var) if mask is None else mask
-
-    @property
-    def width(self) -> int:
-        """Size in x [pixel]."""
-        return int(self.sci.shape[1])
-
-    @property
-    def height(self) -> int:
-        """Size in y [pixel]."""
-        return int(self.sci.shape[0])
 
 
 class ImageStack:
@@ -210,15 +91,15 @@ class ImageStack:
                 raise FormatError(f"one {name} image is needed for each time", expected=n, found=len(given))
         assert sci is not None
         assert var is not None
-        planes, variances = [_single(image) for image in sci], [_single(image) for image in var]
+        planes, variances = [to_single(image) for image in sci], [to_single(image) for image in var]
         for k in range(n):
             self._fit(planes[k], variances[k], k)
             if mask is not None:
                 masked = self._masked(mask[k], planes[k], k)
-                planes[k] = _apply_mask(planes[k], masked, sci[k])
-                variances[k] = _apply_mask(variances[k], masked, var[k])
+                planes[k] = apply_mask(planes[k], masked, sci[k])
+                variances[k] = apply_mask(variances[k], masked, var[k])
         self.sci, self.var = planes, variances
-        self.psfs = [np.ones((1, 1)) for _ in range(n)] if psfs is None else [_kernel(psf) for psf in psfs]
+        self.psfs = [identity_psf(np.float64) for _ in range(n)] if psfs is None else [kernel_of(psf) for psf in psfs]
 
     @classmethod
     def of(cls, given: Any) -> ImageStack:
@@ -358,7 +239,7 @@ class ImageStack:
                 expected=science.shape,
                 found=mask.shape,
             )
-        return np.asarray(mask > 0)
+        return is_masked(mask)
 
     def _check(self, index: int) -> None:
         if index < 0 or index >= self.num_times:
@@ -400,8 +281,8 @@ class ImageStack:
             )
         sci, var, psfs = self._lists()
         masked = self._masked(img.mask, img.sci, index)
-        sci[index] = _mask_shared(_single(img.sci), masked)
-        var[index] = _mask_shared(_single(img.var), masked)
+        sci[index] = mask_shared(to_single(img.sci), masked)
+        var[index] = mask_shared(to_single(img.var), masked)
         psfs[index] = img.psf
         self.times[index] = img.time
 
@@ -421,14 +302,14 @@ class ImageStack:
         psf
             Kernel or object with ``kernel``; a single pixel of 1 by default.
         """
-        science, variance = _single(sci), _single(var)
+        science, variance = to_single(sci), to_single(var)
         k = self.num_times
         masked = None if mask is None else self._masked(mask, science, k)
-        kernel = np.array([[1.0]]) if psf is None else _kernel(psf)
+        kernel = identity_psf(np.float64) if psf is None else kernel_of(psf)
         sci_list, var_list, psf_list = self._lists()
         self._fit(science, variance, k)
-        sci_list.append(science if masked is None else _apply_mask(science, masked, sci))
-        var_list.append(variance if masked is None else _apply_mask(variance, masked, var))
+        sci_list.append(science if masked is None else apply_mask(science, masked, sci))
+        var_list.append(variance if masked is None else apply_mask(variance, masked, var))
         psf_list.append(kernel)
         self.times = np.append(self.times, float(time))
 
@@ -439,7 +320,7 @@ class ImageStack:
         """
         image = layered_image
         masked = self._masked(image.mask, image.sci, self.num_times)
-        sci, var = _mask_shared(_single(image.sci), masked), _mask_shared(_single(image.var), masked)
+        sci, var = mask_shared(to_single(image.sci), masked), mask_shared(to_single(image.var), masked)
         self.append_image(image.time, sci, var, psf=image.psf)
 
     # -- order and choice --
@@ -588,8 +469,6 @@ class ImageStack:
 
 
 ImageStackPy = ImageStack
-"""KBMOD's name."""
-LayeredImagePy = LayeredImage
 """KBMOD's name."""
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wustore.model.meta import LAYERS, Column, ConstituentTable, Meta
 
-__all__ = ["Difference", "meta_differences", "same_value"]
+__all__ = ["Difference", "meta_differences", "same_value", "table_differences"]
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,16 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def same_value(a: Any, b: Any) -> bool:
-    """Return whether two Python values are equal, type for type, NaN equal to NaN and -0.0 unlike 0.0."""
+def same_value(a: Any, b: Any, *, ordered: bool = True) -> bool:
+    """Return whether two Python values are equal, type for type, NaN equal to NaN and -0.0 unlike 0.0.
+
+    Parameters
+    ----------
+    a, b
+        The values.
+    ordered
+        Whether the order of the keys of a mapping counts.
+    """
     if isinstance(a, np.ndarray | np.generic) or isinstance(b, np.ndarray | np.generic):
         return type(a) is type(b) and same_bits(np.asarray(a), np.asarray(b))
     if type(a) is not type(b):
@@ -54,9 +62,10 @@ def same_value(a: Any, b: Any) -> bool:
     if isinstance(a, complex):
         return same_value(a.real, b.real) and same_value(a.imag, b.imag)
     if isinstance(a, Mapping):
-        return list(a) == list(b) and all(same_value(a[key], b[key]) for key in a)
+        keys_agree = list(a) == list(b) if ordered else a.keys() == b.keys()
+        return keys_agree and all(same_value(a[key], b[key], ordered=ordered) for key in a)
     if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same_value(x, y) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(same_value(x, y, ordered=ordered) for x, y in zip(a, b, strict=True))
     return bool(a == b)
 
 
@@ -84,7 +93,8 @@ def _column_difference(a: Column, b: Column) -> Difference | None:
     return None
 
 
-def _table_differences(a: ConstituentTable, b: ConstituentTable) -> Iterator[Difference]:
+def table_differences(a: ConstituentTable, b: ConstituentTable) -> Iterator[Difference]:
+    """Yield what differs between two tables of constituent images."""
     names = [column.name for column in a.columns], [column.name for column in b.columns]
     if a.n_rows != b.n_rows:
         yield Difference("number of constituent images", str(a.n_rows), str(b.n_rows))
@@ -120,7 +130,7 @@ def meta_differences(a: Meta, b: Meta) -> Iterator[Difference]:
             same = same_value(left, right)
         if not same:
             yield from _value_differences(name, left, right)
-    yield from _table_differences(a.constituents, b.constituents)
+    yield from table_differences(a.constituents, b.constituents)
 
 
 def _value_differences(name: str, left: Any, right: Any) -> Iterator[Difference]:

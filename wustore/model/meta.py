@@ -7,7 +7,7 @@ edge, in `wustore.work_unit`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -138,16 +138,12 @@ class Image:
         A pixel is masked where the value is greater than 0.
     psf
         Shape (psf_y, psf_x), the source's dtype; None where the source has no PSF layer.
-    capsule
-        What the FITS writer needs to give back the identical bytes of this image's HDUs; opaque to
-        everyone else. None where there is none, or where it was not asked for.
     """
 
     science: NDArray[Any]
     variance: NDArray[Any]
     mask: NDArray[Any] | None = None
     psf: NDArray[Any] | None = None
-    capsule: bytes | None = None
 
     def layer(self, name: str) -> NDArray[Any] | None:
         """Return the layer of that name (one of `LAYERS`), or None where it is absent."""
@@ -255,6 +251,12 @@ class Meta:
         """The number of constituent images."""
         return self.constituents.n_rows
 
+    def links_of(self, i: int) -> tuple[int, ...]:
+        """Return the constituents of image ``i``; one to one, as in KBMOD, if the source does not say."""
+        if self.links is not None:
+            return self.links[i]
+        return (i,) if i < self.n_constituents else ()
+
     def mismatch(self, i: int, image: Image) -> tuple[str, Any, Any] | None:
         """Return (layer, expected, found) of the first plane of ``image`` that is not what is said here of image ``i``.
 
@@ -309,7 +311,9 @@ class Meta:
 
 @dataclass(frozen=True, eq=False)
 class Capsule:
-    """FITS leftovers of a whole WorkUnit: what regenerates the identical files, opaque to all but FITS.
+    """FITS reconstruction data of a WorkUnit: what regenerates the identical files; only FITS looks inside.
+
+    Each image has a part of its own besides (`wustore.backends.base.Reader.image_capsule`).
 
     Attributes
     ----------
@@ -318,14 +322,7 @@ class Capsule:
         the capsule's own encoding.
     head
         Bytes that belong to no single image (HDUs before and behind the images, header templates).
-    piece
-        Function of ``i`` giving the bytes that belong to image ``i`` (`Image.capsule`).
     """
 
     document: Mapping[str, Any]
     head: bytes
-    piece: Callable[[int], bytes | None]
-
-    def pieces(self, n_images: int) -> Iterator[bytes | None]:
-        """Yield the piece of every image, in order."""
-        return (self.piece(i) for i in range(n_images))

@@ -104,7 +104,7 @@ def _filters_of(meta: Meta) -> list[set[str]]:
             found=", ".join(names) or "no columns",
         )
     values = [_text(value) for value in column.values.tolist()]
-    return [{values[row] for row in rows} for rows in _rows_of(meta)]
+    return [{values[row] for row in meta.links_of(i)} for i in range(meta.n_images)]
 
 
 def image_column(meta: Meta, names: Sequence[str]) -> list[Any]:
@@ -137,15 +137,6 @@ def _text(value: object) -> str:
     return (value.decode("latin-1") if isinstance(value, bytes) else str(value)).strip()
 
 
-def _rows_of(meta: Meta) -> list[tuple[int, ...]]:
-    """Return the constituents of each image; one each where the source does not link them but has as many."""
-    if meta.links is not None:
-        return list(meta.links)
-    if meta.n_constituents == meta.n_images:
-        return [(i,) for i in range(meta.n_images)]
-    return [()] * meta.n_images
-
-
 def consecutive_runs(indices: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     """Yield (start, stop) of the stretches of ``indices`` in which each is one more than that before."""
     bounds = [0, *(np.flatnonzero(np.diff(indices) != 1) + 1).tolist(), len(indices)]
@@ -161,8 +152,7 @@ def selected_meta(meta: Meta, chosen: NDArray[np.int64]) -> Meta:
     listed = chosen.tolist()
     table, links = meta.constituents, meta.links
     if links is not None or meta.n_constituents == meta.n_images:
-        of_image = _rows_of(meta)
-        kept = np.array(sorted({row for i in listed for row in of_image[i]}), np.int64)
+        kept = np.array(sorted({row for i in listed for row in meta.links_of(i)}), np.int64)
         table = ConstituentTable(len(kept), tuple(_rows(column, kept) for column in table.columns), table.meta)
         if links is not None:
             place = {row: k for k, row in enumerate(kept.tolist())}

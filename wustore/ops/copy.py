@@ -10,7 +10,7 @@ from wustore.backends.base import Progress, Reader, Writer
 from wustore.backends.registry import backend_for_writing
 from wustore.errors import CorruptError
 from wustore.model.meta import LAYERS, Image, Meta
-from wustore.storage.threads import default_workers, read_ahead
+from wustore.storage.threads import read_ahead, worker_count
 
 if TYPE_CHECKING:
     pass
@@ -45,7 +45,7 @@ def workers_within(meta: Meta, workers: int | None, max_memory: int | None) -> i
     max_memory
         Bytes for all of them together; at least one image is always in work.
     """
-    wanted = default_workers() if workers is None else max(workers, 1)
+    wanted = worker_count(workers)
     if max_memory is None:
         return wanted
     return max(1, min(wanted, max_memory // max(bytes_per_image(meta), 1)))
@@ -55,7 +55,6 @@ def copy(
     reader: Reader,
     writer: Writer,
     *,
-    capsule: bool = True,
     indices: Iterable[int] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -66,9 +65,7 @@ def copy(
     Parameters
     ----------
     reader, writer
-        Open reader; writer created with the reader's ``meta`` (and its capsule, where that is to be kept).
-    capsule
-        Whether images carry their FITS leftovers along.
+        Open reader; writer created with the reader's ``meta`` (and its capsule, if that is to be kept).
     indices
         The images still to be written (all by default): a resumed copy leaves out what is there.
     workers
@@ -80,7 +77,7 @@ def copy(
         Called before the commit; what it raises aborts the writer.
     """
     try:
-        copy_images(reader, writer, capsule=capsule, indices=indices, workers=workers, progress=progress)
+        copy_images(reader, writer, indices=indices, workers=workers, progress=progress)
         if check is not None:
             check()
         writer.commit()
@@ -93,7 +90,6 @@ def copy_images(
     reader: Reader,
     writer: Writer,
     *,
-    capsule: bool = True,
     indices: Iterable[int] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -104,7 +100,8 @@ def copy_images(
     done = total - len(wanted)
 
     def move(i: int) -> None:
-        writer.write(i, _checked(reader.image(i, capsule=capsule), reader, i))
+        image = _checked(reader.image(i), reader, i)
+        writer.write(i, image, reader.image_capsule(i, image) if writer.keeps_capsule else None)
 
     # `read_ahead` bounds how far the threads run before the oldest image is through.
     moves = read_ahead(move, wanted, workers)
@@ -177,4 +174,4 @@ def write(
     backend = backend_for_writing(target, format_name)
     leftovers = reader.capsule() if capsule else None
     writer = backend.create(target, reader.meta, capsule=leftovers, overwrite=overwrite, workers=workers, **options)
-    copy(reader, writer, capsule=leftovers is not None, workers=workers, progress=progress, check=check)
+    copy(reader, writer, workers=workers, progress=progress, check=check)

@@ -75,10 +75,10 @@ class EditedReader(Reader):
         """Read a box; see `wustore.backends.base.Reader.read`."""
         return self._reader.read(layer, index, out)
 
-    def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
+    def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read an image without what is hidden; see `wustore.backends.base.Reader.image`."""
         wanted = [layer for layer in layers if layer in self._layers]
-        return self._reader.image(i, wanted, capsule=capsule and self._keep_capsule)
+        return self._reader.image(i, wanted)
 
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return the chunks of the store."""
@@ -88,13 +88,16 @@ class EditedReader(Reader):
         """Return the FITS leftovers, where they still hold."""
         return self._reader.capsule() if self._keep_capsule else None
 
+    def image_capsule(self, i: int, image: Image | None = None) -> bytes | None:
+        """Return an image's part of them, where they still hold."""
+        return self._reader.image_capsule(i, image) if self._keep_capsule else None
+
 
 def _rewritten(reader: Reader, meta: Meta, *, keep_capsule: bool, progress: Progress | None, options: Any) -> None:
     """Write a store anew in its own place; the old one stays until the new one is whole."""
     edited = EditedReader(reader, meta, keep_capsule=keep_capsule)
-    capsule = edited.capsule()
-    writer = backend_named(reader.format).create(reader.path, meta, capsule=capsule, overwrite=True, **options)
-    copy(edited, writer, capsule=capsule is not None, progress=progress)
+    writer = backend_named(reader.format).create(reader.path, meta, capsule=edited.capsule(), overwrite=True, **options)
+    copy(edited, writer, progress=progress)
 
 
 def repack(path: Any, *, progress: Progress | None = None, **options: Any) -> None:

@@ -80,7 +80,7 @@ def _measured(reader: Reader, images: list[int], backend: Any, options: Mapping[
         path = str(Path(place) / f"sample{backend.suffixes[0] if backend.suffixes else '.fits'}")
         view = select(reader, images=images)
         begin = time.perf_counter()
-        copy(view, backend.create(path, view.meta, workers=1, **options), capsule=False, workers=1)
+        copy(view, backend.create(path, view.meta, workers=1, **options), workers=1)
         seconds = time.perf_counter() - begin
         files = [entry for entry in Path(place).rglob("*") if entry.is_file()]
         return sum(entry.stat().st_size for entry in files), len(files), seconds

@@ -197,8 +197,8 @@ def header_cards(reader: Reader, i: int | None = None) -> Iterator[tuple[str, st
             first = next(data for number, start, data in head.segments if (number, start) == (0, 0))
             yield "PRIMARY", _cards_of(first)
             return
-        image = reader.image(i, capsule=True)
-        for block in regenerate(image.capsule or b"", i, image, head.template):
+        image = reader.image(i)
+        for block in regenerate(reader.image_capsule(i, image) or b"", i, image, head.template):
             if block.layer >= 0:
                 yield block.name or "unnamed", _cards_of(block.data)
         return

@@ -29,7 +29,7 @@ from wustore.model.meta import Capsule
 from wustore.ops.copy import copy_images
 from wustore.storage.journal import JOURNAL, Journal
 from wustore.storage.staging import Staging, alone, partial_path, retire
-from wustore.storage.stores import is_local, writable_keys
+from wustore.storage.stores import address_of, is_local, writable_keys
 from wustore.storage.zarr_store import DirectoryKeys, Keys
 
 __all__ = [
@@ -164,7 +164,7 @@ def _load(target: str) -> tuple[Job, Capsule | None]:
     head = keys.get(_CAPSULE)
     if head is None:
         raise CorruptError("the plan of a conversion lacks its capsule", path=target, where=_CAPSULE)
-    return job, Capsule(job.capsule, head, lambda i: None)
+    return job, Capsule(job.capsule, head)
 
 
 def _same_job(found: Job, wanted: Job, target: str) -> None:
@@ -223,6 +223,7 @@ def plan(
     StoreNotFoundError, UnknownFormatError, FormatError, CorruptError, OSError
         As for `wustore.convert`.
     """
+    source, target = address_of(source), address_of(target)
     backend = backend_for_writing(target, format)
     if not backend.resumes(target):
         raise UsageError(
@@ -362,7 +363,7 @@ def part(target: str, k: int, *, workers: int | None = None, progress: Progress 
         The source is damaged or has changed since, or the plan is damaged.
     OSError
     """
-    job, reader, writer = _open_both(target, workers)
+    job, reader, writer = _open_both(address_of(target), workers)
     with reader:
         images = job.images_of(k) if k < job.parts else range(0)
         left = writer.unwritten(images)
@@ -372,7 +373,7 @@ def part(target: str, k: int, *, workers: int | None = None, progress: Progress 
             if progress is not None:
                 progress(done + count - (total - len(left)), len(images))
 
-        copy_images(reader, writer, capsule=job.capsule is not None, indices=left, workers=workers, progress=report)
+        copy_images(reader, writer, indices=left, workers=workers, progress=report)
     return len(left)
 
 
@@ -393,6 +394,7 @@ def finish(target: str) -> None:
     CorruptError
         Where the source changed while it was read, or what was written is damaged.
     """
+    target = address_of(target)
     with _alone_at_the_end(target):
         _, reader, writer = _open_both(target)
         with reader:
@@ -465,8 +467,8 @@ def _start_worker(target: str) -> None:
 
 def _write_one(i: int) -> int:
     assert _OPEN is not None
-    job, reader, writer = _OPEN
-    copy_images(reader, writer, capsule=job.capsule is not None, indices=[i], workers=1)
+    _, reader, writer = _OPEN
+    copy_images(reader, writer, indices=[i], workers=1)
     return i
 
 
@@ -516,9 +518,7 @@ def run(job: Job, *, workers: int, processes: bool = False, progress: Progress |
         left = writer.unwritten(range(job.n_images))
         done = job.n_images - len(left)
         if not processes or workers == 1 or len(left) < 2:
-            copy_images(
-                reader, writer, capsule=job.capsule is not None, indices=left, workers=workers, progress=progress
-            )
+            copy_images(reader, writer, indices=left, workers=workers, progress=progress)
         else:
 
             def report(_: int) -> None:

@@ -137,7 +137,7 @@ def _capsule_problems(reader: Reader) -> Iterator[Problem]:
         return
     for i in range(reader.meta.n_images):
         try:
-            capsule.piece(i)
+            reader.image_capsule(i)
         except (WuStoreError, OSError) as error:
             yield Problem("damaged", f"capsule of image {i}", str(error))
 

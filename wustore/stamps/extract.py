@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from wustore.backends.base import Index, Reader
 from wustore.errors import UsageError
+from wustore.model.kbmod_rules import hide_pixels, is_masked, no_data_of
 from wustore.model.meta import PIXEL_LAYERS
 from wustore.model.select import TimeRange, chosen_images
 from wustore.stamps.coadd import coadd
@@ -365,16 +366,13 @@ def _stamps(
         _fill(reader, "mask", runs, mask, max_memory)
     if "mask" in layers:
         planes["mask"] = mask
-    masked = mask > 0
-    no_data = meta.source.get("no_data")  # the files of 2023 mark pixels without data with a number
+    masked, no_data = is_masked(mask), no_data_of(meta)
     for layer in ("science", "variance"):
         if layer in layers:
             dtype = meta.layer_dtype(layer)
             values = np.full(flat, np.nan, dtype if dtype.kind == "f" else np.float64)
             _fill(reader, layer, runs, values, max_memory)
-            if no_data is not None:
-                values[values == values.dtype.type(no_data)] = np.nan
-            values[masked] = np.nan
+            hide_pixels(values, masked, no_data)
             planes[layer] = values
     whole = (*x.shape[:-1], *flat[1:])
     shaped = {layer: values.reshape(whole) for layer, values in planes.items()}

@@ -42,7 +42,7 @@ def image_wcs(meta: Meta, i: int) -> str:
     if meta.wcs is not None:
         return meta.wcs
     column = meta.constituents.get(WCS_COLUMN)
-    linked = (i,) if meta.links is None and meta.n_constituents == meta.n_images else (meta.links or {i: ()})[i]
+    linked = meta.links_of(i)
     if column is not None and len(linked) == 1 and isinstance(column.values[linked[0]], str):
         return str(column.values[linked[0]])
     raise UsageError(

@@ -223,7 +223,7 @@ class View(Reader):
             found.append(arrays[0] if len(arrays) == 1 else np.concatenate(arrays or [empty]))
         return found
 
-    def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
+    def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read one image, without FITS leftovers; see `wustore.backends.base.Reader.image`."""
         if not self._is_window:
             return self._source.image(int(self._chosen[i]), layers)
@@ -243,12 +243,11 @@ class View(Reader):
         indices: Iterable[int] | None = None,
         layers: Sequence[str] = LAYERS,
         *,
-        capsule: bool = False,
         workers: int | None = None,
     ) -> Iterator[tuple[int, Image]]:
         """Yield (i, image); see `wustore.backends.base.Reader.images`."""
         if self._is_window:
-            yield from super().images(indices, layers, capsule=capsule, workers=workers)
+            yield from super().images(indices, layers, workers=workers)
             return
         wanted = list(range(len(self._chosen)) if indices is None else indices)
         chosen = self._chosen[wanted].tolist()

@@ -1,18 +1,23 @@
-"""Memory for planes, laid out so that the system can give it in large pages."""
+"""Memory for planes, laid out so that the system can give it in large pages; pieces of bytes on their way to a file."""
 
 from __future__ import annotations
 
 import math
+import tempfile
+import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["empty"]
+__all__ = ["Spool", "empty"]
 
 _PAGE = 1 << 21
 """A large page of Linux on x86-64 and most ARM machines."""
+
+_SPOOLED_IN_MEMORY = 1 << 23
+"""Bytes of a spool that need no file."""
 
 
 def empty(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
@@ -34,3 +39,50 @@ def empty(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
     memory = np.empty(size + _PAGE, np.uint8)
     start = -memory.ctypes.data % _PAGE
     return memory[start : start + size].view(kind).reshape(shape)
+
+
+class Spool:
+    """Pieces of bytes by number: in memory as long as they are few, then in an unnamed file.
+
+    Parameters
+    ----------
+    directory
+        Where the file goes, that of the system by default.
+    """
+
+    def __init__(self, directory: str | None = None) -> None:
+        self._directory = directory
+        self._file: IO[bytes] | None = None
+        self._places: dict[int, tuple[int, int]] = {}
+        self._end = 0
+        self._lock = threading.Lock()
+
+    def add(self, i: int, piece: bytes) -> None:
+        """Keep a piece; the last one of a number counts."""
+        with self._lock:
+            if self._file is None:
+                self._file = tempfile.SpooledTemporaryFile(_SPOOLED_IN_MEMORY, dir=self._directory)  # noqa: SIM115
+            self._file.seek(self._end)
+            self._file.write(piece)
+            self._places[i] = self._end, len(piece)
+            self._end += len(piece)
+
+    def size(self, i: int) -> int:
+        """Return the length of a piece, 0 if there is none."""
+        return self._places.get(i, (0, 0))[1]
+
+    def get(self, i: int) -> bytes:
+        """Return a piece, empty if there is none."""
+        with self._lock:
+            start, size = self._places.get(i, (0, 0))
+            if self._file is None or not size:
+                return b""
+            self._file.seek(start)
+            return self._file.read(size)
+
+    def close(self) -> None:
+        """Forget all pieces."""
+        self._places.clear()
+        if self._file is not None:
+            self._file.close()
+            self._file = None

@@ -8,7 +8,7 @@ their place when the store has only to appear. The journal is dropped when the s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from wustore.errors import CorruptError, IncompleteError, UsageError
 from wustore.storage.checksum import crc32c
 from wustore.storage.zarr_store import Keys
 
-__all__ = ["JOURNAL", "Entry", "Journal"]
+__all__ = ["JOURNAL", "Entry", "Journal", "check_complete"]
 
 JOURNAL = ".wustore-journal/"
 _IMAGES = f"{JOURNAL}images/"
@@ -148,15 +148,7 @@ class Journal:
         IncompleteError, CorruptError
         """
         entries = [self.entry(i) for i in range(n_images)]
-        missing = [i for i, entry in enumerate(entries) if entry is None]
-        if missing:
-            raise IncompleteError(
-                "not every image was written",
-                path=self._keys.name,
-                expected=f"{n_images} images",
-                found=f"{n_images - len(missing)}; missing: {', '.join(map(str, missing[:10]))}"
-                + (" …" if len(missing) > 10 else ""),
-            )
+        check_complete(self._keys.name, [entry is not None for entry in entries])
         whole = [entry for entry in entries if entry is not None]
         for i, entry in enumerate(whole):
             for key, (size, _) in entry.written.items():
@@ -189,6 +181,23 @@ class Journal:
         # First what says that there is something to go on with: where a process is killed here, the rest says nothing.
         self._keys.delete(f"{JOURNAL}job.json")
         self._keys.delete_below(JOURNAL)
+
+
+def check_complete(path: str, written: Sequence[bool]) -> None:
+    """Make sure that every image was written.
+
+    Raises
+    ------
+    IncompleteError
+    """
+    missing = [str(i) for i, is_there in enumerate(written) if not is_there]
+    if missing:
+        raise IncompleteError(
+            "not every image was written",
+            path=path,
+            expected=f"{len(written)} images",
+            found=f"{len(written) - len(missing)}; missing: {', '.join(missing[:10])}{' …' * (len(missing) > 10)}",
+        )
 
 
 def _difference(found: bytes, plan: Mapping[str, Any]) -> str:

@@ -1,22 +1,215 @@
-"""How many workers there are, and work that is done ahead in threads."""
+"""Threads: how many there are, and work that is spread over them.
+
+What ``workers`` means, everywhere: the number of threads (or processes) that work at the same time, the calling one
+included; None chooses (`worker_count`). Work inside of such a thread shares its part: two images that are read with
+eight workers are decoded with four threads each, and with ``workers=1`` nothing runs beside the calling thread.
+
+All work runs in one pool for each process, whose threads live on between calls. Who hands out work takes part in it,
+so nested calls cannot wait for each other.
+"""
 
 from __future__ import annotations
 
+import math
 import os
+import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
-__all__ = ["default_workers", "read_ahead"]
+from wustore.errors import UsageError
+
+__all__ = ["Background", "available_cores", "default_workers", "in_threads", "read_ahead", "worker_count"]
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+BYTES_PER_WORKER = 1 << 21
+"""Decoded bytes that are worth a thread of their own: 2 to 5 ms of decoding, where waking a thread takes 0.05 ms."""
+
+_MOST_THREADS = 1024
+"""Of the pool; a thread is started only when work waits and no thread does."""
+
+
+class _Here(threading.local):
+    """What the current thread may use."""
+
+    share: int | None = None
+    """Threads for work that is handed out here; None outside of the work of this module."""
+
+
+_HERE = _Here()
+
+
+@contextmanager
+def _sharing(share: int) -> Iterator[None]:
+    before, _HERE.share = _HERE.share, share
+    try:
+        yield
+    finally:
+        _HERE.share = before
+
+
+# --- how many -----------------------------------------------------------------------------------------------
+
+
+def _quota(groups: str, root: Path) -> float:
+    """Return the smallest limit of processor time [cores] that control groups set; infinity without one.
+
+    Parameters
+    ----------
+    groups
+        Text of ``/proc/self/cgroup``.
+    root
+        Where the control groups are mounted.
+    """
+    limit = math.inf
+    for line in groups.splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for top in (root / controllers, root / "cpu") if controllers else (root, root / "unified"):
+            place = top / path.strip("/")
+            for folder in (place, *place.parents):
+                limit = min(limit, _limit_of(folder))
+                if folder == top:
+                    break
+    return limit
+
+
+def _limit_of(folder: Path) -> float:
+    """Return the limit of one control group [cores]: version 2 has one file, version 1 two."""
+    try:
+        try:
+            quota, period = (folder / "cpu.max").read_text().split()
+        except FileNotFoundError:
+            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        cores = int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # "max" is no number
+        return math.inf
+    return cores if cores > 0 else math.inf
+
+
+@cache
+def _cgroup_cores() -> float:
+    try:
+        groups = Path("/proc/self/cgroup").read_text()
+    except OSError:
+        return math.inf
+    return _quota(groups, Path("/sys/fs/cgroup"))
+
+
+def available_cores() -> int:
+    """Return the number of processors this process may use: its affinity, and the limit of its container."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    count = len(affinity(0)) if affinity is not None else (os.cpu_count() or 1)
+    limit = _cgroup_cores()
+    return count if limit >= count else max(1, math.ceil(limit))
+
+
+def worker_count(workers: int | None = None, *, work: int | None = None) -> int:
+    """Return how many threads to use: the one rule for what ``workers`` means.
+
+    Parameters
+    ----------
+    workers
+        As asked for. None chooses: all processors that are available here, but no more than the work is worth.
+    work
+        Decoded bytes that are to be read or written, if that is known.
+
+    Raises
+    ------
+    UsageError
+        If ``workers`` is not an integer above 0.
+    """
+    if workers is None:
+        share = available_cores() if _HERE.share is None else _HERE.share
+        return share if work is None else max(1, min(share, work // BYTES_PER_WORKER))
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise UsageError("not a number of workers", where="workers", expected="an integer above 0", found=workers)
+    return workers if _HERE.share is None else min(workers, _HERE.share)
 
 
 def default_workers() -> int:
-    """Return the number of processors this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else (os.cpu_count() or 1)
+    """Return `worker_count` for work of unknown size."""
+    return worker_count()
+
+
+# --- the pool -----------------------------------------------------------------------------------------------
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:  # threads do not survive a fork
+    return ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="wustore")
+
+
+class _Batch(Generic[T, R]):
+    """Items that several threads take one after the other."""
+
+    def __init__(self, function: Callable[[T], R], items: Sequence[T], share: int) -> None:
+        self._function = function
+        self._items = items
+        self._share = share
+        self._todo = deque(range(len(items)))
+        self._errors: list[tuple[int, BaseException]] = []
+        self.results: list[Any] = [None] * len(items)
+
+    def _work(self) -> None:
+        with _sharing(self._share):
+            while True:
+                try:
+                    k = self._todo.popleft()
+                except IndexError:
+                    return
+                try:
+                    self.results[k] = self._function(self._items[k])
+                except BaseException as error:
+                    self._todo.clear()
+                    self._errors.append((k, error))
+                    return
+
+    def run(self, helpers: int) -> list[R]:
+        """Do all items with so many threads besides the calling one; raise the error of the first that has one."""
+        futures = [_pool(os.getpid()).submit(self._work) for _ in range(helpers)]
+        try:
+            self._work()
+        finally:
+            self._todo.clear()  # after an interrupt nothing new begins
+            wait([future for future in futures if not future.cancel()])
+        if self._errors:
+            # Items are taken in order, so that those before the one that failed have been done.
+            raise min(self._errors, key=lambda found: found[0])[1]
+        return self.results
+
+
+def in_threads(function: Callable[[T], R], items: Iterable[T], workers: int | None = None) -> list[R]:
+    """Return ``[function(item) for item in items]``, done by up to ``workers`` threads.
+
+    Parameters
+    ----------
+    function
+        Thread-safe function.
+    items
+        What to call it with.
+    workers
+        As for `worker_count`.
+
+    Raises
+    ------
+    UsageError
+        If ``workers`` is not an integer above 0.
+    """
+    items = items if isinstance(items, Sequence) else list(items)
+    allowed = worker_count(workers)
+    count = min(allowed, len(items))
+    if count <= 1:
+        with _sharing(allowed):
+            return [function(item) for item in items]
+    return _Batch(function, items, max(1, allowed // count)).run(count - 1)
 
 
 def read_ahead(
@@ -31,30 +224,74 @@ def read_ahead(
     indices
         The indices, in the order wanted.
     workers
-        Number of threads, the number of processors by default; 1 fetches in the calling thread.
+        As for `worker_count`; with 1 each call is made in the calling thread when its result is asked for.
+
+    Raises
+    ------
+    UsageError
+        If ``workers`` is not an integer above 0.
     """
-    workers = default_workers() if workers is None else max(workers, 1)
-    if workers == 1:
+    allowed = worker_count(workers)
+    count = min(allowed, len(indices)) if isinstance(indices, Collection) else allowed
+    share = max(1, allowed // max(count, 1))
+
+    gate = threading.Semaphore(count or 1)  # one call more than that is waiting, so that no thread is ever idle
+    ended = threading.Event()
+
+    def call(i: int) -> T:
+        with gate, _sharing(share):
+            if ended.is_set():
+                raise CancelledError
+            return fetch(i)
+
+    if count <= 1:
         for i in indices:
-            yield i, fetch(i)
+            yield i, call(i)
         return
     pending: deque[tuple[int, Future[T]]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="wustore-read")
+    pool = _pool(os.getpid())
     try:
         for i in indices:
-            pending.append((i, pool.submit(fetch, i)))
-            if len(pending) > workers:
+            pending.append((i, pool.submit(call, i)))
+            if len(pending) > count:
                 ready, future = pending.popleft()
                 yield ready, future.result()
         while pending:
             ready, future = pending.popleft()
             yield ready, future.result()
-    except GeneratorExit:
+    except BaseException as error:
+        ended.set()
+        left = [future for _, future in pending if not future.cancel()]
         # An abandoned generator may be collected in any thread, even inside the start of another one with the
         # locks of `threading` held: waiting there would never end.
-        pool.shutdown(wait=False, cancel_futures=True)
+        if not isinstance(error, GeneratorExit):
+            wait(left)
         raise
-    except BaseException:
-        pool.shutdown(cancel_futures=True)
-        raise
-    pool.shutdown()
+
+
+class Background:
+    """One thread that does what it is given, in order, while the caller goes on."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._pool: ThreadPoolExecutor | None = None
+        self._calls: list[Future[None]] = []
+
+    def start(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Do ``function(*arguments)`` later."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"wustore-{self._name}")
+        self._calls.append(self._pool.submit(function, *arguments))
+
+    def is_busy(self) -> bool:
+        """Return whether something is not done yet."""
+        return not all(call.done() for call in self._calls)
+
+    def settle(self) -> None:
+        """Wait until all is done and end the thread; raise the first error."""
+        pool, self._pool = self._pool, None
+        calls, self._calls = self._calls, []
+        if pool is not None:
+            pool.shutdown()
+        for call in calls:
+            call.result()

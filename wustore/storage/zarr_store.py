@@ -11,12 +11,12 @@ import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Coroutine, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wustore.errors import CorruptError
 from wustore.storage.pread import pread
+from wustore.storage.threads import Background
 from wustore.storage.url import CONCURRENCY, LARGEST, errors_of, merged, shown
 
 if TYPE_CHECKING:
@@ -100,8 +100,7 @@ class DirectoryKeys(Keys):
         self.name = name or self.root
         self._serial = itertools.count()
         self._made: set[str] = set()
-        self._flusher: ThreadPoolExecutor | None = None
-        self._flushes: list[Future[None]] = []
+        self._flusher = Background("flush")
 
     def _path(self, key: str) -> str:
         return f"{self.root}/{key}"
@@ -185,9 +184,7 @@ class DirectoryKeys(Keys):
                 os.unlink(beside)  # noqa: PTH108
             raise
         if len(value) >= _FLUSHED_BYTES:
-            if self._flusher is None:
-                self._flusher = ThreadPoolExecutor(1, thread_name_prefix="wustore-flush")
-            self._flushes.append(self._flusher.submit(_flush, path))
+            self._flusher.start(_flush, path)
 
     def sweep(self) -> None:
         """Remove the halves of values that killed processes left; nobody else may be writing."""
@@ -204,12 +201,7 @@ class DirectoryKeys(Keys):
         OSError
             Where one could not be written.
         """
-        flushes, self._flushes = self._flushes, []
-        for flush in flushes:
-            flush.result()
-        if self._flusher is not None:
-            self._flusher.shutdown()
-            self._flusher = None
+        self._flusher.settle()
 
     def delete(self, key: str) -> None:
         """Remove the key; see `Keys.delete`."""

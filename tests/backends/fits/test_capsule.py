@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.io import fits
-from fits_roundtrip import again, held, methods
+from fits_roundtrip import again, methods
 from fits_samples import image_hdus, primary_hdu, small, table_hdu, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from in_memory import in_memory
 
 import wustore
 from wustore.backends.fits import capsule as leftovers
@@ -29,7 +30,7 @@ from wustore.backends.fits.hdu.header import BLOCK
 from wustore.backends.fits.writer import OuterChangedWarning, StoreChangedWarning
 from wustore.backends.memory import MemoryReader
 from wustore.errors import CorruptError, FidelityError, FormatError, WuStoreError
-from wustore.model.meta import Capsule, Image
+from wustore.model.meta import Capsule
 
 NOISE = np.random.default_rng(3).normal(10, 5, (24, 40)).astype(np.float32)
 NOISE[3, 4] = np.nan
@@ -235,7 +236,7 @@ def test_capsule_is_small(tmp_path: Path) -> None:
     store = again(path, tmp_path)
     capsule = store.capsule()
     assert capsule is not None
-    assert len(capsule.head) + len(capsule.piece(0) or b"") < 0.01 * path.stat().st_size
+    assert len(capsule.head) + len(store.image_capsule(0) or b"") < 0.01 * path.stat().st_size
 
 
 # --- outer compression --------------------------------------------------------------------------------
@@ -346,13 +347,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> MemoryReader:
     science = compressed("SCI_0", **OPTIONS["rice"])
     write(path, [*hdus, science, compressed("VAR_0", **OPTIONS["gzip-1"]), *image[2:]])
     with FitsBackend().open(str(path)) as reader:
-        return held(reader)
+        return in_memory(reader)
 
 
-def _export(store: MemoryReader, image: Image, capsule: Capsule, target: Path) -> bytes:
+def _export(store: MemoryReader, piece: bytes | None, capsule: Capsule, target: Path) -> bytes:
     writer = FitsBackend().create(str(target), store.meta, capsule=capsule, overwrite=True)
     try:
-        writer.write(0, image)
+        writer.write(0, store.image(0), piece)
         writer.commit()
     except BaseException:
         writer.abort()
@@ -366,16 +367,16 @@ def test_damaged_capsule(store: MemoryReader, data: st.DataObject, tmp_path: Pat
     """A flipped bit gives a typed error or the right file, never another file."""
     capsule = store.capsule()
     assert capsule is not None
-    image = store.image(0, capsule=True)
-    assert image.capsule is not None
+    piece = store.image_capsule(0)
+    assert piece is not None
     inside = data.draw(st.booleans())
     if data.draw(st.booleans()):
-        image = replace(image, capsule=_damaged(image.capsule, data, inside=inside, capsule=capsule))
+        piece = _damaged(piece, data, inside=inside, capsule=capsule)
     else:
         capsule = replace(capsule, head=_damaged(capsule.head, data, inside=False, capsule=capsule))
     target = tmp_path / "out.fits"
     try:
-        raw = _export(store, image, capsule, target)
+        raw = _export(store, piece, capsule, target)
     except (CorruptError, FidelityError, StoreChangedWarning):
         return
     assert hashlib.sha256(raw).hexdigest() == capsule.document["files"][0]["sha256"]
@@ -398,9 +399,7 @@ def test_missing_piece(store: MemoryReader, tmp_path: Path) -> None:
     capsule = store.capsule()
     assert capsule is not None
     with pytest.raises(CorruptError):
-        _export(
-            store, replace(store.image(0), capsule=None), replace(capsule, piece=lambda i: None), tmp_path / "o.fits"
-        )
+        _export(store, None, capsule, tmp_path / "o.fits")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -417,7 +416,7 @@ def test_wrong_document(store: MemoryReader, tmp_path: Path) -> None:
     with pytest.raises(FidelityError, match=r"a\.fits"):
         _export(
             store,
-            store.image(0, capsule=True),
+            store.image_capsule(0),
             replace(capsule, document=document | {"files": sums}),
             tmp_path / "o.fits",
         )

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from fits_samples import image_hdus, primary_hdu, small, write
+from in_memory import in_memory
 
 from wustore.backends.base import Backend, Reader
 from wustore.backends.fits.backend import FitsBackend, ShardedFitsBackend
@@ -21,7 +22,6 @@ from wustore.backends.fits.writer import FitsLossWarning, StoreChangedWarning
 from wustore.backends.fits.wustore_hdu import NAME, read_wustore_hdu
 from wustore.backends.memory import MemoryReader
 from wustore.errors import CorruptError, StoreExistsError, UsageError
-from wustore.model.meta import Capsule
 from wustore.ops.copy import copy
 from wustore.ops.diff import differences
 from wustore.testing import BackendConformance, assert_same, sample
@@ -48,17 +48,13 @@ class TestShardedFits(BackendConformance):
 
 
 def save(backend: Backend, source: Reader, path: Path, **options: object) -> Reader:
-    copy(source, backend.create(str(path), source.meta, **options), capsule="capsule" in options)
+    copy(source, backend.create(str(path), source.meta, **options))
     return backend.open(str(path))
 
 
 def imported(path: Path, backend: Backend = SINGLE) -> MemoryReader:
     with backend.open(str(path)) as reader:
-        images = [reader.image(i, capsule=True) for i in range(reader.meta.n_images)]
-        capsule = reader.capsule()
-        assert capsule is not None
-        kept = Capsule(capsule.document, capsule.head, lambda i: images[i].capsule)
-        return MemoryReader(reader.meta, images, kept)
+        return in_memory(reader)
 
 
 # --- the HDU of our own -------------------------------------------------------------------------------
@@ -202,9 +198,9 @@ def test_plain_primary_of_a_shard_becomes_an_extension(tmp_path: Path) -> None:
 def test_changed_pixels(backend: Backend, imported_from: Backend, tmp_path: Path) -> None:
     save(imported_from, sample("chunked"), tmp_path / "a.fits").close()
     store = imported(tmp_path / "a.fits", imported_from)
-    images = [store.image(i, capsule=True) for i in range(3)]
+    images = [store.image(i) for i in range(3)]
     images[1].science[5, 5] += 1
-    changed = MemoryReader(store.meta, images, store.capsule())
+    changed = in_memory(store, images)
     with (
         pytest.warns(StoreChangedWarning, match="pixels of image 1"),
         save(backend, changed, tmp_path / "b.fits", capsule=changed.capsule()) as reader,
@@ -217,13 +213,13 @@ def test_changed_pixels(backend: Backend, imported_from: Backend, tmp_path: Path
 def test_changed_pixels_after_later_images(backend: Backend, imported_from: Backend, tmp_path: Path) -> None:
     save(imported_from, sample("chunked"), tmp_path / "a.fits").close()
     store = imported(tmp_path / "a.fits", imported_from)
-    images = [store.image(i, capsule=True) for i in range(3)]
+    images = [store.image(i) for i in range(3)]
     images[1].science[5, 5] += 1
 
     def write_backwards() -> None:
         with backend.create(str(tmp_path / "b.fits"), store.meta, capsule=store.capsule(), workers=1) as writer:
             for i in (2, 1, 0):
-                writer.write(i, images[i])
+                writer.write(i, images[i], store.image_capsule(i))
             writer.commit()
 
     with pytest.warns(StoreChangedWarning, match="pixels of image 1"):
@@ -234,8 +230,7 @@ def test_changed_pixels_after_later_images(backend: Backend, imported_from: Back
 
 def test_changed_metadata(tmp_path: Path) -> None:
     store = imported(Path(small(tmp_path / "a.fits")))
-    images = [store.image(i, capsule=True) for i in range(2)]
-    changed = MemoryReader(replace(store.meta, reprojected=True), images, store.capsule())
+    changed = in_memory(store, meta=replace(store.meta, reprojected=True))
     with (
         pytest.warns(StoreChangedWarning, match="metadata"),
         save(SINGLE, changed, tmp_path / "b.fits", capsule=changed.capsule()) as reader,

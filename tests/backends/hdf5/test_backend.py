@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from in_memory import in_memory
 
 from wustore.backends.hdf5.backend import LAYOUTS, PROFILES, Hdf5Backend
 from wustore.backends.hdf5.filters import BLOSC, DEFLATE, FLETCHER32, SHUFFLE, Pipeline
@@ -27,9 +28,7 @@ from wustore.testing import BackendConformance, assert_same, sample, with_capsul
 
 
 def save(path, source: MemoryReader, **options) -> str:
-    capsule = source.capsule()
-    writer = Hdf5Backend().create(str(path), source.meta, capsule=capsule, **options)
-    copy(source, writer, capsule=capsule is not None)
+    copy(source, Hdf5Backend().create(str(path), source.meta, capsule=source.capsule(), **options))
     return str(path)
 
 
@@ -115,7 +114,7 @@ def test_any_text_comes_back(tmp_path, texts):
 
 def replace_meta(source: MemoryReader, **fields) -> MemoryReader:
     meta = replace(source.meta, **fields)
-    return MemoryReader(meta, [source.image(i, capsule=True) for i in range(meta.n_images)], source.capsule())
+    return in_memory(source, meta=meta)
 
 
 def test_plain_text_with_what_hdf5_cannot_hold(tmp_path):
@@ -151,20 +150,21 @@ def test_large_capsule_in_any_order(tmp_path):
     source = sample("simple")
     source = MemoryReader(
         source.meta,
-        [replace(source.image(i), capsule=pieces[i]) for i in range(3)],
-        Capsule({"form": "x"}, rng.bytes(300_000), lambda _: None),
+        [source.image(i) for i in range(3)],
+        Capsule({"form": "x"}, rng.bytes(300_000)),
+        pieces,
     )
     path = str(tmp_path / "a.h5")
     writer = Hdf5Backend().create(path, source.meta, capsule=source.capsule())
     for i in (2, 0, 1):
-        writer.write(i, source.image(i, capsule=True))
+        writer.write(i, source.image(i), source.image_capsule(i))
     writer.commit()
     with Hdf5Backend().open(path) as reader:
         capsule = reader.capsule()
         assert capsule.head == source.capsule().head
-        assert [reader.image(i, (), capsule=True).capsule for i in range(3)] == pieces
+        assert [reader.image_capsule(i) for i in range(3)] == pieces
         before = reader.chunks_read
-        assert capsule.piece(2) == pieces[2]
+        assert reader.image_capsule(2) == pieces[2]
         assert reader.chunks_read == before  # of layers
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.h5"]
 
@@ -208,7 +208,7 @@ def test_same_bytes_for_any_order_and_number_of_threads(tmp_path, monkeypatch):
             paths.append(str(tmp_path / f"{limit}-{order}.h5"))
             writer = Hdf5Backend().create(paths[-1], source.meta, capsule=source.capsule())
             for i in order:
-                writer.write(i, source.image(i, capsule=True))
+                writer.write(i, source.image(i), source.image_capsule(i))
             writer.commit()
     assert len({Path(path).read_bytes() for path in paths}) == 1
 

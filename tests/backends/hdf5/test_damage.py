@@ -34,9 +34,9 @@ def read_all(reader: Reader) -> list[bytes]:
     capsule = reader.capsule()
     found += [capsule.head, repr(sorted(capsule.document.items())).encode()]
     for i in range(reader.meta.n_images):
-        image = reader.image(i, capsule=True)
+        image = reader.image(i)
         found += [b"" if image.layer(name) is None else image.layer(name).tobytes() for name in LAYERS]
-        found.append(image.capsule or b"")
+        found.append(reader.image_capsule(i) or b"")
     return found
 
 

@@ -150,7 +150,7 @@ class TestDeterminism:
             path = tmp_path / f"{k}"
             writer = backend.create(str(path), source.meta, capsule=source.capsule(), workers=workers)
             for i in order:
-                writer.write(i, source.image(i, capsule=True))
+                writer.write(i, source.image(i), source.image_capsule(i))
             writer.commit()
             digests.append(digest(path))
         assert digests[0] == digests[1] == digests[2]

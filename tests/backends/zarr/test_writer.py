@@ -21,9 +21,11 @@ from wustore.errors import (
     StoreNotFoundError,
     UsageError,
 )
+from wustore.model.meta import LAYERS
 from wustore.ops.copy import copy
 from wustore.storage.journal import JOURNAL
 from wustore.storage.staging import partial_path
+from wustore.storage.zarr_store import DirectoryKeys
 from wustore.testing import assert_same, sample, with_capsule
 
 BACKENDS = pytest.mark.parametrize("backend", [ZarrBackend(), ZarrZipBackend()], ids=["zarr", "zip"])
@@ -46,7 +48,7 @@ class TestResume:
 
         writer = start()
         for i in (0, 1, 3):
-            writer.write(i, source.image(i, capsule=True))  # type: ignore[attr-defined]
+            writer.write(i, source.image(i), source.image_capsule(i))  # type: ignore[attr-defined]
         writer.abort()  # type: ignore[attr-defined]
         with pytest.raises(StoreNotFoundError):
             backend.open(path)
@@ -58,7 +60,7 @@ class TestResume:
         writer = start()
         assert writer.unwritten(range(4)) == [1, 2, 3]  # type: ignore[attr-defined]
         for i in writer.unwritten(range(4)):  # type: ignore[attr-defined]
-            writer.write(i, source.image(i, capsule=True))  # type: ignore[attr-defined]
+            writer.write(i, source.image(i), source.image_capsule(i))  # type: ignore[attr-defined]
         writer.commit()  # type: ignore[attr-defined]
         assert not staging.exists()
         assert digest(Path(path)) == self.undisturbed(tmp_path, backend)
@@ -108,7 +110,7 @@ class TestResume:
         ]
         for writer, images in zip(writers, ((2, 0), (0, 1), (3, 2)), strict=True):
             for i in images:
-                writer.write(i, source.image(i, capsule=True))
+                writer.write(i, source.image(i), source.image_capsule(i))
         writers[0].commit()
         assert digest(Path(path)) == self.undisturbed(tmp_path, backend)
 
@@ -121,6 +123,25 @@ def _write_slowly(path: str, overwrite: bool) -> None:
             writer.write(i, source.image(i))
 
 
+def test_a_plain_save_writes_one_object_for_each_plane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a resume there is no journal, and no byte is checksummed for one."""
+    source = with_capsule(sample("simple"))
+    written: list[str] = []
+    set_ = DirectoryKeys.set
+    monkeypatch.setattr(DirectoryKeys, "set", lambda self, key, value: (written.append(key), set_(self, key, value))[1])
+    writer = ZarrBackend().create(str(tmp_path / "x.zarr"), source.meta, capsule=source.capsule(), workers=1)
+    assert written == []
+    for i in range(source.meta.n_images):
+        writer.write(i, source.image(i), source.image_capsule(i))
+    layers = [name for name in LAYERS if source.meta.has_layer(name)]
+    assert written == [f"{name}/c.{i}.0.0" for i in range(source.meta.n_images) for name in layers]
+    writer.commit()
+    assert not [key for key in written if key.startswith(JOURNAL)]
+    assert len(written) == len(set(written)), "no object is written twice"
+    with ZarrBackend().open(str(tmp_path / "x.zarr")) as store:
+        assert [store.image_capsule(i) for i in range(3)] == [source.image_capsule(i) for i in range(3)]
+
+
 @pytest.mark.parametrize("existing", [False, True])
 def test_killed_writer(tmp_path: Path, existing: bool) -> None:
     """SIGKILL leaves the target as it was, and what was left behind does not open; the next writer clears it up."""
@@ -131,7 +152,7 @@ def test_killed_writer(tmp_path: Path, existing: bool) -> None:
     process = multiprocessing.get_context("spawn").Process(target=_write_slowly, args=(path, existing))
     process.start()
     deadline = time.monotonic() + 60
-    while not any(tmp_path.glob(f".x.zarr~*/{JOURNAL}images/*.json")):
+    while not any(tmp_path.glob(".x.zarr~*/variance/c.*")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert process.pid is not None

@@ -235,7 +235,7 @@ def build(source: FitsSource) -> Capsule:
     Parameters
     ----------
     source
-        A reader of FITS files, which also gives the images when a piece is asked for.
+        A reader of FITS files.
     """
     plan = _plan_of(source)
     files = []
@@ -251,12 +251,7 @@ def build(source: FitsSource) -> Capsule:
             entry["outer"] = outer
         files.append(entry)
     document = {"encoding": ENCODING, "form": source.format, "meta": meta_digest(source.meta), "files": files}
-
-    def one(i: int) -> bytes | None:
-        image: Image = source.image(i, capsule=True)  # type: ignore[attr-defined]
-        return image.capsule
-
-    return Capsule(document, _head(plan), one)
+    return Capsule(document, _head(plan))
 
 
 def piece(source: FitsSource, i: int, image: Image) -> bytes:

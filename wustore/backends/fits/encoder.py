@@ -21,7 +21,7 @@ from wustore.backends.fits.options import FitsOptions
 from wustore.errors import CorruptError, FormatError
 from wustore.format.arrays import ArraySpec
 from wustore.format.packed import pack, unpack
-from wustore.model.meta import LAYERS, Capsule, Image, Meta
+from wustore.model.meta import LAYERS, Image, Meta
 
 __all__ = ["CanonicalEncoder", "CapsuleEncoder", "Hdus", "ImageEncoder", "Made"]
 
@@ -49,13 +49,13 @@ class ImageEncoder(Encoder):
 
     makes: ClassVar[tuple[type, ...]]
 
-    def make(self, i: int, image: Image) -> Made:
-        """Make what goes into the file."""
+    def make(self, i: int, image: Image, capsule: bytes | None = None) -> Made:
+        """Make what goes into the file; arguments as for `wustore.backends.base.Writer.write`."""
         raise NotImplementedError
 
-    def encode(self, i: int, image: Image) -> bytes:
+    def encode(self, i: int, image: Image, capsule: bytes | None = None) -> bytes:
         """Make it as one piece of bytes; see `wustore.backends.base.Encoder.encode`."""
-        made = self.make(i, image)
+        made = self.make(i, image, capsule)
         kind = type(made).__name__
         arrays = {"kind": _texts([kind]), **_ARRAYS[kind](made)}
         return pack(ArraySpec(name, array, (name,)) for name, array in arrays.items()).data.tobytes()
@@ -97,7 +97,7 @@ class CanonicalEncoder(ImageEncoder):
     options: FitsOptions
     sharded: bool
 
-    def make(self, i: int, image: Image) -> Hdus:
+    def make(self, i: int, image: Image, capsule: bytes | None = None) -> Hdus:
         """Make the HDUs, and say what of the pixels they lose."""
         losses: list[str] = []
         if not self.options.exact or self.options.quantize_level != 0:
@@ -111,23 +111,19 @@ class CapsuleEncoder(ImageEncoder):
 
     Attributes
     ----------
-    capsule
-        The FITS leftovers, for images that bring none along.
     template
         See `wustore.backends.fits.capsule.Head`.
     """
 
     makes: ClassVar[tuple[type, ...]] = (list, Image)
-    capsule: Capsule
     template: bytes
 
-    def make(self, i: int, image: Image) -> list[Block] | Image:
-        """Make the HDUs with their places, or return the image where it is not what was imported."""
-        data = image.capsule if image.capsule is not None else self.capsule.piece(i)
-        if data is None:
+    def make(self, i: int, image: Image, capsule: bytes | None = None) -> list[Block] | Image:
+        """Make the HDUs with their places, or return the image if it is not what was imported."""
+        if capsule is None:
             raise CorruptError("the FITS capsule lacks a piece", where=f"image {i}")
         try:
-            return list(regenerate(data, i, image, self.template))
+            return list(regenerate(capsule, i, image, self.template))
         except ChangedError:
             return image
 

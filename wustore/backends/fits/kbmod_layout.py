@@ -22,6 +22,7 @@ from wustore.compat.wcs import kbmod_header_cards, text_to_kbmod_json
 from wustore.compat.yaml import dump_value, plain
 from wustore.errors import UsageError
 from wustore.format.tagged_json import RawYaml
+from wustore.model.kbmod_rules import identity_psf, is_masked
 from wustore.model.meta import Column, Image, Meta
 
 __all__ = ["FitsOptions", "head_hdus", "image_hdus", "image_wcs"]
@@ -297,7 +298,7 @@ def _mask(image: Image) -> NDArray[np.int8]:
         good = np.isfinite(image.science[rows])
         good &= np.isfinite(image.variance[rows])
         if image.mask is not None:
-            good &= ~(image.mask[rows] > 0)
+            good &= ~is_masked(image.mask[rows])
         np.logical_not(good, out=bad[rows])
     return bad.view(np.int8)
 
@@ -318,8 +319,7 @@ def image_hdus(meta: Meta, i: int, image: Image, options: FitsOptions, *, sharde
     time = {"MJD": card("MJD", float(meta.times[i]))}
     wcs = image_wcs(meta, i)
     cards = time if wcs is None else time | _wcs_cards(wcs)
-    identity = (i,) if i < meta.n_constituents else ()
-    links = identity if meta.links is None else meta.links[i]
+    links = meta.links_of(i)
     index_cards = {"NIND": card("NIND", len(links))}
     index_cards |= {f"IND_{j}": card(f"IND_{j}", index) for j, index in enumerate(links)}
 
@@ -335,6 +335,5 @@ def image_hdus(meta: Meta, i: int, image: Image, options: FitsOptions, *, sharde
         yield from _plain_hdu(_mask(image), f"MSK_{i}", cards)
     elif image.mask is not None:
         yield from _plain_hdu(_storable(image.mask), f"MSK_{i}", cards)
-    # KBMOD fails on files without a PSF: the identity stands in.
-    psf = np.ones((1, 1)) if image.psf is None else image.psf
+    psf = identity_psf(np.float64) if image.psf is None else image.psf  # KBMOD fails on files without a PSF
     yield from _plain_hdu(_storable(psf), f"PSF_{i}", {})

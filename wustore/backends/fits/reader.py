@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,14 +169,10 @@ class FitsReader(Reader):
             pass
         return out
 
-    def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
+    def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read one image; see `wustore.backends.base.Reader.image`."""
         planes = {layer: values for layer in layers if (values := self._read_plane(i, layer)) is not None}
         image = _image(planes)
-        if capsule:
-            from wustore.backends.fits import capsule as leftovers
-
-            image = replace(image, capsule=leftovers.piece(self, i, image))
         self._release(i)
         return image
 
@@ -210,9 +205,17 @@ class FitsReader(Reader):
 
     def capsule(self) -> Capsule | None:
         """Return what gives the identical files back; reads and hashes them."""
-        from wustore.backends.fits import capsule as leftovers
+        from wustore.backends.fits import capsule
 
-        return leftovers.build(self)
+        return capsule.build(self)
+
+    def image_capsule(self, i: int, image: Image | None = None) -> bytes:
+        """Regenerate the HDUs of an image, and return what this needs beside its pixels."""
+        from wustore.backends.fits import capsule
+
+        made = capsule.piece(self, i, self.image(i) if image is None else image)
+        self._release(i)
+        return made
 
     def places(self) -> list[str]:
         """Return all files of the set."""

@@ -133,7 +133,7 @@ def encoder(meta: Meta, *, capsule: Capsule | None = None, sharded: bool = False
     how = _how(meta, capsule, **options)
     if how.capsule is None:
         return CanonicalEncoder(meta, how.options, sharded)
-    return CapsuleEncoder(how.capsule, Head.decode(how.capsule.head).template)
+    return CapsuleEncoder(Head.decode(how.capsule.head).template)
 
 
 @dataclass(frozen=True)
@@ -255,11 +255,11 @@ class _Parallel(Writer):
         """Write them; runs under the lock."""
         raise NotImplementedError
 
-    def write(self, i: int, image: Image) -> None:
+    def write(self, i: int, image: Image, capsule: bytes | None = None) -> None:
         """Write image ``i``; see `wustore.backends.base.Writer.write`."""
         with self._lock:
             self._claim(i)
-            self._pending.append((i, self._pool.submit(self._encoder.make, i, image)))
+            self._pending.append((i, self._pool.submit(self._encoder.make, i, image, capsule)))
             while len(self._pending) > self._workers:
                 self._next()
 
@@ -419,6 +419,7 @@ def _add_sidecar(output: Output, meta: Meta, end: int) -> None:
 class _FromCapsule(_Parallel):
     """Regenerates HDUs from a capsule; falls back to the canonical layout where the pixels were changed."""
 
+    keeps_capsule = True
     _same_files: ClassVar[bool]
     """Whether the files come out as they were imported, and not only their HDUs."""
 
@@ -437,7 +438,7 @@ class _FromCapsule(_Parallel):
         self._files = capsule.document["files"]
         originals = self._files if self._same_files else ()
         output = Output(path, meta.n_images if sharded else None, overwrite=overwrite, originals=originals)
-        super().__init__(meta.n_images, CapsuleEncoder(capsule, self._head.template), output, workers)
+        super().__init__(meta.n_images, CapsuleEncoder(self._head.template), output, workers)
         self._fallback: Writer | None = None
         self._canonical = partial(
             _Canonical, path, meta, options, sharded=sharded, overwrite=overwrite, workers=workers

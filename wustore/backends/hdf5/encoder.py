@@ -145,8 +145,8 @@ class Encoder(base.Encoder):
         sides = self.chunks or LAYOUTS[self.layout]
         self.layers = [LayerEncoder(spec, self.profile, sides) for spec in layers_of(self.meta)]
 
-    def make(self, i: int, image: Image) -> EncodedImage:
-        """Encode image ``i``.
+    def make(self, i: int, image: Image, capsule: bytes | None = None) -> EncodedImage:
+        """Encode image ``i``, and carry along its part of the FITS reconstruction data.
 
         Raises
         ------
@@ -170,7 +170,7 @@ class Encoder(base.Encoder):
 
         jobs += [lambda k=k: note(k) for k in range(len(LAYERS))]  # type: ignore[misc]
         run(jobs, self.workers)
-        return EncodedImage(layers, checksums, image.capsule or b"")
+        return EncodedImage(layers, checksums, capsule or b"")
 
     def check_index(self, i: int) -> None:
         """Refuse an image that the file does not have."""
@@ -189,9 +189,9 @@ class Encoder(base.Encoder):
                 found=found,
             )
 
-    def encode(self, i: int, image: Image) -> bytes:
+    def encode(self, i: int, image: Image, capsule: bytes | None = None) -> bytes:
         """Encode image ``i`` into one piece of bytes; see `wustore.backends.base.Encoder.encode`."""
-        return self.pack(self.make(i, image))
+        return self.pack(self.make(i, image, capsule))
 
     def pack(self, image: EncodedImage) -> bytes:
         """Return an encoded image as one piece of bytes."""

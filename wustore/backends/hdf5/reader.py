@@ -177,17 +177,15 @@ class Hdf5Reader(Reader):
             outs = [np.empty([part.stop - part.start for part in box], dtype) for box in boxes]
         return reader.jobs(boxes, outs), list(outs)
 
-    def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
+    def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read one image; see `wustore.backends.base.Reader.image`."""
-        pending = _PendingImage(self, i, layers, capsule=capsule)
-        return pending.start(self._workers).image()
+        return _PendingImage(self, i, layers).start(self._workers).image()
 
     def images(
         self,
         indices: Iterable[int] | None = None,
         layers: Sequence[str] = LAYERS,
         *,
-        capsule: bool = False,
         workers: int | None = None,
     ) -> Iterator[tuple[int, Image]]:
         """Yield images in order; see `wustore.backends.base.Reader.images`.
@@ -198,7 +196,7 @@ class Hdf5Reader(Reader):
         ahead: deque[tuple[int, _PendingImage]] = deque()
         try:
             for i in range(self._meta.n_images) if indices is None else indices:
-                ahead.append((i, _PendingImage(self, i, layers, capsule=capsule).start(workers)))
+                ahead.append((i, _PendingImage(self, i, layers).start(workers)))
                 if len(ahead) > 1:
                     ready, pending = ahead.popleft()
                     yield ready, pending.image()
@@ -209,10 +207,8 @@ class Hdf5Reader(Reader):
             for _, pending in ahead:
                 pending.cancel()
 
-    def image_jobs(
-        self, i: int, layers: Sequence[str], *, capsule: bool
-    ) -> tuple[list[Job], dict[str, NDArray[Any]], NDArray[np.uint8] | None]:
-        """Return the work of reading image ``i``, and the planes and capsule bytes that it fills."""
+    def image_jobs(self, i: int, layers: Sequence[str]) -> tuple[list[Job], dict[str, NDArray[Any]]]:
+        """Return the work of reading image ``i``, and the planes that it fills."""
         if not 0 <= i < self._meta.n_images:
             raise UsageError("no such image", path=self.path, expected=f"0 … {self._meta.n_images - 1}", found=i)
         planes: dict[str, NDArray[Any]] = {}
@@ -223,10 +219,7 @@ class Hdf5Reader(Reader):
                 more, (box,) = self._jobs(layer, [(slice(i, i + 1), slice(0, height), slice(0, width))])
                 planes[layer] = box[0]
                 jobs += more
-        if not capsule or not self._has_capsule():
-            return jobs, planes, None
-        more, piece = self._piece(i + 1)
-        return jobs + more, planes, piece
+        return jobs, planes
 
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return the shape of a chunk of a layer."""
@@ -258,13 +251,6 @@ class Hdf5Reader(Reader):
     def _has_capsule(self) -> bool:
         return self._document.get("capsule") is not None
 
-    def _piece(self, k: int) -> tuple[list[Job], NDArray[np.uint8]]:
-        """Return the work of reading part ``k`` of the capsule (0 the head, then one an image), and its place."""
-        bound, data = self._capsule_parts()
-        start, stop = int(bound[k]), int(bound[k + 1])
-        piece = np.empty(stop - start, np.uint8)
-        return ([] if start == stop else data.jobs([(slice(start, stop),)], [piece])), piece
-
     def _capsule_parts(self) -> tuple[NDArray[Any], ChunkReader]:
         file = self._open()
         with self._lock:
@@ -287,19 +273,27 @@ class Hdf5Reader(Reader):
                     self._capsule = bound, ChunkReader(data, self._raw, self.path)
             return self._capsule
 
-    def _piece_bytes(self, k: int) -> bytes:
-        jobs, piece = self._piece(k)
-        run(jobs, self._workers)
+    def _piece(self, k: int) -> bytes:
+        """Return part ``k`` of the capsule: 0 is the head, then one for each image."""
+        bound, data = self._capsule_parts()
+        start, stop = int(bound[k]), int(bound[k + 1])
+        piece = np.empty(stop - start, np.uint8)
+        if start < stop:
+            run(data.jobs([(slice(start, stop),)], [piece]), self._workers)
         return piece.tobytes()
 
+    def image_capsule(self, i: int, image: Image | None = None) -> bytes | None:
+        """Return an image's part of the FITS reconstruction data."""
+        return self._piece(i + 1) if self._has_capsule() else None
+
     def capsule(self) -> Capsule | None:
-        """Return the FITS leftovers, or None."""
+        """Return the FITS reconstruction data, or None."""
         if not self._has_capsule():
             return None
         document = tagged_json.decode(self._document["capsule"])
         if not isinstance(document, dict):
             raise CorruptError("the capsule's document is not a JSON object", path=self.path, where="capsule")
-        return Capsule(document, self._piece_bytes(0), lambda i: self._piece_bytes(i + 1))
+        return Capsule(document, self._piece(0))
 
     def checksums(self) -> NDArray[np.uint32]:
         """Return the stored CRC-32C of every plane, shape (n_images, 4)."""
@@ -356,8 +350,8 @@ class Hdf5Reader(Reader):
 class _PendingImage:
     """An image whose chunks are being decoded."""
 
-    def __init__(self, reader: Hdf5Reader, i: int, layers: Sequence[str], *, capsule: bool) -> None:
-        self._jobs, self._planes, self._piece = reader.image_jobs(i, layers, capsule=capsule)
+    def __init__(self, reader: Hdf5Reader, i: int, layers: Sequence[str]) -> None:
+        self._jobs, self._planes = reader.image_jobs(i, layers)
         self._dtypes = {layer: reader.meta.dtypes[layer][i] for layer in LAYERS}
         self._work: Work | None = None
 
@@ -382,7 +376,6 @@ class _PendingImage:
             variance=planes.get("variance", empty),
             mask=planes.get("mask"),
             psf=planes.get("psf"),
-            capsule=None if self._piece is None else self._piece.tobytes(),
         )
 
 

@@ -62,6 +62,7 @@ class Hdf5Writer(Writer):
         self._encoder = encoder
         self._meta = meta
         self._capsule = capsule
+        self.keeps_capsule = capsule is not None
         self._lock = threading.Lock()
         self._written = np.zeros(meta.n_images, bool)
         self._sums = np.zeros((meta.n_images, len(LAYERS)), np.uint32)
@@ -97,9 +98,9 @@ class Hdf5Writer(Writer):
         self._dims = {layer.spec.name: tuple(layer.spec.dims) for layer in encoder.layers}
         self._dims |= {array.name: array.dims for array in specs}
 
-    def write(self, i: int, image: Image) -> None:
+    def write(self, i: int, image: Image, capsule: bytes | None = None) -> None:
         """Write image ``i``; see `wustore.backends.base.Writer.write`."""
-        self.store(i, self._encoder.make(i, image))
+        self.store(i, self._encoder.make(i, image, capsule))
 
     def place(self, i: int, piece: bytes) -> None:
         """Write image ``i`` as it was encoded; see `wustore.backends.base.Writer.place`."""

@@ -16,7 +16,7 @@ from wustore.backends.zarr.capsule import BOUND, DATA, CapsuleBytes
 from wustore.backends.zarr.codecs import DamagedChunk
 from wustore.backends.zarr.foreign import ForeignArray
 from wustore.backends.zarr.metadata import chunk_key, decode_small, document_checksum
-from wustore.backends.zarr.shards import Box, ShardedLayer, in_threads, parse_grid
+from wustore.backends.zarr.shards import Box, ShardedLayer, parse_grid
 from wustore.errors import CorruptError, FormatError, IncompleteError, StoreNotFoundError, UsageError, WuStoreError
 from wustore.format.document import check_version, meta_from
 from wustore.format.packed import PACKED, unpack
@@ -25,7 +25,7 @@ from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage import buffers
 from wustore.storage.journal import JOURNAL
 from wustore.storage.stores import open_keys
-from wustore.storage.threads import default_workers, read_ahead
+from wustore.storage.threads import in_threads, read_ahead, worker_count
 from wustore.storage.url import CONCURRENCY
 from wustore.storage.zarr_store import Keys
 
@@ -71,7 +71,7 @@ class ZarrReader(Reader):
         self._address = address
         self._keys = keys
         self._requested_workers = workers
-        self._workers = max(workers, 1) if workers is not None else CONCURRENCY if keys.by_url else default_workers()
+        self._workers = CONCURRENCY if workers is None and keys.by_url else worker_count(workers)
         try:
             self._document, self._nodes = _root(keys)
             packed = unpack(self._small(PACKED), keys.name) if self._document.get("packed") else {}
@@ -213,7 +213,7 @@ class ZarrReader(Reader):
             in_threads(lambda i: source.fill(i, by_image[i]), list(by_image), self._workers)
         return arrays
 
-    def _image(self, i: int, layers: Sequence[str], capsule: bool, workers: int) -> Image:
+    def _image(self, i: int, layers: Sequence[str], workers: int) -> Image:
         planes: dict[str, NDArray[Any] | None] = {}
         for name in LAYERS:
             dtype = self._meta.dtypes[name][i] if name in layers else None
@@ -224,7 +224,6 @@ class ZarrReader(Reader):
             variance=_EMPTY.copy() if variance is None else variance,
             mask=planes["mask"],
             psf=planes["psf"],
-            capsule=self._piece(i) if capsule else None,
         )
 
     def _plane(self, name: str, i: int, dtype: np.dtype[Any], workers: int) -> NDArray[Any]:
@@ -240,16 +239,15 @@ class ZarrReader(Reader):
             source.fill(i, [Box((0, height), (0, width), plane)], workers)
         return cast_plane(plane, dtype)
 
-    def image(self, i: int, layers: Sequence[str] = LAYERS, *, capsule: bool = False) -> Image:
+    def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read one image, its chunks in threads; see `wustore.backends.base.Reader.image`."""
-        return self._image(i, layers, capsule, self._workers)
+        return self._image(i, layers, self._workers)
 
     def images(
         self,
         indices: Iterable[int] | None = None,
         layers: Sequence[str] = LAYERS,
         *,
-        capsule: bool = False,
         workers: int | None = None,
     ) -> Iterator[tuple[int, Image]]:
         """Yield images in order; see `wustore.backends.base.Reader.images`."""
@@ -257,7 +255,7 @@ class ZarrReader(Reader):
         if workers is None:
             workers = min(self._workers, _IMAGES_AT_URL) if self._keys.by_url else self._workers
         # A thread an image: less to hand about than a thread a chunk.
-        return read_ahead(lambda i: self._image(i, layers, capsule, 1), wanted, workers)
+        return read_ahead(lambda i: self._image(i, layers, 1), wanted, workers)
 
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return the shape of an inner chunk (at most that of the layer)."""
@@ -276,17 +274,18 @@ class ZarrReader(Reader):
             self._capsule = CapsuleBytes(self._keys, self._node(DATA), self._small(BOUND), self._meta.n_images)
         return self._capsule
 
-    def _piece(self, i: int) -> bytes | None:
+    def image_capsule(self, i: int, image: Image | None = None) -> bytes | None:
+        """Return an image's part of the FITS reconstruction data."""
         if self._document.get("capsule") is None:
             return None
         return self._capsule_bytes().piece(i + 1) or None
 
     def capsule(self) -> Capsule | None:
-        """Return the FITS leftovers, each piece read when it is asked for."""
+        """Return the FITS reconstruction data."""
         document = self._document.get("capsule")
         if document is None:
             return None
-        return Capsule(document=document, head=self._capsule_bytes().piece(0), piece=self._piece)
+        return Capsule(document=document, head=self._capsule_bytes().piece(0))
 
     def checksums(self) -> NDArray[np.uint32] | None:
         """Return the stored checksums of the planes."""
@@ -373,11 +372,11 @@ def _root(keys: Keys) -> tuple[dict[str, Any], Mapping[str, Any]]:
     return document, nodes if isinstance(nodes, dict) else {}
 
 
-def _is_empty(keys: Keys) -> bool:
+def _listed(keys: Keys, prefix: str) -> Iterator[str]:
     try:
-        return next(keys.list(""), None) is None
+        yield from keys.list(prefix)
     except (OSError, NotImplementedError):
-        return True  # web servers list nothing
+        return  # web servers list nothing
 
 
 def _without_root(keys: Keys) -> WuStoreError:
@@ -389,11 +388,17 @@ def _without_root(keys: Keys) -> WuStoreError:
             found=f"{done} images written",
             hint="Run the same conversion again with --resume; wustore info says what is left of one in parts.",
         )
+    if next(_listed(keys, "science/"), "").startswith("science/c"):
+        return IncompleteError(
+            "the store is not whole: it has images, but no root document",
+            path=keys.name,
+            hint="Whoever writes it is at work, or was stopped: write it again.",
+        )
     for name in (".zgroup", ".zarray", ".zmetadata", ".zattrs"):
         if keys.size(name) is not None:
             return FormatError(
                 "a Zarr v2 store", path=keys.name, where=name, expected="Zarr v3", hint="It was not written by wustore."
             )
-    if keys.by_url and _is_empty(keys):
+    if keys.by_url and next(_listed(keys, ""), None) is None:
         return StoreNotFoundError("there is nothing at this path", path=keys.name, hint="Check the name.")
     return FormatError("not a Zarr store", path=keys.name, expected="zarr.json", found="none")

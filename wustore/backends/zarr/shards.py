@@ -8,47 +8,25 @@ the CRC-32C of that index.
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.zarr.codecs import Chain, DamagedChunk, Hints, parse_chain, scratch, strip_crc, with_crc
 from wustore.errors import CorruptError
+from wustore.storage.threads import in_threads
 from wustore.storage.zarr_store import Keys
 
-__all__ = ["Box", "ShardGrid", "ShardedLayer", "encode_shard", "in_threads", "parse_grid"]
-
-T = TypeVar("T")
-R = TypeVar("R")
+__all__ = ["Box", "ShardGrid", "ShardedLayer", "encode_shard", "parse_grid"]
 
 _MISSING = 2**64 - 1
 _INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 _CACHED_INDICES = 4096
 """Indices kept per layer: about 1 KiB each for a 2048 x 2048 image."""
-
-_POOLS: dict[tuple[int, int], ThreadPoolExecutor] = {}
-_POOLS_LOCK = Lock()
-
-
-def in_threads(work: Callable[[T], R], items: Sequence[T], workers: int) -> list[R]:
-    """Return ``[work(item) for item in items]``, done by ``workers`` threads that live on between calls.
-
-    ``work`` must not call this again with more than one worker: it would wait for its own threads.
-    """
-    if workers <= 1 or len(items) <= 1:
-        return [work(item) for item in items]
-    key = (os.getpid(), workers)  # threads do not survive a fork
-    with _POOLS_LOCK:
-        pool = _POOLS.get(key)
-        if pool is None:
-            pool = _POOLS[key] = ThreadPoolExecutor(workers, thread_name_prefix="wustore-chunks")
-    return list(pool.map(work, items))
 
 
 @dataclass(frozen=True)

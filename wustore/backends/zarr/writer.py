@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +23,11 @@ from wustore.errors import StoreExistsError, UsageError
 from wustore.format.arrays import ArraySpec, checksum_array
 from wustore.format.planes import plane_checksum
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
+from wustore.storage.buffers import Spool
 from wustore.storage.checksum import crc32c
-from wustore.storage.journal import JOURNAL, Entry, Journal
+from wustore.storage.journal import JOURNAL, Entry, Journal, check_complete
 from wustore.storage.staging import Staging, retire
-from wustore.storage.threads import default_workers
+from wustore.storage.threads import worker_count
 from wustore.storage.zarr_store import DirectoryKeys, Keys
 
 __all__ = ["DirectoryTarget", "Options", "StoreTarget", "Target", "ZarrWriter", "ZipTarget", "options_from"]
@@ -69,8 +71,8 @@ class Target(ABC):
     keys: Keys
 
     @abstractmethod
-    def publish(self, journal: Journal) -> None:
-        """Let the finished store appear, without its journal."""
+    def publish(self, journal: Journal | None) -> None:
+        """Let the finished store appear, without its journal (None: it has none)."""
 
     @abstractmethod
     def discard(self) -> None:
@@ -85,7 +87,7 @@ class DirectoryTarget(Target):
         self._directory = DirectoryKeys(staging.path, str(staging.target))
         self.keys = self._directory
 
-    def publish(self, journal: Journal) -> None:
+    def publish(self, journal: Journal | None) -> None:
         """Make it durable and move it to its place.
 
         One that can be resumed takes its journal along: so a conversion that is killed here is either unfinished or
@@ -94,12 +96,10 @@ class DirectoryTarget(Target):
         staging = self.staging
         self._directory.settle()
         self._directory.sweep()
-        if staging.keep:
+        if journal is not None:
             journal.seal()
-        else:
-            journal.drop()
         staging.commit()
-        if staging.keep:
+        if journal is not None:
             retire(staging.target / JOURNAL, staging.target)
 
     def discard(self) -> None:
@@ -112,7 +112,7 @@ class DirectoryTarget(Target):
 class ZipTarget(DirectoryTarget):
     """A directory that is packed into one file at the end, so that the bytes do not depend on the order of writing."""
 
-    def publish(self, journal: Journal) -> None:
+    def publish(self, journal: Journal | None) -> None:
         """Pack beside it, and move the file to its place."""
         directory, target = self.staging.path, self.staging.target
         self._directory.settle()
@@ -142,9 +142,10 @@ class StoreTarget(Target):
         self.keys = keys
         self._keep = keep
 
-    def publish(self, journal: Journal) -> None:
+    def publish(self, journal: Journal | None) -> None:
         """Drop the journal: the root document stands."""
-        journal.drop()
+        if journal is not None:
+            journal.drop()
 
     def discard(self) -> None:
         """Remove every key, unless they are kept for a resume."""
@@ -170,57 +171,55 @@ class ZarrWriter(ResumableWriter):
         self._keys = target.keys
         self._meta = meta
         self._capsule = capsule
+        self.keeps_capsule = capsule is not None
         self._options = options
-        self._workers = default_workers() if options.workers is None else max(options.workers, 1)
+        self._workers = worker_count(options.workers)
         self._structure = Structure(meta, profile=options.profile, layout=options.layout, chunks=options.chunks)
         self._document = self._structure.document(None if capsule is None else capsule.document)
-        self._journal = Journal(self._keys)
-        self._journal.begin(
-            {
-                "document": self._document,
-                "fingerprint": options.fingerprint,
-                "arrays": crc32c(self._structure.packed.data.tobytes()),
-                "layers": {spec.name: self._structure.layer_metadata(spec) for spec in self._structure.layers},
-                "capsule_head": None if capsule is None else crc32c(capsule.head),
-            }
-        )
+        self._kept = _Journaled(self._keys, self._plan()) if options.resume else _Remembered(self._keys.name)
+
+    def _plan(self) -> dict[str, Any]:
+        """Return what is written, and from what: only the same conversion is resumed."""
+        structure, capsule = self._structure, self._capsule
+        return {
+            "document": self._document,
+            "fingerprint": self._options.fingerprint,
+            "arrays": crc32c(structure.packed.data.tobytes()),
+            "layers": {spec.name: structure.layer_metadata(spec) for spec in structure.layers},
+            "capsule_head": None if capsule is None else crc32c(capsule.head),
+        }
 
     # --- images -------------------------------------------------------------------------------------------
 
     def is_written(self, i: int) -> bool:
         """Return whether image ``i`` is there and whole: its bytes are read and compared with their checksums."""
-        return self._journal.is_sealed() or self._journal.is_whole(i)
+        return self._kept.is_written(i)
 
-    def write(self, i: int, image: Image) -> None:
+    def write(self, i: int, image: Image, capsule: bytes | None = None) -> None:
         """Write an image; the same image written twice, by whomever, gives the same bytes."""
-        written: dict[str, tuple[int, int]] = {}
-        checksums = [plane_checksum(image.layer(name)) for name in LAYERS]
-        for key, value in self._structure.shards(i, image, self._workers):
-            self._set(key, value, written)
-        if self._capsule is not None and image.capsule is not None:
-            self._set(self._journal.capsule_key(i), image.capsule, written)
-        self._journal.record(i, Entry(written, tuple(checksums)))
-
-    def _set(self, key: str, value: bytes, written: dict[str, tuple[int, int]]) -> None:
-        self._keys.set(key, value)
-        written[key] = (len(value), crc32c(value))
+        checksums = tuple(plane_checksum(image.layer(name)) for name in LAYERS)
+        shards = dict(self._structure.shards(i, image, self._workers))
+        for key, value in shards.items():
+            self._keys.set(key, value)
+        self._kept.add(i, checksums, shards, capsule or b"" if self._capsule is not None else b"")
 
     # --- the end ------------------------------------------------------------------------------------------
 
     def commit(self) -> None:
         """Write the metadata, and let the store appear."""
-        if not self._journal.is_sealed():
+        journal = self._kept.journal
+        if journal is None or not journal.is_sealed():
             self._write_metadata()
-        self._target.publish(self._journal)
+        self._target.publish(journal)
+        self._kept.close()
 
     def _write_metadata(self) -> None:
-        entries = self._journal.inventory(self._meta.n_images)
-        rows = np.array([entry.checksums for entry in entries], dtype=np.uint32)
+        rows = self._kept.finish(self._meta.n_images)
         structure = self._structure
-        small = [*structure.small, checksum_array(rows), structure.packed]
+        small = [*structure.small, checksum_array(np.array(rows, np.uint32)), structure.packed]
         others: dict[str, Any] = {}
         if self._capsule is not None:
-            small.append(self._write_capsule(self._capsule, entries, others))
+            small.append(self._write_capsule(self._capsule, others))
         for spec in small:
             key, chunk = structure.small_chunk(spec)
             if chunk is not None:
@@ -231,25 +230,86 @@ class ZarrWriter(ResumableWriter):
         # Last of all: without it nothing here opens as a store.
         self._keys.set("zarr.json", to_json(structure.root(self._document, nodes)))
 
-    def _write_capsule(self, capsule: Capsule, entries: Sequence[Entry], nodes: dict[str, Any]) -> ArraySpec:
-        keys = [self._journal.capsule_key(i) for i in range(len(entries))]
-        sizes = [entry.written.get(key, (0, 0))[0] for key, entry in zip(keys, entries, strict=True)]
-        sizes.insert(0, len(capsule.head))
-
-        def pieces() -> Iterator[bytes]:
-            yield capsule.head
-            for i, (key, entry) in enumerate(zip(keys, entries, strict=True)):
-                if key in entry.written:
-                    yield self._journal.value(i, entry, key)
-
+    def _write_capsule(self, capsule: Capsule, nodes: dict[str, Any]) -> ArraySpec:
+        images = range(self._meta.n_images)
+        sizes = [len(capsule.head), *(self._kept.piece_size(i) for i in images)]
         total = sum(sizes)
         nodes[DATA] = data_metadata(total)
-        write_data(self._keys, total, pieces())
+        write_data(self._keys, total, itertools.chain([capsule.head], map(self._kept.piece, images)))
         return bound_spec(sizes)
 
     def abort(self) -> None:
         """Drop what was written; a conversion that can be resumed keeps it."""
+        self._kept.close()
         self._target.discard()
+
+
+class _Remembered:
+    """What was written of each image, known to this process only."""
+
+    journal: Journal | None = None
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._rows: dict[int, tuple[int, ...]] = {}
+        self._pieces = Spool()
+
+    def is_written(self, i: int) -> bool:
+        return i in self._rows
+
+    def add(self, i: int, checksums: tuple[int, ...], shards: Mapping[str, bytes], piece: bytes) -> None:
+        if piece:
+            self._pieces.add(i, piece)
+        self._rows[i] = checksums
+
+    def finish(self, n_images: int) -> list[tuple[int, ...]]:
+        """Return the checksums of all images."""
+        check_complete(self._path, [i in self._rows for i in range(n_images)])
+        return [self._rows[i] for i in range(n_images)]
+
+    def piece_size(self, i: int) -> int:
+        return self._pieces.size(i)
+
+    def piece(self, i: int) -> bytes:
+        return self._pieces.get(i)
+
+    def close(self) -> None:
+        self._pieces.close()
+
+
+class _Journaled:
+    """What was written of each image, recorded in the store for other processes."""
+
+    def __init__(self, keys: Keys, plan: Mapping[str, Any]) -> None:
+        self._keys = keys
+        self.journal = Journal(keys)
+        self.journal.begin(plan)
+        self._entries: list[Entry] = []
+
+    def is_written(self, i: int) -> bool:
+        return self.journal.is_sealed() or self.journal.is_whole(i)
+
+    def add(self, i: int, checksums: tuple[int, ...], shards: Mapping[str, bytes], piece: bytes) -> None:
+        values = dict(shards)
+        if piece:
+            key = self.journal.capsule_key(i)
+            self._keys.set(key, piece)
+            values[key] = piece
+        written = {key: (len(value), crc32c(value)) for key, value in values.items()}
+        self.journal.record(i, Entry(written, checksums))
+
+    def finish(self, n_images: int) -> list[tuple[int, ...]]:
+        self._entries = self.journal.inventory(n_images)
+        return [entry.checksums for entry in self._entries]
+
+    def piece_size(self, i: int) -> int:
+        return self._entries[i].written.get(self.journal.capsule_key(i), (0, 0))[0]
+
+    def piece(self, i: int) -> bytes:
+        return self.journal.value(i, self._entries[i], self.journal.capsule_key(i)) if self.piece_size(i) else b""
+
+    def close(self) -> None:
+        pass
 
 
 def options_from(options: Mapping[str, Any]) -> Options:

@@ -17,8 +17,15 @@ from numpy.typing import NDArray
 
 from wustore.backends.fits.tiles import compiling, decode_plane, encode_plane, quantize, rice
 from wustore.errors import CorruptError
+from wustore.storage.compiling import Loops
 
-loops: Any = compiling._import()
+
+def state() -> Loops:
+    """Return the loops as a process has them that has coded nothing yet."""
+    return Loops("wustore.backends.fits.tiles.rice_numba", compiling._WORTHWHILE)
+
+
+loops: Any = state()._import()
 pytestmark = pytest.mark.skipif(loops is None, reason="there is no numba for this Python")
 quickly = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -162,9 +169,9 @@ def test_damaged_tiles(seed: int, cut: int) -> None:
 
 
 def test_the_error_names_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
-    state = compiling._State()
-    state.module = loops
-    monkeypatch.setattr(compiling, "_state", state)
+    fresh = state()
+    fresh.module = loops
+    monkeypatch.setattr(compiling, "_state", fresh)
     rows = np.arange(3000, dtype=np.int32).reshape(3, 1000) ** 2
     whole = placed(rice.encode_rows(rows, 32), 32)
     short = rice.Tiles(whole.heap, whole.starts, whole.ends - np.array([0, 9, 0]), whole.names + 40, 32)
@@ -178,7 +185,7 @@ def test_the_error_names_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_small_work_is_left_to_cfitsio(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "_state", compiling._State())
+    monkeypatch.setattr(compiling, "_state", state())
     assert compiling.loops(1000) is None
     assert compiling.loops(compiling._WORTHWHILE) is loops
     assert compiling.loops(1) is loops
@@ -186,17 +193,17 @@ def test_small_work_is_left_to_cfitsio(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_pixels_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever way they are coded, and though the loops are asked for first."""
-    state = compiling._State()
-    monkeypatch.setattr(compiling, "_state", state)
+    fresh = state()
+    monkeypatch.setattr(compiling, "_state", fresh)
     encoded = encode_plane(floats((4, 1000), 1, "f4"))
-    assert state.coded == 4000
+    assert fresh.done == 4000
     decode_plane(encoded.layout, encoded.data)
-    assert state.coded == 8000
+    assert fresh.done == 8000
 
 
 @pytest.mark.parametrize("missing", ["numba", "llvmlite"])
 def test_without_numba(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "_state", compiling._State())
+    monkeypatch.setattr(compiling, "_state", state())
     monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.delitem(sys.modules, "wustore.backends.fits.tiles.rice_numba")
     monkeypatch.delattr("wustore.backends.fits.tiles.rice_numba")
@@ -211,7 +218,7 @@ def test_a_library_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> Non
             if name == "numba":
                 raise OSError("Could not find/load shared object file 'libllvmlite.so'")  # what llvmlite says
 
-    monkeypatch.setattr(compiling, "_state", compiling._State())
+    monkeypatch.setattr(compiling, "_state", state())
     monkeypatch.delitem(sys.modules, "numba")
     monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
     assert compiling.loops(compiling._WORTHWHILE) is None
@@ -220,7 +227,7 @@ def test_a_library_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_jit_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     import numba
 
-    monkeypatch.setattr(compiling, "_state", compiling._State())
+    monkeypatch.setattr(compiling, "_state", state())
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
     assert compiling.loops(compiling._WORTHWHILE) is None
 

@@ -15,9 +15,7 @@ row at a time, takes 28 and 39.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numba
 import numpy as np
@@ -26,9 +24,9 @@ from numba import float64, int32, int64, uint8, uint32, uint64
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-__all__ = ["PADDING", "decode_floats", "decode_integers", "encode_floats", "encode_floats_again", "encode_integers"]
+from wustore.storage.compiling import compiled, inlined
 
-F = TypeVar("F", bound=Callable[..., Any])
+__all__ = ["PADDING", "decode_floats", "decode_integers", "encode_floats", "encode_floats_again", "encode_integers"]
 
 PADDING = 16
 """Bytes that must follow the last tile that is decoded, and room that the encoder needs behind its last tile."""
@@ -36,36 +34,6 @@ PADDING = 16
 _LARGEST = 2147483647.0
 _RESERVED = 10.0
 _SMALLEST = -2147483648
-
-
-def _compiled(*, entry: bool = False) -> Callable[[F], F]:
-    """Return a decorator that compiles; the machine code of entry points is kept for later processes."""
-
-    def decorate(function: F) -> F:
-        try:
-            made = numba.njit(nogil=True, cache=entry, error_model="numpy")(function)
-        except RuntimeError:  # there is no directory to keep it in: each process compiles for itself
-            return numba.njit(nogil=True, error_model="numpy")(function)
-        return _despite_full_disks(made) if entry else made
-
-    return decorate
-
-
-def _despite_full_disks(made: F) -> F:
-    """Return a function that calls ``made``, whether or not its machine code can be kept."""
-
-    @functools.wraps(made)
-    def call(*arguments: Any) -> Any:
-        try:
-            return made(*arguments)
-        except OSError:  # numba keeps what it has compiled only after it took it into use: now it only runs
-            return made(*arguments)
-
-    return cast("F", call)
-
-
-def _inlined(function: F) -> F:
-    return numba.njit(nogil=True, inline="always", error_model="numpy")(function)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -81,7 +49,7 @@ def _leading_zeros(context: Any, value: Any) -> Any:
 # Indices are unsigned throughout: with numba's care for negative ones LLVM would not see one 8-byte load or store.
 
 
-@_inlined
+@inlined
 def _word(heap: NDArray[np.uint8], p: int) -> int:
     """Return the 8 bytes from ``p`` on, the first one highest."""
     return (
@@ -96,7 +64,7 @@ def _word(heap: NDArray[np.uint8], p: int) -> int:
     )
 
 
-@_inlined
+@inlined
 def _put(out: NDArray[np.uint8], p: int, word: int) -> None:
     """Write 8 bytes at ``p``, the highest one first."""
     out[p] = uint8(word >> uint64(56))
@@ -119,7 +87,7 @@ _TOGETHER = 4
 """Codes between fillings. A science plane is decoded in 9.9 ms with 1, in 8.6, 7.8 and 11 with 2, 4 and 8."""
 
 
-@_compiled()
+@compiled()
 def _long_code(heap: NDArray[np.uint8], limit: int, p: int, bits: int, n: int, split: int) -> tuple[int, int, int, int]:
     """Decode a code that may be longer than what is at hand; return p, bits, n and the code.
 
@@ -146,13 +114,13 @@ def _long_code(heap: NDArray[np.uint8], limit: int, p: int, bits: int, n: int, s
     return p, bits << split, n - split, code
 
 
-@_inlined
+@inlined
 def _moved(last: int, code: int) -> int:
     """Return the pixel after ``last``: even codes are differences above or equal to 0, odd ones below."""
     return uint32(last + ((code >> uint32(1)) ^ (uint32(0) - (code & uint32(1)))))
 
 
-@_compiled()
+@compiled()
 def _decode_tile(heap: NDArray[np.uint8], start: int, end: int, block_size: int, out: NDArray[np.int32]) -> bool:
     """Decode one tile; return False where it ends too early or names a split that does not exist.
 
@@ -224,7 +192,7 @@ def _decode_tile(heap: NDArray[np.uint8], start: int, end: int, block_size: int,
     return p - (n >> uint64(3)) <= uint64(end)
 
 
-@_compiled(entry=True)
+@compiled(entry=True)
 def decode_integers(heap: NDArray[np.uint8], spans: NDArray[np.int64], block_size: int, out: NDArray[np.int32]) -> int:
     """Decode tiles of 4-byte integers.
 
@@ -250,7 +218,7 @@ def decode_integers(heap: NDArray[np.uint8], spans: NDArray[np.int64], block_siz
     return -1
 
 
-@_compiled(entry=True)
+@compiled(entry=True)
 def decode_floats(
     heap: NDArray[np.uint8],
     spans: NDArray[np.int64],
@@ -295,7 +263,7 @@ def decode_floats(
 # by the whole ones among them, which leaves less than 8 bits.
 
 
-@_compiled()
+@compiled()
 def _encode_tile(
     row: NDArray[np.int32], block_size: int, out: NDArray[np.uint8], p: int, codes: NDArray[np.uint32]
 ) -> int:
@@ -361,7 +329,7 @@ def _encode_tile(
     return p + ((n + uint64(7)) >> uint64(3))
 
 
-@_compiled(entry=True)
+@compiled(entry=True)
 def encode_integers(rows: NDArray[np.int32], block_size: int, out: NDArray[np.uint8], sizes: NDArray[np.int64]) -> int:
     """Encode each row as a tile.
 
@@ -391,7 +359,7 @@ def encode_integers(rows: NDArray[np.int32], block_size: int, out: NDArray[np.ui
     return int64(p)
 
 
-@_compiled()
+@compiled()
 def _extremes(row: NDArray[np.floating[Any]]) -> tuple[Any, Any]:
     """Return the smallest and the largest value that is not NaN; 0 where there is none.
 
@@ -417,13 +385,13 @@ def _extremes(row: NDArray[np.floating[Any]]) -> tuple[Any, Any]:
     return low[0], high[0]
 
 
-@_inlined
+@inlined
 def _as_integer(value: float) -> int:
     """Truncate; as in C on x86-64, what is out of range and NaN become -2**31."""
     return int32(value) if -2147483649.0 < value < 2147483648.0 else int32(_SMALLEST)
 
 
-@_compiled(entry=True)
+@compiled(entry=True)
 def encode_floats(
     values: NDArray[np.floating[Any]],
     step: float,
@@ -478,7 +446,7 @@ def encode_floats(
     return int64(p), has_blank
 
 
-@_compiled(entry=True)
+@compiled(entry=True)
 def encode_floats_again(
     values: NDArray[np.floating[Any]],
     scale: NDArray[np.float64],

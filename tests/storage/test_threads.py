@@ -1,0 +1,179 @@
+"""Threads: what `workers` means, order, errors, nesting, and limits of containers."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+
+import pytest
+
+from wustore.errors import UsageError
+from wustore.storage import threads
+from wustore.storage.threads import Background, available_cores, in_threads, read_ahead, worker_count
+
+
+class Meeting:
+    """Counts how many threads are in its work at the same time."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, i: int) -> int:
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        threading.Event().wait(0.002)
+        with self.lock:
+            self.now -= 1
+        return i * i
+
+
+@pytest.mark.parametrize("workers", [0, -1, True, 1.0, "2"])
+def test_what_is_not_a_number_of_workers_is_refused(workers):
+    with pytest.raises(UsageError, match="workers"):
+        worker_count(workers)
+
+
+def test_the_default_follows_the_cores_and_the_work():
+    cores = available_cores()
+    assert worker_count() == worker_count(None, work=1 << 40) == cores
+    assert worker_count(None, work=100) == 1
+    assert worker_count(7, work=100) == 7  # asked for
+
+
+def test_one_rule_also_for_work_inside_of_a_worker():
+    assert in_threads(lambda _: worker_count(), range(2), 8) == [4, 4]
+    assert in_threads(lambda _: worker_count(100), range(3), 8) == [2, 2, 2]
+    assert in_threads(lambda _: worker_count(100), [0], 8) == [8]  # a single item leaves all to what is inside
+    assert in_threads(lambda _: worker_count(100), range(3), 1) == [1, 1, 1]
+    assert [count for _, count in read_ahead(lambda _: worker_count(), range(2), 8)] == [4, 4]
+    assert [count for _, count in read_ahead(lambda _: worker_count(5), range(2), 1)] == [1, 1]
+    assert worker_count(100) == 100
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_no_more_threads_than_workers(workers):
+    for function in (in_threads, lambda *a: [value for _, value in read_ahead(*a)]):
+        meeting = Meeting()
+        assert function(meeting, range(20), workers) == [i * i for i in range(20)]
+        assert meeting.most <= workers
+
+
+def test_one_worker_is_the_calling_thread():
+    here = threading.get_ident()
+    assert in_threads(lambda _: threading.get_ident(), range(3), 1) == [here] * 3
+    assert [found for _, found in read_ahead(lambda _: threading.get_ident(), range(3), 1)] == [here] * 3
+
+
+def test_nested_calls_do_not_wait_for_each_other():
+    def outer(i: int) -> list[int]:
+        return in_threads(lambda k: i * k, range(50), 8)
+
+    assert in_threads(outer, range(30), 8) == [[i * k for k in range(50)] for i in range(30)]
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_the_error_of_the_first_item_that_fails_is_raised(workers):
+    def fail(i: int) -> int:
+        if i in {5, 6, 11}:
+            raise LookupError(i)
+        return i
+
+    with pytest.raises(LookupError) as found:
+        in_threads(fail, range(20), workers)
+    assert found.value.args == (5,)
+    ahead = read_ahead(fail, range(20), workers)
+    assert [next(ahead)[0] for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(LookupError) as found:
+        next(ahead)
+    assert found.value.args == (5,)
+
+
+def test_after_an_error_no_thread_is_at_work_any_more():
+    meeting = Meeting()
+
+    def fail(i: int) -> int:
+        if i == 3:
+            raise LookupError
+        return meeting(i)
+
+    with pytest.raises(LookupError):
+        in_threads(fail, range(1000), 4)
+    assert meeting.now == 0
+    ahead = read_ahead(meeting, range(1000), 4)
+    next(ahead)
+    with pytest.raises(KeyError):
+        ahead.throw(KeyError())
+    assert meeting.now == 0
+
+
+def test_an_abandoned_generator_begins_nothing_new():
+    seen = []
+    ahead = read_ahead(seen.append, iter(range(1000)), 2)
+    next(ahead)
+    del ahead
+    gc.collect()
+    in_threads(lambda _: None, range(8), 4)  # what had begun is over
+    assert 1 <= len(seen) <= 4
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_process_has_threads_of_its_own():
+    in_threads(abs, range(8), 4)
+    child = os.fork()
+    if child == 0:
+        os._exit(in_threads(abs, range(8), 4) != [*range(8)])
+    assert os.waitpid(child, 0)[1] == 0
+
+
+V2 = "0::/jobs/this\n"
+V1 = "5:memory:/jobs/this\n4:cpu,cpuacct:/jobs/this\n"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "limit"),
+    [
+        (V2, {"jobs/this/cpu.max": "150000 100000\n"}, 1.5),
+        (V2, {"jobs/this/cpu.max": "max 100000\n", "jobs/cpu.max": "400000 100000\n"}, 4),
+        (V2, {"cpu.max": "50000 100000\n"}, 0.5),  # the path is that of the host, the files are the container's
+        (V2, {"unified/jobs/cpu.max": "300000 100000\n"}, 3),
+        (V2, {"jobs/this/cpu.max": "nonsense\n"}, float("inf")),
+        (V2, {}, float("inf")),
+        (V1, {"cpu/jobs/this/cpu.cfs_quota_us": "200000", "cpu/jobs/this/cpu.cfs_period_us": "100000"}, 2),
+        (V1, {"cpu,cpuacct/cpu.cfs_quota_us": "-1", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, float("inf")),
+        ("", {}, float("inf")),
+    ],
+)
+def test_limits_of_control_groups(tmp_path, groups, files, limit):
+    for name, text in files.items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    assert threads._quota(groups, tmp_path) == limit
+
+
+def test_a_container_with_less_than_a_core_has_one(monkeypatch):
+    monkeypatch.setattr(threads, "_cgroup_cores", lambda: 0.5)
+    assert available_cores() == 1
+    monkeypatch.setattr(threads, "_cgroup_cores", lambda: float("inf"))
+    assert available_cores() >= 1
+
+
+def test_work_in_the_background():
+    done = []
+    behind = Background("test")
+    assert not behind.is_busy()
+    for i in range(5):
+        behind.start(done.append, i)
+    behind.settle()
+    assert done == [*range(5)]
+    assert not behind.is_busy()
+    behind.start({}.pop, 1)
+    behind.start(done.append, 5)
+    with pytest.raises(KeyError):
+        behind.settle()
+    assert done[-1] == 5
+    behind.settle()  # the error has been told

@@ -1,0 +1,115 @@
+"""Loops that numba compiles: how they are compiled, and whether a process has enough work to import them.
+
+Importing numba takes 0.3 s, and compiling some seconds, once for each installation. So small work is done without it,
+and all work is if numba is not installed. Every loop has a slower equivalent that gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import threading
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, TypeVar, cast
+
+__all__ = ["Loops", "compiled", "inlined"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Loops:
+    """A module of compiled loops, imported when a process has enough work for it.
+
+    Parameters
+    ----------
+    module
+        Name of the module; it imports numba.
+    worthwhile
+        Amount of work, in any unit, from which on the module is imported.
+
+    Attributes
+    ----------
+    module
+        The module if it is imported.
+    is_missing
+        Whether it cannot be imported.
+    done
+        Amount of work counted so far.
+    """
+
+    def __init__(self, module: str, worthwhile: int) -> None:
+        self.module: ModuleType | None = None
+        self.is_missing = False
+        self.done = 0
+        self._name = module
+        self._worthwhile = worthwhile
+        self._lock = threading.Lock()
+
+    def get(self, amount: int = 0) -> ModuleType | None:
+        """Return the module, or None if so much more work is better done without it.
+
+        Parameters
+        ----------
+        amount
+            What the caller is to do, with the loops or without. 0 if another function does the work when the loops
+            are not there: that one counts it.
+        """
+        if self.module is not None or self.is_missing:
+            return self.module
+        with self._lock:
+            self.done += amount
+            if self.module is None and not self.is_missing and self.done >= self._worthwhile:
+                self.module = self._import()
+                self.is_missing = self.module is None
+            return self.module
+
+    def _import(self) -> ModuleType | None:
+        try:
+            import numba
+
+            if getattr(numba.config, "DISABLE_JIT", False):  # as Python the loops would take minutes
+                return None
+            return importlib.import_module(self._name)
+        except (ImportError, OSError):  # llvmlite raises OSError if its library cannot be loaded
+            return None
+
+
+def compiled(*, entry: bool = False) -> Callable[[F], F]:
+    """Return a decorator that compiles a function which then runs without the interpreter lock.
+
+    Parameters
+    ----------
+    entry
+        Whether Python calls the function; its machine code is kept for later processes.
+    """
+    import numba
+
+    def decorate(function: F) -> F:
+        try:
+            made = numba.njit(nogil=True, cache=entry, error_model="numpy")(function)
+        except RuntimeError:  # there is no directory to keep it in: each process compiles for itself
+            return cast("F", numba.njit(nogil=True, error_model="numpy")(function))
+        return _despite_full_disks(made) if entry else cast("F", made)
+
+    return decorate
+
+
+def _despite_full_disks(made: F) -> F:
+    """Return a function that calls ``made``, whether or not its machine code can be kept."""
+
+    @functools.wraps(made)
+    def call(*arguments: Any) -> Any:
+        try:
+            return made(*arguments)
+        except OSError:  # numba keeps what it has compiled only after it took it into use: now it only runs
+            return made(*arguments)
+
+    return cast("F", call)
+
+
+def inlined(function: F) -> F:
+    """Compile a function into the loops that call it."""
+    import numba
+
+    return cast("F", numba.njit(nogil=True, inline="always", error_model="numpy")(function))
