@@ -82,6 +82,8 @@ def convert(
     if as_json and not dry_run:
         raise UsageError("--json goes with --dry-run", where="--json", hint="A conversion prints no data.")
     targets = _targets(paths, target_format)
+    if targets[0][1] != paths[-1] and "://" not in paths[-1] and not dry_run:
+        Path(paths[-1]).mkdir(parents=True, exist_ok=True)
 
     def one(source: str, target: str) -> None:
         if dry_run:
@@ -101,7 +103,6 @@ def convert(
 
         _say_if_sharded(source, target, source_format, target_format)
         detail(f"converting {source} to {target}")
-        Path(target).parent.mkdir(parents=True, exist_ok=True) if len(targets) > 1 else None
         with progress_bar("converting") as bar:
             count = _Count(bar)
             run(
@@ -178,7 +179,7 @@ def _targets(paths: tuple[str, ...], target_format: str | None) -> list[tuple[st
         If there is no target, or two sources would get the same one.
     """
     if len(paths) < 2:
-        raise UsageError("there is no DST", found=paths[0], hint=f"Say where to write: wustore convert {paths[0]} DST")
+        raise click.UsageError(f"There is no DST. Say where to write: wustore convert {paths[0]} DST")
     *sources, target = paths
     if len(sources) == 1 and not _is_directory(target, target_format):
         return [(sources[0], target)]

@@ -122,7 +122,7 @@ def image_column(meta: Meta, names: Sequence[str]) -> list[Any]:
     if column.mask is not None:
         cells = [None if masked else cell for cell, masked in zip(cells, column.mask.tolist(), strict=True)]
     values: list[Any] = []
-    for rows in _rows_of(meta):
+    for rows in map(meta.links_of, range(meta.n_images)):
         distinct = list(dict.fromkeys(_plain(cells[row]) for row in rows if cells[row] is not None))
         values.append(distinct[0] if len(distinct) == 1 else ",".join(map(str, distinct)) or None)
     return values

@@ -21,18 +21,18 @@ _FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))
 _MAD = 1.4826
 """Standard deviation of a Gaussian in units of its median absolute deviation."""
 _CARD = 80
+_MJD_ZERO = np.datetime64("1858-11-17", "ms")
+_FIRST_DAY, _LAST_DAY = -678_575, 2_973_483
+"""MJD of the first day of year 1, and of the first day of year 10000."""
 
 
 def iso_date(mjd: float) -> str | None:
-    """Return an MJD [days, UTC] as ISO 8601 to the millisecond; None for NaN and for dates that astropy refuses."""
-    from astropy.time import Time
-
-    if not np.isfinite(mjd):
+    """Return an MJD [days, UTC] as ISO 8601 to the millisecond; None for NaN and beyond the years 1 to 9999."""
+    if not _FIRST_DAY <= mjd < _LAST_DAY:
         return None
-    try:
-        return str(Time(mjd, format="mjd", scale="utc", precision=3).isot)
-    except (ValueError, OverflowError):
-        return None
+    days = np.floor(mjd)
+    rest = round((mjd - days) * 86_400_000)
+    return str(_MJD_ZERO + np.timedelta64(int(days) * 86_400_000 + rest, "ms"))
 
 
 def sky_of(science: NDArray[Any], mask: NDArray[Any] | None) -> tuple[float | None, float | None, float]:

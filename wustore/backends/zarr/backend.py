@@ -108,7 +108,9 @@ class ZarrBackend(Backend):
         if keys.size("zarr.json") is not None:
             if not overwrite:
                 raise StoreExistsError(
-                    "the target exists already", path=keys.name, hint="Choose another name, or allow overwriting."
+                    "the target exists already",
+                    path=keys.name,
+                    hint="Choose another name, or overwrite it (--overwrite, overwrite=True).",
                 )
             # Nothing can be exchanged in an object store: the old store goes before the new one comes.
             keys.delete("zarr.json")
