@@ -27,6 +27,7 @@ __all__ = [
     "parse_chain",
     "strip_crc",
     "with_crc",
+    "zstd_size",
 ]
 
 PCODEC_DTYPES = frozenset(np.dtype(name) for name in ("u2", "u4", "u8", "i2", "i4", "i8", "f2", "f4", "f8"))
@@ -174,6 +175,8 @@ class Chain:
                     raise DamagedChunk("the chunk holds a different number of values")
                 return
             body = memoryview(raw)[:-4]
+            if self.method != "raw" and _SIZES[self.method](body) != out.nbytes:
+                raise DamagedChunk("the chunk says that it holds a different number of bytes")
             plain = body if self.method == "raw" else self._codec.decode(body)
             values: NDArray[Any] = np.frombuffer(plain, dtype=self.dtype.newbyteorder("<"))
             out[...] = _exactly(values, out.size).reshape(out.shape)
@@ -181,6 +184,35 @@ class Chain:
             if isinstance(error, DamagedChunk):
                 raise
             raise DamagedChunk(f"the chunk does not decode: {error}") from error
+
+
+def zstd_size(frame: bytes | memoryview) -> int:
+    """Return the size of the content that a zstd frame states (RFC 8878, 3.1.1.1), before memory is taken for it.
+
+    Raises
+    ------
+    DamagedChunk
+        If it states none; who compresses a whole chunk at once does.
+    """
+    head = bytes(frame[:18])
+    if len(head) < 6 or head[:4] != b"\x28\xb5\x2f\xfd":
+        raise DamagedChunk("not a zstd frame")
+    flags = head[4]
+    single = flags >> 5 & 1
+    length = (single, 2, 4, 8)[flags >> 6]
+    if not length:
+        raise DamagedChunk("a zstd frame that does not state its size")
+    start = 6 - single + (0, 1, 2, 4)[flags & 3]
+    return int.from_bytes(head[start : start + length], "little") + (256 if length == 2 else 0)
+
+
+def _blosc_size(buffer: bytes | memoryview) -> int:
+    if len(buffer) < 16:
+        raise DamagedChunk("not a buffer of Blosc")
+    return int.from_bytes(buffer[4:8], "little")
+
+
+_SIZES = {"zstd": zstd_size, "blosc": _blosc_size}
 
 
 def _exactly(values: NDArray[Any], size: int) -> NDArray[Any]:
