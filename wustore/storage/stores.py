@@ -31,8 +31,8 @@ def _from_url(url: str, *, read_only: bool) -> Keys:
 
             store = FsspecStore.from_url(url, storage_options=remote.options_for(url), read_only=read_only)
         except ValueError as error:
-            found = remote.shown(str(error))
-            raise BackendError("the URL cannot be used", path=remote.shown(url), found=found) from None
+            found = remote.redact(str(error))
+            raise BackendError("the URL cannot be used", path=remote.redact(url), found=found) from None
     return StoreKeys(store, url)
 
 
@@ -72,7 +72,7 @@ def writable_keys(address: Any) -> Keys:
     """
     if isinstance(address, str) and remote.is_read_only(address):
         raise UsageError(
-            "nothing can be written to a web server", path=remote.shown(address), hint="Write elsewhere and upload it."
+            "nothing can be written to a web server", path=remote.redact(address), hint="Write elsewhere and upload it."
         )
     return StoreKeys(address) if not isinstance(address, str) else _from_url(address, read_only=False)
 
