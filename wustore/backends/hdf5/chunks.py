@@ -7,7 +7,6 @@ chunks a job, with a constant number of Python calls for a job and at most three
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,12 +18,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from wustore.backends.hdf5.file import RawFile
 from wustore.backends.hdf5.filters import DamagedChunkError, Decoded, Pipeline, Scratch, filters_of, pipeline_of
 from wustore.backends.hdf5.netcdf import wrapped
 from wustore.errors import CorruptError
-from wustore.storage.url import RemoteFile, coalesce
+from wustore.storage.url import coalesce
 
-__all__ = ["ChunkReader", "Job", "Places", "Plan", "RawFile", "bounds_of", "parts_of", "places_in", "split_axis"]
+__all__ = ["ChunkReader", "Job", "Places", "Plan", "bounds_of", "parts_of", "places_in", "split_axis"]
 
 Job = Callable[[], None]
 Box = tuple[slice, ...]
@@ -48,59 +48,6 @@ def split_axis(size: int, target: int) -> int:
     """Return the chunk length that cuts an axis into equal parts of about ``target``."""
     parts = max(1, round(size / target))
     return max(1, -(-size // parts))
-
-
-class RawFile:
-    """The bytes of an open HDF5 file, readable from any thread until nobody needs them.
-
-    It opens the file once more, so that work in progress when the HDF5 file is closed cannot read from
-    another file that got the same handle, and does not prolong HDF5's lock. False if the library must
-    do the reading: on systems without ``preadv``, with other file drivers and after a user block.
-
-    Attributes
-    ----------
-    size
-        Length of the file [byte].
-    """
-
-    def __init__(self, file: h5py.File, remote: RemoteFile | None = None) -> None:
-        self._handle = -1
-        self._remote = None if file.userblock_size else remote
-        self.size = int(file.id.get_filesize())
-        if remote is not None:
-            return
-        if not hasattr(os, "preadv") or file.driver != "sec2" or file.userblock_size:
-            return
-        self._handle = os.open(file.filename, os.O_RDONLY)
-        if not os.path.sameopenfile(self._handle, file.id.get_vfd_handle()):
-            os.close(self._handle)  # replaced since the library opened it
-            self._handle = -1
-
-    def __bool__(self) -> bool:
-        return self._handle >= 0 or self._remote is not None
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether a read is a request, so that chunks that lie side by side are better read at once."""
-        return self._remote is not None
-
-    def __del__(self) -> None:
-        if self._handle >= 0:
-            os.close(self._handle)
-
-    def read_into(self, memory: NDArray[np.uint8], offset: int) -> int:
-        """Fill ``memory`` with the bytes from ``offset`` on; return how many there were."""
-        if self._remote is not None:
-            data = self._remote.read(offset, memory.size)
-            memory[: len(data)] = np.frombuffer(data, np.uint8)
-            return len(data)
-        done = 0
-        while done < memory.size:
-            count = os.preadv(self._handle, [memory[done:].data], offset + done)
-            if not count:
-                break
-            done += count
-        return done
 
 
 class ChunkReader:

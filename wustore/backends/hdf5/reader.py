@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from wustore.backends.base import Index, Reader
 from wustore.backends.hdf5 import filters as h5filters
 from wustore.backends.hdf5 import netcdf
-from wustore.backends.hdf5.chunks import ChunkReader, Job, Places, Plan, RawFile, bounds_of, places_in
+from wustore.backends.hdf5.chunks import ChunkReader, Job, Places, Plan, bounds_of, places_in
 from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, parse_document, read_document
-from wustore.backends.hdf5.file import CAPSULE_BOUND, CAPSULE_DATA, DOCUMENT, METADATA_BLOCK, open_file
+from wustore.backends.hdf5.file import CAPSULE_BOUND, CAPSULE_DATA, DOCUMENT, METADATA_BLOCK, RawFile, open_file
 from wustore.backends.hdf5.presets import need_plugins
 from wustore.backends.state import content_state, one_state, reopen, replaced
 from wustore.errors import (
