@@ -6,13 +6,14 @@ import contextlib
 import itertools
 import os
 import shutil
+import stat
 import struct
 import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from wustore.errors import CorruptError
 from wustore.storage.pread import pread
@@ -24,13 +25,36 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["DirectoryKeys", "Keys", "StoreKeys", "ZipKeys"]
+__all__ = ["DirectoryKeys", "Keys", "OpenValue", "StoreKeys", "ZipKeys"]
+
+_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 
 _WHOLE = 16 << 20
 """Bytes asked for at once of an object of unknown length: no shard of 2048 x 2048 float32 pixels is longer."""
 
 _FLUSHED_BYTES = 1 << 18
 """Values from this size on are flushed while the next ones are encoded: at the end only the small ones are left."""
+
+
+class OpenValue:
+    """A value that lies in an open file, for several reads by `pread`.
+
+    Attributes
+    ----------
+    handle, start, size
+        The file, and where in it the value is.
+    """
+
+    def __init__(self, handle: int, start: int, size: int, *, close: bool) -> None:
+        self.handle, self.start, self.size = handle, start, size
+        self._close = close
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._close:
+            os.close(self.handle)
 
 
 class Keys(ABC):
@@ -42,10 +66,17 @@ class Keys(ABC):
         What to call the store in messages.
     by_url
         Whether a URL led here, where there may be nothing at all.
+    in_files
+        Whether there is `open`.
     """
 
     name: str
     by_url: bool = False
+    in_files: bool = False
+
+    def open(self, key: str) -> OpenValue | None:
+        """Return the value to be read in parts, or None where the key is missing."""
+        raise NotImplementedError
 
     @abstractmethod
     def get(self, key: str) -> bytes | None:
@@ -102,12 +133,25 @@ class DirectoryKeys(Keys):
         self._made: set[str] = set()
         self._flusher = Background("flush")
 
+    in_files = True
+
+    def open(self, key: str) -> OpenValue | None:
+        """Return the value to be read in parts; see `Keys.open`."""
+        handle = self._open(key)
+        if handle is None:
+            return None
+        status = os.fstat(handle)
+        if stat.S_ISDIR(status.st_mode):
+            os.close(handle)
+            raise CorruptError("a directory where a file belongs", path=self.name, where=key)
+        return OpenValue(handle, 0, status.st_size, close=True)
+
     def _path(self, key: str) -> str:
         return f"{self.root}/{key}"
 
     def _open(self, key: str) -> int | None:
         try:
-            return os.open(self._path(key), os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            return os.open(f"{self.root}/{key}", _READ)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -250,8 +294,11 @@ class ZipKeys(Keys):
         except (zipfile.BadZipFile, ValueError, EOFError, IndexError, NotImplementedError, struct.error) as error:
             raise CorruptError("the zip file cannot be read", path=self.name, found=error) from error
         self._members = {info.filename: info for info in self._zip.infolist() if not info.is_dir()}
-        self._handle = os.open(self.name, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._handle = os.open(self.name, _READ)
         self._starts: dict[str, int] = {}
+        self._is_stored = all(
+            info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1 for info in self._members.values()
+        )
         self._lock = threading.Lock()
 
     def _start(self, key: str) -> int:
@@ -279,6 +326,16 @@ class ZipKeys(Keys):
                 return self._zip.read(info)
         except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
             raise CorruptError("a member of the zip file cannot be read", path=self.name, where=key) from error
+
+    @property
+    def in_files(self) -> bool:  # type: ignore[override]
+        """Whether no member is compressed."""
+        return self._is_stored
+
+    def open(self, key: str) -> OpenValue | None:
+        """Return the value to be read in parts; see `Keys.open`."""
+        size = self.size(key)
+        return None if size is None else OpenValue(self._handle, self._start(key), size, close=False)
 
     def get(self, key: str) -> bytes | None:
         """Return the value, or None; see `Keys.get`."""

@@ -144,9 +144,7 @@ def decode_small(metadata: Mapping[str, Any], raw: bytes | None) -> NDArray[Any]
             return _text_from_bytes(bytes(Zstd().decode(strip_crc(raw))), shape)
         except (RuntimeError, struct.error, UnicodeDecodeError) as error:
             raise DamagedChunk(f"the text does not decode: {error}") from error
-    data = np.empty(shape, dtype)
-    chain.decode(raw, data)
-    return data
+    return chain.decode(raw, shape)
 
 
 def _text_to_bytes(data: NDArray[Any]) -> bytes:
