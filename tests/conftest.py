@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kbmod_stand_in import kbmod_stand_in  # noqa: F401 - a fixture
 
 from wustore.backends.fits.tiles import compiling
 

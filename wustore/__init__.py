@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         MissingDependencyError,
         StoreExistsError,
         StoreNotFoundError,
+        StoreReplacedError,
         UnknownFormatError,
         UsageError,
         VersionError,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from wustore.ops.edit import append, drop, repack
     from wustore.ops.jobs import Job, finish, part, plan
     from wustore.ops.verify import Problem
-    from wustore.stamps.extract import Coadds, Stamps
+    from wustore.stamps.results import Coadds, Stamps
     from wustore.stamps.trajectories import Trajectories
     from wustore.work_unit import WorkUnit
 
@@ -56,8 +57,8 @@ _HOMES = {
     "diff": "api",
     "Problem": "ops.verify",
     "Difference": "model.compare",
-    "Stamps": "stamps.extract",
-    "Coadds": "stamps.extract",
+    "Stamps": "stamps.results",
+    "Coadds": "stamps.results",
     "Trajectories": "stamps.trajectories",
     "convert": "ops.convert",
     "open": "api",
@@ -76,6 +77,7 @@ _HOMES = {
     "MissingDependencyError": "errors",
     "StoreExistsError": "errors",
     "StoreNotFoundError": "errors",
+    "StoreReplacedError": "errors",
     "UnknownFormatError": "errors",
     "UsageError": "errors",
     "VersionError": "errors",
@@ -114,6 +116,7 @@ __all__ = [  # noqa: RUF022 - in the order a reader looks for them
     "MissingDependencyError",
     "StoreExistsError",
     "StoreNotFoundError",
+    "StoreReplacedError",
     "UnknownFormatError",
     "UsageError",
     "VersionError",

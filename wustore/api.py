@@ -48,7 +48,7 @@ def open(path: Any, *, format: str | None = None, lazy: bool = True, **options: 
 
 
 def save(
-    work_unit: WorkUnit,
+    work_unit: Any,
     path: Any,
     *,
     format: str | None = None,  # noqa: A002
@@ -64,7 +64,7 @@ def save(
     Parameters
     ----------
     work_unit
-        In memory or lazy (a lazy one is copied image by image).
+        In memory or lazy (a lazy one is copied image by image); ours or KBMOD's.
     path
         Where to write.
     format
@@ -92,9 +92,10 @@ def save(
         Where it is that one, but was in a .gz, .bz2 or .zip file that does not come back with the same bytes.
     """
     from wustore.store_view import reader_of
+    from wustore.work_unit import WorkUnit
 
     address = address_of(path)
-    reader = reader_of(work_unit)
+    reader = reader_of(WorkUnit.of(work_unit))
     write(
         reader, address, format, overwrite=overwrite, capsule=True, workers=workers, progress=progress, options=options
     )

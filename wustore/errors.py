@@ -12,6 +12,7 @@
      |   `- MissingDependencyError (ImportError) an optional package is needed
      |- StoreExistsError         (FileExistsError, ValueError) the latter is what KBMOD raises
      |- StoreNotFoundError       (FileNotFoundError, ValueError) here too
+     |- StoreReplacedError       (OSError) another state of the store than the one that was opened
      |- UsageError               (ValueError) an argument that cannot be meant
      `- FidelityError            (ValueError) an export that cannot be exact
 
@@ -33,6 +34,7 @@ __all__ = [
     "MissingDependencyError",
     "StoreExistsError",
     "StoreNotFoundError",
+    "StoreReplacedError",
     "UnknownFormatError",
     "UsageError",
     "VersionError",
@@ -140,6 +142,13 @@ class StoreExistsError(WuStoreError, FileExistsError, ValueError):
 
 class StoreNotFoundError(WuStoreError, FileNotFoundError, ValueError):
     """There is nothing at the path."""
+
+
+class StoreReplacedError(WuStoreError, OSError):
+    """The store was replaced or changed after it was opened, or after a reader of it was pickled.
+
+    It is not damaged: open it again.
+    """
 
 
 class UsageError(WuStoreError, ValueError):

@@ -11,8 +11,9 @@ store, its reader is handed on, with the metadata that was changed since, if any
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -24,19 +25,20 @@ from wustore.compat.configuration import SearchConfiguration
 from wustore.compat.image_stack import ImageStack
 from wustore.compat.layered_image import LazyPlanes
 from wustore.compat.observatory import location_of, observatory_of
+from wustore.compat.plane_list import PlaneList
 from wustore.compat.table import STANDARD_COLUMNS, constituents_to_table, table_to_constituents
 from wustore.errors import FormatError
 from wustore.format.wcs import wcs_to_text
 from wustore.model.compare import meta_differences, table_differences
 from wustore.model.kbmod_rules import hide_pixels, identity_psf, is_masked, no_data_of
-from wustore.model.meta import LAYERS, Column, ConstituentTable, Image, Meta
+from wustore.model.meta import LAYERS, PIXEL_LAYERS, Column, ConstituentTable, Image, Meta
 from wustore.stamps.view import View
 
 if TYPE_CHECKING:
     from astropy.coordinates import EarthLocation
     from astropy.table import Table
 
-__all__ = ["StoreSource", "WorkUnitLike", "links_of", "meta_of", "reader_of", "table_of"]
+__all__ = ["StoreSource", "WorkUnitLike", "configuration_of", "links_of", "meta_of", "reader_of", "table_of"]
 
 _PIXELS = ("science", "variance", "mask", "psf")
 
@@ -44,22 +46,24 @@ _PIXELS = ("science", "variance", "mask", "psf")
 class WorkUnitLike(Protocol):
     """What saving needs of a WorkUnit; see `wustore.work_unit.WorkUnit`."""
 
-    im_stack: Any
-    config: Any
     n_constituents: int
     reprojected: bool
     reprojection_frame: str | None
     barycentric_distance: float | None
-    per_image_indices: list[list[int]]
     observatory_given: bool
+    wcs_decoded: bool
     _stored: Meta | None
     _stored_observatory: EarthLocation | None
     _table: Table | None
 
     @property
-    def wcs(self) -> Any: ...  # noqa: D102
+    def im_stack(self) -> Any: ...  # noqa: D102
     @property
-    def wcs_decoded(self) -> bool: ...  # noqa: D102
+    def config(self) -> Any: ...  # noqa: D102
+    @property
+    def per_image_indices(self) -> list[list[int]]: ...  # noqa: D102
+    @property
+    def wcs(self) -> Any: ...  # noqa: D102
     @property
     def org_img_meta(self) -> Table: ...  # noqa: D102
     @property
@@ -102,7 +106,9 @@ class StoreSource:
 
     def plane(self, layer: str, i: int) -> NDArray[Any]:
         """Read one plane (and the mask that goes with it)."""
-        image = self.reader.image(i, (layer,) if layer == "psf" else (layer, "mask"))
+        return self._of_image(self.reader.image(i, (layer,) if layer == "psf" else (layer, "mask")), layer)
+
+    def _of_image(self, image: Image, layer: str) -> NDArray[Any]:
         if layer == "psf":
             return _kernel(image.psf)
         plane = image.layer(layer)
@@ -124,6 +130,16 @@ class StoreSource:
     def _finish(self, image: Image) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         masked = self._masked(image)
         return self._seen(image.science, masked), self._seen(image.variance, masked), _kernel(image.psf)
+
+    def planes(self, layer: str, indices: Sequence[int]) -> Generator[NDArray[Any], None, None]:
+        """Yield one plane of each of these images, decoding several at once."""
+        for _, image in self.reader.images(list(indices), (layer,) if layer == "psf" else (layer, "mask")):
+            yield self._of_image(image, layer)
+
+    def pairs(self, indices: Sequence[int]) -> Generator[tuple[NDArray[Any], NDArray[Any]], None, None]:
+        """Yield science and variance of each of these images, decoding several at once."""
+        for _, image in self.reader.images(list(indices), PIXEL_LAYERS):
+            yield self._of_image(image, "science"), self._of_image(image, "variance")
 
     def load(
         self, indices: Sequence[int], progress: Progress | None = None
@@ -180,6 +196,16 @@ def _numbers(texts: list[Any]) -> NDArray[Any]:
     return values.astype(float) if all(isinstance(value, float) for value in values) else values
 
 
+def configuration_of(meta: Meta) -> SearchConfiguration | None:
+    """Return the configuration of a store as KBMOD reads it.
+
+    A FITS file without one has KBMOD's defaults; a store of a WorkUnit that had none (``config=None``) has none.
+    """
+    if meta.configuration is None:
+        return SearchConfiguration() if meta.source else None
+    return SearchConfiguration(copy.deepcopy(dict(meta.configuration)))
+
+
 def links_of(meta: Meta) -> list[list[int]]:
     """Return the constituents of each image; one to one where the source does not say."""
     return [list(meta.links_of(i)) for i in range(meta.n_images)]
@@ -211,17 +237,23 @@ def reader_of(work_unit: WorkUnitLike) -> Reader:
     return View(planes.reader, None if whole else indices, meta=meta)
 
 
-def _pixel_source(stack: ImageStack) -> tuple[StoreSource, tuple[int, ...]] | None:
+def _pixel_source(stack: Any) -> tuple[StoreSource, tuple[int, ...]] | None:
     """Return the store in which a stack's pixels still are, and which of its images they are."""
-    planes = stack.sci
-    if isinstance(planes, LazyPlanes) and isinstance(planes.source, StoreSource):
-        return planes.source, planes.indices
-    return None
+    found = [
+        planes.origin() if isinstance(planes, PlaneList) else planes for planes in (stack.sci, stack.var, stack.psfs)
+    ]
+    first = found[0]
+    if not isinstance(first, LazyPlanes) or not isinstance(first.source, StoreSource):
+        return None
+    for planes in found:
+        if not isinstance(planes, LazyPlanes) or (planes.source, planes.indices) != (first.source, first.indices):
+            return None
+    return first.source, first.indices
 
 
 def _memory_reader(work_unit: WorkUnitLike) -> MemoryReader:
     work_unit.load_if_lazy()
-    stack = work_unit.im_stack
+    stack = ImageStack.of(work_unit.im_stack)
     images = []
     for k in range(stack.num_times):
         psf = np.asarray(stack.psfs[k])
@@ -242,7 +274,7 @@ def _constituents(work_unit: WorkUnitLike, stored: Meta | None) -> ConstituentTa
     return current
 
 
-def _pixel_meta(stack: ImageStack) -> dict[str, Any]:
+def _pixel_meta(stack: Any) -> dict[str, Any]:
     """Return the parts of `Meta` that describe the arrays, and what goes with their values."""
     source = _pixel_source(stack)
     if source is not None:
@@ -255,7 +287,7 @@ def _pixel_meta(stack: ImageStack) -> dict[str, Any]:
             "source": stored.source,
             "history": stored.history,
         }
-    n = stack.num_times
+    stack, n = ImageStack.of(stack), stack.num_times
     return {
         "image_shape": np.array([plane.shape for plane in stack.sci], dtype=np.int32).reshape(n, 2),
         "psf_shape": np.array([np.shape(psf) for psf in stack.psfs], dtype=np.int32).reshape(n, 2),
@@ -282,7 +314,8 @@ def meta_of(work_unit: WorkUnitLike) -> Meta:
     links: tuple[tuple[int, ...], ...] | None = tuple(
         tuple(int(j) for j in indices) for indices in work_unit.per_image_indices
     )
-    configuration = None if work_unit.config is None else work_unit.config.to_dict()
+    config = None if work_unit.config is None else SearchConfiguration.of(work_unit.config)
+    configuration = None if config is None else config.to_dict()
     parts: dict[str, Any] = _pixel_meta(work_unit.im_stack) | {
         "times": np.array(work_unit.im_stack.times, dtype=np.float64),
         "constituents": _constituents(work_unit, stored),
@@ -296,7 +329,7 @@ def meta_of(work_unit: WorkUnitLike) -> Meta:
         return Meta(links=links, configuration=configuration, **parts)
     if links == tuple(tuple(indices) for indices in links_of(stored)):
         links = stored.links
-    if work_unit.config == SearchConfiguration(stored.configuration):
+    if config == configuration_of(stored):
         configuration = None if stored.configuration is None else dict(stored.configuration)
     if not work_unit.reprojected and not stored.reprojected:
         parts["reprojected"] = stored.reprojected
@@ -304,7 +337,7 @@ def meta_of(work_unit: WorkUnitLike) -> Meta:
         same = observatory_of(location_of(stored.observatory)) == parts["observatory"]
         parts["observatory"] = stored.observatory if same else parts["observatory"]
     meta = Meta(links=links, configuration=configuration, **parts)
-    return stored if work_unit.im_stack.lazy and _same_meta(meta, stored) else meta
+    return stored if _pixel_source(work_unit.im_stack) is not None and _same_meta(meta, stored) else meta
 
 
 def _untouched(work_unit: WorkUnitLike, stored: Meta) -> bool:
@@ -327,7 +360,7 @@ def _untouched(work_unit: WorkUnitLike, stored: Meta) -> bool:
             or observatory_of(location_of(stored.observatory)) == observatory_of(work_unit.observatory)
         )
         and work_unit.per_image_indices == links_of(stored)
-        and work_unit.config == SearchConfiguration(stored.configuration)
+        and work_unit.config == configuration_of(stored)
     )
 
 

@@ -7,7 +7,6 @@ a lazy WorkUnit can be used and written. Arguments keep KBMOD's names and order.
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import sys
@@ -30,11 +29,13 @@ from wustore.compat.configuration import SearchConfiguration
 from wustore.compat.hdus import add_image_data_to_hdul, load_layered_image_from_shard, read_image_data_from_hdul
 from wustore.compat.image_stack import ImageStack, match_times
 from wustore.compat.observatory import default_observatory, location_of, observatory_of
+from wustore.compat.plane_list import PlaneList
 from wustore.compat.reprojection import image_positions_to_original_icrs, offline
 from wustore.compat.table import create_image_metadata, hdu_to_image_metadata_table, image_metadata_table_to_hdu
 from wustore.compat.wcs import append_wcs_to_hdu_header, calc_ecliptic_angle, sky_to_pixel
 from wustore.errors import FormatError, StoreExistsError, UsageError
 from wustore.format.wcs import text_to_wcs
+from wustore.model.units import in_unit, mjd
 from wustore.ops.copy import copy as copy_store
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
     from wustore.backends.layer import Layer
     from wustore.model.meta import Meta
-    from wustore.stamps.extract import Coadds, Stamps
+    from wustore.stamps.results import Coadds, Stamps
 
 __all__ = [
     "WorkUnit",
@@ -61,8 +62,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_UNREAD: Any = object()
-"""Stands for a global WCS that is still text."""
 _MATCH_DAYS = 0.02
 """KBMOD's threshold for the image that belongs to a time [days]."""
 
@@ -140,13 +139,14 @@ class WorkUnit:
         self._reader: Reader | None = None
         self._stored: Meta | None = None
         self._stored_observatory: EarthLocation | None = None
-        self.im_stack = ImageStack.of(im_stack)
-        self.config = None if config is None else SearchConfiguration.of(config)
+        self.im_stack = im_stack
+        self.config = config
         self._lazy = bool(lazy)
         self.file_paths = None if file_paths is None else list(file_paths)
         self._obstimes = None if obstimes is None else np.asarray(obstimes, dtype=float)
-        if not self.lazy and logger.isEnabledFor(logging.WARNING):
-            self.im_stack.validate()
+        # The planes of a store were validated when it was made, and are not read here.
+        if not self.lazy and not isinstance(im_stack.sci, PlaneList) and logger.isEnabledFor(logging.WARNING):
+            ImageStack.of(self.im_stack).validate()
 
         if org_image_meta is not None:
             self.n_constituents = len(org_image_meta)
@@ -154,7 +154,7 @@ class WorkUnit:
             self.n_constituents = len(per_image_wcs)
         else:
             self.n_constituents = self.im_stack.num_times or (0 if self._obstimes is None else len(self._obstimes))
-        self._wcs = wcs
+        self.wcs = wcs
         self._table: Table | None = _completed(
             create_image_metadata(self.n_constituents, org_image_meta), wcs, per_image_wcs
         )
@@ -162,11 +162,47 @@ class WorkUnit:
         self.reprojection_frame = reprojection_frame
         self.barycentric_distance = barycentric_distance
         self._set_observatory(observatory)
-        if per_image_indices is None:
-            self.per_image_indices = [[i] for i in range(self.n_constituents)]
-        else:
-            self.per_image_indices = [list(indices) for indices in per_image_indices]
+        self.per_image_indices = range(self.n_constituents) if per_image_indices is None else per_image_indices
         self._check()
+
+    @classmethod
+    def of(cls, given: Any, *, observatory: EarthLocation | None = None) -> WorkUnit:
+        """Return ``given`` itself, or KBMOD's WorkUnit as ours: taken over by its attributes, sharing the stack.
+
+        Parameters
+        ----------
+        given
+            `WorkUnit`, or ``kbmod.work_unit.WorkUnit``.
+        observatory
+            Location of the telescope in place of the one that ``given`` has.
+
+        Raises
+        ------
+        UsageError
+            If it is no WorkUnit.
+        """
+        if isinstance(given, WorkUnit):
+            return given
+        try:
+            place = getattr(given, "observatory", None) if observatory is None else observatory
+            return cls(
+                given.im_stack,
+                given.config,
+                wcs=given.wcs,
+                reprojected=given.reprojected,
+                reprojection_frame=given.reprojection_frame,
+                per_image_indices=given._per_image_indices,
+                barycentric_distance=given.barycentric_distance,
+                lazy=given.lazy,
+                file_paths=given.file_paths,
+                obstimes=given._obstimes,
+                org_image_meta=given.org_img_meta,
+                observatory=place,
+            )
+        except AttributeError as error:
+            raise UsageError(
+                "not a WorkUnit", expected="wustore's or KBMOD's WorkUnit", found=type(given).__name__
+            ) from error
 
     @classmethod
     def _of_store(cls, reader: Reader, stack: ImageStack) -> Self:
@@ -176,12 +212,12 @@ class WorkUnit:
         self._reader = reader
         self._stored = meta
         self.im_stack = stack
-        self.config = SearchConfiguration(copy.deepcopy(dict(meta.configuration or {})))
+        self.config = store_view.configuration_of(meta)
         self._lazy = False
         self.file_paths = None
         self._obstimes = None
         self.n_constituents = meta.n_constituents
-        self._wcs = None if meta.wcs is None else _UNREAD
+        self._wcs, self.wcs_decoded = None, meta.wcs is None
         self._table = None
         self.reprojected = bool(meta.reprojected)
         self.reprojection_frame = meta.reprojection_frame
@@ -201,7 +237,7 @@ class WorkUnit:
         self._observatory = observatory
 
     def _check(self) -> None:
-        if self.reprojected and self._wcs is None:
+        if self.reprojected and self.wcs_decoded and self.wcs is None:
             raise FormatError("Global WCS required for reprojected data.")
         for i, indices in enumerate(self.per_image_indices):
             if len(indices) and not 0 <= min(indices) <= max(indices) < self.n_constituents:
@@ -216,7 +252,7 @@ class WorkUnit:
 
     def __len__(self) -> int:
         """Return the number of images."""
-        return self.im_stack.num_times
+        return int(self.im_stack.num_times)
 
     def __enter__(self) -> Self:
         return self
@@ -232,9 +268,33 @@ class WorkUnit:
             self._reader.close()
 
     @property
+    def im_stack(self) -> Any:
+        """The images: an `ImageStack`, or KBMOD's stack, which stays the object that was given."""
+        return self._stack
+
+    @im_stack.setter
+    def im_stack(self, stack: Any) -> None:
+        ImageStack.of(stack)  # says what is missing
+        self._stack = stack
+
+    @property
+    def config(self) -> Any:
+        """The configuration: a `SearchConfiguration`, KBMOD's, which stays the object that was given, or None.
+
+        A mapping becomes a `SearchConfiguration` when it is set.
+        """
+        return self._config
+
+    @config.setter
+    def config(self, config: Any) -> None:
+        if config is not None and (isinstance(config, Mapping) or not hasattr(config, "_params")):
+            config = SearchConfiguration.of(config)
+        self._config = config
+
+    @property
     def lazy(self) -> bool:
         """Whether images are still in the store; `load_images` brings them into memory."""
-        return self.im_stack.lazy or self._lazy
+        return bool(getattr(self.im_stack, "lazy", False)) or self._lazy
 
     @lazy.setter
     def lazy(self, value: bool) -> None:
@@ -252,20 +312,16 @@ class WorkUnit:
     @property
     def wcs(self) -> WCS | None:
         """Global WCS; decoded from the store at first use, so that a WCS which astropy refuses spoils nothing else."""
-        if self._wcs is _UNREAD:
+        if not self.wcs_decoded:
             assert self._stored is not None
             assert self._stored.wcs is not None
-            self._wcs = text_to_wcs(self._stored.wcs)
+            self.wcs = text_to_wcs(self._stored.wcs)
         return self._wcs
 
     @wcs.setter
     def wcs(self, wcs: WCS | None) -> None:
-        self._wcs = wcs
-
-    @property
-    def wcs_decoded(self) -> bool:
-        """Whether the global WCS was asked for yet."""
-        return self._wcs is not _UNREAD
+        self._wcs: WCS | None = wcs
+        self.wcs_decoded = True
 
     @property
     def org_img_meta(self) -> Table:
@@ -278,6 +334,16 @@ class WorkUnit:
     @org_img_meta.setter
     def org_img_meta(self, table: Table) -> None:
         self._table = table
+
+    @property
+    def per_image_indices(self) -> list[list[int]]:
+        """For each image its constituents; a flat list when set means one for each image."""
+        return self._links
+
+    @per_image_indices.setter
+    def per_image_indices(self, indices: Iterable[int | Iterable[int]]) -> None:
+        # As given, numpy's integers and arrays too; a single number is a list of one.
+        self._links: list[list[int]] = [[int(i)] if np.ndim(i) == 0 else list(i) for i in indices]  # type: ignore[arg-type]
 
     @property
     def _per_image_indices(self) -> list[list[int]]:
@@ -299,7 +365,7 @@ class WorkUnit:
         if self.reprojected:
             print(f"  Reprojected Frame: {self.reprojection_frame}")
             print(f"  Barycentric Distance: {self.barycentric_distance}")
-        self.im_stack.print_stats()
+        ImageStack.of(self.im_stack).print_stats()
 
     def layer(self, name: str) -> Layer:
         """Return a layer of all images as one lazy array (time, y, x), as the store holds it.
@@ -396,10 +462,11 @@ class WorkUnit:
         """
         from astropy.coordinates import SkyCoord
 
-        ra, dec = np.atleast_1d(np.asarray(ra, dtype=float)), np.atleast_1d(np.asarray(dec, dtype=float))
+        ra, dec = np.atleast_1d(in_unit(ra, "deg", "ra")), np.atleast_1d(in_unit(dec, "deg", "dec"))
         n = len(ra)
         if len(dec) != n:
             raise UsageError("Mismatched array sizes of RA and dec", expected=n, found=len(dec))
+        times = None if times is None else np.atleast_1d(mjd(times))
         if times is not None and np.size(times) != n:
             raise UsageError("Mismatched array sizes of RA and times", expected=n, found=np.size(times))
         coords = SkyCoord(ra, dec, unit="deg")
@@ -407,9 +474,9 @@ class WorkUnit:
             pixels = sky_to_pixel(coords, self.wcs)
             return pixels[:, 0], pixels[:, 1]
         if times is not None:
-            images = match_times(self.get_all_obstimes(), np.atleast_1d(np.asarray(times, dtype=float)), _MATCH_DAYS)
+            images = match_times(self.get_all_obstimes(), times, _MATCH_DAYS)
             if np.any(images < 0):
-                unmatched = np.atleast_1d(np.asarray(times))[images < 0]
+                unmatched = times[images < 0]
                 raise UsageError("a time belongs to no image", expected="within 0.02 days of one", found=unmatched[0])
         elif n == len(self):
             images = np.arange(n)
@@ -520,10 +587,9 @@ class WorkUnit:
         self._obstimes = None
         if self.file_paths is not None:
             self.file_paths = [self.file_paths[i] for i in order]
-        if self._one_to_one():
+        if len(self.org_img_meta) == len(order):  # as KBMOD; of a reprojected stack the rows are not the images
             self.org_img_meta = self.org_img_meta[order]
-        else:
-            self.per_image_indices = [self.per_image_indices[i] for i in order]
+        self.per_image_indices = [self.per_image_indices[i] for i in order]
 
     # -- choice and pixels --
 
@@ -624,7 +690,7 @@ class WorkUnit:
         StoreNotFoundError, CorruptError
             Where a file is gone or damaged.
         """
-        if self.im_stack.lazy:
+        if getattr(self.im_stack, "lazy", False):
             self.im_stack.load()
         elif self._lazy and self.file_paths is not None:
             stack = ImageStack()
@@ -833,7 +899,7 @@ class WorkUnit:
         for keyword, value in zip(("OBS_LAT", "OBS_LON", "OBS_ELEV"), place, strict=True):
             header[keyword] = value
         append_wcs_to_hdu_header(self.wcs, header)
-        configuration = (SearchConfiguration() if self.config is None else self.config).to_hdu()
+        configuration = SearchConfiguration.of({} if self.config is None else self.config).to_hdu()
         configuration.name = "kbmod_config"
         table = image_metadata_table_to_hdu(self.org_img_meta, "IMG_META")
         return fits.HDUList([primary, configuration, table])
@@ -958,16 +1024,17 @@ class WorkUnit:
         StoreExistsError
             Where the directory exists.
         """
-        name = None if self.config is None else self.config["result_filename"]
+        config = None if self.config is None else SearchConfiguration.of(self.config)
+        name = None if config is None else config["result_filename"]
         if name is None or not Path(name).is_absolute():
             raise UsageError("write_config needs an absolute result_filename in the configuration", found=name)
-        assert self.config is not None
+        assert config is not None
         base = Path(name).name.split(".ecsv")[0]
         directory = Path(name).parent / f"{base}_provenance"
         if directory.exists() and not overwrite:
             raise StoreExistsError("the provenance directory exists already", path=directory)
         directory.mkdir(parents=True, exist_ok=True)
-        self.config.to_file(directory / f"{base}_config.yaml", overwrite)
+        config.to_file(directory / f"{base}_config.yaml", overwrite)
 
 
 def work_unit_from(reader: Reader, *, lazy: bool = True, progress: Progress | None = None) -> WorkUnit:

@@ -1,64 +1,50 @@
-"""Many boxes at once: the right values, exactly the chunks that are needed, each of them once."""
+"""The grid of chunks: which cells boxes touch, and rectangles that cover them."""
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
-import pytest
-from chunked import Chunked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wustore.backends.boxes import read_boxes
-from wustore.testing import sample
+from wustore.backends.boxes import regular_grid
 
-SOURCE = sample("chunked")
-WHOLE = SOURCE.read("science", (slice(0, 3), slice(0, 600), slice(0, 530)))
+SHAPE = (5, 60, 53)
 
 
-def spans(size, longest):
-    return st.integers(0, size - 1).flatmap(
-        lambda a: st.integers(0, min(longest, size - a)).map(lambda n: slice(a, a + n))
-    )
+def spans(size):
+    return st.integers(0, size - 1).flatmap(lambda a: st.integers(a + 1, size).map(lambda b: (a, b)))
 
 
-boxes = st.lists(st.tuples(spans(3, 3), spans(600, 90), spans(530, 90)), max_size=12)
-chunk_shapes = st.sampled_from([(1, 256, 256), (1, 1, 530), (2, 64, 100), (1, 600, 530), (3, 7, 11)])
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.tuples(spans(60), spans(53)), min_size=1, max_size=12),
+    st.sampled_from([(1, 16, 16), (2, 1, 53), (3, 7, 11), (1, 60, 53), (1, 100, 100), (1, 1, 1)]),
+)
+def test_rectangles_cover_the_cells_of_boxes_once(boxes, chunks):
+    grid = regular_grid(SHAPE, chunks)
+    height, width = (64, 64) if chunks == (1, 1, 1) else chunks[1:]
+    expected = np.zeros(SHAPE[1:], int)
+    for (top, bottom), (left, right) in boxes:
+        expected[
+            top // height * height : -(-bottom // height) * height, left // width * width : -(-right // width) * width
+        ] = 1
+    bounds = np.array(boxes).reshape(-1, 4).T
+    covered = np.zeros(SHAPE[1:], int)
+    for rows, columns in grid.rectangles(grid.needed(*bounds)):
+        covered[rows, columns] += 1
+    assert np.array_equal(covered, expected)
 
 
-@settings(deadline=None, max_examples=60)
-@given(boxes, chunk_shapes, st.sampled_from([1, 50_000, 10**9]), st.sampled_from([1, 3]))
-def test_values_and_chunks(asked, chunk, read_bytes, workers):
-    reader = Chunked(SOURCE, chunk)
-    got = read_boxes(reader, "science", asked, read_bytes=read_bytes, workers=workers)
-    assert len(got) == len(asked)
-    for box, array in zip(asked, got, strict=True):
-        assert array.flags.c_contiguous
-        assert array.tobytes() == np.ascontiguousarray(WHOLE[box]).tobytes()
-    needed = {cell for box in asked for cell in reader.cells(box)}
-    assert reader.touched() == Counter(needed)
+def test_images_share_rows_of_chunks():
+    assert regular_grid(SHAPE, (2, 7, 9)).slabs.tolist() == [0, 0, 1, 1, 2]
+    assert regular_grid(SHAPE, (1, 1, 1)).rows.tolist() == [0, 60]
 
 
-@settings(deadline=None, max_examples=30)
-@given(boxes, st.sampled_from([256 * 256 * 4, 10**6]))
-def test_reads_are_bounded(asked, read_bytes):
-    reader = Chunked(SOURCE, (1, 64, 64))
-    read_boxes(reader, "science", asked, read_bytes=read_bytes)
-    sizes = [np.prod([part.stop - part.start for part in index]) * 4 for _, index in reader.asked]
-    assert len(asked) == 1 or max(sizes, default=0) <= read_bytes
-
-
-def test_neighbours_in_one_read():
-    reader = Chunked(SOURCE, (1, 64, 64))
-    reader.read_boxes("variance", [(slice(1, 2), slice(y, y + 3), slice(2, 200)) for y in range(0, 500, 2)])
-    assert reader.asked == [("variance", (slice(1, 2), slice(0, 501), slice(2, 200)))]
-
-
-def test_errors_come_through():
-    class Broken(Chunked):
-        def read(self, layer, index, out=None):
-            raise OSError("gone")
-
-    with pytest.raises(OSError, match="gone"):
-        Broken(SOURCE, (1, 9, 9)).read_boxes("mask", [(slice(0, 1), slice(k, k + 1), slice(0, 1)) for k in range(50)])
+def test_neighbours_are_one_rectangle():
+    grid = regular_grid(SHAPE, (1, 10, 10))
+    needed = np.zeros((6, 6), bool)
+    needed[1:4, 2:5] = needed[5, 0] = True
+    assert sorted(grid.rectangles(needed), key=str) == [
+        (slice(10, 40), slice(20, 50)),
+        (slice(50, 60), slice(0, 10)),
+    ]

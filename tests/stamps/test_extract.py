@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
+import astropy.units as u
 import numpy as np
 import pytest
-from astropy.table import MaskedColumn, Table
+from astropy.table import MaskedColumn, QTable, Table
+from astropy.time import Time
 from chunked import Chunked
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -93,11 +99,14 @@ def test_positions_are_the_searchs():
     assert y.tolist() == [[5, 5, 1]]
 
 
-def test_fixed_position_is_one_read_per_layer():
+def test_a_fixed_position_is_one_read_for_each_image_and_layer():
     reader = Chunked(sample("chunked"), (1, 256, 256))
     got = stamps(reader, 100.2, 300.0, 10)
     assert got.science.shape == (3, 21, 21)
-    assert [index for _, index in reader.asked] == [(slice(0, 3), slice(290, 311), slice(90, 111))] * 3
+    chunk = slice(256, 512), slice(0, 256)
+    assert Counter(map(str, reader.asked)) == Counter(
+        str((layer, (slice(i, i + 1), *chunk))) for layer in ("science", "variance", "mask") for i in range(3)
+    )
     assert np.array_equal(got.x, [100] * 3)
     assert np.array_equal(got.images, [0, 1, 2])
     several = stamps(reader, [100.2, 2.0], [[300.0], [599.0]], 10)
@@ -105,41 +114,141 @@ def test_fixed_position_is_one_read_per_layer():
     assert several.science[0, 0].tobytes() == got.science.tobytes()
 
 
-@pytest.mark.parametrize("max_memory", [10**9, 200_000])
-def test_a_shared_chunk_is_read_once(max_memory):
-    reader = Chunked(sample("chunked"), (1, 64, 64))
+def many_motions(n=60):
     rng = np.random.default_rng(2)
-    n = 60
-    motions = np.stack(
-        [rng.uniform(0, 530, n), rng.uniform(0, 200, n), rng.uniform(-40, 40, n), rng.uniform(-40, 40, n)], axis=1
-    )
-    got = trajectory_stamps(reader, motions, 5, max_memory=max_memory)
-    touched = reader.touched()
+    return np.stack([rng.uniform(0, 530, n), rng.uniform(0, 200, n), *rng.uniform(-40, 40, (2, n))], axis=1)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_shared_chunk_is_read_once(depth):
+    reader = Chunked(sample("chunked"), (depth, 64, 64))
+    got = trajectory_stamps(reader, many_motions(), 5)
     expected = set()
     for n, i in np.ndindex(got.x.shape):
         y, x = got.y[n, i], got.x[n, i]
         rows = range(max(y - 5, 0) // 64, min(y + 5, 599) // 64 + 1) if y + 5 >= 0 and y - 5 < 600 else ()
         columns = range(max(x - 5, 0) // 64, min(x + 5, 529) // 64 + 1) if x + 5 >= 0 and x - 5 < 530 else ()
-        expected |= {(i, row, column) for row in rows for column in columns}
-    assert set(touched) == expected
-    assert touched == Counter(expected)
-    assert reader.touched("variance") == touched
-    assert reader.touched("mask") == touched
+        expected |= {(i // depth, row, column) for row in rows for column in columns}
+    assert reader.touched() == Counter(expected)
+    assert reader.touched("variance") == reader.touched("mask") == reader.touched()
 
 
-def test_parts_hold_whole_rows_of_chunks():
+def test_images_that_do_not_fit_are_read_in_pieces():
+    reader = Chunked(sample("chunked"), (1, 64, 64))
+    expected = trajectory_stamps(sample("chunked"), many_motions(), 5)
+    got = trajectory_stamps(reader, many_motions(), 5, max_memory=300_000)
+    for name in ("science", "variance", "mask", "inside"):
+        assert getattr(got, name).tobytes() == getattr(expected, name).tobytes()
+    sizes = [np.prod([part.stop - part.start for part in index]) * 4 for _, index in reader.asked]
+    assert 64 * 64 * 4 <= max(sizes) <= 300_000
+
+
+def test_the_work_of_python_does_not_grow_with_the_stamps():
+    reader = sample("chunked")
+
+    def calls(n):
+        count = 0
+
+        def note(frame, event, argument):
+            nonlocal count
+            count += event in {"call", "c_call"}
+
+        motions = many_motions(n)
+        found = Trajectories(*motions.T)
+        sys.setprofile(note)
+        threading.setprofile(note)
+        try:
+            trajectory_stamps(reader, found, 3)
+        finally:
+            sys.setprofile(None)
+            threading.setprofile(None)
+        return count
+
+    calls(10)
+    few, many = calls(100), calls(1000)
+    assert many < 1.1 * few + 50
+
+
+def note(done, *at):
+    done.append(at)
+
+
+def test_batches_of_images_hold_whole_rows_of_chunks():
     reader = Chunked(sample("ragged"), (2, 64, 64))
     motions = np.array([[3.0, 4.0, 1.0, 0.5], [1.0, 0.0, -1.0, 0.0]])
     whole = trajectory_stamps(reader, motions, 3)
     for max_memory, sizes in ((5000, [2, 2]), (10**9, [4])):
         reader.asked.clear()
-        parts = list(stamp_batches(reader, motions, 3, max_memory=max_memory))
+        done = []
+        parts = list(stamp_batches(reader, motions, 3, max_memory=max_memory, progress=partial(note, done)))
         assert [part.science.shape[1] for part in parts] == sizes
         assert set(reader.touched().values()) == {1}
         assert np.concatenate([part.science for part in parts], axis=1).tobytes() == whole.science.tobytes()
-    assert [part.images.tolist() for part in stamp_batches(reader, motions, 3, images=[0, 3, 2, 1], max_memory=1)] == [
-        *([0], [3, 2], [1])
-    ]
+        assert done == [(stop, 4) for stop in np.cumsum(sizes).tolist()]
+
+
+def test_batches_of_trajectories_where_one_image_is_too_much():
+    reader = Chunked(sample("chunked"), (1, 64, 64))
+    motions = many_motions()
+    whole = trajectory_stamps(sample("chunked"), motions, 5)
+    stamp = 11 * 11 * (4 + 4 + whole.mask.itemsize + 1)
+    seen = np.zeros(whole.x.shape, int)
+    for part in stamp_batches(reader, motions, 5, max_memory=2 * 25 * stamp + 1):
+        assert len(part) <= 25
+        (image,) = part.images
+        seen[part.ids, image] += 1
+        for name in ("science", "variance", "mask", "inside"):
+            assert getattr(part, name)[:, 0].tobytes() == getattr(whole, name)[part.ids, image].tobytes()
+    assert (seen == 1).all()
+
+
+@pytest.mark.slow
+def test_many_trajectories_stream_through_bounded_memory():
+    """100,000 trajectories through 100 images: 10 million stamps, 18 GB, never held together."""
+    side, n, n_images = 512, 100_000, 100
+    rng = np.random.default_rng(5)
+    planes = [rng.normal(0, 1, (side, side)).astype(np.float32) for _ in range(2)]
+
+    class Night(MemoryReader):
+        def read(self, layer, index, out=None):
+            box = planes[index[0].start % 2][index[1], index[2]]
+            if out is None:
+                return box[None].copy()
+            out[...] = box
+            return out
+
+    source = sample("simple")
+    dtypes = dict.fromkeys(source.meta.dtypes, (None,) * n_images) | dict.fromkeys(
+        ("science", "variance"), (np.dtype(np.float32),) * n_images
+    )
+    meta = replace(
+        source.meta,
+        times=60000 + np.arange(n_images) / 100,
+        image_shape=np.full((n_images, 2), side, np.int32),
+        psf_shape=np.zeros((n_images, 2), np.int32),
+        dtypes=dtypes,
+        links=None,
+    )
+    reader = Night(meta, [])
+    motions = Trajectories(*rng.uniform(20, side - 20, (2, n)), *rng.uniform(-9, 9, (2, n)))
+    tracemalloc.start()
+    try:
+        done, total = [], 0
+        found = trajectory_coadds(reader, motions, 10, "mean", progress=lambda *at: done.append(at))
+        result = found.values.nbytes + found.x.nbytes + found.y.nbytes
+        assert done == [(k + 1, n_images) for k in range(n_images)]
+        assert tracemalloc.get_traced_memory()[1] < result + n * 21 * 21 * 4 + 300e6  # and the count of each pixel
+        k = 1234
+        one = trajectory_stamps(reader, Trajectories(*(getattr(motions, name)[k] for name in ("x", "y", "vx", "vy"))))
+        assert one.coadd("mean")[0].tobytes() == found.values[k].tobytes()
+        del found
+        tracemalloc.reset_peak()
+        for part in stamp_batches(reader, motions, 10, layers=("science",)):
+            total += part.science.shape[0] * part.science.shape[1]
+        assert total == n * n_images
+        assert tracemalloc.get_traced_memory()[1] < 700e6  # the pixels of the trajectories are 160 MB of these
+    finally:
+        tracemalloc.stop()
 
 
 def test_choice_of_images_and_layers():
@@ -295,7 +404,7 @@ def columns_of(trajectories):
     [
         lambda: ROWS,
         lambda: ROWS.tolist(),
-        lambda: tuple(ROWS.T),
+        lambda: tuple(map(tuple, ROWS)),
         lambda: dict(zip(("x", "y", "vx", "vy"), ROWS.T, strict=True)),
         lambda: Table(ROWS, names=("x", "y", "vx", "vy")),
         lambda: Table(ROWS[:, ::-1], names=("vy", "vx", "y", "x")).as_array(),
@@ -499,3 +608,83 @@ def test_coadds_are_kbmods():
         weights = 1 / variance[use, y, x].astype(float)
         expected = (values[use] * weights).sum() / weights.sum() if use.any() else 0
         assert coadd(science, "weighted", variance)[y, x] == pytest.approx(expected)
+
+
+# --- units ----------------------------------------------------------------------------------------------
+
+
+def test_everything_with_units_is_converted(tmp_path):
+    reader, wcs = sky_reader()
+    ra, dec = (float(value) for value in wcs.all_pix2world(4.0, 3.0, 0))
+    plain = stamps(reader, ra=ra, dec=dec, radius=2, times=(60001, None))
+    start = Time(60001, format="mjd", scale="utc")
+    for options in (
+        {"ra": ra / 15 * u.hourangle, "dec": dec * 60 * u.arcmin, "radius": 2 * u.pix, "times": (start, None)},
+        {"x": 4 * u.pix, "y": "3pix", "radius": "2pix", "times": (start.datetime64, None)},
+        {"x": 4, "y": 3, "radius": 2, "times": (start.to_datetime(), 10**6 * u.d)},
+    ):
+        assert stamps(reader, **options).science.tobytes() == plain.science.tobytes()
+    pixels = QTable({"x": [5] * u.pix, "y": [5] * u.pix, "vx": [1 / 24] * u.pix / u.h, "vy": [0] * u.pix / u.s})
+    rates = QTable(
+        {"ra": [ra] * u.deg, "dec": [dec] * u.deg, "v_ra": [0.15] * u.arcsec / u.h, "v_dec": [0] * u.deg / u.d}
+    )
+    for table in (pixels, rates):
+        plain = Table([table[name].value for name in table.colnames], names=table.colnames)
+        plain["vx" if "vx" in table.colnames else "v_ra"] = [1.0 if "vx" in table.colnames else 0.15 * 24 / 3600]
+        expected = columns_of(trajectories_from(plain, reader.meta))
+        assert np.allclose(columns_of(trajectories_from(table, reader.meta)), expected)
+        for name in ("a.ecsv", "a.parquet"):
+            table.write(tmp_path / name, overwrite=True)
+            assert np.allclose(columns_of(trajectories_from(tmp_path / name, reader.meta)), expected)
+    points = Table({"ra": [ra], "dec": [dec], "time": Time([60001.0], format="mjd")})
+    assert trajectories_from(points, reader.meta).zero_time == 60000
+
+
+@pytest.mark.parametrize(
+    ("options", "unit"),
+    [
+        ({"x": 4 * u.arcsec, "y": 3}, "arcsec"),
+        ({"x": 4, "y": 3, "radius": 5 * u.arcsec}, "arcsec"),
+        ({"x": 4, "y": 3, "times": (5 * u.m, None)}, "m"),
+        ({"ra": 1 * u.pix, "dec": 2}, "pix"),
+    ],
+)
+def test_a_unit_that_does_not_fit_is_named(options, unit):
+    reader, _ = sky_reader()
+    with pytest.raises(UsageError) as caught:
+        stamps(reader, **options)
+    assert caught.value.found == unit
+
+
+def test_a_list_of_rows_is_rows():
+    meta = sample("simple").meta
+    rows = np.arange(16.0).reshape(4, 4)
+    for form in (list(rows), tuple(rows), [list(row) for row in rows]):
+        assert columns_of(trajectories_from(form, meta)).tolist() == rows.tolist()
+    with pytest.raises(UsageError, match="Trajectories"):
+        trajectories_from((rows[0, :3],) * 4, meta)
+    with pytest.raises(UsageError, match="plain numbers"):
+        trajectories_from([(1, 2, 3 * u.pix / u.h, 4)], meta)
+
+
+def test_ids():
+    meta = sample("simple").meta
+    table = Table(ROWS, names=("x", "y", "vx", "vy"))
+    assert trajectories_from(table, meta).names.tolist() == [0, 1]
+    table["uuid"] = ["b", "a"]
+    assert trajectories_from(table, meta).names.tolist() == ["b", "a"]
+    found = trajectory_stamps(sample("simple"), table, 1)
+    assert found.ids.tolist() == trajectory_coadds(sample("simple"), table, 1).ids.tolist() == ["b", "a"]
+
+
+def test_stamps_say_where_they_come_from():
+    reader, wcs = sky_reader()
+    found = stamps(reader, [4, 400], [3, 3], 2)
+    assert found.source == reader.path
+    assert found.ids.tolist() == [0, 1]
+    assert found.is_outside.tolist() == [[False] * 3, [True] * 3]
+    assert found.wcs == (reader.meta.wcs,) * 3
+    here = found.wcs_of(0, 1)
+    assert np.allclose(here.all_pix2world(2, 2, 0), wcs.all_pix2world(4, 3, 0), atol=1e-12)
+    with pytest.raises(UsageError, match="no WCS"):
+        stamps(sample("simple"), 4, 3, 2).wcs_of(0)

@@ -20,6 +20,7 @@ from wustore.format.wcs import text_to_wcs, wcs_to_text
 from wustore.model.compare import same_bits
 from wustore.model.meta import LAYERS, Column, ConstituentTable
 from wustore.ops.copy import copy
+from wustore.stamps.extract import stamps
 from wustore.stamps.view import View, cutout, select, shifted_wcs
 from wustore.testing import WCS_TEXT, assert_same, sample, with_capsule
 
@@ -80,10 +81,12 @@ def test_views_read_what_they_show():
     view.image(0, ("science",))
     assert source.asked == [("science", (slice(2, 3), slice(100, 120), slice(60, 90)))]
     source.asked.clear()
-    # Boxes share the chunks of the source, not those that the window would have.
-    view.read_boxes("variance", [(slice(1, 2), slice(0, 10), slice(0, 4)), (slice(1, 2), slice(5, 20), slice(2, 9))])
-    assert set(source.touched("variance").values()) == {1}
-    assert set(source.touched("variance")) == {(0, 1, 0), (0, 1, 1)}
+    # Stamps share the chunks of the source, not those that the window would have.
+    stamps(view, [4, 5], [10, 12], 3, images=[1], layers=("variance",))
+    assert source.touched("variance") == {(0, 1, 0): 1, (0, 1, 1): 1}
+    deep = View(Chunked(sample("ragged"), (2, 3, 4)), [3, 2, 0], slice(2, 9), slice(1, 8))
+    whole = stamps(View(sample("ragged"), [3, 2, 0], slice(2, 9), slice(1, 8)), [2, 5], [1, 6], 2)
+    assert stamps(deep, [2, 5], [1, 6], 2).science.tobytes() == whole.science.tobytes()
 
 
 def test_views_of_views_and_pickles():

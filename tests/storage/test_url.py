@@ -22,7 +22,14 @@ import wustore
 from wustore.backends.memory import MemoryReader
 from wustore.backends.registry import backend_for_writing
 from wustore.cli import main
-from wustore.errors import CorruptError, IncompleteError, MissingDependencyError, StoreNotFoundError, UsageError
+from wustore.errors import (
+    CorruptError,
+    IncompleteError,
+    MissingDependencyError,
+    StoreNotFoundError,
+    StoreReplacedError,
+    UsageError,
+)
 from wustore.ops import jobs
 from wustore.ops.copy import copy
 from wustore.storage import url as remote
@@ -294,7 +301,7 @@ def test_a_fits_file_from_a_bucket_comes_back_identical(s3, tmp_path, suffix):
     reader = wustore.open_reader(f"s3://bucket/{path.name}")
     put(tmp_path / "a.fits", path.name)
     boto3.client("s3").put_object(Bucket="bucket", Key=path.name, Body=plain + b"more")
-    with pytest.raises(CorruptError, match="changed after it was opened"):
+    with pytest.raises(StoreReplacedError, match="replaced or changed"):
         reader.capsule()
 
 

@@ -12,6 +12,8 @@ Rules that every implementation keeps:
   C-contiguous arrays that the caller may write to.
 - Damage is an error, never data: `CorruptError` with the place.
 - A reader is immutable and safe to use from several threads; it pickles by address.
+- A reader gives one state of the store. If the store is replaced while it is open, or between pickling and unpickling,
+  it gives the old state or raises `StoreReplacedError`, never a mixture of the two (`wustore.backends.state`).
 - Nothing appears at the target path before ``commit``; after ``abort`` (or death) the target is as before.
 """
 
@@ -25,7 +27,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.boxes import Index, read_boxes
+from wustore.backends.boxes import Grid, Index, regular_grid
+from wustore.backends.state import replaced, state_of_files
 from wustore.errors import UsageError
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage.threads import read_ahead
@@ -46,6 +49,7 @@ class Reader(ABC):
 
     format: str
     path: str
+    _state: str | None = None
 
     @property
     @abstractmethod
@@ -77,11 +81,13 @@ class Reader(ABC):
             Where the stored bytes are damaged or missing.
         """
 
-    def read_boxes(self, layer: str, boxes: Sequence[Index]) -> list[NDArray[Any]]:
-        """Read many boxes of a layer, each chunk once however many boxes share it.
+    def read_boxes(
+        self, layer: str, boxes: Sequence[Index], out: Sequence[NDArray[Any]] | None = None
+    ) -> list[NDArray[Any]]:
+        """Read several boxes of a layer, best those that share no chunk.
 
-        The default implementation (`wustore.backends.boxes.read_boxes`) makes one `read` for each rectangle of
-        chunks that are needed, in threads; a backend overrides it where it knows better.
+        The default implementation makes one `read` for each; a backend overrides it if it can do better, such as
+        with one request for all.
 
         Parameters
         ----------
@@ -89,6 +95,8 @@ class Reader(ABC):
             One of `wustore.model.meta.LAYERS`.
         boxes
             As ``index`` of `read`; they may overlap and may be empty.
+        out
+            An array for each box to fill instead of a new one, as for `read`; its rows need not be adjacent.
 
         Returns
         -------
@@ -98,9 +106,10 @@ class Reader(ABC):
         Raises
         ------
         CorruptError
-            Where the stored bytes are damaged or missing.
+            If the stored bytes are damaged or missing.
         """
-        return read_boxes(self, layer, boxes)
+        targets = [None] * len(boxes) if out is None else out
+        return [self.read(layer, box, target) for box, target in zip(boxes, targets, strict=True)]
 
     @abstractmethod
     def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
@@ -133,6 +142,10 @@ class Reader(ABC):
     @abstractmethod
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return the shape (time, y, x) of the smallest unit that can be read of this layer."""
+
+    def grid(self, layer: str) -> Grid:
+        """Return where the chunks of a layer lie."""
+        return regular_grid(self.meta.layer_shape(layer), self.chunks(layer))
 
     def capsule(self) -> Capsule | None:
         """Return the FITS reconstruction data, or None. A FITS reader reads and hashes the files for this."""
@@ -169,6 +182,28 @@ class Reader(ABC):
     def places(self) -> list[str]:
         """Return the files or URLs this store consists of, as far as they tell whether it has changed."""
         return [self.path]
+
+    def state(self) -> str:
+        """Return what identifies the state of the store that this reader gives.
+
+        It is the same in every process, and another one once the store was written anew with other content. The
+        default is made of names, sizes and modification times of `places`, taken when it is first asked for; a
+        backend overrides it if it knows the content, and fixes it when the store is opened.
+        """
+        if self._state is None:
+            self._state = state_of_files(self.places())
+        return self._state
+
+    def check_state(self) -> None:
+        """Check that the store is still in the state that was opened.
+
+        Raises
+        ------
+        StoreReplacedError
+            If it was replaced, changed or removed.
+        """
+        if state_of_files(self.places()) != self.state():
+            raise replaced(self.path)
 
     def describe(self) -> dict[str, Any]:
         """Return facts of this store for ``wustore info``: JSON values, keys in the order to show them."""

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.base import Backend, Index, Reader, Writer
 from wustore.backends.memory import padded_box
+from wustore.backends.state import reopen, state_of_files
 from wustore.compat.wcs import kbmod_json_to_text
 from wustore.compat.yaml import load_mapping
 from wustore.errors import CorruptError, FormatError, StoreNotFoundError, UsageError, WuStoreError
@@ -183,6 +184,7 @@ class YamlDumpReader(Reader):
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._state = state_of_files([path])
         self._dump = _Dump(path)
         self._lock = threading.Lock()
         self._planes: dict[str, list[NDArray[np.float32]]] = {}
@@ -269,7 +271,7 @@ class YamlDumpReader(Reader):
         return {"layout": self._meta.source["layout"]}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return YamlDumpReader, (self.path,)
+        return reopen, (YamlDumpReader, (self.path,), self.state())
 
 
 def _time(dump: _Dump, value: Any) -> float:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import operator
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from wustore.backends.base import Index, Reader
+from wustore.backends.state import digest
 from wustore.errors import MissingDependencyError
 from wustore.format.planes import cast_plane
 
@@ -156,16 +154,8 @@ class Layer:
 
     def token(self) -> str:
         """Return a name that is the same for the same data in every process."""
-        sums = self.reader.checksums()
-        identity = [self.reader.format, self.reader.path, self.name, str(self.shape), str(self.dtype)]
-        digest = hashlib.sha256("\0".join(identity).encode())
-        if sums is not None:
-            digest.update(np.ascontiguousarray(sums).tobytes())
-        elif os.path.exists(self.reader.path):  # noqa: PTH110 - Path.exists raises where a name is too long
-            # A file that was written anew is other data.
-            state = Path(self.reader.path).stat()
-            digest.update(f"{state.st_size} {state.st_mtime_ns}".encode())
-        return digest.hexdigest()[:32]
+        parts = (self.reader.format, self.reader.path, self.name, self.shape, str(self.dtype), self.reader.state())
+        return digest(parts)
 
     def __dask_tokenize__(self) -> tuple[str, str]:
         return "wustore.backends.layer.Layer", self.token()

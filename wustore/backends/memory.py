@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.base import Backend, Index, Reader, Writer
+from wustore.backends.state import reopen, replaced
 from wustore.errors import IncompleteError, StoreExistsError, StoreNotFoundError, UsageError
 from wustore.format.planes import cast_plane, fill_value
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
@@ -26,6 +27,7 @@ class _Store:
     images: tuple[Image, ...]
     capsule: Capsule | None
     pieces: tuple[bytes | None, ...]
+    state: str
 
 
 _STORES: dict[str, _Store] = {}
@@ -74,6 +76,8 @@ class MemoryReader(Reader):
     path
         Its ``ram:`` name where it is registered, and pickles by address; others get a name of their own, so that
         no two are taken for the same, and pickle with their images.
+    state
+        What identifies the images (`Reader.state`); its name by default.
     shared
         Let `image` give the arrays themselves, for reading only, in place of copies: for a reader that is used at
         once, by a copy.
@@ -88,6 +92,7 @@ class MemoryReader(Reader):
         capsule: Capsule | None = None,
         pieces: Sequence[bytes | None] = (),
         path: str = "",
+        state: str | None = None,
         *,
         shared: bool = False,
     ) -> None:
@@ -97,6 +102,7 @@ class MemoryReader(Reader):
         self._capsule = capsule
         self._pieces = pieces
         self.path = path or f"{PREFIX}unnamed-{uuid.uuid4().hex}"
+        self._state = state or self.path
 
     @property
     def meta(self) -> Meta:
@@ -145,10 +151,19 @@ class MemoryReader(Reader):
         """Return the part of image ``i`` that was given."""
         return self._pieces[i] if self._pieces else None
 
+    def _is_named(self) -> bool:
+        store = _STORES.get(self.path)
+        return store is not None and store.state == self._state
+
+    def check_state(self) -> None:
+        """Check that the name, if it has one, still stands for these images."""
+        if self._state != self.path and not self._is_named():
+            raise replaced(self.path)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        if self.path in _STORES:
-            return MemoryBackend().open, (self.path,)
-        return MemoryReader, (self._meta, tuple(self._images), None, (), self.path)
+        if self._is_named():
+            return reopen, (MemoryBackend().open, (self.path,), self._state)
+        return MemoryReader, (self._meta, tuple(self._images), None, (), self.path, self._state)
 
 
 class _MemoryWriter(Writer):
@@ -174,7 +189,8 @@ class _MemoryWriter(Writer):
             raise IncompleteError(
                 "not every image was written", path=self._path, expected=self._meta.n_images, found=len(images)
             )
-        _STORES[self._path] = _Store(self._meta, tuple(images), self._capsule, tuple(self._pieces))
+        state = uuid.uuid4().hex
+        _STORES[self._path] = _Store(self._meta, tuple(images), self._capsule, tuple(self._pieces), state)
 
     def abort(self) -> None:
         self._images = [None] * self._meta.n_images
@@ -196,7 +212,7 @@ class MemoryBackend(Backend):
         if path not in _STORES:
             raise StoreNotFoundError("no store of this name in memory", path=path, found=sorted(_STORES) or "none")
         store = _STORES[path]
-        return MemoryReader(store.meta, store.images, store.capsule, store.pieces, path)
+        return MemoryReader(store.meta, store.images, store.capsule, store.pieces, path, store.state)
 
     def create(
         self,

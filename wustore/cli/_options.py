@@ -10,9 +10,49 @@ import click
 
 from wustore.errors import UsageError
 
-__all__ = ["format_options", "target_options"]
+__all__ = ["MOMENT", "Number", "format_options", "target_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Number(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.5
+    """A number that may have a unit, such as ``10arcsec``.
+
+    Parameters
+    ----------
+    unit
+        That it is in without one, and that it is converted to.
+    """
+
+    def __init__(self, unit: str) -> None:
+        self.name = unit
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number in the unit of the option."""
+        from wustore.model.units import in_unit
+
+        try:
+            return float(in_unit(value, self.name, ""))
+        except UsageError as error:
+            self.fail(f"{value!r}: {error.what}; expected {error.expected}", param, ctx)
+
+
+class _Moment(click.ParamType):  # type: ignore[type-arg]
+    """A time: MJD or ISO 8601."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the time as MJD."""
+        from wustore.model.units import mjd
+
+        try:
+            return float(mjd(value))
+        except UsageError:
+            self.fail(f"{value!r} is no time; expected MJD or a date such as 2024-10-24T12:00", param, ctx)
+
+
+MOMENT = _Moment()
 
 _TARGET_OPTIONS = (
     click.option("--format", "target_format", metavar="NAME", help="Format of DST; by default its name says it."),

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from wustore.cli._options import MOMENT, Number
 from wustore.cli._output import progress_bar
 from wustore.cli._run import say
 from wustore.errors import UsageError
@@ -25,8 +26,8 @@ Examples:
 @click.argument("path")
 @click.option("--x", type=float, metavar="PIXEL", help="Centre in x, from 0.")
 @click.option("--y", type=float, metavar="PIXEL", help="Centre in y, from 0.")
-@click.option("--ra", type=float, metavar="DEG", help="Centre in right ascension, ICRS.")
-@click.option("--dec", type=float, metavar="DEG", help="Centre in declination, ICRS.")
+@click.option("--ra", type=Number("deg"), metavar="DEG", help="Centre in right ascension, ICRS; or such as 12h30m.")
+@click.option("--dec", type=Number("deg"), metavar="DEG", help="Centre in declination, ICRS; or such as -5d30m.")
 @click.option("--radius", type=click.IntRange(min=0), default=10, show_default=True, help="Pixels around the centre.")
 @click.option(
     "--trajectories",
@@ -34,7 +35,9 @@ Examples:
     help="Follow the motions in a KBMOD results file (.ecsv, .parquet, .hdf5) or a .csv table: "
     "x, y, vx, vy, or ra, dec, v_ra, v_dec, or ra, dec, mjd.",
 )
-@click.option("--times", type=float, nargs=2, metavar="START STOP", help="Only images in this range of MJD.")
+@click.option(
+    "--times", type=MOMENT, nargs=2, metavar="START STOP", help="Only images between these times: MJD or ISO."
+)
 @click.option(
     "--coadd",
     "kind",
@@ -65,8 +68,9 @@ def stamp(
     """
     from wustore.backends.registry import open_reader
     from wustore.ops.convert import refuse_same
-    from wustore.stamps.extract import Coadds, Stamps, stamps, trajectory_coadds, trajectory_stamps
+    from wustore.stamps.extract import stamps, trajectory_coadds, trajectory_stamps
     from wustore.stamps.files import write_stamps
+    from wustore.stamps.results import Coadds, Stamps
 
     position: dict[str, Any] = {"x": x, "y": y, "ra": ra, "dec": dec}
     if trajectories is not None and any(value is not None for value in position.values()):
@@ -104,10 +108,12 @@ Examples:
 @click.option("--y", type=float, metavar="PIXEL", help="Centre in y, from 0.")
 @click.option("--width", type=click.IntRange(min=1), metavar="N", help="Size in x.")
 @click.option("--height", type=click.IntRange(min=1), metavar="N", help="Size in y; as the width by default.")
-@click.option("--ra", type=float, metavar="DEG", help="Centre in right ascension, ICRS.")
-@click.option("--dec", type=float, metavar="DEG", help="Centre in declination, ICRS.")
-@click.option("--size", type=float, metavar="ARCSEC", help="Size on the sky, instead of width and height.")
-@click.option("--times", type=float, nargs=2, metavar="START STOP", help="Only images in this range of MJD.")
+@click.option("--ra", type=Number("deg"), metavar="DEG", help="Centre in right ascension, ICRS; or such as 12h30m.")
+@click.option("--dec", type=Number("deg"), metavar="DEG", help="Centre in declination, ICRS; or such as -5d30m.")
+@click.option("--size", type=Number("arcsec"), metavar="ARCSEC", help="Size on the sky instead; or such as 2arcmin.")
+@click.option(
+    "--times", type=MOMENT, nargs=2, metavar="START STOP", help="Only images between these times: MJD or ISO."
+)
 @click.option("--images", metavar="LIST", help="Only these images, such as 0,3-7; from 0.")
 @click.option("--filters", metavar="LIST", help="Only images through these filters, such as g,r.")
 @click.option("--format", "target_format", metavar="NAME", help="Format of OUT; by default its name says it.")

@@ -105,7 +105,8 @@ def add_image_data_to_hdul(
         hdu.header["MJD"] = obstime
         append_wcs_to_hdu_header(wcs, hdu.header)
     kernel = identity_psf(np.float64) if psf_kernel is None else psf_kernel
-    hdul.extend([*made, fits.ImageHDU(kernel, name=f"PSF_{idx}")])
+    for hdu in (*made, fits.ImageHDU(kernel, name=f"PSF_{idx}")):
+        hdul.append(hdu)  # which makes the first HDU of a file a primary one
 
 
 def read_image_data_from_hdul(

@@ -24,6 +24,7 @@ from wustore.compat.layered_image import (
     mask_shared,
     to_single,
 )
+from wustore.compat.plane_list import PlaneList
 from wustore.errors import FormatError, UsageError
 from wustore.model.kbmod_rules import identity_psf, is_masked
 
@@ -112,14 +113,24 @@ class ImageStack:
         """
         if isinstance(given, ImageStack):
             return given
-        try:
-            if len(given.sci) == 0:
-                return cls()
-            return cls(given.times, list(given.sci), list(given.var), psfs=list(given.psfs))
-        except AttributeError as error:
+        missing = [name for name in ("times", "sci", "var", "psfs", "num_times") if not hasattr(given, name)]
+        if missing:
             raise UsageError(
-                "not an image stack", expected="times, sci, var, psfs", found=type(given).__name__
-            ) from error
+                f"not an image stack: {', '.join(missing)} missing",
+                expected="times, sci, var, psfs, num_times",
+                found=type(given).__name__,
+            )
+        if isinstance(given.sci, PlaneList):
+            stack = cls()
+            for name in ("sci", "var", "psfs"):
+                planes = getattr(given, name)
+                origin = planes.origin() if isinstance(planes, PlaneList) else None
+                setattr(stack, name, planes if origin is None else origin)
+            stack.times, stack.height, stack.width = np.array(given.times, dtype=float), given.height, given.width
+            return stack
+        if len(given.sci) == 0:
+            return cls()
+        return cls(given.times, list(given.sci), list(given.var), psfs=list(given.psfs))
 
     @classmethod
     def over(cls, source: PlaneSource, times: NDArray[np.float64], size: tuple[int, int]) -> ImageStack:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, Protocol, overload
 
 import numpy as np
@@ -34,6 +34,12 @@ class PlaneSource(Protocol):
 
     def shape(self, layer: str, i: int) -> tuple[int, int]:
         """Return the shape of that plane without reading it."""
+
+    def planes(self, layer: str, indices: Sequence[int]) -> Generator[Plane, None, None]:
+        """Yield that plane of these images, reading ahead."""
+
+    def pairs(self, indices: Sequence[int]) -> Generator[tuple[Plane, Plane], None, None]:
+        """Yield science and variance of these images, reading ahead."""
 
     def load(self, indices: Sequence[int]) -> tuple[list[Plane], list[Plane], list[Plane]]:
         """Return science, variance and PSF planes of these images."""
@@ -73,7 +79,9 @@ class LazyPlanes(Sequence[Plane]):
         return plane
 
     def __iter__(self) -> Iterator[Plane]:
-        return (self[k] for k in range(len(self)))
+        for plane in self.source.planes(self.layer, self.indices):
+            plane.flags.writeable = False
+            yield plane
 
     def shape(self, k: int) -> tuple[int, int]:
         """Return the shape of plane ``k`` without reading it."""

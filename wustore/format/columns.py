@@ -13,10 +13,9 @@ from wustore.errors import CorruptError, FormatError
 from wustore.format import tagged_json
 from wustore.format.arrays import ArraySpec, text_array
 from wustore.model.meta import Column, ConstituentTable
+from wustore.model.sizes import check_size
 
 _PLAIN_NODE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
-
-
 _MASK_SUFFIX = "__mask"
 
 
@@ -53,20 +52,44 @@ def _encode_plain(values: NDArray[Any]) -> tuple[str, NDArray[Any], str | None]:
     raise FormatError("a column has a dtype that the format does not hold", found=values.dtype)
 
 
-def _decode_plain(encoding: str, stored: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+_STORED: dict[str, tuple[str, str]] = {
+    "text": ("O", "U"),
+    "bytes": ("u", "S"),
+    "complex": ("f", "c"),
+    "ticks": ("i", "mM"),
+    "number": ("biuf", "biuf"),
+}
+"""For each encoding the kinds of the stored array, and those of the column."""
+
+
+def _decode_plain(encoding: str, stored: NDArray[Any], dtype: np.dtype[Any], where: str) -> NDArray[Any]:
+    outer, inner = _STORED[encoding]
+    extra = {"bytes": dtype.itemsize or 1, "complex": 2}.get(encoding)
+    itemsize = {"complex": dtype.itemsize // 2, "ticks": 8}.get(encoding, stored.dtype.itemsize)
+    if (
+        stored.dtype.kind not in outer
+        or dtype.kind not in inner
+        or stored.dtype.itemsize != itemsize
+        or (extra is not None and (stored.ndim < 2 or stored.shape[-1] != extra))
+    ):
+        raise CorruptError(
+            "an array does not fit its column",
+            where=where,
+            expected=f"{encoding} for {dtype}",
+            found=f"{stored.dtype}, shape {stored.shape}",
+        )
     if encoding == "text":
-        return np.array(stored.tolist(), dtype=dtype).reshape(stored.shape)
+        texts = stored.tolist()
+        check_size(stored.size * dtype.itemsize, sum(map(len, stored.ravel())) * 4, where=where)
+        return np.array(texts, dtype=dtype).reshape(stored.shape)
     if encoding == "bytes":
-        width = stored.shape[-1]
-        flat: NDArray[Any] = np.ascontiguousarray(stored).view(f"S{width}").reshape(stored.shape[:-1])
+        flat: NDArray[Any] = np.ascontiguousarray(stored).view(f"S{stored.shape[-1]}").reshape(stored.shape[:-1])
         return flat.astype(dtype)
     if encoding == "complex":
         return np.ascontiguousarray(stored).view(dtype).reshape(stored.shape[:-1])
     if encoding == "ticks":
         return np.ascontiguousarray(stored).view(dtype)
-    if encoding == "number":
-        return np.ascontiguousarray(stored.astype(dtype, copy=False))
-    raise CorruptError("an unknown column encoding", found=encoding)
+    return np.ascontiguousarray(stored.astype(dtype, copy=False))
 
 
 def column_parts(column: Column, node: str) -> tuple[dict[str, Any], list[ArraySpec]]:
@@ -105,8 +128,8 @@ def column_parts(column: Column, node: str) -> tuple[dict[str, Any], list[ArrayS
     return entry, arrays
 
 
-def column_from(entry: Mapping[str, Any], array: Callable[[str], NDArray[Any]]) -> Column:
-    """Return the column that an entry of the document and its arrays hold.
+def column_from(entry: Mapping[str, Any], n_rows: int, array: Callable[[str], NDArray[Any]]) -> Column:
+    """Return the column that an entry of a valid document and its arrays hold.
 
     Raises
     ------
@@ -116,6 +139,13 @@ def column_from(entry: Mapping[str, Any], array: Callable[[str], NDArray[Any]]) 
     name = f"constituents/{entry['array']}"
     stored = array(name)
     kind = entry["kind"]
+    if stored.shape[:1] != (n_rows,) or (kind != "plain" and (stored.ndim != 1 or stored.dtype.kind != "O")):
+        raise CorruptError(
+            "an array does not fit its column",
+            where=name,
+            expected=f"{n_rows} rows of {'text' if kind != 'plain' else entry['dtype']}",
+            found=f"{stored.dtype}, shape {stored.shape}",
+        )
     values: NDArray[Any]
     if kind == "wcs":
         values = text_array([text or None for text in stored.tolist()])  # type: ignore[misc]
@@ -123,11 +153,14 @@ def column_from(entry: Mapping[str, Any], array: Callable[[str], NDArray[Any]]) 
         values = np.empty(len(stored), dtype=object)
         for k, text in enumerate(stored.tolist()):
             values[k] = tagged_json.loads(text)
-    elif kind == "plain":
-        values = _decode_plain(entry["encoding"], stored, np.dtype(entry["dtype"]).newbyteorder("="))
     else:
-        raise CorruptError("an unknown kind of column", where=name, found=kind)
-    mask = array(name + _MASK_SUFFIX).astype(bool) if entry.get("masked") else None
+        values = _decode_plain(entry["encoding"], stored, tagged_json.dtype_from(entry["dtype"]), name)
+    mask = None
+    if entry.get("masked"):
+        stored = array(name + _MASK_SUFFIX)
+        if stored.shape != values.shape or stored.dtype.kind not in "bu":
+            raise CorruptError("a mask does not fit its column", where=name, expected=values.shape, found=stored.shape)
+        mask = stored.astype(bool)
     return Column(
         name=entry["name"],
         kind=kind,

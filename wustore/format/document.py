@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.errors import CorruptError, FormatError, VersionError
-from wustore.format import tagged_json
+from wustore.format import schema, tagged_json
 from wustore.format.arrays import ArraySpec
 from wustore.format.columns import column_from, table_parts
 from wustore.model.meta import LAYERS, ConstituentTable, Meta, Observatory
@@ -41,14 +41,18 @@ MIN_READER = 1
 CONVENTIONS = "CF-1.12"
 
 
-# --- the table of constituent images ------------------------------------------------------------------
-
-
-# --- the whole ----------------------------------------------------------------------------------------
+_MOST_ROWS = 1_000_000
+"""Rows of a constituent table without columns, whose number nothing in the store backs."""
 
 
 def document_of(meta: Meta) -> dict[str, Any]:
-    """Return the root document of a store of ``meta``: JSON values only (tags for what JSON does not know)."""
+    """Return the root document of a store of ``meta``: JSON values only (tags for what JSON does not know).
+
+    Raises
+    ------
+    FormatError
+        If a value has no place in the format.
+    """
     entries, _ = table_parts(meta.constituents)
     layers: dict[str, Any] = {}
     for name in LAYERS:
@@ -67,7 +71,7 @@ def document_of(meta: Meta) -> dict[str, Any]:
         observatory = {"geodetic": tagged_json.encode(list(meta.observatory.geodetic))}
         if meta.observatory.geocentric is not None:
             observatory["geocentric"] = tagged_json.encode(list(meta.observatory.geocentric))
-    return {
+    document = {
         "format": FORMAT,
         "version": VERSION,
         "min_reader": MIN_READER,
@@ -86,15 +90,19 @@ def document_of(meta: Meta) -> dict[str, Any]:
         "source": tagged_json.encode(dict(meta.source)),
         "history": [tagged_json.encode(dict(edit)) for edit in meta.history],
     }
+    schema.check(document, written=True)
+    return document
 
 
-def check_version(document: Mapping[str, Any], path: str | None = None) -> None:
+def check_version(document: Any, path: str | None = None) -> None:
     """Refuse a document that is not ours or that this code is too old for.
 
     Raises
     ------
     FormatError, VersionError
     """
+    if not isinstance(document, dict):
+        raise CorruptError("the root document is not an object", path=path, found=type(document).__name__)
     if document.get("format") != FORMAT:
         raise FormatError(
             "not a wustore store",
@@ -116,16 +124,18 @@ def check_version(document: Mapping[str, Any], path: str | None = None) -> None:
         )
 
 
-def meta_from(document: Mapping[str, Any], array: Callable[[str], NDArray[Any]], *, path: str | None = None) -> Meta:
-    """Return the `Meta` of a store.
+def meta_from(document: Any, array: Callable[[str], NDArray[Any]], *, path: str | None = None) -> Meta:
+    """Return the `Meta` of a store: the one place where a document and its small arrays are validated.
+
+    Code behind it relies on the types of the schema, and on shapes, indices and dtypes that fit each other.
 
     Parameters
     ----------
     document
-        The root document.
+        The root document as it was parsed.
     array
         Function giving a small array of the store by its name (text arrays as object arrays of `str`);
-        raises CorruptError where it is missing.
+        raises CorruptError if it is missing.
     path
         For messages.
 
@@ -134,17 +144,15 @@ def meta_from(document: Mapping[str, Any], array: Callable[[str], NDArray[Any]],
     FormatError, VersionError, CorruptError
     """
     check_version(document, path)
+    schema.check(document, path=path)
     try:
         return _meta_from(document, array)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         if isinstance(error, FormatError):
-            if error.path is None:
-                error.path = path
+            error.path = error.path or path
             raise
         raise CorruptError(
-            "the root document does not follow the format",
-            path=path,
-            found=f"{type(error).__name__}: {error}",
+            "the metadata do not follow the format", path=path, found=f"{type(error).__name__}: {error}"[:200]
         ) from error
 
 
@@ -157,10 +165,30 @@ def _dtypes_from(layers: Mapping[str, Any], n_images: int) -> dict[str, tuple[np
             continue
         listed = layer.get("dtypes", [layer["dtype"]] * n_images)
         missing = set(layer.get("missing", ()))
-        dtypes[name] = tuple(
-            None if i in missing or text is None else np.dtype(text).newbyteorder("=") for i, text in enumerate(listed)
-        )
+        known = {text: tagged_json.dtype_from(text) for text in {*listed, layer["dtype"]} - {None}}
+        dtypes[name] = tuple(None if i in missing or text is None else known[text] for i, text in enumerate(listed))
     return dtypes
+
+
+def _check_dtypes(layers: Mapping[str, Any], meta: Meta) -> None:
+    """Refuse a layer whose images' dtypes do not give the dtype of its array."""
+    for name, layer in layers.items():
+        if not meta.has_layer(name):
+            raise CorruptError("a layer that no image has", where=name)
+        if meta.layer_dtype(name) != tagged_json.dtype_from(layer["dtype"]):
+            raise CorruptError(
+                "the dtypes of the images do not fit their layer",
+                where=name,
+                expected=layer["dtype"],
+                found=meta.layer_dtype(name).str,
+            )
+
+
+def _sizes_from(name: str, n_images: int, array: Callable[[str], NDArray[Any]]) -> NDArray[np.int32]:
+    sizes = array(name)
+    if sizes.shape != (n_images, 2) or sizes.dtype.kind not in "iu" or np.any(sizes < 0) or np.any(sizes >> 31):
+        raise CorruptError("not the sizes of images", where=name, expected=f"({n_images}, 2) of 0 … {2**31 - 1}")
+    return sizes.astype(np.int32, copy=False)
 
 
 def _links_from(
@@ -169,49 +197,63 @@ def _links_from(
     if not has_links:
         return None
     bounds, flat = array("link_start"), array("link_index")
-    if len(bounds) != n_images + 1 or bounds[0] != 0 or bounds[-1] != len(flat) or np.any(np.diff(bounds) < 0):
+    for name, indices in (("link_start", bounds), ("link_index", flat)):
+        if indices.ndim != 1 or indices.dtype.kind not in "iu":
+            raise CorruptError("not a list of indices", where=name, found=f"{indices.dtype}, shape {indices.shape}")
+    if len(bounds) != n_images + 1 or bounds[0] != 0 or bounds[-1] != len(flat) or np.any(bounds[1:] < bounds[:-1]):
         raise CorruptError("link_start does not bound link_index", where="link_start", expected=f"0 … {len(flat)}")
     values = flat.tolist()
     return tuple(tuple(values[a:b]) for a, b in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
 
 
+def _constituents_from(document: Mapping[str, Any], array: Callable[[str], NDArray[Any]]) -> ConstituentTable:
+    table, n_rows = document["constituents"], document["n_constituents"]
+    if not table["columns"] and n_rows > _MOST_ROWS:
+        raise CorruptError("more constituents than can be", where="n_constituents", expected=_MOST_ROWS, found=n_rows)
+    columns = tuple(column_from(entry, n_rows, array) for entry in table["columns"])
+    return ConstituentTable(n_rows, columns, tagged_json.decode(table["meta"]))
+
+
+def _observatory_from(place: Mapping[str, Any] | None) -> Observatory | None:
+    if place is None:
+        return None
+    latitude, longitude, height = map(float, tagged_json.decode(place["geodetic"]))
+    if place.get("geocentric") is None:
+        return Observatory((latitude, longitude, height))
+    x, y, z = map(float, tagged_json.decode(place["geocentric"]))
+    return Observatory((latitude, longitude, height), (x, y, z))
+
+
 def _meta_from(document: Mapping[str, Any], array: Callable[[str], NDArray[Any]]) -> Meta:
     n_images = document["n_images"]
-    times = array("time").astype(np.float64, copy=False)
-    if len(times) != n_images:
-        raise CorruptError("the time array has the wrong length", where="time", expected=n_images, found=len(times))
-    place = document["observatory"]
-    observatory = None
-    if place is not None:
-        geocentric = place.get("geocentric")
-        latitude, longitude, height = tagged_json.decode(place["geodetic"])
-        if geocentric is not None:
-            x, y, z = tagged_json.decode(geocentric)
-            geocentric = (x, y, z)
-        observatory = Observatory((latitude, longitude, height), geocentric)
-    table = document["constituents"]
-    configuration = document["configuration"]
-    return Meta(
-        times=times,
-        image_shape=array("image_shape").astype(np.int32, copy=False),
-        psf_shape=array("psf_shape").astype(np.int32, copy=False),
+    times = array("time")
+    if times.shape != (n_images,) or times.dtype.kind not in "fiu":
+        raise CorruptError(
+            "not the times of the images",
+            where="time",
+            expected=f"{n_images} numbers",
+            found=f"{times.dtype}, shape {times.shape}",
+        )
+    distance, configuration = document["barycentric_distance"], document["configuration"]
+    meta = Meta(
+        times=times.astype(np.float64, copy=False),
+        image_shape=_sizes_from("image_shape", n_images, array),
+        psf_shape=_sizes_from("psf_shape", n_images, array),
         dtypes=_dtypes_from(document["layers"], n_images),
-        links=_links_from(bool(document["has_links"]), n_images, array),
-        constituents=ConstituentTable(
-            document["n_constituents"],
-            tuple(column_from(entry, array) for entry in table["columns"]),
-            tagged_json.decode(table.get("meta", {})),
-        ),
+        links=_links_from(document["has_links"], n_images, array),
+        constituents=_constituents_from(document, array),
         configuration=None if configuration is None else tagged_json.decode(configuration),
         wcs=document["wcs"],
         reprojected=document["reprojected"],
         reprojection_frame=document["reprojection_frame"],
-        barycentric_distance=tagged_json.decode(document["barycentric_distance"]),
-        observatory=observatory,
-        mask_flags=document.get("mask_flags", {}),
-        source=tagged_json.decode(document.get("source", {})),
-        history=tuple(tagged_json.decode(edit) for edit in document.get("history", ())),
+        barycentric_distance=None if distance is None else float(tagged_json.decode(distance)),
+        observatory=_observatory_from(document["observatory"]),
+        mask_flags=document["mask_flags"],
+        source=tagged_json.decode(document["source"]),
+        history=tuple(tagged_json.decode(edit) for edit in document["history"]),
     )
+    _check_dtypes(document["layers"], meta)
+    return meta
 
 
 TIME_ATTRIBUTES = {

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.errors import CorruptError
-from wustore.format.arrays import ArraySpec
+from wustore.format.arrays import ArraySpec, text_array
+from wustore.format.tagged_json import dtype_from, parse
 
 __all__ = ["PACKED", "pack", "unpack"]
 
@@ -49,22 +50,26 @@ def unpack(packed: NDArray[np.uint8], path: str | None = None) -> dict[str, NDAr
     ------
     CorruptError
     """
-    stored = packed.tobytes()
     try:
+        stored = np.ascontiguousarray(packed).data.cast("B")
         (length,) = struct.unpack_from("<Q", stored)
-        start = 8 + length
-        arrays: dict[str, NDArray[Any]] = {}
-        for name, (dtype, shape, offset, size) in json.loads(stored[8:start]).items():
-            body = stored[start + offset : start + offset + size]
-            if dtype == "text":
-                texts = json.loads(body)
-                data = np.empty(len(texts), dtype=object)
-                data[:] = texts
-            else:
-                data = np.frombuffer(body, dtype=dtype).astype(np.dtype(dtype).newbyteorder("="))
-            arrays[name] = data.reshape(shape)
-    except (struct.error, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        table = parse(bytes(stored[8 : 8 + length]), what="the table")
+        bodies = stored[8 + length :]
+        return {name: _unpacked(bodies, *entry) for name, entry in table.items()}
+    except (struct.error, ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
         raise CorruptError(
             "the packed metadata does not decode", path=path, where=f"array {PACKED}", found=error
         ) from error
-    return arrays
+
+
+def _unpacked(bodies: memoryview, dtype: str, shape: list[int], offset: int, size: int) -> NDArray[Any]:
+    if not 0 <= offset <= offset + size <= len(bodies):
+        raise CorruptError("an array is not where it should be", found=f"{size} bytes at {offset}")
+    body = bodies[offset : offset + size]
+    if dtype != "text":
+        native = dtype_from(dtype)
+        return np.frombuffer(body, native.newbyteorder("<")).astype(native).reshape(shape)
+    texts = parse(bytes(body))
+    if not all(isinstance(text, str) for text in texts):
+        raise CorruptError("an array of text holds something else")
+    return text_array(texts).reshape(shape)

@@ -27,15 +27,22 @@ import base64
 import datetime
 import json
 import math
+import operator
+import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from wustore.errors import CorruptError, FormatError
 
-__all__ = ["RawYaml", "decode", "dumps", "encode", "loads"]
+__all__ = ["DEEPEST", "RawYaml", "decode", "dtype_from", "dumps", "encode", "loads"]
+
+DEEPEST = 50
+"""Levels of objects and arrays in a value or document: no configuration needs them, and Python's stack holds them."""
+
+_DTYPE = re.compile(r"[<|][biufcSUmM][0-9]+(\[[0-9]*[a-zA-Z]+\])?")
 
 
 class RawYaml(str):
@@ -45,6 +52,22 @@ class RawYaml(str):
 
 
 _CANONICAL_NAN = struct.pack(">d", math.nan)
+
+
+def dtype_from(text: Any) -> np.dtype[Any]:
+    """Return the dtype of a stored text, native byte order.
+
+    Raises
+    ------
+    CorruptError
+        If it is not numpy's text of a plain dtype; numpy itself takes many more texts, and parses some as Python.
+    """
+    try:
+        if isinstance(text, str) and _DTYPE.fullmatch(text):
+            return np.dtype(text).newbyteorder("=")
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise CorruptError("not a dtype", found=repr(text)[:60])
 
 
 def _encode_float(value: float) -> Any:
@@ -72,8 +95,13 @@ def _encode_array(value: np.ndarray[Any, Any]) -> Any:
 
 def _decode_array(parts: list[Any]) -> np.ndarray[Any, Any]:
     dtype, shape, data = parts
-    array = np.frombuffer(base64.b64decode(data, validate=True), dtype=np.dtype(dtype)).reshape(shape)
-    return array.astype(array.dtype.newbyteorder("="))
+    flat = _from_base64(data, dtype)
+    return flat.reshape([operator.index(size) for size in shape])
+
+
+def _from_base64(data: str, dtype: Any) -> np.ndarray[Any, Any]:
+    native = dtype_from(dtype)
+    return np.frombuffer(base64.b64decode(data, validate=True), native.newbyteorder("<")).astype(native)
 
 
 def _encode_scalar(value: np.generic) -> Any:
@@ -84,87 +112,121 @@ def _encode_scalar(value: np.generic) -> Any:
 
 def _decode_scalar(parts: list[Any]) -> np.generic:
     dtype, data = parts
-    array = np.frombuffer(base64.b64decode(data, validate=True), dtype=np.dtype(dtype))
-    scalar: np.generic = array.astype(array.dtype.newbyteorder("="))[0]
+    scalar: np.generic = _from_base64(data, dtype)[0]
     return scalar
 
 
-def encode(value: Any) -> Any:
+def encode(value: Any, depth: int = 0) -> Any:
     """Return ``value`` in terms of plain JSON values.
+
+    Parameters
+    ----------
+    value
+        The value.
+    depth
+        How many levels of JSON it is put below.
 
     Raises
     ------
     FormatError
-        For a value that has no JSON form (an arbitrary object).
+        For a value that has no JSON form (an arbitrary object), or is nested too deeply.
     """
     if value is None or type(value) in {bool, int, str}:
         return value
+    if depth > DEEPEST:
+        raise FormatError("a value is nested too deeply", expected=f"at most {DEEPEST} levels")
     for kind, encoder in _ENCODERS:
         if isinstance(value, kind):
-            return encoder(value)
+            return encoder(value, depth)
     raise FormatError("a value has no JSON form", expected="numbers, text, lists, mappings", found=repr(value)[:80])
 
 
-def _encode_mapping(value: dict[Any, Any]) -> Any:
+def _encode_items(items: Iterable[Any], depth: int) -> list[Any]:
+    return [encode(item, depth + 1) for item in items]
+
+
+def _encode_mapping(value: dict[Any, Any], depth: int) -> Any:
     if all(type(key) is str and not key.startswith("$") for key in value):
-        return {key: encode(item) for key, item in value.items()}
-    return {"$map": [[encode(key), encode(item)] for key, item in value.items()]}
+        return {key: encode(item, depth + 1) for key, item in value.items()}
+    return {"$map": [_encode_items(pair, depth + 2) for pair in value.items()]}
 
 
 # In this order: numpy's float64 and str_ are also float and str, a datetime is also a date.
-_ENCODERS: tuple[tuple[type | tuple[type, ...], Callable[[Any], Any]], ...] = (
-    (np.ndarray, _encode_array),
-    (np.generic, _encode_scalar),
-    (RawYaml, lambda value: {"$yaml": str(value)}),
-    (int, int),
-    (float, lambda value: _encode_float(float(value))),
-    (str, str),
-    (list, lambda value: [encode(item) for item in value]),
+_ENCODERS: tuple[tuple[type | tuple[type, ...], Callable[[Any, int], Any]], ...] = (
+    (np.ndarray, lambda value, _: _encode_array(value)),
+    (np.generic, lambda value, _: _encode_scalar(value)),
+    (RawYaml, lambda value, _: {"$yaml": str(value)}),
+    (int, lambda value, _: int(value)),
+    (float, lambda value, _: _encode_float(float(value))),
+    (str, lambda value, _: str(value)),
+    (list, _encode_items),
     (dict, _encode_mapping),
-    ((bytes, bytearray), lambda value: {"$bytes": base64.b64encode(bytes(value)).decode("ascii")}),
-    (tuple, lambda value: {"$tuple": [encode(item) for item in value]}),
-    ((set, frozenset), lambda value: {"$set": sorted((encode(item) for item in value), key=json.dumps)}),
-    (complex, lambda value: {"$complex": [_encode_float(value.real), _encode_float(value.imag)]}),
-    (datetime.datetime, lambda value: {"$datetime": value.isoformat()}),
-    (datetime.date, lambda value: {"$date": value.isoformat()}),
+    ((bytes, bytearray), lambda value, _: {"$bytes": base64.b64encode(bytes(value)).decode("ascii")}),
+    (tuple, lambda value, depth: {"$tuple": _encode_items(value, depth + 1)}),
+    ((set, frozenset), lambda value, depth: {"$set": sorted(_encode_items(value, depth + 1), key=json.dumps)}),
+    (complex, lambda value, _: {"$complex": [_encode_float(value.real), _encode_float(value.imag)]}),
+    (datetime.datetime, lambda value, _: {"$datetime": value.isoformat()}),
+    (datetime.date, lambda value, _: {"$date": value.isoformat()}),
 )
 
-_DECODERS: dict[str, Any] = {
-    "$float": _decode_float,
-    "$bytes": lambda text: base64.b64decode(text, validate=True),
-    "$tuple": lambda items: tuple(decode(item) for item in items),
-    "$set": lambda items: {decode(item) for item in items},
-    "$complex": lambda parts: complex(decode(parts[0]), decode(parts[1])),
-    "$yaml": RawYaml,
-    "$date": datetime.date.fromisoformat,
-    "$datetime": datetime.datetime.fromisoformat,
-    "$numpy": _decode_scalar,
-    "$ndarray": _decode_array,
-    "$map": lambda items: {decode(key): decode(item) for key, item in items},
+
+def _decode_items(items: list[Any], depth: int) -> list[Any]:
+    if not isinstance(items, list):
+        raise TypeError("not a list")
+    return [decode(item, depth + 1) for item in items]
+
+
+def _decode_pairs(pairs: list[Any], depth: int) -> dict[Any, Any]:
+    return dict(map(tuple, (_decode_items(pair, depth + 1) for pair in pairs)))
+
+
+_DECODERS: dict[str, Callable[[Any, int], Any]] = {
+    "$float": lambda text, _: _decode_float(text),
+    "$bytes": lambda text, _: base64.b64decode(text, validate=True),
+    "$tuple": lambda items, depth: tuple(_decode_items(items, depth)),
+    "$set": lambda items, depth: set(_decode_items(items, depth)),
+    "$complex": lambda parts, depth: complex(*_decode_items(parts, depth)),
+    "$yaml": lambda text, _: RawYaml(text),
+    "$date": lambda text, _: datetime.date.fromisoformat(text),
+    "$datetime": lambda text, _: datetime.datetime.fromisoformat(text),
+    "$numpy": lambda parts, _: _decode_scalar(parts),
+    "$ndarray": lambda parts, _: _decode_array(parts),
+    "$map": _decode_pairs,
 }
 
 
-def decode(value: Any) -> Any:
+def decode(value: Any, depth: int = 0) -> Any:
     """Return the Python value that `encode` was given.
+
+    Parameters
+    ----------
+    value
+        JSON values.
+    depth
+        How many levels of JSON it was found below.
 
     Raises
     ------
     CorruptError
-        For a tagged object that is not one of ours or does not hold what its tag says.
+        For a tagged object that is not one of ours or does not hold what its tag says, or one nested too deeply.
     """
-    if isinstance(value, list):
-        return [decode(item) for item in value]
-    if not isinstance(value, dict):
+    if not isinstance(value, list | dict):
         return value
+    if depth > DEEPEST:
+        raise CorruptError("a value is nested too deeply", expected=f"at most {DEEPEST} levels")
+    if isinstance(value, list):
+        return _decode_items(value, depth)
     tag = next((key for key in value if key.startswith("$")), None)
     if tag is None:
-        return {key: decode(item) for key, item in value.items()}
+        return {key: decode(item, depth + 1) for key, item in value.items()}
     decoder = _DECODERS.get(tag)
     if decoder is None or len(value) != 1:
         raise CorruptError("an unknown tagged JSON value", expected=sorted(_DECODERS), found=sorted(value)[:3])
     try:
-        return decoder(value[tag])
-    except (ValueError, TypeError, IndexError, AttributeError, struct.error) as error:
+        return decoder(value[tag], depth + 1)
+    except (ValueError, TypeError, IndexError, AttributeError, OverflowError, struct.error) as error:
+        if isinstance(error, CorruptError):
+            raise
         raise CorruptError("a tagged JSON value does not hold what it says", where=tag, found=error) from error
 
 
@@ -173,21 +235,58 @@ def dumps(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(encode(value), allow_nan=False, ensure_ascii=False, indent=indent)
 
 
-def _refuse_constant(name: str) -> Any:
-    raise CorruptError("JSON text holds a token that JSON does not have", found=name)
-
-
 def loads(text: str | bytes) -> Any:
     """Return the Python value of strict JSON text written by `dumps`.
 
     Raises
     ------
     CorruptError
-        Where the text is not strict JSON, or a tagged value is wrong.
+        If the text is not strict JSON, or a tagged value is wrong.
     """
+    return decode(parse(text))
+
+
+# --- text ---------------------------------------------------------------------------------------------
+
+_VALUES = 1 << 21
+"""Values that a text of any length may hold; in memory each takes about 70 bytes, where its text may be two."""
+
+
+def parse(
+    text: str | bytes,
+    *,
+    stored: int | None = None,
+    what: str = "a text",
+    path: str | None = None,
+    where: str | None = None,
+) -> Any:
+    """Return the JSON values of a text: the one place where JSON of a store is read.
+
+    Parameters
+    ----------
+    text
+        JSON text; the tokens ``NaN`` and ``Infinity`` are refused.
+    stored
+        The length of what the text was unpacked from [byte], by default its own.
+    what, path, where
+        What it is and where it stands, for messages.
+
+    Raises
+    ------
+    CorruptError
+    """
+    most = _VALUES + (len(text) if stored is None else stored) // 24
+    if isinstance(text, str):
+        count = text.count(",") + text.count("[") + text.count("{")
+    else:
+        count = text.count(b",") + text.count(b"[") + text.count(b"{")
+    if count > most:
+        raise CorruptError(f"{what} holds too many values", path=path, where=where, expected=most, found=count)
     try:
-        return decode(json.loads(text, parse_constant=_refuse_constant))
+        return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, CorruptError):
-            raise
-        raise CorruptError("not JSON text", found=str(error)) from error
+        raise CorruptError(f"{what} is not JSON", path=path, where=where, found=str(error)[:200]) from error
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"the token {name}")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from wustore.errors import UsageError
 from wustore.model.meta import Column, ConstituentTable, Meta
+from wustore.model.units import mjd
 
 __all__ = ["TimeRange", "chosen_images", "consecutive_runs", "selected_meta"]
 
@@ -34,8 +35,8 @@ def chosen_images(
     meta
         Metadata of the store.
     times
-        (start, stop), MJD [days, UTC], both ends included; None leaves an end open. Images without a time
-        are never in a range.
+        (start, stop), MJD [days, UTC] or anything else that `wustore.model.units.mjd` takes, both ends included; None
+        leaves an end open. Images without a time are never in a range.
     images
         Indices (negative ones from the end), whose order is kept, or a boolean for every image.
     filters
@@ -74,16 +75,16 @@ def _indices(images: Sequence[int] | NDArray[Any], n_images: int) -> NDArray[np.
 
 def _within(meta: Meta, times: TimeRange) -> NDArray[np.bool_]:
     try:
-        start, stop = (bound if bound is None else float(bound) for bound in times)
+        start, stop = times
     except (TypeError, ValueError):
         raise UsageError(
             "not a range of times",
-            expected="(start, stop) in MJD",
+            expected="(start, stop), as MJD or as times",
             found=times,
             hint="Single images are chosen by their indices, images=[…].",
         ) from None
-    low = -np.inf if start is None else start
-    high = np.inf if stop is None else stop
+    low = -np.inf if start is None else float(mjd(start))
+    high = np.inf if stop is None else float(mjd(stop))
     if not low <= high:
         raise UsageError("a range of times ends before it starts", expected="(start, stop) in MJD", found=(start, stop))
     return (meta.times >= low) & (meta.times <= high)

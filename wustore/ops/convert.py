@@ -11,7 +11,7 @@ from wustore.backends.registry import backend_for_writing, open_reader
 from wustore.errors import UsageError, WuStoreError
 from wustore.ops.copy import workers_within, write
 from wustore.ops.dask import run_on_cluster
-from wustore.ops.jobs import check_unchanged, discard, has_begun, plan, run, source_state
+from wustore.ops.jobs import discard, has_begun, plan, run
 from wustore.storage.stores import address_of
 
 __all__ = ["PARTS_ON_A_CLUSTER", "THREADS_AT_MOST", "convert", "refuse_same"]
@@ -75,7 +75,9 @@ def convert(
     StoreNotFoundError, StoreExistsError, UnknownFormatError, FormatError, VersionError, IncompleteError
         As opening and creating a store raise them.
     CorruptError
-        The source is damaged, or changed while it was read.
+        The source is damaged.
+    StoreReplacedError
+        The source was replaced or changed while it was read.
     FidelityError
         A FITS file did not come out with its recorded sha256.
     UsageError
@@ -103,7 +105,6 @@ def convert(
             pieces = pieces or (backend_for_writing(target, format).name == "zarr" and isinstance(source, str))
             processes = pieces
         if not pieces:
-            state = source_state(reader)
             write(
                 reader,
                 target,
@@ -113,7 +114,6 @@ def convert(
                 workers=workers,
                 progress=progress,
                 options=options,
-                check=lambda: check_unchanged(reader, state),
             )
             return
     keep = resume or has_begun(target)  # what another call began is not thrown away by this one

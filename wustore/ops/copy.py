@@ -1,15 +1,15 @@
-"""The one path by which a WorkUnit moves: image by image from a reader to a writer."""
+"""The one path by which a WorkUnit moves: image by image from a reader to a writer, each plane checked on the way."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from wustore.backends.base import Progress, Reader, Writer
+from wustore.backends.proxy import CheckedReader
 from wustore.backends.registry import backend_for_writing
-from wustore.errors import CorruptError
-from wustore.model.meta import LAYERS, Image, Meta
+from wustore.model.meta import LAYERS, Meta
 from wustore.storage.threads import read_ahead, worker_count
 
 if TYPE_CHECKING:
@@ -58,7 +58,6 @@ def copy(
     indices: Iterable[int] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
-    check: Callable[[], None] | None = None,
 ) -> None:
     """Copy every image from ``reader`` to ``writer`` and commit; on any error the writer is aborted.
 
@@ -73,13 +72,18 @@ def copy(
         memory at a time.
     progress
         Called after each image.
-    check
-        Called before the commit; what it raises aborts the writer.
+
+    Raises
+    ------
+    CorruptError
+        The source is damaged.
+    StoreReplacedError
+        The source was replaced or changed since it was opened.
     """
     try:
+        reader.check_state()
         copy_images(reader, writer, indices=indices, workers=workers, progress=progress)
-        if check is not None:
-            check()
+        reader.check_state()
         writer.commit()
     except BaseException:
         writer.abort()
@@ -95,12 +99,13 @@ def copy_images(
     progress: Progress | None = None,
 ) -> None:
     """Copy images without committing; parameters as for `copy`."""
+    source = CheckedReader(reader)
     total = reader.meta.n_images
     wanted = list(range(total)) if indices is None else list(indices)
     done = total - len(wanted)
 
     def move(i: int) -> None:
-        image = _checked(reader.image(i), reader, i)
+        image = source.image(i)
         writer.write(i, image, reader.image_capsule(i, image) if writer.keeps_capsule else None)
 
     # `read_ahead` bounds how far the threads run before the oldest image is through.
@@ -117,21 +122,6 @@ def copy_images(
         raise
 
 
-def _checked(image: Image, reader: Reader, i: int) -> Image:
-    """Return ``image`` after making sure that it is what the metadata says: writers rely on it."""
-    wrong = reader.meta.mismatch(i, image)
-    if wrong is not None:
-        layer, expected, found = wrong
-        raise CorruptError(
-            "an image does not have the shape and dtype that the metadata says",
-            path=reader.path,
-            where=f"image {i}, {layer}",
-            expected=expected,
-            found=found,
-        )
-    return image
-
-
 def write(
     reader: Reader,
     target: Any,
@@ -142,7 +132,6 @@ def write(
     workers: int | None,
     progress: Progress | None,
     options: dict[str, Any],
-    check: Callable[[], None] | None = None,
 ) -> None:
     """Write what ``reader`` reads to a new store: what `save` and `wustore.convert` have in common.
 
@@ -164,14 +153,12 @@ def write(
         Called with (images done, images in all).
     options
         Of the target's backend.
-    check
-        Called before the commit; what it raises aborts the writer.
 
     Raises
     ------
-    StoreExistsError, UnknownFormatError, UsageError, CorruptError, FidelityError, OSError
+    StoreExistsError, UnknownFormatError, UsageError, CorruptError, StoreReplacedError, FidelityError, OSError
     """
     backend = backend_for_writing(target, format_name)
     leftovers = reader.capsule() if capsule else None
     writer = backend.create(target, reader.meta, capsule=leftovers, overwrite=overwrite, workers=workers, **options)
-    copy(reader, writer, workers=workers, progress=progress, check=check)
+    copy(reader, writer, workers=workers, progress=progress)

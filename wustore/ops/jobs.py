@@ -10,7 +10,6 @@ bytes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -24,6 +23,7 @@ from typing import Any
 
 from wustore.backends.base import Progress, Reader, ResumableWriter
 from wustore.backends.registry import backend_for_reading, backend_for_writing, backend_named
+from wustore.backends.state import replaced
 from wustore.errors import CorruptError, IncompleteError, UsageError, WuStoreError
 from wustore.model.meta import Capsule
 from wustore.ops.copy import copy_images
@@ -34,7 +34,6 @@ from wustore.storage.zarr_store import DirectoryKeys, Keys
 
 __all__ = [
     "Job",
-    "check_unchanged",
     "discard",
     "finish",
     "has_begun",
@@ -43,7 +42,6 @@ __all__ = [
     "plan",
     "progress_of",
     "run",
-    "source_state",
 ]
 
 _JOB = f"{JOURNAL}job.json"
@@ -74,7 +72,7 @@ class Job:
     parts
         Into how many parts a cluster job divides them.
     state
-        What the source looked like (`source_state`): a source that has changed is refused.
+        Of the source (`wustore.backends.base.Reader.state`): a source that has changed is refused.
     """
 
     source: str
@@ -100,18 +98,6 @@ class Job:
         if not 0 <= k < self.parts:
             raise UsageError("no such part", path=self.target, expected=f"0 … {self.parts - 1}", found=k)
         return range(k * self.n_images // self.parts, (k + 1) * self.n_images // self.parts)
-
-
-def source_state(reader: Reader) -> str:
-    """Return a digest of names, sizes and modification times of the files of a store."""
-    digest = hashlib.sha256()
-    for path in reader.places():
-        place = Path(path)
-        place = place / "zarr.json" if place.is_dir() else place
-        found = place.stat() if place.exists() else None
-        facts = [place.name] if found is None else [place.name, found.st_size, found.st_mtime_ns]
-        digest.update(json.dumps(facts).encode())
-    return digest.hexdigest()
 
 
 def _keys(target: str, *, must_exist: bool = True) -> Keys:
@@ -240,7 +226,7 @@ def plan(
             target=os.path.abspath(target) if is_local(target) else target,  # noqa: PTH100
             format=backend.name,
             n_images=reader.meta.n_images,
-            state=source_state(reader),
+            state=reader.state(),
             options=json.loads(json.dumps(options)),
             overwrite=overwrite,
             keep_capsule=capsule,
@@ -296,33 +282,12 @@ def _open_both(target: str, workers: int | None = 1) -> tuple[Job, Reader, Resum
     job, capsule = _load(target)
     reader = backend_named(job.source_format).open(job.source)
     try:
-        check_unchanged(reader, job.state)
+        if reader.state() != job.state:
+            raise replaced(reader.path)
         return job, reader, _create(job, reader, capsule, workers)
     except BaseException:
         reader.close()
         raise
-
-
-def check_unchanged(reader: Reader, state: str) -> None:
-    """Refuse to go on where the files of a store are not what `source_state` found before.
-
-    Parameters
-    ----------
-    reader
-        The store.
-    state
-        What `source_state` returned.
-
-    Raises
-    ------
-    CorruptError
-    """
-    if source_state(reader) != state:
-        raise CorruptError(
-            "the source has changed since the conversion began",
-            path=reader.path,
-            hint="Start the conversion again; an unfinished one with --resume must be removed first.",
-        )
 
 
 def part(target: str, k: int, *, workers: int | None = None, progress: Progress | None = None) -> int:
@@ -519,5 +484,5 @@ def run(job: Job, *, workers: int, processes: bool = False, progress: Progress |
 
             _in_processes(job.target, left, min(workers, len(left)), report)
         with _alone_at_the_end(job.target):
-            check_unchanged(reader, job.state)
+            reader.check_state()
             writer.commit()

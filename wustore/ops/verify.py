@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from wustore.backends.base import Progress, Reader
 from wustore.backends.registry import backend_named
-from wustore.errors import MissingDependencyError, WuStoreError
+from wustore.errors import FormatError, WuStoreError
 from wustore.format.document import document_of
-from wustore.format.planes import plane_checksum
+from wustore.format.planes import plane_problems
+from wustore.format.schema import violation
 from wustore.model.meta import LAYERS, Image
 from wustore.ops.copy import copy
 from wustore.storage.threads import read_ahead
@@ -50,7 +48,7 @@ class Problem:
 def problems(reader: Reader, *, workers: int | None = None, progress: Progress | None = None) -> Iterator[Problem]:
     """Yield everything that is wrong with an open store; all of it is read.
 
-    The document is held against the packaged JSON Schema where ``jsonschema`` is installed; every plane
+    The document is held against the packaged JSON Schema; every plane
     against the metadata's shape and dtype and, where the format stores it, against its CRC-32C; the FITS
     leftovers are read; copies kept for other programs are compared. Damage in one layer of an image does not hide
     that in another, or in another image.
@@ -71,15 +69,15 @@ def problems(reader: Reader, *, workers: int | None = None, progress: Progress |
 
 
 def _document_problems(reader: Reader) -> Iterator[Problem]:
-    from wustore.format.schema import violations
-
     stored = reader.document()
     try:
         # Formats without a document of their own are held to what they would say in ours.
-        document = document_of(reader.meta) if stored is None else stored
-        yield from (Problem("invalid", where, what) for where, what in violations(document))
-    except MissingDependencyError:
-        return  # the reader has checked what it needs; the schema says no more than `meta_from` demands
+        broken = violation(document_of(reader.meta) if stored is None else stored)
+    except FormatError as error:
+        yield Problem("invalid", error.where or "$", str(error.found or error.what))
+        return
+    if broken is not None:
+        yield Problem("invalid", *broken)
 
 
 def _image_problems(reader: Reader, workers: int | None, progress: Progress | None) -> Iterator[Problem]:
@@ -97,7 +95,12 @@ def _image_problems(reader: Reader, workers: int | None, progress: Progress | No
             return _damaged_layers(reader, i) or [Problem("damaged", f"image {i}", str(error))]
 
     for i, found in read_ahead(fetch, range(total), workers):
-        yield from _plane_problems(reader, i, found, sums) if isinstance(found, Image) else found
+        if isinstance(found, Image):
+            for wrong in plane_problems(reader.meta, i, found, sums):
+                what = f"{wrong.what}; expected {wrong.expected}; found {wrong.found}"
+                yield Problem("damaged", f"image {i}, {wrong.layer}", what)
+        else:
+            yield from found
         if progress is not None:
             progress(i + 1, total)
 
@@ -111,20 +114,6 @@ def _damaged_layers(reader: Reader, i: int) -> list[Problem]:
         except (WuStoreError, OSError) as error:
             found.append(Problem("damaged", f"image {i}, {layer}", str(error)))
     return found
-
-
-def _plane_problems(reader: Reader, i: int, image: Image, sums: NDArray[np.uint32] | None) -> Iterator[Problem]:
-    for k, layer in enumerate(LAYERS):
-        where = f"image {i}, {layer}"
-        plane, dtype = image.layer(layer), reader.meta.dtypes[layer][i]
-        expected = None if dtype is None else (reader.meta.shape_of(layer, i), dtype)
-        found = None if plane is None else (plane.shape, plane.dtype)
-        if expected != found:
-            yield Problem("damaged", where, f"expected {expected}; found {found}")
-        elif sums is not None and plane_checksum(plane) != sums[i, k]:
-            yield Problem(
-                "damaged", where, f"checksum: expected {sums[i, k]:#010x}; found {plane_checksum(plane):#010x}"
-            )
 
 
 def _capsule_problems(reader: Reader) -> Iterator[Problem]:

@@ -8,107 +8,31 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, zip_longest
+from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from wustore.backends.base import Index, Reader
+from wustore.backends.base import Progress, Reader
 from wustore.errors import UsageError
 from wustore.model.kbmod_rules import hide_pixels, is_masked, no_data_of
 from wustore.model.meta import PIXEL_LAYERS
 from wustore.model.select import TimeRange, chosen_images
-from wustore.stamps.coadd import coadd
-from wustore.stamps.sky import numbers_alike, sky_to_pixel
+from wustore.model.units import has_unit, in_unit
+from wustore.stamps.coadd import RunningCoadd, check_kind
+from wustore.stamps.gather import AT_A_TIME, Block, Windows
+from wustore.stamps.results import Coadds, Stamps
+from wustore.stamps.sky import image_wcs_or_none, numbers_alike, sky_to_pixel
 from wustore.stamps.trajectories import nearest_pixel, trajectories_from
+from wustore.storage import buffers
+from wustore.storage.threads import in_threads, read_ahead
 
-__all__ = ["MAX_MEMORY", "Coadds", "Stamps", "stamp_batches", "stamps", "trajectory_coadds", "trajectory_stamps"]
+__all__ = ["MAX_MEMORY", "stamp_batches", "stamps", "trajectory_coadds", "trajectory_stamps"]
 
 MAX_MEMORY = 256 << 20
-"""Working memory beside the result [bytes]: 8000 stamps of 21 x 21 through 18 images at a time."""
-
-
-@dataclass(frozen=True, eq=False)
-class Stamps:
-    """Stamps through time.
-
-    S is the shape of what they were asked for: () for one position, (n,) for n positions or trajectories. Each
-    stamp has 2 * radius + 1 pixels in y and x.
-
-    Attributes
-    ----------
-    science, variance
-        Shape S + (time, y, x), in the unit of the store. NaN where the frame ends and where the pixel is masked.
-        None where not asked for.
-    mask
-        The flags as stored, 0 where the frame ends or the image has no mask layer. Shape S + (time, y, x).
-        None where not asked for.
-    inside
-        True where there is a pixel of the image, False where the frame ends. Shape S + (time, y, x).
-    x, y
-        The pixels at the centres of the stamps. Shape S + (time,); `wustore.stamps.trajectories.NOWHERE` where a
-        position is not a number.
-    times
-        MJD [days, UTC]. Shape (time,).
-    images
-        Indices of the images. Shape (time,).
-    radius
-        Pixels on either side of the centre.
-    """
-
-    science: NDArray[Any] | None
-    variance: NDArray[Any] | None
-    mask: NDArray[Any] | None
-    inside: NDArray[np.bool_]
-    x: NDArray[np.int64]
-    y: NDArray[np.int64]
-    times: NDArray[np.float64]
-    images: NDArray[np.int64]
-    radius: int
-
-    def __len__(self) -> int:
-        return len(self.inside)
-
-    def coadd(self, kind: str = "mean") -> NDArray[np.float64]:
-        """Return the coadd over time, shape S + (y, x), in the unit of the science layer.
-
-        Parameters
-        ----------
-        kind
-            One of `wustore.stamps.coadd.KINDS`; the rules are those of `wustore.stamps.coadd.coadd`.
-
-        Raises
-        ------
-        UsageError
-            Of an unknown kind, or where the layers it needs were not asked for.
-        """
-        if self.science is None:
-            raise UsageError("a coadd needs the science layer", hint="Ask for it in layers=….")
-        return coadd(self.science, kind, self.variance)
-
-
-@dataclass(frozen=True, eq=False)
-class Coadds:
-    """Coadded stamps.
-
-    Attributes
-    ----------
-    values
-        Shape (n, y, x), in the unit of the science layer; 0 where no time has data.
-    kind
-        One of `wustore.stamps.coadd.KINDS`.
-    x, y, times, images, radius
-        As in `Stamps`.
-    """
-
-    values: NDArray[np.float64]
-    kind: str
-    x: NDArray[np.int64]
-    y: NDArray[np.int64]
-    times: NDArray[np.float64]
-    images: NDArray[np.int64]
-    radius: int
+"""Working memory besides the result [bytes]: the pixels of 16 images of 2048 x 2048."""
 
 
 def stamps(
@@ -123,6 +47,7 @@ def stamps(
     images: Sequence[int] | NDArray[Any] | None = None,
     layers: Sequence[str] = PIXEL_LAYERS,
     max_memory: int = MAX_MEMORY,
+    progress: Progress | None = None,
 ) -> Stamps:
     """Cut stamps around fixed positions out of every image.
 
@@ -135,15 +60,18 @@ def stamps(
     radius
         Pixels on either side of the centre.
     times
-        (start, stop), MJD [days, UTC], both ends included; None leaves an end open. All images by default.
+        (start, stop), both ends included; MJD [days, UTC], or Time, datetime64, datetime. None leaves an end open. All
+        images by default.
     ra, dec
-        Position or positions on the sky instead, ICRS [deg]; each image's WCS says which pixel that is.
+        Position or positions on the sky instead, ICRS [deg] or Quantity; each image's WCS says which pixel that is.
     images
         Indices of the images wanted, or a boolean for each.
     layers
         Layers wanted, of science, variance and mask.
     max_memory
-        Working memory beside the result [bytes].
+        Working memory besides the result [bytes].
+    progress
+        Called with (images done, images in all).
 
     Returns
     -------
@@ -153,19 +81,21 @@ def stamps(
     Raises
     ------
     UsageError
-        Where an argument cannot be meant.
+        If an argument is invalid.
     CorruptError
-        Where the stored bytes are damaged or missing.
+        If the stored bytes are damaged or missing.
     """
-    chosen = chosen_images(reader.meta, times, images)
+    wanted = _Request(reader, radius, chosen_images(reader.meta, times, images), layers, max_memory)
     if x is not None and y is not None and ra is None and dec is None:
-        placed = numbers_alike("x and y", x, y)
-        centre_x, centre_y = (np.broadcast_to(value[..., None], (*value.shape, len(chosen))) for value in placed)
+        placed = numbers_alike("pix", x=x, y=y)
+        shape = placed[0].shape
+        centre_x, centre_y = (np.broadcast_to(value[..., None], (*shape, len(wanted.images))) for value in placed)
     elif ra is not None and dec is not None and x is None and y is None:
-        centre_x, centre_y = sky_to_pixel(reader.meta, ra, dec, chosen)
+        centre_x, centre_y = sky_to_pixel(reader.meta, ra, dec, wanted.images)
     else:
         raise UsageError("the positions of the stamps are not clear", expected="x and y, or ra and dec")
-    return _stamps(reader, nearest_pixel(centre_x), nearest_pixel(centre_y), radius, chosen, layers, max_memory)
+    ids = np.arange(math.prod(centre_x.shape[:-1])).reshape(centre_x.shape[:-1])
+    return wanted.stamps(nearest_pixel(centre_x), nearest_pixel(centre_y), ids, progress)
 
 
 def trajectory_stamps(
@@ -177,6 +107,7 @@ def trajectory_stamps(
     images: Sequence[int] | NDArray[Any] | None = None,
     layers: Sequence[str] = PIXEL_LAYERS,
     max_memory: int = MAX_MEMORY,
+    progress: Progress | None = None,
 ) -> Stamps:
     """Cut stamps along linear motions, as KBMOD's stamp functions do, for all trajectories at once.
 
@@ -191,14 +122,17 @@ def trajectory_stamps(
     radius
         Pixels on either side of the centre.
     times
-        (start, stop), MJD [days, UTC], both ends included; None leaves an end open. All images by default.
+        (start, stop), both ends included; MJD [days, UTC], or Time, datetime64, datetime. None leaves an end open. All
+        images by default.
     images
         Indices of the images wanted, or a boolean for each.
     layers
         Layers wanted, of science, variance and mask.
     max_memory
-        Working memory beside the result [bytes]. A result that is itself too large comes in parts from
+        Working memory besides the result [bytes]. A result that is itself too large comes in batches from
         `stamp_batches`.
+    progress
+        Called with (images done, images in all).
 
     Returns
     -------
@@ -208,13 +142,12 @@ def trajectory_stamps(
     Raises
     ------
     UsageError
-        Where an argument cannot be meant.
+        If an argument is invalid.
     CorruptError
-        Where the stored bytes are damaged or missing.
+        If the stored bytes are damaged or missing.
     """
-    chosen = chosen_images(reader.meta, times, images)
-    x, y = _path(reader, trajectories, chosen)
-    return _stamps(reader, x, y, radius, chosen, layers, max_memory)
+    wanted = _Request(reader, radius, chosen_images(reader.meta, times, images), layers, max_memory)
+    return wanted.stamps(*wanted.path(trajectories), progress)
 
 
 def stamp_batches(
@@ -226,42 +159,48 @@ def stamp_batches(
     images: Sequence[int] | NDArray[Any] | None = None,
     layers: Sequence[str] = PIXEL_LAYERS,
     max_memory: int = MAX_MEMORY,
+    progress: Progress | None = None,
 ) -> Iterator[Stamps]:
-    """Yield the stamps of `trajectory_stamps` in parts, some images at a time, for results larger than memory.
+    """Yield the stamps of `trajectory_stamps` in batches, for results larger than memory; each chunk is read once.
 
-    A part holds as many images as fit into half of ``max_memory``, at least those that share a chunk, so that each
-    chunk is still read once.
+    A batch holds all trajectories and as many images as fit into half of ``max_memory``, images that share a chunk
+    together. If the trajectories do not fit for one image, there are several batches for it, each with some
+    trajectories; `Stamps.ids` says which.
 
     Parameters
     ----------
-    reader, trajectories, radius, times, images, layers, max_memory
+    reader, trajectories, radius, times, images, layers, max_memory, progress
         As in `trajectory_stamps`.
 
     Yields
     ------
     Stamps
-        Arrays of shape (n, images of this part, y, x).
+        Arrays of shape (trajectories of this batch, images of this batch, y, x).
 
     Raises
     ------
     UsageError, CorruptError
         As in `trajectory_stamps`.
     """
-    chosen = chosen_images(reader.meta, times, images)
-    x, y = _path(reader, trajectories, chosen)
-    _check(reader, radius, layers)
-    side = 2 * radius + 1
-    itemsize = 1 + sum(reader.meta.layer_dtype(layer).itemsize for layer in layers if reader.meta.has_layer(layer))
-    fits = max(max_memory // 2 // max(len(x) * side * side * itemsize, 1), 1)
-    depth = math.lcm(*(reader.chunks(layer)[0] for layer in layers if reader.meta.has_layer(layer)))
-    # Where the images' row of chunks changes, and the end.
-    seams = [*(np.flatnonzero(np.diff(chosen // depth)) + 1).tolist(), len(chosen)]
+    wanted = _Request(reader, radius, chosen_images(reader.meta, times, images), layers, max_memory // 2)
+    x, y, ids = wanted.path(trajectories)
+    n_times = len(wanted.images)
+    windows = wanted.windows(x, y)
+    fits = max_memory // 2 // max(len(x) * wanted.stamp_bytes, 1)
+    # Where the images' row of chunks changes, and the end; a row whose stamps do not fit is cut by trajectories.
+    seams = sorted({part.times.stop for part in windows.parts})
     start = 0
     for seam, following in zip_longest(seams, seams[1:]):
-        if following is None or following - start > fits:
-            part = slice(start, seam)
-            yield _stamps(reader, x[:, part], y[:, part], radius, chosen[part], layers, max_memory // 2)
-            start = seam
+        if following is not None and following - start <= fits:
+            continue
+        part = slice(start, seam)
+        if seam - start <= fits:
+            yield wanted.part(part).stamps(x[:, part], y[:, part], ids)
+        else:
+            yield from wanted.cut_by_trajectories(windows, range(start, seam), x, y, ids)
+        start = seam
+        if progress is not None:
+            progress(seam, n_times)
 
 
 def trajectory_coadds(
@@ -273,15 +212,17 @@ def trajectory_coadds(
     *,
     images: Sequence[int] | NDArray[Any] | None = None,
     max_memory: int = MAX_MEMORY,
+    progress: Progress | None = None,
 ) -> Coadds:
     """Coadd the stamps along linear motions, of any number of trajectories in bounded memory.
 
-    Trajectories that are near to each other are taken together, as many as fit into ``max_memory``, so that most
-    chunks are read once.
+    ``sum``, ``mean`` and ``weighted`` add image after image to all coadds, so each chunk is read once. A ``median``
+    needs the stamps of all times at once: trajectories that are near to each other are taken together, as many as fit
+    into ``max_memory``, and chunks that several of these groups touch are read for each of them.
 
     Parameters
     ----------
-    reader, trajectories, radius, times, images, max_memory
+    reader, trajectories, radius, times, images, max_memory, progress
         As in `trajectory_stamps`.
     kind
         One of `wustore.stamps.coadd.KINDS`.
@@ -294,164 +235,216 @@ def trajectory_coadds(
     Raises
     ------
     UsageError
-        Where an argument cannot be meant.
+        If an argument is invalid.
     CorruptError
-        Where the stored bytes are damaged or missing.
+        If the stored bytes are damaged or missing.
     """
-    chosen = chosen_images(reader.meta, times, images)
-    x, y = _path(reader, trajectories, chosen)
+    check_kind(kind)
     layers = ("science", "variance") if kind == "weighted" else ("science",)
-    _check(reader, radius, layers)
-    side = 2 * radius + 1
-    values = np.zeros((len(x), side, side))
-    fits = max(max_memory // max(len(chosen) * side * side * _COADD_BYTES, 1), 1)
-    order = np.argsort(y[:, len(chosen) // 2], kind="stable") if len(chosen) else np.arange(len(x))
-    for start in range(0, len(x), fits):
-        part = order[start : start + fits]
-        found = _stamps(reader, x[part], y[part], radius, chosen, layers, max_memory)
-        values[part] = found.coadd(kind)
-    return Coadds(values, kind, x, y, reader.meta.times[chosen], chosen, radius)
+    wanted = _Request(reader, radius, chosen_images(reader.meta, times, images), layers, max_memory)
+    x, y, ids = wanted.path(trajectories)
+    values = wanted.medians(x, y, progress) if kind == "median" else wanted.running(kind, x, y, progress)
+    return Coadds(values, kind, x, y, ids=ids, **wanted.facts)
 
 
-_COADD_BYTES = 40
-"""Memory for one pixel of a stamp while it is coadded [bytes]: its layers, and two float64 arrays."""
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """What is to be cut out, but for the positions."""
+
+    reader: Reader
+    radius: Any
+    images: NDArray[np.int64]
+    layers: Sequence[str]
+    max_memory: int
+
+    def __post_init__(self) -> None:
+        radius, layers, meta = self.radius, self.layers, self.reader.meta
+        if has_unit(radius):
+            radius = float(in_unit(radius, "pix", "radius"))
+            radius = int(radius) if radius.is_integer() else radius
+            object.__setattr__(self, "radius", radius)
+        if isinstance(radius, bool) or not isinstance(radius, int | np.integer) or radius < 0:
+            raise UsageError("not a radius of stamps", expected="a whole number of pixels, 0 or more", found=radius)
+        unknown = [layer for layer in layers if layer not in PIXEL_LAYERS]
+        if isinstance(layers, str) or unknown or not layers:
+            raise UsageError("not layers of stamps", expected=f"some of {', '.join(PIXEL_LAYERS)}", found=layers)
+        if not any(meta.has_layer(layer) for layer in layers):
+            raise UsageError("no image has these layers", path=str(self.reader.path), found=", ".join(layers))
+
+    @property
+    def side(self) -> int:
+        """Of a stamp [pixel]."""
+        return 2 * int(self.radius) + 1
+
+    @property
+    def stamp_bytes(self) -> int:
+        """Bytes of a stamp, all its layers together."""
+        return self.side**2 * (1 + sum(self.dtype_of(layer).itemsize for layer in self.layers))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What results say about where they come from."""
+        meta = self.reader.meta
+        return {
+            "times": meta.times[self.images],
+            "images": self.images,
+            "radius": int(self.radius),
+            "wcs": tuple(image_wcs_or_none(meta, i) for i in self.images.tolist()),
+            "source": str(self.reader.path),
+        }
+
+    def dtype_of(self, layer: str) -> np.dtype[Any]:
+        """Return the dtype of stamps of a layer: floating, so that NaN fits, but for masks."""
+        if not self.reader.meta.has_layer(layer):
+            return np.dtype(np.int8 if layer == "mask" else np.float64)
+        dtype = self.reader.meta.layer_dtype(layer)
+        return dtype if layer == "mask" or dtype.kind == "f" else np.dtype(np.float64)
+
+    def part(self, places: slice) -> _Request:
+        """Return the request for some of the images."""
+        return _Request(self.reader, self.radius, self.images[places], self.layers, self.max_memory)
+
+    def path(self, trajectories: Any) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]:
+        """Return the pixels (x, y) that trajectories pass, shape (n, time), and their names."""
+        meta = self.reader.meta
+        found = trajectories_from(trajectories, meta)
+        return *found.pixels(meta.times[self.images], float(meta.times[0])), found.names
+
+    def windows(self, x: NDArray[np.int64], y: NDArray[np.int64]) -> Windows:
+        """Return what is to be read around centres of shape (n, time)."""
+        layers = [layer for layer in PIXEL_LAYERS if layer in self.layers or layer == "mask"]
+        return Windows(self.reader, layers, self.images, y, x, int(self.radius), self.max_memory)
+
+    def stamps(
+        self, x: NDArray[np.int64], y: NDArray[np.int64], ids: NDArray[Any], progress: Progress | None = None
+    ) -> Stamps:
+        """Cut stamps around centres (x, y), shape S + (time,)."""
+        n_times = len(self.images)
+        flat_x, flat_y = x.reshape(-1, n_times), y.reshape(-1, n_times)
+        windows = self.windows(flat_x, flat_y)
+        arrays = self._arrays(len(flat_x), n_times)
+
+        def work(p: int) -> None:
+            part = windows.parts[p]
+            block = windows.load(part)
+            for k in part.times:
+                for start in range(0, len(part.members), AT_A_TIME):
+                    members = part.members[start : start + AT_A_TIME]
+                    for name, values in self._cut(block, k, members, arrays).items():
+                        arrays[name][:, k][_index(members)] = values
+            windows.give_back(block)
+
+        for p, _ in read_ahead(work, range(len(windows.parts)), windows.workers):
+            if progress is not None:
+                progress(windows.parts[p].times.stop, n_times)
+        shaped = {name: values.reshape(*x.shape, *values.shape[2:]) for name, values in arrays.items()}
+        return self._result(shaped, x, y, ids)
+
+    def cut_by_trajectories(
+        self, windows: Windows, places: range, x: NDArray[np.int64], y: NDArray[np.int64], ids: NDArray[Any]
+    ) -> Iterator[Stamps]:
+        """Yield stamps of some images in pieces that fit, each with some of the trajectories."""
+        request = self.part(slice(places.start, places.stop))
+        fits = max(self.max_memory // (len(places) * self.stamp_bytes), 1)
+        for part in [part for part in windows.parts if part.times.start in places]:
+            block = windows.load(part)
+            for start in range(0, len(part.members), fits):
+                members = part.members[start : start + fits]
+                arrays = self._arrays(len(members), len(places))
+
+                def work(first: int, members: NDArray[np.int64], arrays: dict[str, NDArray[Any]], block: Block) -> None:
+                    here = slice(first, first + AT_A_TIME)
+                    for row, k in enumerate(places):
+                        for name, values in self._cut(block, k, members[here], arrays).items():
+                            arrays[name][here, row] = values
+
+                cut = partial(work, members=members, arrays=arrays, block=block)
+                in_threads(cut, range(0, len(members), AT_A_TIME))
+                centres = x[members][:, places.start : places.stop], y[members][:, places.start : places.stop]
+                yield request._result(arrays, *centres, ids[members])
+            windows.give_back(block)
+
+    def _arrays(self, n: int, n_times: int) -> dict[str, NDArray[Any]]:
+        shape = (n, n_times, self.side, self.side)
+        arrays = {layer: buffers.empty(shape, self.dtype_of(layer)) for layer in self.layers}
+        return arrays | {"inside": buffers.empty(shape, bool)}
+
+    def _cut(
+        self, block: Block, k: int, members: NDArray[np.int64], wanted: Sequence[str] | dict[str, Any]
+    ) -> dict[str, NDArray[Any]]:
+        """Return stamps at place ``k`` of the time axis by layer, shape (m, y, x), masked pixels NaN."""
+        meta = self.reader.meta
+        masked = None
+        cut: dict[str, NDArray[Any]] = {}
+        if meta.has_layer("mask") or "mask" in wanted:
+            mask = block.cut("mask", k, members, 0, self.dtype_of("mask"))
+            masked = is_masked(mask)
+            if "mask" in wanted:
+                cut["mask"] = mask
+        for layer in ("science", "variance"):
+            if layer in wanted:
+                cut[layer] = block.cut(layer, k, members, np.nan, self.dtype_of(layer))
+                hide_pixels(cut[layer], masked, no_data_of(meta))
+        if "inside" in wanted:
+            cut["inside"] = block.inside(k, members)
+        return cut
+
+    def _result(
+        self, arrays: dict[str, NDArray[Any]], x: NDArray[np.int64], y: NDArray[np.int64], ids: NDArray[Any]
+    ) -> Stamps:
+        layers = {layer: arrays.get(layer) for layer in PIXEL_LAYERS}
+        return Stamps(**layers, inside=arrays["inside"], x=x, y=y, ids=ids, **self.facts)  # type: ignore[arg-type]
+
+    # --- coadds --------------------------------------------------------------------------------------------
+
+    def running(
+        self, kind: str, x: NDArray[np.int64], y: NDArray[np.int64], progress: Progress | None
+    ) -> NDArray[np.float64]:
+        """Return coadds to which one image after the other is added."""
+        windows = self.windows(x, y)
+        total = RunningCoadd(kind, (len(x), self.side, self.side))
+
+        def add(block: Block, first: int) -> None:
+            members = block.part.members[first : first + AT_A_TIME]
+            for k in block.part.times:
+                cut = self._cut(block, k, members, self.layers)
+                total.add(_index(members), cut["science"], cut.get("variance"))
+
+        parts = windows.parts
+        for p, block in read_ahead(lambda p: windows.load(parts[p]), range(len(parts)), windows.workers):
+            in_threads(partial(add, block), range(0, len(block.part.members), AT_A_TIME))
+            windows.give_back(block)
+            if progress is not None:
+                progress(parts[p].times.stop, len(self.images))
+        return total.result()
+
+    def medians(self, x: NDArray[np.int64], y: NDArray[np.int64], progress: Progress | None) -> NDArray[np.float64]:
+        """Return coadds of kind ``median``, some trajectories at a time."""
+        n_times = len(self.images)
+        values = np.zeros((len(x), self.side, self.side))
+        # The stamps and their frames, and what sorting them takes.
+        one = max(n_times * self.side**2 * (4 * self.dtype_of("science").itemsize + 8), 1)
+        fits = max(self.max_memory // one, 1)
+        order = _near_together(x[:, n_times // 2], y[:, n_times // 2], fits) if n_times else np.arange(len(x))
+        for start in range(0, len(x), fits):
+            part = order[start : start + fits]
+            values[part] = self.stamps(x[part], y[part], part).coadd("median")
+            if progress is not None:
+                progress(min(start + fits, len(x)) * n_times // len(x), n_times)
+        return values
 
 
-def _path(reader: Reader, trajectories: Any, chosen: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    meta = reader.meta
-    return trajectories_from(trajectories, meta).pixels(meta.times[chosen], float(meta.times[0]))
+def _near_together(x: NDArray[np.int64], y: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Return an order of positions in which ``size`` that follow each other lie in about a square."""
+    strips = max(int(np.sqrt(len(x) / size)), 1)
+    by_y = np.argsort(y, kind="stable")
+    strip = np.empty(len(x), np.int64)
+    strip[by_y] = np.arange(len(x)) * strips // max(len(x), 1)
+    return np.lexsort((x, strip))
 
 
-def _check(reader: Reader, radius: int, layers: Sequence[str]) -> None:
-    if isinstance(radius, bool) or not isinstance(radius, int | np.integer) or radius < 0:
-        raise UsageError("not a radius of stamps", expected="a whole number of pixels, 0 or more", found=radius)
-    unknown = [layer for layer in layers if layer not in PIXEL_LAYERS]
-    if isinstance(layers, str) or unknown or not layers:
-        raise UsageError("not layers of stamps", expected=f"some of {', '.join(PIXEL_LAYERS)}", found=layers)
-    if any(reader.meta.has_layer(layer) for layer in layers):
-        return
-    raise UsageError("no image has these layers", path=str(reader.path), found=", ".join(layers))
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Consecutive images in which a stamp covers the same pixels: one box of the store, its place and its size."""
-
-    box: Index
-    place: tuple[Any, ...]
-    size: int
-
-
-def _stamps(
-    reader: Reader,
-    x: NDArray[np.int64],
-    y: NDArray[np.int64],
-    radius: int,
-    chosen: NDArray[np.int64],
-    layers: Sequence[str],
-    max_memory: int,
-) -> Stamps:
-    """Cut stamps with centres (x, y), shape S + (time,), out of the chosen images."""
-    _check(reader, radius, layers)
-    meta, side = reader.meta, 2 * int(radius) + 1
-    flat = (math.prod(x.shape[:-1]), len(chosen), side, side)
-    runs = _runs(x.reshape(flat[:2]), y.reshape(flat[:2]), int(radius), chosen, meta.image_shape[chosen])
-    inside = np.zeros(flat, bool)
-    for run in runs:
-        inside[run.place] = True
-    planes: dict[str, NDArray[Any]] = {}
-    has_mask = meta.has_layer("mask")
-    mask = np.zeros(flat, meta.layer_dtype("mask") if has_mask else np.int8)
-    if has_mask:
-        _fill(reader, "mask", runs, mask, max_memory)
-    if "mask" in layers:
-        planes["mask"] = mask
-    masked, no_data = is_masked(mask), no_data_of(meta)
-    for layer in ("science", "variance"):
-        if layer in layers:
-            dtype = meta.layer_dtype(layer)
-            values = np.full(flat, np.nan, dtype if dtype.kind == "f" else np.float64)
-            _fill(reader, layer, runs, values, max_memory)
-            hide_pixels(values, masked, no_data)
-            planes[layer] = values
-    whole = (*x.shape[:-1], *flat[1:])
-    shaped = {layer: values.reshape(whole) for layer, values in planes.items()}
-    return Stamps(
-        science=shaped.get("science"),
-        variance=shaped.get("variance"),
-        mask=shaped.get("mask"),
-        inside=inside.reshape(whole),
-        x=x,
-        y=y,
-        times=meta.times[chosen],
-        images=chosen,
-        radius=int(radius),
-    )
-
-
-def _runs(
-    x: NDArray[np.int64], y: NDArray[np.int64], radius: int, chosen: NDArray[np.int64], shape: NDArray[np.int32]
-) -> list[_Run]:
-    """Return the boxes to read, for centres of shape (n, time) and images of true ``shape`` (time, 2)."""
-    corner = np.stack([y - radius, x - radius], axis=-1)
-    low = np.clip(corner, 0, shape)
-    high = np.clip(corner + (2 * radius + 1), 0, shape)
-    covered: NDArray[np.bool_] = np.all(high > low, axis=-1)
-    begins = covered.copy()
-    if x.shape[1] > 1:
-        same = (low[:, 1:] == low[:, :-1]).all(axis=-1) & (high[:, 1:] == high[:, :-1]).all(axis=-1)
-        same &= (corner[:, 1:] == corner[:, :-1]).all(axis=-1) & (np.diff(chosen) == 1)
-        begins[:, 1:] &= ~(same & covered[:, :-1])
-    runs = []
-    n_times = x.shape[1]
-    for n in range(len(x)):
-        starts = np.flatnonzero(begins[n]).tolist()
-        for a, following in pairwise([*starts, n_times]):
-            b = a + 1
-            while b < following and covered[n, b]:
-                b += 1
-            (top, left), (bottom, right) = low[n, a].tolist(), high[n, a].tolist()
-            y0, x0 = corner[n, a].tolist()
-            i = int(chosen[a])
-            runs.append(
-                _Run(
-                    (slice(i, i + b - a), slice(top, bottom), slice(left, right)),
-                    (n, slice(a, b), slice(top - y0, bottom - y0), slice(left - x0, right - x0)),
-                    (b - a) * (bottom - top) * (right - left),
-                )
-            )
-    return runs
-
-
-def _fill(reader: Reader, layer: str, runs: list[_Run], out: NDArray[Any], max_memory: int) -> None:
-    """Read what the runs ask of a layer into ``out``, as much at a time as fits into ``max_memory``."""
-    chunk = reader.chunks(layer)
-    limit = max(max_memory // reader.meta.layer_dtype(layer).itemsize, 1)
-
-    def cell(run: _Run) -> tuple[int, ...]:
-        return tuple(part.start // extent for part, extent in zip(run.box, chunk, strict=True))
-
-    if sum(run.size for run in runs) > limit:  # neighbours together: then only chunks at the seams are read twice
-        runs = sorted(runs, key=cell)
-    start = 0
-    while start < len(runs):
-        stop, used = start, 0
-        while stop < len(runs) and (stop == start or used + runs[stop].size <= limit):
-            used += runs[stop].size
-            stop += 1
-        stop = _back_to_seam(runs, start, stop, chunk[0])
-        part = runs[start:stop]
-        for run, box in zip(part, reader.read_boxes(layer, [run.box for run in part]), strict=True):
-            out[run.place] = box
-        start = stop
-
-
-def _back_to_seam(runs: list[_Run], start: int, stop: int, depth: int) -> int:
-    """Return the last place up to ``stop`` where the images' row of chunks changes, or ``stop`` where there is none."""
-    if stop == len(runs):
-        return stop
-    for k in range(stop, start, -1):
-        before, here = runs[k - 1].box[0].start // depth, runs[k].box[0].start // depth
-        if before != here:
-            return k
-    return stop
+def _index(members: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+    """Return numbers that ascend, as a slice if they are consecutive: numpy then needs no copy."""
+    if len(members) and members[-1] - members[0] == len(members) - 1:
+        return slice(int(members[0]), int(members[-1]) + 1)
+    return members

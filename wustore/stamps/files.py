@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.errors import UsageError
-from wustore.stamps.extract import Coadds, Stamps
+from wustore.stamps.results import Coadds, Stamps
 from wustore.storage.staging import Staging
 
 __all__ = ["SUFFIXES", "write_stamps"]

@@ -11,24 +11,35 @@ from wustore.compat import wcs as kbmod_wcs
 from wustore.errors import UsageError
 from wustore.format import wcs
 from wustore.model.meta import Meta
+from wustore.model.units import in_unit
 
-__all__ = ["image_wcs", "numbers_alike", "shared_wcs", "sky_to_pixel", "text_sky_to_pixel"]
+__all__ = ["image_wcs", "image_wcs_or_none", "numbers_alike", "shared_wcs", "sky_to_pixel", "text_sky_to_pixel"]
 
 WCS_COLUMN = "per_image_wcs"
 
 
-def numbers_alike(name: str, *values: ArrayLike) -> tuple[NDArray[np.float64], ...]:
-    """Return the values as numbers of one shape, which they share or can be repeated to.
+def numbers_alike(unit: str, **values: Any) -> tuple[NDArray[np.float64], ...]:
+    """Return values, given by name, as numbers of one shape, which they share or can be repeated to.
+
+    Parameters
+    ----------
+    unit
+        That they are in, or are converted to (`wustore.model.units.in_unit`).
+    values
+        Numbers.
 
     Raises
     ------
     UsageError
-        Where they are no numbers, or their shapes do not fit.
+        If they are no numbers, their unit cannot be converted, or their shapes do not fit.
     """
+    numbers = [in_unit(value, unit, name) for name, value in values.items()]
     try:
-        return tuple(np.broadcast_arrays(*(np.asarray(value, np.float64) for value in values)))
-    except (TypeError, ValueError) as error:
-        raise UsageError("positions need numbers, as many of each", where=name, found=str(error)) from error
+        return tuple(np.broadcast_arrays(*numbers))
+    except ValueError as error:
+        raise UsageError(
+            "positions need as many numbers of each", where=" and ".join(values), found=[n.shape for n in numbers]
+        ) from error
 
 
 def image_wcs(meta: Meta, i: int) -> str:
@@ -50,6 +61,14 @@ def image_wcs(meta: Meta, i: int) -> str:
         where=f"image {i}",
         hint="Give positions in pixels.",
     )
+
+
+def image_wcs_or_none(meta: Meta, i: int) -> str | None:
+    """Return what `image_wcs` does, or None for an image without WCS."""
+    try:
+        return image_wcs(meta, i)
+    except UsageError:
+        return None
 
 
 def shared_wcs(meta: Meta, consequence: str, hint: str) -> str:
@@ -92,8 +111,9 @@ def text_sky_to_pixel(text: str, ra: ArrayLike, dec: ArrayLike) -> tuple[NDArray
     """
     from astropy.coordinates import SkyCoord
 
+    ra, dec = numbers_alike("deg", ra=ra, dec=dec)
     try:
-        coords = SkyCoord(np.asarray(ra, float), np.asarray(dec, float), unit="deg")
+        coords = SkyCoord(ra, dec, unit="deg")
     except (TypeError, ValueError) as error:
         raise UsageError("not a sky position in degrees", found=f"RA {ra!r}, dec {dec!r}", hint=str(error)) from error
     pixels = kbmod_wcs.sky_to_pixel(coords, wcs.text_to_wcs(text))
@@ -124,7 +144,7 @@ def sky_to_pixel(
     UsageError
         Where an image has no WCS, or the positions are none.
     """
-    ra, dec = numbers_alike("ra and dec", ra, dec)
+    ra, dec = numbers_alike("deg", ra=ra, dec=dec)
     texts = [image_wcs(meta, i) for i in images.tolist()]
     found = {text: text_sky_to_pixel(text, ra, dec) for text in dict.fromkeys(texts)}
     x = np.stack([found[text][0] for text in texts], axis=-1) if texts else np.empty((*ra.shape, 0))

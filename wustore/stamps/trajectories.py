@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from wustore.errors import FormatError, MissingDependencyError, StoreNotFoundError, UsageError, WuStoreError
 from wustore.model.meta import Meta
+from wustore.model.units import has_unit, in_unit, mjd
 from wustore.stamps.sky import shared_wcs, text_sky_to_pixel
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ __all__ = ["NOWHERE", "Trajectories", "nearest_pixel", "trajectories_from"]
 NOWHERE = -(2**31)
 """Pixel index of a position that is not a number or absurdly far away: outside of every frame."""
 
-_PIXEL_COLUMNS = ("x", "y", "vx", "vy")
-_RATE_COLUMNS = ("ra", "dec", "v_ra", "v_dec")
+_PIXEL_UNITS = {"x": "pix", "y": "pix", "vx": "pix / d", "vy": "pix / d"}
+_RATE_UNITS = {"ra": "deg", "dec": "deg", "v_ra": "deg / d", "v_dec": "deg / d"}
 _TIME_COLUMNS = ("mjd", "time", "obstime", "mjd_mid")
 _OBJECT_COLUMNS = ("object", "id", "name", "uuid")
 _ZERO_TIME_KEYS = ("mjd_utc_mid", "mjd_mid")
@@ -54,6 +55,8 @@ class Trajectories:
         Velocities [pixel / day]. Shape (n,).
     zero_time
         MJD [days, UTC] at which the trajectories are at (x, y); None for the time of the first image.
+    ids
+        Names of the trajectories, if they have any. Shape (n,).
     """
 
     x: NDArray[np.float64]
@@ -61,13 +64,16 @@ class Trajectories:
     vx: NDArray[np.float64]
     vy: NDArray[np.float64]
     zero_time: float | None = None
+    ids: NDArray[Any] | None = None
+
+    @property
+    def names(self) -> NDArray[Any]:
+        """The ids, or numbers from 0. Shape (n,)."""
+        return np.arange(len(self)) if self.ids is None else self.ids
 
     def __post_init__(self) -> None:
-        for name in _PIXEL_COLUMNS:
-            try:
-                values = np.atleast_1d(np.asarray(getattr(self, name), dtype=np.float64))
-            except (TypeError, ValueError) as error:
-                raise UsageError("trajectories need numbers", where=name, found=str(error)) from error
+        for name, unit in _PIXEL_UNITS.items():
+            values = np.atleast_1d(in_unit(getattr(self, name), unit, name))
             if values.shape != (np.size(self.x),):
                 raise UsageError(
                     "trajectories need as many values of each kind",
@@ -79,6 +85,10 @@ class Trajectories:
                 row = int(np.flatnonzero(~np.isfinite(values))[0])
                 raise UsageError("a trajectory is not finite", where=f"{name} of row {row}", found=values[row])
             object.__setattr__(self, name, values)
+        if self.zero_time is not None:
+            object.__setattr__(self, "zero_time", float(mjd(self.zero_time, "zero_time")))
+        if self.ids is not None and np.shape(self.ids) != (len(self),):
+            raise UsageError("trajectories need an id each", expected=f"shape ({len(self)},)", found=np.shape(self.ids))
 
     def __len__(self) -> int:
         return len(self.x)
@@ -109,11 +119,13 @@ class Trajectories:
                 "the first image has no time, so trajectories have no zero time",
                 hint="Give the trajectories a zero_time.",
             )
-        days = np.asarray(times, np.float64) - zero
-        return (
-            nearest_pixel(self.x[:, None] + self.vx[:, None] * days),
-            nearest_pixel(self.y[:, None] + self.vy[:, None] * days),
-        )
+        days = (np.asarray(times, np.float64) - zero).tolist()
+        # Image by image: with all at once, the numbers in between would take several times the memory of the result.
+        x, y = (np.empty((len(days), len(self)), np.int64) for _ in range(2))
+        for k, day in enumerate(days):
+            x[k] = nearest_pixel(self.x + self.vx * day)
+            y[k] = nearest_pixel(self.y + self.vy * day)
+        return x.T, y.T
 
 
 def trajectories_from(source: Any, meta: Meta) -> Trajectories:
@@ -125,7 +137,7 @@ def trajectories_from(source: Any, meta: Meta) -> Trajectories:
         One of
 
         - `Trajectories`;
-        - an array of shape (n, 4) or a sequence of four arrays ``(x, y, vx, vy)``;
+        - rows ``(x, y, vx, vy)``: an array of shape (n, 4), or a list or tuple of rows, which are never columns;
         - KBMOD's ``Results``, an astropy Table, structured array, pandas DataFrame or mapping with columns
           ``x, y, vx, vy``, or ``ra, dec, v_ra, v_dec`` [deg, deg / day] at the first image's time, or ``ra,
           dec`` and a time column (``mjd``, ``time``) with a row per position, ``object`` (or ``id``) telling
@@ -161,7 +173,7 @@ def trajectories_from(source: Any, meta: Meta) -> Trajectories:
     if hasattr(source, "columns") and hasattr(source, "iloc"):
         return _from_columns({str(name): source[name].to_numpy() for name in source.columns}, meta, None)
     if hasattr(source, "vx") and hasattr(source, "vy"):
-        source = [source]
+        return Trajectories(*(getattr(source, name) for name in _PIXEL_UNITS))
     return _from_sequence(source)
 
 
@@ -171,11 +183,14 @@ def _from_sequence(source: Any) -> Trajectories:
             raise UsageError("not trajectories", expected="rows (x, y, vx, vy), a table or a file", found=repr(source))
         source = list(source)
         if source and all(hasattr(item, "vx") for item in source):
-            x, y, vx, vy = ([getattr(item, name) for item in source] for name in _PIXEL_COLUMNS)
-            return Trajectories(np.array(x), np.array(y), np.array(vx), np.array(vy))
-        # A tuple of four equally long arrays reads as columns, a list of rows of four as rows.
-        if len(source) == 4 and all(np.ndim(part) == 1 and isinstance(part, np.ndarray) for part in source):
-            return Trajectories(*source)
+            return Trajectories(*([getattr(item, name) for item in source] for name in _PIXEL_UNITS))  # type: ignore[arg-type]
+        if any(has_unit(item) for row in source for item in (row if isinstance(row, list | tuple) else [row])):
+            raise UsageError(
+                "rows of trajectories are plain numbers",
+                expected="x, y [pixel], vx, vy [pixel / day]",
+                found="values with units",
+                hint="Give a table, or Trajectories(x, y, vx, vy).",
+            )
     try:
         rows = np.asarray(source, np.float64)
     except (TypeError, ValueError) as error:
@@ -185,27 +200,33 @@ def _from_sequence(source: Any) -> Trajectories:
     if rows.size == 0:
         rows = rows.reshape(0, 4)
     if rows.ndim != 2 or rows.shape[1] != 4:
-        raise UsageError("not trajectories", expected="shape (n, 4): x, y, vx, vy", found=rows.shape)
+        raise UsageError(
+            "not trajectories",
+            expected="rows, shape (n, 4): x, y, vx, vy",
+            found=rows.shape,
+            hint="Columns are given as a mapping {'x': …, 'y': …, 'vx': …, 'vy': …} or as Trajectories(x, y, vx, vy).",
+        )
     return Trajectories(rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3])
 
 
 def _from_columns(columns: Mapping[str, Any], meta: Meta, zero_time: float | None) -> Trajectories:
-    if all(name in columns for name in _PIXEL_COLUMNS):
-        x, y, vx, vy = (_numbers(columns, name) for name in _PIXEL_COLUMNS)
-        return Trajectories(x, y, vx, vy, zero_time)
+    group = next((name for name in _OBJECT_COLUMNS if name in columns), None)
+    ids = None if group is None else np.asarray(columns[group])
+    if all(name in columns for name in _PIXEL_UNITS):
+        x, y, vx, vy = (_numbers(columns, name, unit) for name, unit in _PIXEL_UNITS.items())
+        return Trajectories(x, y, vx, vy, zero_time, ids)
     first = float(meta.times[0]) if zero_time is None else zero_time
-    if all(name in columns for name in _RATE_COLUMNS):
-        ra, dec, v_ra, v_dec = (_numbers(columns, name) for name in _RATE_COLUMNS)
+    if all(name in columns for name in _RATE_UNITS):
+        ra, dec, v_ra, v_dec = (_numbers(columns, name, unit) for name, unit in _RATE_UNITS.items())
         text = _one_wcs(meta)
         x, y = text_sky_to_pixel(text, ra, dec)
         later_x, later_y = text_sky_to_pixel(text, ra + v_ra, dec + v_dec)
-        return Trajectories(x, y, later_x - x, later_y - y, zero_time=zero_time)
+        return Trajectories(x, y, later_x - x, later_y - y, zero_time, ids)
     time_column = next((name for name in _TIME_COLUMNS if name in columns), None)
     if "ra" in columns and "dec" in columns and time_column is not None:
-        x, y = text_sky_to_pixel(_one_wcs(meta), _numbers(columns, "ra"), _numbers(columns, "dec"))
-        group = next((name for name in _OBJECT_COLUMNS if name in columns), None)
-        labels = np.zeros(len(x), int) if group is None else np.asarray(columns[group])
-        return _fitted(x, y, _numbers(columns, time_column), labels, first)
+        x, y = text_sky_to_pixel(_one_wcs(meta), _numbers(columns, "ra", "deg"), _numbers(columns, "dec", "deg"))
+        times = mjd(_unmasked(columns, time_column), f"column {time_column}")
+        return _fitted(x, y, times, np.zeros(len(x), int) if ids is None else ids, first, named=ids is not None)
     raise UsageError(
         "these columns do not describe trajectories",
         expected="x, y, vx, vy; or ra, dec, v_ra, v_dec; or ra, dec and mjd",
@@ -213,15 +234,16 @@ def _from_columns(columns: Mapping[str, Any], meta: Meta, zero_time: float | Non
     )
 
 
-def _numbers(columns: Mapping[str, Any], name: str) -> NDArray[np.float64]:
+def _unmasked(columns: Mapping[str, Any], name: str) -> Any:
     values = columns[name]
     if np.any(getattr(values, "mask", False)):
         row = int(np.flatnonzero(values.mask)[0])
         raise UsageError("a trajectory has a masked value", where=f"{name} of row {row}")
-    try:
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise UsageError("trajectories need numbers", where=f"column {name}", found=str(error)) from error
+    return values
+
+
+def _numbers(columns: Mapping[str, Any], name: str, unit: str) -> NDArray[np.float64]:
+    return in_unit(_unmasked(columns, name), unit, f"column {name}")
 
 
 def _one_wcs(meta: Meta) -> str:
@@ -234,14 +256,21 @@ def _one_wcs(meta: Meta) -> str:
 
 
 def _fitted(
-    x: NDArray[np.float64], y: NDArray[np.float64], times: NDArray[np.float64], labels: NDArray[Any], zero: float
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    times: NDArray[np.float64],
+    labels: NDArray[Any],
+    zero: float,
+    *,
+    named: bool,
 ) -> Trajectories:
     """Return the least-squares straight line of each object, in the order in which they first occur."""
     if not (np.isfinite(x).all() and np.isfinite(y).all() and np.isfinite(times).all()):
         raise UsageError("a position or time is not finite, or the WCS does not reach it")
-    _, starts, group = np.unique(labels, return_index=True, return_inverse=True)
+    names, starts, group = np.unique(labels, return_index=True, return_inverse=True)
+    order = np.argsort(starts, kind="stable")
     lines = []
-    for number in np.argsort(starts, kind="stable"):
+    for number in order:
         rows = np.flatnonzero(group.reshape(-1) == number)
         days = times[rows] - zero
         middle = days.mean()
@@ -252,7 +281,7 @@ def _fitted(
             line.append((values.mean() - slope * middle, slope))
         lines.append((line[0][0], line[1][0], line[0][1], line[1][1]))
     table = np.array(lines).reshape(-1, 4)
-    return Trajectories(table[:, 0], table[:, 1], table[:, 2], table[:, 3], zero_time=zero)
+    return Trajectories(table[:, 0], table[:, 1], table[:, 2], table[:, 3], zero, names[order] if named else None)
 
 
 # --- files ----------------------------------------------------------------------------------------------
@@ -293,36 +322,40 @@ def _read_table(path: str, suffix: str) -> tuple[dict[str, Any], float | None]:
 
 
 def _read_parquet(path: str) -> tuple[dict[str, Any], float | None]:
+    from astropy.table import Column
+
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise MissingDependencyError(
             "pyarrow is not installed", path=path, hint="pip install 'wustore[parquet]' brings it."
         ) from error
-    wanted = {*_PIXEL_COLUMNS, *_RATE_COLUMNS, *_TIME_COLUMNS, *_OBJECT_COLUMNS}
+    wanted = {*_PIXEL_UNITS, *_RATE_UNITS, *_TIME_COLUMNS, *_OBJECT_COLUMNS}
     with pq.ParquetFile(path) as file:
         # A results file may hold stamps by the gigabyte: only the columns that matter are read.
         names = [name for name in file.schema_arrow.names if name in wanted]
         columns = {name: file.read([name]).column(name).to_numpy() for name in names}
-        metadata = file.schema_arrow.metadata or {}
-    return columns, _zero_time(_table_meta(metadata.get(b"table_meta_yaml")))
+        header = _table_header((file.schema_arrow.metadata or {}).get(b"table_meta_yaml"))
+    for described in header.get("datatype", []):
+        if described.get("unit") is not None and described["name"] in columns:
+            columns[described["name"]] = Column(columns[described["name"]], unit=described["unit"])
+    return columns, _zero_time(header.get("meta", {}))
 
 
-def _table_meta(text: bytes | None) -> Mapping[str, Any]:
-    """Return the metadata that astropy keeps in a Parquet file."""
+def _table_header(text: bytes | None) -> Mapping[str, Any]:
+    """Return what astropy keeps in a Parquet file about a table: units, metadata."""
     if text is None:
         return {}
     from astropy.table.meta import get_header_from_yaml
 
-    header = get_header_from_yaml(text.decode().splitlines())
-    return dict(header.get("meta", {}))
+    return dict(get_header_from_yaml(text.decode().splitlines()))
 
 
 def _zero_time(meta: Mapping[str, Any]) -> float | None:
     """Return the time of the first image that KBMOD notes in its results, or None."""
     for key in _ZERO_TIME_KEYS:
         if key in meta:
-            times = np.asarray(meta[key], np.float64).reshape(-1)
+            times = mjd(meta[key], key).reshape(-1)
             if times.size and np.isfinite(times[0]):
                 return float(times[0])
     return None

@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.base import Index, Reader
+from wustore.backends.boxes import Grid
 from wustore.errors import FormatError, UsageError
 from wustore.format.planes import cast_plane
 from wustore.model.meta import LAYERS, PIXEL_LAYERS, Column, Image, Meta
 from wustore.model.select import TimeRange, chosen_images, consecutive_runs, selected_meta
+from wustore.model.units import has_unit, in_unit
 from wustore.stamps.sky import shared_wcs, text_sky_to_pixel
 from wustore.stamps.trajectories import nearest_pixel
 
@@ -211,17 +213,23 @@ class View(Reader):
                 out[place] = cast_plane(self._source.read(layer, box), dtype)
         return out
 
-    def read_boxes(self, layer: str, boxes: Sequence[Index]) -> list[NDArray[Any]]:
-        """Read many boxes; see `wustore.backends.base.Reader.read_boxes`. Chunks are those of the source."""
+    def read_boxes(
+        self, layer: str, boxes: Sequence[Index], out: Sequence[NDArray[Any]] | None = None
+    ) -> list[NDArray[Any]]:
+        """Read several boxes; see `wustore.backends.base.Reader.read_boxes`."""
         dtype = self._meta.layer_dtype(layer)
-        parts = [self._in_source(layer, box) for box in boxes]
-        blocks = iter(self._source.read_boxes(layer, [box for pieces in parts for _, box in pieces]))
-        found = []
-        for box, pieces in zip(boxes, parts, strict=True):
-            arrays = [cast_plane(next(blocks), dtype) for _ in pieces]
-            empty = np.empty((0, box[1].stop - box[1].start, box[2].stop - box[2].start), dtype)
-            found.append(arrays[0] if len(arrays) == 1 else np.concatenate(arrays or [empty]))
-        return found
+        arrays = [np.empty([part.stop - part.start for part in box], dtype) for box in boxes] if out is None else out
+        targets, inner = [], []
+        for box, array in zip(boxes, arrays, strict=True):
+            for place, index in self._in_source(layer, box):
+                targets.append(array[place])
+                inner.append(index)
+        if self._source.meta.layer_dtype(layer) == dtype:
+            self._source.read_boxes(layer, inner, targets)
+        else:
+            for target, values in zip(targets, self._source.read_boxes(layer, inner), strict=True):
+                target[...] = cast_plane(values, dtype)
+        return list(arrays)
 
     def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read one image, without FITS leftovers; see `wustore.backends.base.Reader.image`."""
@@ -260,10 +268,28 @@ class View(Reader):
         time, y, x = (max(min(chunk, size), 1) for chunk, size in sizes)
         return time, y, x
 
+    def grid(self, layer: str) -> Grid:
+        """Return where the chunks of the source lie in the view."""
+        grid = self._source.grid(layer)
+        rows, columns = grid.rows, grid.columns
+        if layer in PIXEL_LAYERS:
+            _, height, width = self._meta.layer_shape(layer)
+            rows = np.unique((rows - self._rows.start).clip(0, height))
+            columns = np.unique((columns - self._columns.start).clip(0, width))
+        return Grid(grid.slabs[self._chosen], rows, columns)
+
     def checksums(self) -> NDArray[np.uint32] | None:
         """Return the checksums of the chosen images, or None for a window, whose pixels have none."""
         sums = None if self._is_window else self._source.checksums()
         return None if sums is None else sums[self._chosen]
+
+    def state(self) -> str:
+        """Return the state of the source."""
+        return self._source.state()
+
+    def check_state(self) -> None:
+        """Check that the source is still in this state; see `wustore.backends.base.Reader.check_state`."""
+        self._source.check_state()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return View, (self._source, self._images, self._rows, self._columns, self._given)
@@ -327,14 +353,14 @@ def select(
 
 def cutout(
     reader: Reader,
-    x: float | None = None,
-    y: float | None = None,
-    width: int | None = None,
-    height: int | None = None,
+    x: Any = None,
+    y: Any = None,
+    width: Any = None,
+    height: Any = None,
     *,
-    ra: float | None = None,
-    dec: float | None = None,
-    size: float | None = None,
+    ra: Any = None,
+    dec: Any = None,
+    size: Any = None,
 ) -> View:
     """Return the view of a window around a position, a smaller WorkUnit whose WCS is moved along.
 
@@ -358,13 +384,19 @@ def cutout(
     UsageError
         Where neither or both kinds of position or size are given, the window has no pixel in the frame, or
         the images do not share one WCS (for sky positions).
+
+    Notes
+    -----
+    Values with a unit (Quantity, or text such as ``2arcmin``) are converted.
     """
     x, y, scale = _centre(reader.meta, x, y, ra, dec, on_sky=size is not None)
+    width, height = (_pixels(value, name) for name, value in (("width", width), ("height", height)))
     if size is not None:
         if width is not None or height is not None:
             raise UsageError("two sizes of the window", expected="width and height, or size")
         # A thousandth of a pixel is no reason for one more: no scale is that exact.
-        width = height = max(int(np.ceil(size / scale - 1e-3)), 1) if size > 0 else 0
+        arcsec = float(in_unit(size, "arcsec", "size"))
+        width = height = max(int(np.ceil(arcsec / scale - 1e-3)), 1) if arcsec > 0 else 0
     if width is None or width < 1 or (height is not None and height < 1):
         raise UsageError("the window has no size", expected="width and height in pixels, or size in arcseconds")
     height = width if height is None else height
@@ -374,25 +406,35 @@ def cutout(
     return View(reader, rows=rows, columns=columns)
 
 
-def _centre(
-    meta: Meta, x: float | None, y: float | None, ra: float | None, dec: float | None, *, on_sky: bool
-) -> tuple[float, float, float]:
+def _pixels(value: Any, name: str) -> int | None:
+    """Return a number of pixels that may come with a unit."""
+    if not has_unit(value):
+        return None if value is None else int(value)
+    pixels = float(in_unit(value, "pix", name))
+    if not pixels.is_integer():
+        raise UsageError("not a whole number of pixels", where=name, found=value)
+    return int(pixels)
+
+
+def _centre(meta: Meta, x: Any, y: Any, ra: Any, dec: Any, *, on_sky: bool) -> tuple[float, float, float]:
     """Return the centre (x, y) [pixel] and, where it is needed, the scale [arcsec / pixel] there."""
     in_pixels = x is not None and y is not None and ra is None and dec is None
     in_degrees = ra is not None and dec is not None and x is None and y is None
     if not (in_pixels or in_degrees):
         raise UsageError("the centre of the window is not clear", expected="x and y, or ra and dec")
-    if in_pixels and not on_sky:
-        return float(x), float(y), 1.0  # type: ignore[arg-type]
+    if in_pixels:
+        x, y = (float(in_unit(value, "pix", name)) for name, value in (("x", x), ("y", y)))
+        if not on_sky:
+            return x, y, 1.0
     text = shared_wcs(
         meta, "one window does not show the same sky in all", "Give the window in pixels, or take stamps."
     )
     if in_degrees:
-        found_x, found_y = text_sky_to_pixel(text, ra, dec)  # type: ignore[arg-type]
+        found_x, found_y = text_sky_to_pixel(text, ra, dec)
         x, y = float(found_x), float(found_y)
         if not (np.isfinite(x) and np.isfinite(y)):
             raise UsageError("the WCS does not reach this position", found=f"RA {ra}, dec {dec}")
-    return float(x), float(y), _scale(text, float(x), float(y)) if on_sky else 1.0  # type: ignore[arg-type]
+    return x, y, _scale(text, x, y) if on_sky else 1.0
 
 
 def _scale(text: str, x: float, y: float) -> float:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from wustore.errors import BackendError, FormatError, StoreNotFoundError, UsageError
 from wustore.storage import url as remote
-from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys, ZipKeys
+from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys
+from wustore.storage.zip import ZipKeys
 
 if TYPE_CHECKING:
     pass
@@ -50,7 +51,7 @@ def open_keys(address: Any) -> Keys:
     if not is_local(address):
         return _from_url(address, read_only=True)
     if os.path.isdir(address):  # noqa: PTH112
-        return DirectoryKeys(address)
+        return DirectoryKeys(address, hold=True)
     if not os.path.lexists(address):
         raise StoreNotFoundError("there is nothing at this path", path=address, hint="Check the name.")
     if not is_zip(address):

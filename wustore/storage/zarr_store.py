@@ -1,4 +1,4 @@
-"""Where the keys of a Zarr store live: a directory, a zip file, or any zarr Store object."""
+"""Where the keys of a Zarr store live: a directory, or any zarr Store object."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import itertools
 import os
 import shutil
 import stat
-import struct
-import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Coroutine, Iterator, Sequence
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["DirectoryKeys", "Keys", "OpenValue", "StoreKeys", "ZipKeys"]
+__all__ = ["DirectoryKeys", "Keys", "OpenValue", "StoreKeys"]
 
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 
@@ -111,6 +109,10 @@ class Keys(ABC):
         for key in [*self.list(prefix)]:
             self.delete(key)
 
+    def is_same(self) -> bool | None:
+        """Return whether the address still leads to the directory or file that is open; None if that is not known."""
+        return None
+
     def close(self) -> None:  # noqa: B027 - most hold nothing open
         """Release files."""
 
@@ -124,21 +126,29 @@ class DirectoryKeys(Keys):
         The directory; created with the first key that is set.
     name
         What to call it in messages, the path by default.
+    hold
+        Open the directory, and read from this one even if another takes its name: for reading only.
     """
 
-    def __init__(self, root: str | os.PathLike[str], name: str | None = None) -> None:
+    in_files = True
+
+    def __init__(self, root: str | os.PathLike[str], name: str | None = None, *, hold: bool = False) -> None:
+        self._held: int | None = None
         self.root = os.fspath(root)
         self.name = name or self.root
+        self._base = f"{self.root}/"
+        if hold and os.open in os.supports_dir_fd and os.stat in os.supports_dir_fd:
+            self._held = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+            self._base = ""
         self._serial = itertools.count()
         self._made: set[str] = set()
         self._flusher = Background("flush")
 
-    in_files = True
-
     def open(self, key: str) -> OpenValue | None:
         """Return the value to be read in parts; see `Keys.open`."""
-        handle = self._open(key)
-        if handle is None:
+        try:
+            handle = os.open(self._base + key, _READ, dir_fd=self._held)
+        except (FileNotFoundError, NotADirectoryError):
             return None
         status = os.fstat(handle)
         if stat.S_ISDIR(status.st_mode):
@@ -149,53 +159,37 @@ class DirectoryKeys(Keys):
     def _path(self, key: str) -> str:
         return f"{self.root}/{key}"
 
-    def _open(self, key: str) -> int | None:
-        try:
-            return os.open(f"{self.root}/{key}", _READ)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
     def get(self, key: str) -> bytes | None:
         """Return the value, or None; see `Keys.get`."""
-        handle = self._open(key)
-        if handle is None:
+        value = self.open(key)
+        if value is None:
             return None
-        try:
-            return _read(handle, os.fstat(handle).st_size)
-        except IsADirectoryError as error:
-            raise CorruptError("a directory where a file belongs", path=self.name, where=key) from error
-        finally:
-            os.close(handle)
+        with value:
+            return pread(value.handle, value.size, 0)
 
     def get_tail(self, key: str, length: int) -> bytes | None:
         """Return the last bytes, or None; see `Keys.get_tail`."""
-        handle = self._open(key)
-        if handle is None:
+        value = self.open(key)
+        if value is None:
             return None
-        try:
-            size = os.fstat(handle).st_size
-            return pread(handle, length, max(size - length, 0))
-        except IsADirectoryError as error:
-            raise CorruptError("a directory where a file belongs", path=self.name, where=key) from error
-        finally:
-            os.close(handle)
+        with value:
+            return pread(value.handle, length, max(value.size - length, 0))
 
     def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
         """Return the bytes of each range, or None; see `Keys.get_ranges`."""
-        handle = self._open(key)
-        if handle is None:
+        value = self.open(key)
+        if value is None:
             return None
-        try:
+        with value:
             # Wild lengths must not decide how much memory is taken.
-            size = os.fstat(handle).st_size
-            return [pread(handle, max(min(length, size - start), 0), start) for start, length in ranges]
-        finally:
-            os.close(handle)
+            size = value.size
+            return [pread(value.handle, max(min(length, size - start), 0), start) for start, length in ranges]
 
     def size(self, key: str) -> int | None:
         """Return the length, or None; see `Keys.size`."""
         try:
-            return os.stat(self._path(key)).st_size  # noqa: PTH116 - a Path object a key costs more than the call
+            # A Path object a key costs more than the call.
+            return os.stat(self._base + key, dir_fd=self._held).st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -247,6 +241,24 @@ class DirectoryKeys(Keys):
         """
         self._flusher.settle()
 
+    def is_same(self) -> bool | None:
+        """Return whether the path still leads to the directory that is held; see `Keys.is_same`."""
+        if self._held is None:
+            return None
+        try:
+            return os.path.samestat(os.stat(self.root), os.fstat(self._held))  # noqa: PTH116
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def close(self) -> None:
+        """Release the directory; see `Keys.close`."""
+        held, self._held = self._held, None if self._held is None else -1
+        if held is not None and held >= 0:
+            os.close(held)
+
+    def __del__(self) -> None:
+        self.close()
+
     def delete(self, key: str) -> None:
         """Remove the key; see `Keys.delete`."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -265,128 +277,6 @@ def _flush(path: str) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _read(handle: int, size: int) -> bytes:
-    # One call as a rule; Linux reads at most 2 GiB at once.
-    data = pread(handle, size, 0)
-    while len(data) < size:
-        more = pread(handle, size - len(data), len(data))
-        if not more:
-            break
-        data += more
-    return data
-
-
-_LOCAL_HEADER = struct.Struct("<4s5H3I2H")
-"""Local file header of a zip member (PKWARE APPNOTE 4.3.7); the last two fields are the lengths of name and extra."""
-
-
-class ZipKeys(Keys):
-    """Members of a zip file, read by range where they are stored uncompressed."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        import zipfile
-
-        self.name = os.fspath(path)
-        try:
-            self._zip = zipfile.ZipFile(self.name)
-        except (zipfile.BadZipFile, ValueError, EOFError, IndexError, NotImplementedError, struct.error) as error:
-            raise CorruptError("the zip file cannot be read", path=self.name, found=error) from error
-        self._members = {info.filename: info for info in self._zip.infolist() if not info.is_dir()}
-        self._handle = os.open(self.name, _READ)
-        self._starts: dict[str, int] = {}
-        self._is_stored = all(
-            info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1 for info in self._members.values()
-        )
-        self._lock = threading.Lock()
-
-    def _start(self, key: str) -> int:
-        start = self._starts.get(key)
-        if start is None:
-            info = self._members[key]
-            header = pread(self._handle, _LOCAL_HEADER.size, info.header_offset)
-            if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\x03\x04":
-                raise CorruptError("a member of the zip file is not where it should be", path=self.name, where=key)
-            fields = _LOCAL_HEADER.unpack(header)
-            start = info.header_offset + _LOCAL_HEADER.size + int(fields[-2]) + int(fields[-1])
-            self._starts[key] = start
-        return start
-
-    def _unpacked(self, key: str) -> bytes | None:
-        """Return the value of a member that was compressed (by another tool), None where it is stored."""
-        import zipfile
-        import zlib
-
-        info = self._members[key]
-        if info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1:
-            return None
-        try:
-            with self._lock:
-                return self._zip.read(info)
-        except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
-            raise CorruptError("a member of the zip file cannot be read", path=self.name, where=key) from error
-
-    @property
-    def in_files(self) -> bool:  # type: ignore[override]
-        """Whether no member is compressed."""
-        return self._is_stored
-
-    def open(self, key: str) -> OpenValue | None:
-        """Return the value to be read in parts; see `Keys.open`."""
-        size = self.size(key)
-        return None if size is None else OpenValue(self._handle, self._start(key), size, close=False)
-
-    def get(self, key: str) -> bytes | None:
-        """Return the value, or None; see `Keys.get`."""
-        size = self.size(key)
-        if size is None:
-            return None
-        unpacked = self._unpacked(key)
-        return pread(self._handle, size, self._start(key)) if unpacked is None else unpacked
-
-    def get_tail(self, key: str, length: int) -> bytes | None:
-        """Return the last bytes, or None; see `Keys.get_tail`."""
-        size = self.size(key)
-        if size is None:
-            return None
-        ranges = self.get_ranges(key, [(max(size - length, 0), min(length, size))])
-        return None if ranges is None else ranges[0]
-
-    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
-        """Return the bytes of each range, or None; see `Keys.get_ranges`."""
-        size = self.size(key)
-        if size is None:
-            return None
-        unpacked = self._unpacked(key)
-        if unpacked is not None:
-            return [unpacked[start : start + length] for start, length in ranges]
-        base = self._start(key)
-        return [pread(self._handle, max(min(length, size - start), 0), base + start) for start, length in ranges]
-
-    def size(self, key: str) -> int | None:
-        """Return the length, or None; see `Keys.size`."""
-        info = self._members.get(key)
-        return None if info is None else info.file_size
-
-    def list(self, prefix: str) -> Iterator[str]:
-        """Yield the keys below; see `Keys.list`."""
-        return (key for key in self._members if key.startswith(prefix))
-
-    def set(self, key: str, value: bytes) -> None:
-        """Write the value; see `Keys.set`."""
-        raise NotImplementedError("zip files are written whole")
-
-    def delete(self, key: str) -> None:
-        """Remove the key; see `Keys.delete`."""
-        raise NotImplementedError("zip files are written whole")
-
-    def close(self) -> None:
-        """Release files; see `Keys.close`."""
-        self._zip.close()
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
 
 
 class StoreKeys(Keys):

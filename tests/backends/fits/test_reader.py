@@ -22,7 +22,7 @@ from wustore.backends.fits.hdu.image import Plane
 from wustore.backends.fits.hdu.scan import scan
 from wustore.backends.fits.reader import FitsReader
 from wustore.backends.registry import backend_for_reading
-from wustore.errors import CorruptError, FormatError, UsageError, WuStoreError
+from wustore.errors import FormatError, StoreReplacedError, UsageError, WuStoreError
 from wustore.model.meta import LAYERS, Image
 
 
@@ -281,7 +281,7 @@ def test_a_changed_file_is_not_read_as_the_old_one(tmp_path: Path) -> None:
     reader = FitsBackend().open(str(path))
     data = path.read_bytes()
     path.write_bytes(data + bytes(2880))
-    with pytest.raises(CorruptError, match="changed"):
+    with pytest.raises(StoreReplacedError, match="changed"):
         reader.image(0)
 
 

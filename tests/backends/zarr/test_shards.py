@@ -22,7 +22,8 @@ def night() -> Reader:
     science = (np.round(np.random.default_rng(2).normal(0, 5, (2, 512, 512)) / 0.01) * 0.01).astype("f4")
     science[:, 10:40, 20:60] = np.nan
     stack = wustore.ImageStack(times=[60000.0, 60001.0], sci=list(science), var=list(25 + 0 * science))
-    return reader_of(wustore.WorkUnit(stack, wustore.SearchConfiguration()))
+    with pytest.warns(UserWarning, match="WCS"):
+        return reader_of(wustore.WorkUnit(stack, wustore.SearchConfiguration()))
 
 
 def calls(path: Path) -> int:

@@ -17,6 +17,7 @@ from wustore.backends.fits.eras import Layout, interpret
 from wustore.backends.fits.files import input as source
 from wustore.backends.fits.files.open_files import Cache, FitsFile, exists, has_shards, shard_path
 from wustore.backends.fits.hdu.checksum import wrong_sums
+from wustore.backends.state import digest, reopen
 from wustore.errors import CorruptError, FormatError
 from wustore.format.planes import fill_value
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
@@ -221,6 +222,15 @@ class FitsReader(Reader):
         """Return all files of the set."""
         return [shown(file.path) for file in self.files]
 
+    def state(self) -> str:
+        """Return a digest of sizes and times, or versions, of the files when they were opened."""
+        return digest((Path(shown(file.path)).name, *file.state[:2]) for file in self.files)
+
+    def check_state(self) -> None:
+        """Check that no file was changed; see `wustore.backends.base.Reader.check_state`."""
+        for _ in read_ahead(lambda k: self.files[k].check_state(), range(len(self.files)), _CONNECTIONS):
+            pass
+
     def audit(self) -> Iterator[tuple[str, str]]:
         """Yield the CHECKSUM and DATASUM cards that do not hold; see `wustore.backends.base.Reader.audit`."""
         for file in self.files:
@@ -248,4 +258,4 @@ class FitsReader(Reader):
         self._cache.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FitsReader, (self._address, self.format)
+        return reopen, (FitsReader, (self._address, self.format), self.state())

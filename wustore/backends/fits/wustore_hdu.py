@@ -18,14 +18,16 @@ from numpy.typing import NDArray
 from wustore.backends.fits.hdu.header_writer import HeaderText, padding
 from wustore.errors import CorruptError, WuStoreError
 from wustore.format import tagged_json
+from wustore.format.arrays import text_array
 from wustore.format.document import arrays_of, document_of, meta_from
 from wustore.model.meta import Meta
+from wustore.model.sizes import most_believed
 
 __all__ = ["NAME", "read_wustore_hdu", "wustore_hdu"]
 
 NAME = "WUSTORE"
-_LARGEST_RATIO = 1032
-"""No deflate stream expands more."""
+_MOST_AXES = 8
+"""Of a column of text; more than any table has, few enough for nested lists of a hostile file."""
 
 
 def wustore_hdu(meta: Meta, plain_digest: str) -> bytes:
@@ -72,20 +74,23 @@ def read_wustore_hdu(data: bytes, *, path: str | None = None) -> tuple[Meta, str
     """
     try:
         engine = zlib.decompressobj()
-        text = engine.decompress(data, _LARGEST_RATIO * len(data) + 1)
+        text = engine.decompress(data, most_believed(len(data)))
         if not engine.eof:
-            raise CorruptError("the HDU of exact metadata ends early", path=path, where=NAME)
-        content = json.loads(text)
-        arrays: dict[str, Any] = content["arrays"]
+            raise CorruptError("the HDU of exact metadata ends early, or holds too much", path=path, where=NAME)
+        content = tagged_json.parse(text, stored=len(data))
+        del text
+        arrays, plain = content["arrays"], content["plain"]
+        if not isinstance(plain, str):
+            raise CorruptError("the HDU of exact metadata has no digest", path=path, where=NAME)
 
         def array(name: str) -> NDArray[Any]:
             stored = arrays[name]
-            if isinstance(stored, dict):
-                decoded: NDArray[Any] = tagged_json.decode(stored)
-                return decoded
-            return _texts(stored)
+            data = tagged_json.decode(stored) if isinstance(stored, dict) else _texts(stored)
+            if not isinstance(data, np.ndarray):
+                raise CorruptError("not an array", where=name, found=type(data).__name__)
+            return data
 
-        return meta_from(content["document"], array, path=path), content["plain"]
+        return meta_from(content["document"], array, path=path), plain
     except (zlib.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, WuStoreError):
             raise
@@ -98,17 +103,18 @@ def read_wustore_hdu(data: bytes, *, path: str | None = None) -> tuple[Meta, str
         ) from error
 
 
-def _texts(stored: list[Any]) -> NDArray[Any]:
+def _texts(stored: Any) -> NDArray[Any]:
+    """Return nested lists of text, as `numpy.ndarray.tolist` gives them, as an array."""
     shape: list[int] = []
-    level: Any = stored
-    while isinstance(level, list):
+    level = stored
+    while isinstance(level, list) and len(shape) < _MOST_AXES:
         shape.append(len(level))
-        if not level:
-            break
-        level = level[0]
+        level = level[0] if level else None
     flat: list[Any] = stored
-    for _ in shape[1:]:
+    for size in shape[1:]:
+        if not all(isinstance(row, list) and len(row) == size for row in flat):
+            raise CorruptError("rows of different lengths in an array of text")
         flat = [cell for row in flat for cell in row]
-    array = np.empty(len(flat), object)
-    array[:] = flat
-    return array.reshape(shape)
+    if not isinstance(stored, list) or not all(isinstance(cell, str) for cell in flat):
+        raise CorruptError("an array of text holds something else")
+    return text_array(flat).reshape(shape)

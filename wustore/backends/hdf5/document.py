@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from wustore.backends.hdf5 import netcdf
 from wustore.backends.hdf5.file import DOCUMENT, DOCUMENT_CHECKSUM, open_file
 from wustore.errors import CorruptError, WuStoreError
+from wustore.format import tagged_json
 from wustore.format.arrays import ArraySpec
 from wustore.format.packed import PACKED, unpack
 from wustore.model.compare import same_bits
@@ -43,10 +44,7 @@ def parse_document(text: str | bytes, path: str) -> dict[str, Any]:
     ------
     CorruptError
     """
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CorruptError("the root document is not JSON", path=path, found=str(error)) from error
+    document = tagged_json.parse(text, what="the root document", path=path)
     if not isinstance(document, dict):
         raise CorruptError("the root document is not a JSON object", path=path, found=type(document).__name__)
     return document

@@ -20,7 +20,7 @@ from wustore.backends.hdf5.presets import LAYOUTS, pipeline_for
 from wustore.errors import CorruptError, FormatError, UsageError
 from wustore.format.arrays import ArraySpec
 from wustore.format.packed import pack, unpack
-from wustore.format.planes import LayerSpec, cast_plane, layers_of, plane_checksum
+from wustore.format.planes import LayerSpec, cast_plane, layers_of, plane_checksums, plane_problems
 from wustore.model.meta import LAYERS, Image, Meta
 
 __all__ = ["Chunk", "EncodedImage", "Encoder", "LayerEncoder"]
@@ -163,14 +163,8 @@ class Encoder(base.Encoder):
             more, chunks = layer.jobs(image.layer(layer.spec.name))
             jobs += more
             layers.append(chunks)
-        checksums = [0] * len(LAYERS)
-
-        def note(k: int) -> None:
-            checksums[k] = plane_checksum(image.layer(LAYERS[k]))
-
-        jobs += [lambda k=k: note(k) for k in range(len(LAYERS))]  # type: ignore[misc]
         run(jobs, self.workers)
-        return EncodedImage(layers, checksums, capsule or b"")
+        return EncodedImage(layers, list(plane_checksums(image)), capsule or b"")
 
     def check_index(self, i: int) -> None:
         """Refuse an image that the file does not have."""
@@ -178,15 +172,13 @@ class Encoder(base.Encoder):
             raise UsageError("no such image", path=self.path, expected=f"0 … {self.meta.n_images - 1}", found=i)
 
     def _check(self, i: int, image: Image) -> None:
-        wrong = self.meta.mismatch(i, image)
-        if wrong is not None:
-            layer, expected, found = wrong
+        for wrong in plane_problems(self.meta, i, image):
             raise FormatError(
-                "an image does not have the shape and dtype that the metadata says",
+                wrong.what,
                 path=self.path,
-                where=f"image {i}, {layer}",
-                expected=expected,
-                found=found,
+                where=f"image {i}, {wrong.layer}",
+                expected=wrong.expected,
+                found=wrong.found,
             )
 
     def encode(self, i: int, image: Image, capsule: bytes | None = None) -> bytes:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import h5py
@@ -18,9 +20,10 @@ from wustore.backends.hdf5.chunks import ChunkReader, Job, RawFile, Work, run, t
 from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, parse_document, read_document
 from wustore.backends.hdf5.file import CAPSULE_BOUND, CAPSULE_DATA, DOCUMENT, METADATA_BLOCK, open_file
 from wustore.backends.hdf5.presets import need_plugins
-from wustore.errors import CorruptError, FormatError, MissingDependencyError, UsageError
+from wustore.backends.state import content_state, one_state, reopen, replaced
+from wustore.errors import CorruptError, FormatError, MissingDependencyError, StoreNotFoundError, UsageError
 from wustore.format import tagged_json
-from wustore.format.document import meta_from
+from wustore.format.document import arrays_of, meta_from
 from wustore.format.packed import PACKED, unpack
 from wustore.format.planes import LayerSpec, cast_plane, layers_of
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
@@ -53,6 +56,7 @@ class Hdf5Reader(Reader):
         remote = RemoteFile(path, METADATA_BLOCK) if is_remote(path) else None
         self.path = path if remote is None else remote.name
         self._file: h5py.File | None = open_file(path, remote)
+        self._opened = _identity(self._file, remote)
         self._raw = RawFile(self._file, remote)
         self._lock = threading.Lock()
         self._readers: dict[str, ChunkReader] = {}
@@ -146,6 +150,7 @@ class Hdf5Reader(Reader):
                 "no plug-in has the HDF5 filters of this layer", path=self.path, where=layer, found=missing
             )
 
+    @one_state
     def read(self, layer: str, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Read a box; see `wustore.backends.base.Reader.read`."""
         dtype = self._meta.layer_dtype(layer)
@@ -158,11 +163,19 @@ class Hdf5Reader(Reader):
             out[...] = boxes[0]
         return out
 
-    def read_boxes(self, layer: str, boxes: Sequence[Index]) -> list[NDArray[Any]]:
-        """Read many boxes; see `wustore.backends.base.Reader.read_boxes`."""
-        jobs, outs = self._jobs(layer, boxes)
+    @one_state
+    def read_boxes(
+        self, layer: str, boxes: Sequence[Index], out: Sequence[NDArray[Any]] | None = None
+    ) -> list[NDArray[Any]]:
+        """Read several boxes, every chunk once; see `wustore.backends.base.Reader.read_boxes`."""
+        direct = out if out is not None and all(array.flags.c_contiguous for array in out) else None
+        jobs, found = self._jobs(layer, boxes, direct)
         run(jobs, self._workers)
-        return outs
+        if out is None or direct is not None:
+            return found
+        for array, values in zip(out, found, strict=True):
+            array[...] = values
+        return list(out)
 
     def _jobs(
         self, layer: str, boxes: Sequence[Index], outs: Sequence[NDArray[Any]] | None = None
@@ -177,6 +190,7 @@ class Hdf5Reader(Reader):
             outs = [np.empty([part.stop - part.start for part in box], dtype) for box in boxes]
         return reader.jobs(boxes, outs), list(outs)
 
+    @one_state
     def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read one image; see `wustore.backends.base.Reader.image`."""
         return _PendingImage(self, i, layers).start(self._workers).image()
@@ -199,13 +213,17 @@ class Hdf5Reader(Reader):
                 ahead.append((i, _PendingImage(self, i, layers).start(workers)))
                 if len(ahead) > 1:
                     ready, pending = ahead.popleft()
-                    yield ready, pending.image()
+                    yield ready, self._finished(pending)
             while ahead:
                 ready, pending = ahead.popleft()
-                yield ready, pending.image()
+                yield ready, self._finished(pending)
         finally:
             for _, pending in ahead:
                 pending.cancel()
+
+    @one_state
+    def _finished(self, pending: _PendingImage) -> Image:
+        return pending.image()
 
     def image_jobs(self, i: int, layers: Sequence[str]) -> tuple[list[Job], dict[str, NDArray[Any]]]:
         """Return the work of reading image ``i``, and the planes that it fills."""
@@ -282,10 +300,12 @@ class Hdf5Reader(Reader):
             run(data.jobs([(slice(start, stop),)], [piece]), self._workers)
         return piece.tobytes()
 
+    @one_state
     def image_capsule(self, i: int, image: Image | None = None) -> bytes | None:
         """Return an image's part of the FITS reconstruction data."""
         return self._piece(i + 1) if self._has_capsule() else None
 
+    @one_state
     def capsule(self) -> Capsule | None:
         """Return the FITS reconstruction data, or None."""
         if not self._has_capsule():
@@ -295,6 +315,7 @@ class Hdf5Reader(Reader):
             raise CorruptError("the capsule's document is not a JSON object", path=self.path, where="capsule")
         return Capsule(document, self._piece(0))
 
+    @one_state
     def checksums(self) -> NDArray[np.uint32]:
         """Return the stored CRC-32C of every plane, shape (n_images, 4)."""
         sums = self._array("checksum")
@@ -312,6 +333,22 @@ class Hdf5Reader(Reader):
     def document(self) -> Mapping[str, Any]:
         """Return the root document as it is stored."""
         return self._document
+
+    def state(self) -> str:
+        """Return a digest of the root document, the small arrays and the checksums of the planes."""
+        if self._state is None:
+            arrays = [spec.data for spec in arrays_of(self._meta)]
+            self._state = content_state(self._document, arrays, self.checksums())
+        return self._state
+
+    def check_state(self) -> None:
+        """Check that the path or URL still leads to the file that was opened."""
+        try:
+            found = RemoteFile(self._address).state if is_remote(self._address) else _facts(Path(self.path).stat())
+        except (StoreNotFoundError, FileNotFoundError, NotADirectoryError) as error:
+            raise replaced(self.path, "none") from error
+        if found != self._opened:
+            raise replaced(self.path)
 
     def audit(self) -> Iterator[tuple[str, str]]:
         """Yield the objects that HDF5 cannot read, and copies for other programs that differ from what we read."""
@@ -344,7 +381,7 @@ class Hdf5Reader(Reader):
             file.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self._address, self._workers)
+        return reopen, (_reopen, (self._address, self._workers), self.state())
 
 
 class _PendingImage:
@@ -377,6 +414,18 @@ class _PendingImage:
             mask=planes.get("mask"),
             psf=planes.get("psf"),
         )
+
+
+def _facts(status: os.stat_result) -> tuple[Any, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _identity(file: h5py.File, remote: RemoteFile | None) -> tuple[Any, ...]:
+    """Return what tells the open file from another one at the same place."""
+    if remote is not None:
+        return remote.state
+    status = os.fstat(file.id.get_vfd_handle()) if file.driver == "sec2" else Path(file.filename).stat()
+    return _facts(status)
 
 
 def _reopen(path: str, workers: int) -> Hdf5Reader:

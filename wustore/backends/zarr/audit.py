@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
 
-from wustore.errors import WuStoreError
+from wustore.backends.zarr.zip import audit_zip
+from wustore.errors import CorruptError, WuStoreError
 from wustore.format.document import arrays_of
+from wustore.format.tagged_json import parse
 from wustore.model.compare import same_bits
 from wustore.model.meta import Meta
 from wustore.storage.zarr_store import Keys
+from wustore.storage.zip import ZipKeys
 
 __all__ = ["audit"]
 
@@ -33,6 +35,8 @@ def audit(
     small
         Function that reads a small array from its own chunk.
     """
+    if isinstance(keys, ZipKeys):
+        yield from audit_zip(keys)
     for name, node in nodes.items():
         where = f"{name}/zarr.json"
         text = keys.get(where)
@@ -40,9 +44,9 @@ def audit(
             yield where, "the metadata document is missing"
             continue
         try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            yield where, f"the metadata document is not JSON: {error}"
+            document = parse(text, what="the metadata document")
+        except CorruptError as error:
+            yield where, str(error)
             continue
         if document != node:
             yield where, "the metadata document differs from the consolidated metadata of the root"

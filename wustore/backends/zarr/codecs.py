@@ -30,6 +30,7 @@ __all__ = [
     "parse_chain",
     "strip_crc",
     "with_crc",
+    "zstd_size",
 ]
 
 PCODEC_DTYPES = frozenset(np.dtype(name) for name in ("u2", "u4", "u8", "i2", "i4", "i8", "f2", "f4", "f8"))
@@ -242,8 +243,8 @@ def _views_of_zstd(stored: Sequence[bytes], shape: tuple[int, ...], dtype: np.dt
     import imagecodecs  # the function of numcodecs makes fifteen Python-level calls more
 
     size = math.prod(shape) * dtype.itemsize
-    # What a frame says of its content (RFC 8878, 3.1.1.1), by the length of that field: memory is taken by it. Who
-    # compresses a whole chunk at once says it.
+    # What a frame must say of its content, by the length of that field: memory is taken by it. Who compresses a whole
+    # chunk at once says it.
     stated = {
         length: (size - bias).to_bytes(length, "little")
         for length, bias in _FIELDS.items()
@@ -251,9 +252,7 @@ def _views_of_zstd(stored: Sequence[bytes], shape: tuple[int, ...], dtype: np.dt
     }
     views = []
     for number, raw in enumerate(stored):
-        flags = raw[4] if raw[6:] else 0
-        single = flags >> 5 & 1
-        start, length = 6 - single + (0, 1, 2, 4)[flags & 3], (single, 2, 4, 8)[flags >> 6]
+        start, length = _ZSTD_FIELDS[raw[4] if raw[5:] else 0]
         if length not in stated or raw[start : start + length] != stated[length]:
             raise _wrong_size(number)
         try:
@@ -265,6 +264,32 @@ def _views_of_zstd(stored: Sequence[bytes], shape: tuple[int, ...], dtype: np.dt
 
 _FIELDS = {1: 0, 2: 256, 4: 0, 8: 0}
 """Length of the field in which a zstd frame says how long its content is, and what is added to its value."""
+
+
+def zstd_size(frame: bytes | memoryview) -> int:
+    """Return the size of the content that a zstd frame states, before memory is taken for it.
+
+    Raises
+    ------
+    DamagedChunk
+        If it states none.
+    """
+    head = bytes(frame[:18])
+    if len(head) < 6 or head[:4] != b"\x28\xb5\x2f\xfd":
+        raise DamagedChunk("not a zstd frame")
+    start, length = _zstd_field(head[4])
+    if not length:
+        raise DamagedChunk("a zstd frame that does not state its size")
+    return int.from_bytes(head[start : start + length], "little") + _FIELDS[length]
+
+
+def _zstd_field(flags: int) -> tuple[int, int]:
+    """Return start and length of the field in which a frame with these flags states its size (RFC 8878, 3.1.1.1)."""
+    single = flags >> 5 & 1
+    return 6 - single + (0, 1, 2, 4)[flags & 3], (single, 2, 4, 8)[flags >> 6]
+
+
+_ZSTD_FIELDS = [_zstd_field(flags) for flags in range(256)]
 
 
 def _decode_pcodec(stored: Sequence[bytes], rows: NDArray[Any]) -> None:

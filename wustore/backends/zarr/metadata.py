@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import operator
 import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,8 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.zarr.codecs import Chain, DamagedChunk, Hints, parse_chain, strip_crc, with_crc
+from wustore.backends.zarr.codecs import Chain, DamagedChunk, Hints, parse_chain, strip_crc, with_crc, zstd_size
+from wustore.errors import CorruptError
 from wustore.format.arrays import ArraySpec
+from wustore.model.sizes import check_size
 from wustore.storage.checksum import crc32c
 
 __all__ = [
@@ -34,6 +38,12 @@ _TEXT_CODECS: list[dict[str, Any]] = [
     {"name": "zstd", "configuration": {"level": 5, "checksum": False}},
     {"name": "crc32c"},
 ]
+
+_DTYPES = {
+    name: np.dtype(name)
+    for name in ("bool", *(f"{kind}int{bits}" for kind in ("", "u") for bits in (8, 16, 32, 64)), "float16", "float32")
+} | {"float64": np.dtype(np.float64)}
+"""Data types of Zarr v3 that the format uses."""
 
 
 def to_json(document: Mapping[str, Any]) -> bytes:
@@ -123,28 +133,42 @@ def decode_small(metadata: Mapping[str, Any], raw: bytes | None) -> NDArray[Any]
     DamagedChunk
     """
     try:
-        shape = tuple(metadata["shape"])
-        text = metadata["data_type"] == "string"
-        dtype = np.dtype(object if text else metadata["data_type"])
+        shape = tuple(map(operator.index, metadata["shape"]))
+        kind, codecs = metadata["data_type"], metadata["codecs"]
         chunk = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
         known = chunk == tuple(max(size, 1) for size in shape) and metadata["chunk_key_encoding"]["name"] == "default"
+        text = kind == "string" and list(map(_plain_codec, codecs)) == list(map(_plain_codec, _TEXT_CODECS))
     except (KeyError, TypeError, ValueError):
         return None
-    chain = None if text else parse_chain(metadata.get("codecs"), dtype)
-    if not known or (chain is None and metadata.get("codecs") != _TEXT_CODECS):
+    dtype = np.dtype(object) if text else _DTYPES.get(kind) if isinstance(kind, str) else None
+    chain = parse_chain(codecs, dtype) if dtype is not None and not text else None
+    if not known or (chain is None and not text):
         return None
     if 0 in shape:
         return np.empty(shape, dtype)
     if raw is None:
         raise DamagedChunk("the chunk is missing")
-    if chain is None:
-        from numcodecs import Zstd
-
-        try:
-            return _text_from_bytes(bytes(Zstd().decode(strip_crc(raw))), shape)
-        except (RuntimeError, struct.error, UnicodeDecodeError) as error:
-            raise DamagedChunk(f"the text does not decode: {error}") from error
+    if text:
+        return _text_from_bytes(_unpack_text(raw), shape)
+    check_size(math.prod(shape) * np.dtype(dtype).itemsize, len(raw))
+    assert chain is not None
     return chain.decode(raw, shape)
+
+
+def _plain_codec(codec: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Return name and configuration of a codec; an empty configuration is the same as none."""
+    return codec["name"], codec.get("configuration") or {}
+
+
+def _unpack_text(raw: bytes) -> bytes:
+    from numcodecs import Zstd
+
+    packed = strip_crc(raw)
+    check_size(zstd_size(packed), len(raw))
+    try:
+        return bytes(Zstd().decode(packed))
+    except RuntimeError as error:
+        raise DamagedChunk(f"the text does not decode: {error}") from error
 
 
 def _text_to_bytes(data: NDArray[Any]) -> bytes:
@@ -186,4 +210,8 @@ def document_checksum(document: Mapping[str, Any]) -> str:
     tool may lay out the file anew.
     """
     plain = {key: value for key, value in document.items() if key != "crc32c"}
-    return f"{crc32c(json.dumps(plain, sort_keys=True, separators=(',', ':')).encode()):08x}"
+    try:
+        text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    except RecursionError as error:
+        raise CorruptError("the root document is nested too deeply") from error
+    return f"{crc32c(text.encode()):08x}"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.base import Index, Reader
+from wustore.backends.state import content_state, one_state, reopen, replaced
 from wustore.backends.zarr.audit import audit
 from wustore.backends.zarr.capsule import BOUND, DATA, CapsuleBytes
 from wustore.backends.zarr.codecs import DamagedChunk
@@ -18,7 +19,8 @@ from wustore.backends.zarr.foreign import ForeignArray
 from wustore.backends.zarr.metadata import chunk_key, decode_small, document_checksum
 from wustore.backends.zarr.shards import Box, ShardedLayer, parse_grid
 from wustore.errors import CorruptError, FormatError, IncompleteError, StoreNotFoundError, UsageError, WuStoreError
-from wustore.format.document import check_version, meta_from
+from wustore.format import tagged_json
+from wustore.format.document import arrays_of, check_version, meta_from
 from wustore.format.packed import PACKED, unpack
 from wustore.format.planes import LayerSpec, cast_plane, layers_of
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
@@ -73,7 +75,8 @@ class ZarrReader(Reader):
         self._requested_workers = workers
         self._workers = CONCURRENCY if workers is None and keys.by_url else worker_count(workers)
         try:
-            self._document, self._nodes = _root(keys)
+            self._root = keys.get("zarr.json")
+            self._document, self._nodes = _root(keys, self._root)
             packed = unpack(self._small(PACKED), keys.name) if self._document.get("packed") else {}
             self._meta = meta_from(
                 self._document, lambda name: packed[name] if name in packed else self._small(name), path=self.path
@@ -87,6 +90,7 @@ class ZarrReader(Reader):
         self._specs = {spec.name: spec for spec in layers_of(self._meta)}
         self._layers: dict[str, ShardedLayer | ForeignArray] = {}
         self._capsule: CapsuleBytes | None = None
+        self._sums: NDArray[np.uint32] | None = None
         self._closed = False
 
     @property
@@ -168,6 +172,7 @@ class ZarrReader(Reader):
 
     # --- pixels -------------------------------------------------------------------------------------------
 
+    @one_state
     def read(self, layer: str, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Read a box; see `wustore.backends.base.Reader.read`."""
         spec = self._spec(layer)
@@ -194,13 +199,16 @@ class ZarrReader(Reader):
             in_threads(fill, images, self._workers)
         return out
 
-    def read_boxes(self, layer: str, boxes: Sequence[Index]) -> list[NDArray[Any]]:
-        """Read many boxes, every chunk once; see `wustore.backends.base.Reader.read_boxes`."""
+    @one_state
+    def read_boxes(
+        self, layer: str, boxes: Sequence[Index], out: Sequence[NDArray[Any]] | None = None
+    ) -> list[NDArray[Any]]:
+        """Read several boxes, every chunk once; see `wustore.backends.base.Reader.read_boxes`."""
         source = self._layer(layer)
         if isinstance(source, ForeignArray):
-            return super().read_boxes(layer, boxes)
+            return super().read_boxes(layer, boxes, out)
         dtype = self._spec(layer).dtype
-        arrays = [np.empty([part.stop - part.start for part in box], dtype) for box in boxes]
+        arrays = [np.empty([part.stop - part.start for part in box], dtype) for box in boxes] if out is None else out
         by_image: dict[int, list[Box]] = {}
         for (times, rows, columns), array in zip(boxes, arrays, strict=True):
             for k, i in enumerate(range(times.start, times.stop)):
@@ -211,8 +219,9 @@ class ZarrReader(Reader):
                 source.fill(i, wanted, self._workers)
         else:
             in_threads(lambda i: source.fill(i, by_image[i]), list(by_image), self._workers)
-        return arrays
+        return list(arrays)
 
+    @one_state
     def _image(self, i: int, layers: Sequence[str], workers: int) -> Image:
         planes: dict[str, NDArray[Any] | None] = {}
         for name in LAYERS:
@@ -274,12 +283,14 @@ class ZarrReader(Reader):
             self._capsule = CapsuleBytes(self._keys, self._node(DATA), self._small(BOUND), self._meta.n_images)
         return self._capsule
 
+    @one_state
     def image_capsule(self, i: int, image: Image | None = None) -> bytes | None:
         """Return an image's part of the FITS reconstruction data."""
         if self._document.get("capsule") is None:
             return None
         return self._capsule_bytes().piece(i + 1) or None
 
+    @one_state
     def capsule(self) -> Capsule | None:
         """Return the FITS reconstruction data."""
         document = self._document.get("capsule")
@@ -287,8 +298,12 @@ class ZarrReader(Reader):
             return None
         return Capsule(document=document, head=self._capsule_bytes().piece(0))
 
-    def checksums(self) -> NDArray[np.uint32] | None:
+    @one_state
+    def checksums(self) -> NDArray[np.uint32]:
         """Return the stored checksums of the planes."""
+        return self._checksums()
+
+    def _checksums(self) -> NDArray[np.uint32]:
         sums = self._small("checksum")
         expected = (self._meta.n_images, len(LAYERS))
         if sums.shape != expected or sums.dtype != np.uint32:
@@ -298,6 +313,35 @@ class ZarrReader(Reader):
     def document(self) -> Mapping[str, Any]:
         """Return the root document as it is stored."""
         return self._document
+
+    def _identity(self, sums: NDArray[np.uint32] | None) -> str:
+        return content_state(self._document, [spec.data for spec in arrays_of(self._meta)], sums)
+
+    def state(self) -> str:
+        """Return a digest of the root document, the small arrays and the checksums of the planes."""
+        if self._state is None:
+            self._sums = self.checksums()
+            self._state = self._identity(self._sums)
+        return self._state
+
+    def check_state(self) -> None:
+        """Check that the address still leads to this state; see `wustore.backends.base.Reader.check_state`."""
+        same = self._keys.is_same()
+        if same and self._keys.get("zarr.json") == self._root:
+            return
+        if same is False:
+            raise replaced(self.path)
+        # An append leaves the directory, and at a URL the root may be as it was while the pixels are others.
+        try:
+            now = open_reader(self._address, self.format, 1)
+        except (FormatError, StoreNotFoundError) as error:
+            raise replaced(self.path, error) from error
+        with now:
+            if now._identity(None) != self._identity(None):
+                raise replaced(self.path)
+            with suppress(CorruptError):
+                if self._sums is not None and not np.array_equal(now._checksums(), self._sums):
+                    raise replaced(self.path)
 
     def audit(self) -> Iterator[tuple[str, str]]:
         """Yield what is wrong with the copies that other readers of Zarr use; see `Reader.audit`."""
@@ -319,24 +363,20 @@ class ZarrReader(Reader):
         self._keys.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_reader, (self._address, self.format, self._requested_workers)
+        return reopen, (open_reader, (self._address, self.format, self._requested_workers), self.state())
 
 
 def _parse(text: bytes, path: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CorruptError("a metadata document is not JSON", path=path, where=where, found=error) from error
+    return tagged_json.parse(text, what="a metadata document", path=path, where=where)
 
 
-def _root(keys: Keys) -> tuple[dict[str, Any], Mapping[str, Any]]:
+def _root(keys: Keys, text: bytes | None) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """Return the root document and the consolidated metadata of the nodes.
 
     Raises
     ------
     FormatError, VersionError, IncompleteError, CorruptError
     """
-    text = keys.get("zarr.json")
     if text is None:
         raise _without_root(keys)
     root = _parse(text, keys.name, "zarr.json")

@@ -188,10 +188,9 @@ class _Block:
 
     __slots__ = ("bounds", "count", "numbers", "start", "stop")
 
-    def __init__(self, numbers: list[int], bounds: list[list[int]]) -> None:
-        self.numbers, self.bounds = numbers, bounds
+    def __init__(self, numbers: list[int], bounds: list[list[int]], count: int) -> None:
+        self.numbers, self.bounds, self.count = numbers, bounds, count
         self.start, self.stop = bounds[0][0], bounds[-1][1]
-        self.count = len(bounds)
 
 
 @dataclass(eq=False)
@@ -286,7 +285,7 @@ class ShardedLayer:
         for end in (*ends.tolist(), *order.shape):
             for k in range(begin, end, most):
                 stop = k + most if k + most < end else end
-                blocks += [_Block(in_order[k:stop], bounds[k:stop])]
+                blocks += [_Block(in_order[k:stop], bounds[k:stop], stop - k)]
             begin = end
         return blocks
 
@@ -321,10 +320,10 @@ class ShardedLayer:
             blocks = self._blocks(i, index, numbers, workers)
 
             def fill(block: _Block) -> None:
-                # Wild lengths must not decide how much memory is taken.
-                stop = block.stop if block.stop < shard.size else shard.size
-                start = block.start if block.start < stop else stop
-                self._decode(i, block, pread(shard.handle, stop - start, shard.start + start), targets)
+                if block.stop > shard.size:  # wild lengths must not decide how much memory is taken
+                    self._truncated(i, block, shard.size)
+                stored = pread(shard.handle, block.stop - block.start, shard.start + block.start)
+                self._decode(i, block, stored, targets)
 
             in_threads(fill, blocks, workers)
 
@@ -345,6 +344,9 @@ class ShardedLayer:
             found = self.keys.get_ranges(key, [(block.start, block.stop - block.start) for block in blocks])
         if found is None:
             raise self._missing(i)
+        for block, stored in zip(blocks, found, strict=True):
+            if len(stored) != block.stop - block.start:
+                self._truncated(i, block, block.start + len(stored))
         in_threads(lambda work: self._decode(i, *work, targets), list(zip(blocks, found, strict=True)), workers)
 
     def _truncated(self, i: int, block: _Block, size: int) -> NoReturn:
@@ -356,10 +358,8 @@ class ShardedLayer:
 
     def _decode(self, i: int, block: _Block, stored: bytes, targets: _Targets) -> None:
         """Decode the chunks of a block and put each into the arrays that want it."""
-        start, bounds = block.start, block.bounds
-        if len(stored) != block.stop - start:
-            self._truncated(i, block, start + len(stored))
-        pieces = [stored] if block.count == 1 else [stored[a - start : b - start] for a, b in bounds]
+        start = block.start
+        pieces = [stored] if block.count == 1 else [stored[a - start : b - start] for a, b in block.bounds]
         memory = self._in_place(block, targets) if block.count == 1 else None
         try:
             plain = self.grid.chain.decode_all(pieces, self.grid.chunk, memory)

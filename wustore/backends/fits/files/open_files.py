@@ -16,7 +16,8 @@ from wustore.backends.fits.files import input as source
 from wustore.backends.fits.hdu.header import BLOCK
 from wustore.backends.fits.hdu.image import Plane
 from wustore.backends.fits.hdu.scan import Buffer, ScannedFile, Sliceable, is_fits, scan
-from wustore.errors import CorruptError, StoreNotFoundError, UsageError
+from wustore.backends.state import replaced
+from wustore.errors import StoreNotFoundError, UsageError
 from wustore.storage.threads import read_ahead
 from wustore.storage.url import CONCURRENCY, RemoteFile, is_remote, merged, shown
 
@@ -82,19 +83,33 @@ class FitsFile:
         self.state = source.state_of(path) if self._remote is None else self._remote.state
         self.scan: ScannedFile = scan(cache.get(path) if self._remote is None else self._remote, shown(path))
 
+    def check_state(self) -> None:
+        """Check that the file was not changed since it was opened.
+
+        Raises
+        ------
+        StoreReplacedError
+        """
+        try:
+            found = source.state_of(self.path)
+        except StoreNotFoundError as error:
+            raise replaced(shown(self.path), "none") from error
+        if found != self.state:
+            raise replaced(shown(self.path))
+
     @property
     def data(self) -> Buffer:
         """All bytes of the file.
 
         Raises
         ------
-        CorruptError
-            Where the file was changed since it was opened: what the scan found does not hold any more.
+        StoreReplacedError
+            If the file was changed since it was opened: what the scan found does not hold any more.
         """
         # What was fetched from a URL does not change; of a compressed file the capsule reads the original once more.
         asked = self._is_fetched and self._remote is not None
-        if not asked and source.state_of(self.path) != self.state:
-            raise CorruptError("the file was changed after it was opened", path=shown(self.path), hint="Open it again.")
+        if not asked:
+            self.check_state()
         self._is_fetched = True  # from here on what is at hand is used
         return self._cache.get(self.path)
 

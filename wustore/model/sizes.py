@@ -1,0 +1,40 @@
+"""How far a size that a file states is believed: memory is taken only for what its bytes justify."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+from wustore.errors import CorruptError
+
+__all__ = ["check_size", "most_believed"]
+
+_BELIEVED = 1 << 27
+_RATIO = 64
+"""Metadata text that repeats itself (WCS headers of one camera) packs 40 times; a hostile stream expands 1000 times
+(deflate) and more."""
+
+
+def most_believed(stored: int) -> int:
+    """Return how large the content of ``stored`` bytes may be [byte]; memory is taken for no more."""
+    return max(_BELIEVED, _RATIO * stored)
+
+
+def check_size(claimed: int, stored: int, *, path: str | PathLike[str] | None = None, where: str | None = None) -> None:
+    """Refuse a stated size that the bytes it comes from do not justify, before memory is taken for it.
+
+    Parameters
+    ----------
+    claimed, stored
+        What is to be taken, and what it comes from [byte].
+    path, where
+        For the message.
+
+    Raises
+    ------
+    CorruptError
+    """
+    most = most_believed(stored)
+    if not 0 <= claimed <= most:
+        raise CorruptError(
+            "a size that cannot be", path=path, where=where, expected=f"at most {most} bytes", found=claimed
+        )
