@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from wustore.errors import BackendError, FormatError, StoreNotFoundError, UsageError
+from wustore.errors import BackendError, FormatError, OtherFormatError, StoreNotFoundError, UsageError
 from wustore.storage import url as remote
+from wustore.storage.files import open_regular
 from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys
 from wustore.storage.zip import ZipKeys
 
 if TYPE_CHECKING:
     pass
 
-__all__ = ["address_of", "is_local", "open_keys", "writable_keys"]
+__all__ = ["ZIP_SIGNATURES", "address_of", "is_local", "open_keys", "writable_keys"]
 
 
 def is_local(address: Any) -> bool:
@@ -29,8 +30,8 @@ def _from_url(url: str, *, read_only: bool) -> Keys:
 
             store = FsspecStore.from_url(url, storage_options=remote.options_for(url), read_only=read_only)
         except ValueError as error:
-            found = remote.shown(str(error))
-            raise BackendError("the URL cannot be used", path=remote.shown(url), found=found) from None
+            found = remote.redact(str(error))
+            raise BackendError("the URL cannot be used", path=remote.redact(url), found=found) from None
     return StoreKeys(store, url)
 
 
@@ -54,8 +55,8 @@ def open_keys(address: Any) -> Keys:
         return DirectoryKeys(address, hold=True)
     if not os.path.lexists(address):
         raise StoreNotFoundError("there is nothing at this path", path=address, hint="Check the name.")
-    if not is_zip(address):
-        raise FormatError("not a Zarr store", path=address, expected="a directory, or a zip file")
+    if not _is_zip(address):
+        raise OtherFormatError("not a Zarr store", path=address, expected="a directory, or a zip file")
     return ZipKeys(address)
 
 
@@ -70,17 +71,20 @@ def writable_keys(address: Any) -> Keys:
     """
     if isinstance(address, str) and remote.is_read_only(address):
         raise UsageError(
-            "nothing can be written to a web server", path=remote.shown(address), hint="Write elsewhere and upload it."
+            "nothing can be written to a web server", path=remote.redact(address), hint="Write elsewhere and upload it."
         )
     return StoreKeys(address) if not isinstance(address, str) else _from_url(address, read_only=False)
 
 
-def is_zip(path: str) -> bool:
-    """Return whether a file begins as a zip file does (an empty archive included)."""
+ZIP_SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")
+"""What a zip file begins with; the second one of an empty archive."""
+
+
+def _is_zip(path: str) -> bool:
     try:
-        with open(path, "rb") as file:  # noqa: PTH123
-            return file.read(4) in {b"PK\x03\x04", b"PK\x05\x06"}
-    except OSError:
+        with open_regular(path) as file:
+            return file.read(4) in ZIP_SIGNATURES
+    except (OSError, FormatError):
         return False
 
 

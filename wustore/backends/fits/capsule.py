@@ -36,7 +36,7 @@ from wustore.format.document import arrays_of, document_of
 from wustore.format.planes import plane_checksums
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage.mapping import release
-from wustore.storage.url import shown
+from wustore.storage.url import redact
 
 __all__ = ["ENCODING", "Block", "ChangedError", "Head", "build", "meta_digest", "piece", "regenerate"]
 
@@ -57,10 +57,11 @@ class ChangedError(WuStoreError):
 
 
 class _File(Protocol):
-    """One file: its path, its unpacked bytes, its HDUs."""
+    """One file: its path, its unpacked bytes, its HDUs, and how it is compressed as a whole."""
 
     path: str
     scan: ScannedFile
+    compression: str | None
 
     @property
     def data(self) -> Buffer: ...
@@ -242,13 +243,12 @@ def build(source: FitsSource) -> Capsule:
     for file in plan.files:
         content = file.data
         entry: dict[str, Any] = {
-            "name": Path(shown(file.path)).name,
+            "name": Path(redact(file.path)).name,
             "size": len(content),
             "sha256": _sha256(content),
         }
-        outer = describe_outer(file.path, content)
-        if outer is not None:
-            entry["outer"] = outer
+        if file.compression is not None:
+            entry["outer"] = describe_outer(file.path, file.compression, content)
         files.append(entry)
     document = {"encoding": ENCODING, "form": source.format, "meta": meta_digest(source.meta), "files": files}
     return Capsule(document, _head(plan))

@@ -25,6 +25,7 @@ __all__ = [
     "Chain",
     "DamagedChunk",
     "Hints",
+    "Part",
     "check_crc",
     "finds_structure",
     "parse_chain",
@@ -36,6 +37,9 @@ __all__ = [
 PCODEC_DTYPES = frozenset(np.dtype(name) for name in ("u2", "u4", "u8", "i2", "i4", "i8", "f2", "f4", "f8"))
 """What pcodec compresses under its Zarr name ``numcodecs.pcodec``."""
 
+
+Part = tuple[NDArray[Any], Any, Any]
+"""What is wanted of a chunk: an array, where in it, and which part of the chunk."""
 
 Mode = Literal["auto", "classic", "multiples"]
 
@@ -176,15 +180,11 @@ class Chain:
         DamagedChunk
         """
         out = np.empty(shape, self.dtype)
-        plain = self.decode_all([raw], shape, out[None])
-        if plain[0].base is not out:
-            out[...] = plain[0]
+        self.decode_into([raw], shape, [[(out, ..., ...)]])
         return out
 
-    def decode_all(
-        self, stored: Sequence[bytes], shape: tuple[int, ...], memory: NDArray[Any] | None = None
-    ) -> Sequence[NDArray[Any]] | NDArray[Any]:
-        """Return the values of several chunks: two or three calls for each, which release the interpreter lock.
+    def decode_into(self, stored: Sequence[bytes], shape: tuple[int, ...], wanted: Sequence[Sequence[Part]]) -> None:
+        """Decode several chunks: two or three calls for each, which release the interpreter lock.
 
         Parameters
         ----------
@@ -192,14 +192,8 @@ class Chain:
             Their bytes, each with its checksum.
         shape
             Of a chunk.
-        memory
-            Where the values may go, shape (chunks, *shape), C-contiguous. By default that of this thread, so that
-            they are valid until the next call.
-
-        Returns
-        -------
-        sequence of ndarray
-            One for each chunk: ``memory``, or views of bytes.
+        wanted
+            For each chunk which parts of it go where.
 
         Raises
         ------
@@ -210,11 +204,12 @@ class Chain:
             if crc32c(raw) != RESIDUE:
                 raise DamagedChunk("the checksum (crc32c) does not match", number)
         if self.method == "pcodec":
-            if memory is None:
-                memory = _scratch(self.dtype, (len(stored), *shape))
-            _decode_pcodec(stored, memory.reshape(memory.shape[0], -1))
-            return memory
-        return _VIEWS[self.method](stored, shape, self.dtype.newbyteorder("<"))
+            _decode_pcodec(stored, shape, self.dtype, wanted)
+            return
+        views = _VIEWS[self.method](stored, shape, self.dtype.newbyteorder("<"))
+        for chunk, parts in zip(views, wanted, strict=True):
+            for out, place, part in parts:
+                out[place] = chunk[part]
 
 
 _ERRORS = (RuntimeError, ValueError, TypeError)
@@ -292,18 +287,30 @@ def _zstd_field(flags: int) -> tuple[int, int]:
 _ZSTD_FIELDS = [_zstd_field(flags) for flags in range(256)]
 
 
-def _decode_pcodec(stored: Sequence[bytes], rows: NDArray[Any]) -> None:
+def _decode_pcodec(
+    stored: Sequence[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], wanted: Sequence[Sequence[Part]]
+) -> None:
     from pcodec.standalone import simple_decompress_into as decompress
 
-    size = rows.shape[1]
+    memory = _scratch(dtype, shape)  # stays in the cache of the core
+    flat_memory = memory.reshape(-1)
     for number, raw in enumerate(stored):
+        parts, flat = wanted[number], flat_memory
+        if not parts[1:]:
+            # pcodec writes to contiguous memory only: at once into place if that is.
+            ((out, place, _),) = parts
+            whole = out[place]
+            if whole.shape == shape and whole.flags.c_contiguous:
+                parts, flat = (), whole.reshape(-1)
         try:
             # It ends where its own end mark says, so the checksum behind it does not matter.
-            progress = decompress(raw, rows[number])
+            progress = decompress(raw, flat)
         except _ERRORS as error:
             raise _undecodable(number, error) from error
-        if progress.n_processed != size or not progress.finished:
+        if progress.n_processed != flat.size or not progress.finished:
             raise _wrong_size(number)
+        for out, place, part in parts:
+            out[place] = memory[part]
 
 
 def _views_of_blosc(stored: Sequence[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> list[NDArray[Any]]:

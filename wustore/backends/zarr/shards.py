@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.zarr.codecs import RESIDUE, Chain, DamagedChunk, Hints, parse_chain, with_crc
+from wustore.backends.zarr.codecs import RESIDUE, Chain, DamagedChunk, Hints, Part, parse_chain, with_crc
 from wustore.errors import CorruptError
 from wustore.storage.checksum import crc32c
 from wustore.storage.pread import pread
@@ -167,8 +167,8 @@ class Box:
     out: NDArray[Any]
 
 
-_Targets = dict[int, list[tuple[NDArray[Any], slice, slice, slice, slice]]]
-"""Number of a chunk to what wants it: array, rows and columns there, rows and columns of the chunk."""
+_Targets = dict[int, list[Part]]
+"""Number of a chunk to what is wanted of it."""
 
 
 class _Block:
@@ -360,24 +360,11 @@ class ShardedLayer:
         """Decode the chunks of a block and put each into the arrays that want it."""
         start = block.start
         pieces = [stored] if block.count == 1 else [stored[a - start : b - start] for a, b in block.bounds]
-        memory = self._in_place(block, targets) if block.count == 1 else None
+        wanted = [targets[number] for number in block.numbers]
         try:
-            plain = self.grid.chain.decode_all(pieces, self.grid.chunk, memory)
+            self.grid.chain.decode_into(pieces, self.grid.chunk, wanted)
         except DamagedChunk as error:
             raise self._corrupt(i, "a chunk is damaged", block.numbers[error.number], found=error) from error
-        if memory is not None and plain is memory:
-            return
-        for chunk, number in zip(plain, block.numbers, strict=True):
-            for out, rows, columns, from_rows, from_columns in targets[number]:
-                out[rows, columns] = chunk[from_rows, from_columns]
-
-    def _in_place(self, block: _Block, targets: _Targets) -> NDArray[Any] | None:
-        """Return the memory that the one chunk of this block fills without a gap, if there is any."""
-        if len(targets[block.numbers[0]]) > 1:
-            return None
-        ((out, rows, columns, _, _),) = targets[block.numbers[0]]
-        place = out[rows, columns]
-        return place[None] if place.shape == self.grid.chunk and place.flags.c_contiguous else None
 
     def _targets(self, boxes: Sequence[Box]) -> _Targets:
         """Return for each chunk that boxes touch what of it goes where."""
@@ -387,7 +374,7 @@ class ShardedLayer:
         for box in boxes:
             rows, columns = _parts(*box.rows, height), _parts(*box.columns, width)
             parts: _Targets = {
-                row * across + column: [(box.out, to_rows, to_columns, from_rows, from_columns)]
+                row * across + column: [(box.out, (to_rows, to_columns), (from_rows, from_columns))]
                 for row, to_rows, from_rows in rows
                 for column, to_columns, from_columns in columns
             }
