@@ -28,6 +28,7 @@ from wustore.errors import CorruptError, IncompleteError, UsageError, WuStoreErr
 from wustore.model.meta import Capsule
 from wustore.ops.copy import copy_images
 from wustore.storage.journal import JOURNAL, Journal
+from wustore.storage.processes import safe_path
 from wustore.storage.staging import Staging, alone, partial_path, retire
 from wustore.storage.stores import is_local, writable_keys
 from wustore.storage.zarr_store import DirectoryKeys, Keys
@@ -142,8 +143,8 @@ def _load(target: str) -> tuple[Job, Capsule | None]:
     if text is None:
         raise _nothing_to_do(target, done=False)
     try:
-        job = Job(**json.loads(text))
-    except (ValueError, TypeError) as error:
+        job = Job(**{**json.loads(text), "target": _absolute(target)})
+    except (ValueError, TypeError, RecursionError) as error:
         raise CorruptError("the plan of a conversion is damaged", path=target, where=_JOB, found=error) from error
     if job.capsule is None:
         return job, None
@@ -221,9 +222,9 @@ def plan(
         Staging(target, overwrite=overwrite)  # refuses an existing target before anything is read
     with backend_for_reading(source, source_format).open(source) as reader:
         wanted = Job(
-            source=os.path.abspath(source) if is_local(source) else source,  # noqa: PTH100 - links stay links
+            source=_absolute(source),
             source_format=reader.format,
-            target=os.path.abspath(target) if is_local(target) else target,  # noqa: PTH100
+            target=_absolute(target),
             format=backend.name,
             n_images=reader.meta.n_images,
             state=reader.state(),
@@ -251,9 +252,14 @@ def plan(
     return wanted
 
 
+def _absolute(path: str) -> str:
+    return os.path.abspath(path) if is_local(path) else path  # noqa: PTH100 - links stay links
+
+
 def _text(job: Job) -> bytes:
+    # Without the target: the plan is for the place where it is found, also after it was moved there.
     # Keys in their order: HDF5 keeps that of the capsule's document.
-    return json.dumps(asdict(job)).encode()
+    return json.dumps({name: value for name, value in asdict(job).items() if name != "target"}).encode()
 
 
 def _may_stand(target: str) -> bool:
@@ -432,7 +438,9 @@ def _in_processes(target: str, indices: Iterable[int], workers: int, report: Cal
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(target,)) as pool:
         try:
-            for future in as_completed([pool.submit(_write_one, i) for i in indices]):
+            with safe_path():  # here the processes are started
+                futures = [pool.submit(_write_one, i) for i in indices]
+            for future in as_completed(futures):
                 report(future.result())
         except BrokenProcessPool as error:
             raise WuStoreError(
@@ -472,6 +480,8 @@ def run(job: Job, *, workers: int, processes: bool = False, progress: Progress |
     with reader:
         left = writer.unwritten(range(job.n_images))
         done = job.n_images - len(left)
+        # Workers of a pool may have no processes of their own.
+        processes = processes and not multiprocessing.current_process().daemon
         if not processes or workers == 1 or len(left) < 2:
             copy_images(reader, writer, indices=left, workers=workers, progress=progress)
         else:
