@@ -18,7 +18,7 @@ import numpy as np
 from wustore._version import __version__
 from wustore.backends.base import Progress, Reader
 from wustore.backends.proxy import CheckedReader, ReaderProxy
-from wustore.backends.registry import backend_for_reading, backend_named, open_reader
+from wustore.backends.registry import backend_named, open_reader
 from wustore.errors import UsageError
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.ops.copy import copy
@@ -188,7 +188,8 @@ def append(path: Any, *sources: Any, progress: Progress | None = None) -> int:
     address = address_of(path)
     if not sources:
         raise UsageError("nothing to append", path=address, hint="Name at least one source.")
-    backend = backend_for_reading(address)
+    with open_reader(address) as store:
+        backend = backend_named(store.format)
     names = [str(address_of(source)) for source in sources]
     with ExitStack() as stack:
         readers = [CheckedReader(stack.enter_context(open_reader(source))) for source in sources]

@@ -16,13 +16,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from wustore.backends.base import Progress, Reader, ResumableWriter
-from wustore.backends.registry import backend_for_reading, backend_for_writing, backend_named
+from wustore.backends.registry import backend_for_writing, backend_named, open_reader
 from wustore.backends.state import replaced
 from wustore.errors import CorruptError, IncompleteError, UsageError, WuStoreError
 from wustore.model.meta import Capsule
@@ -178,6 +178,7 @@ def plan(
     target: str,
     *,
     source_format: str | None = None,
+    source_reader: Reader | None = None,
     format: str | None = None,  # noqa: A002
     overwrite: bool = False,
     capsule: bool = True,
@@ -192,6 +193,8 @@ def plan(
         Paths or URLs.
     source_format, format, overwrite, capsule, options
         As for `wustore.convert`.
+    source_reader
+        The source, if it is open already.
     parts
         Number of parts for `part`; at most one for each image.
 
@@ -220,7 +223,8 @@ def plan(
         )
     if is_local(target) and not _may_stand(target):
         Staging(target, overwrite=overwrite)  # refuses an existing target before anything is read
-    with backend_for_reading(source, source_format).open(source) as reader:
+    opened = open_reader(source, format=source_format) if source_reader is None else nullcontext(source_reader)
+    with opened as reader:
         wanted = Job(
             source=_absolute(source),
             source_format=reader.format,
@@ -454,13 +458,15 @@ def _in_processes(target: str, indices: Iterable[int], workers: int, report: Cal
             raise
 
 
-def run(job: Job, *, workers: int, processes: bool = False, progress: Progress | None = None) -> None:
+def run(job: Job, reader: Reader, *, workers: int, processes: bool = False, progress: Progress | None = None) -> None:
     """Write what is left of a conversion, then finish it.
 
     Parameters
     ----------
     job
         From `plan`.
+    reader
+        The source, open.
     workers
         Images at a time.
     processes
@@ -476,23 +482,22 @@ def run(job: Job, *, workers: int, processes: bool = False, progress: Progress |
         A worker process was killed; what is written stays for a resume.
     OSError
     """
-    _, reader, writer = _open_both(job.target, workers)
-    with reader:
-        left = writer.unwritten(range(job.n_images))
-        done = job.n_images - len(left)
-        # Workers of a pool may have no processes of their own.
-        processes = processes and not multiprocessing.current_process().daemon
-        if not processes or workers == 1 or len(left) < 2:
-            copy_images(reader, writer, indices=left, workers=workers, progress=progress)
-        else:
+    writer = _create(job, reader, _load(job.target)[1], workers)
+    left = writer.unwritten(range(job.n_images))
+    done = job.n_images - len(left)
+    # Workers of a pool may have no processes of their own.
+    processes = processes and not multiprocessing.current_process().daemon
+    if not processes or workers == 1 or len(left) < 2:
+        copy_images(reader, writer, indices=left, workers=workers, progress=progress)
+    else:
 
-            def report(_: int) -> None:
-                nonlocal done
-                done += 1
-                if progress is not None:
-                    progress(done, job.n_images)
+        def report(_: int) -> None:
+            nonlocal done
+            done += 1
+            if progress is not None:
+                progress(done, job.n_images)
 
-            _in_processes(job.target, left, min(workers, len(left)), report)
-        with _alone_at_the_end(job.target):
-            reader.check_state()
-            writer.commit()
+        _in_processes(job.target, left, min(workers, len(left)), report)
+    with _alone_at_the_end(job.target):
+        reader.check_state()
+        writer.commit()

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from wustore.errors import BackendError, FormatError, StoreNotFoundError, UsageError
+from wustore.errors import BackendError, FormatError, OtherFormatError, StoreNotFoundError, UsageError
 from wustore.storage import url as remote
+from wustore.storage.files import open_regular
 from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys
 from wustore.storage.zip import ZipKeys
 
 if TYPE_CHECKING:
     pass
 
-__all__ = ["address_of", "is_local", "open_keys", "writable_keys"]
+__all__ = ["ZIP_SIGNATURES", "address_of", "is_local", "open_keys", "writable_keys"]
 
 
 def is_local(address: Any) -> bool:
@@ -54,8 +55,8 @@ def open_keys(address: Any) -> Keys:
         return DirectoryKeys(address, hold=True)
     if not os.path.lexists(address):
         raise StoreNotFoundError("there is nothing at this path", path=address, hint="Check the name.")
-    if not is_zip(address):
-        raise FormatError("not a Zarr store", path=address, expected="a directory, or a zip file")
+    if not _is_zip(address):
+        raise OtherFormatError("not a Zarr store", path=address, expected="a directory, or a zip file")
     return ZipKeys(address)
 
 
@@ -75,12 +76,15 @@ def writable_keys(address: Any) -> Keys:
     return StoreKeys(address) if not isinstance(address, str) else _from_url(address, read_only=False)
 
 
-def is_zip(path: str) -> bool:
-    """Return whether a file begins as a zip file does (an empty archive included)."""
+ZIP_SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")
+"""What a zip file begins with; the second one of an empty archive."""
+
+
+def _is_zip(path: str) -> bool:
     try:
-        with open(path, "rb") as file:  # noqa: PTH123
-            return file.read(4) in {b"PK\x03\x04", b"PK\x05\x06"}
-    except OSError:
+        with open_regular(path) as file:
+            return file.read(4) in ZIP_SIGNATURES
+    except (OSError, FormatError):
         return False
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wustore.errors import CorruptError
+from wustore.storage.files import open_handle
 from wustore.storage.pread import pread
 from wustore.storage.threads import Background
 from wustore.storage.url import CONCURRENCY, LARGEST, errors_of, merged, shown
@@ -116,7 +117,7 @@ class DirectoryKeys(Keys):
 
     def _open(self, key: str) -> int | None:
         try:
-            return os.open(self._base + key, os.O_RDONLY | getattr(os, "O_BINARY", 0), dir_fd=self._held)
+            return open_handle(self._base + key, self._held)
         except (FileNotFoundError, NotADirectoryError):
             return None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import struct
 import weakref
 import zlib
@@ -12,6 +11,7 @@ from typing import NamedTuple, NoReturn
 
 from wustore.errors import CorruptError, FormatError, StoreNotFoundError
 from wustore.model.sizes import check_size
+from wustore.storage.files import open_handle
 from wustore.storage.pread import pread
 from wustore.storage.zarr_store import Keys
 
@@ -56,7 +56,7 @@ class ZipKeys(Keys):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fspath(path)
         try:
-            handle = os.open(self.name, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+            handle = open_handle(self.name)
         except FileNotFoundError as error:
             raise StoreNotFoundError("there is nothing at this path", path=self.name, hint="Check the name.") from error
         # Closed when this object goes, too.
@@ -73,8 +73,6 @@ class ZipKeys(Keys):
         import zipfile
 
         status = os.fstat(self._handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise FormatError("not a regular file", path=self.name)
         try:
             with open(self._handle, "rb", closefd=False) as file, zipfile.ZipFile(file) as archive:
                 infos = archive.infolist()

@@ -57,10 +57,11 @@ class ChangedError(WuStoreError):
 
 
 class _File(Protocol):
-    """One file: its path, its unpacked bytes, its HDUs."""
+    """One file: its path, its unpacked bytes, its HDUs, and how it is compressed as a whole."""
 
     path: str
     scan: ScannedFile
+    compression: str | None
 
     @property
     def data(self) -> Buffer: ...
@@ -246,9 +247,8 @@ def build(source: FitsSource) -> Capsule:
             "size": len(content),
             "sha256": _sha256(content),
         }
-        outer = describe_outer(file.path, content)
-        if outer is not None:
-            entry["outer"] = outer
+        if file.compression is not None:
+            entry["outer"] = describe_outer(file.path, file.compression, content)
         files.append(entry)
     document = {"encoding": ENCODING, "form": source.format, "meta": meta_digest(source.meta), "files": files}
     return Capsule(document, _head(plan))

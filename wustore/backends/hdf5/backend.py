@@ -5,15 +5,15 @@ Layout and rules: docs/spec.md. The names of groups and arrays are those of the 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from wustore.backends.base import Backend, Reader
 from wustore.backends.hdf5.append import append_images
 from wustore.backends.hdf5.chunks import thread_count
 from wustore.backends.hdf5.encoder import Encoder
-from wustore.backends.hdf5.file import DOCUMENT, is_hdf5, open_file
+from wustore.backends.hdf5.file import has_signature
 from wustore.backends.hdf5.presets import LAYOUTS, PROFILES, need_plugins
 from wustore.backends.hdf5.reader import Hdf5Reader
 from wustore.backends.hdf5.writer import Hdf5Writer
@@ -33,15 +33,9 @@ class Hdf5Backend(Backend):
     suffixes = (".hdf5", ".h5", ".hdf")
     description = "one HDF5 file, readable with h5py, netCDF and xarray"
 
-    def sniff(self, path: str) -> bool:
-        """Return whether the file is HDF5 and has our root document, or is too damaged to say."""
-        if not (is_remote(path) or Path(path).is_file()) or not is_hdf5(path):
-            return False
-        try:
-            with open_file(path) as file:
-                return DOCUMENT in file.attrs
-        except Exception:
-            return True
+    def recognises(self, start: bytes) -> bool:
+        """Return whether HDF5's signature is there."""
+        return has_signature(io.BytesIO(start), len(start))
 
     def open(self, path: str, **options: Any) -> Hdf5Reader:
         """Open a store; see `wustore.backends.base.Backend.open`.
@@ -55,10 +49,13 @@ class Hdf5Backend(Backend):
             `wustore.storage.url.CONCURRENCY`, because each waits for a request most of the time).
         """
         workers = options.pop("workers", None)
-        _refuse(options, path, "workers")
         if workers is None and is_remote(path):
             workers = CONCURRENCY
-        return Hdf5Reader(path, workers=thread_count(workers))
+        reader = Hdf5Reader(path, workers=thread_count(workers))
+        if options:
+            reader.close()
+            _refuse(options, path, "workers")
+        return reader
 
     def create(
         self, path: str, meta: Meta, *, capsule: Capsule | None = None, overwrite: bool = False, **options: Any

@@ -10,10 +10,19 @@ from typing import IO
 import h5py
 
 from wustore.backends.hdf5 import netcdf
-from wustore.errors import FormatError, StoreNotFoundError
+from wustore.errors import OtherFormatError
+from wustore.storage.files import open_regular
 from wustore.storage.url import RemoteFile, is_remote
 
-__all__ = ["CAPSULE_BOUND", "CAPSULE_DATA", "DOCUMENT", "DOCUMENT_CHECKSUM", "METADATA_BLOCK", "is_hdf5", "open_file"]
+__all__ = [
+    "CAPSULE_BOUND",
+    "CAPSULE_DATA",
+    "DOCUMENT",
+    "DOCUMENT_CHECKSUM",
+    "METADATA_BLOCK",
+    "has_signature",
+    "open_file",
+]
 
 DOCUMENT = "wustore"
 """Root attribute with the root document."""
@@ -26,18 +35,8 @@ _SNIFFED = 4096
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
-def is_hdf5(path: str) -> bool:
-    """Return whether the file has HDF5's signature where the format allows it: at 0, 512, 1024, 2048 and so on."""
-    if is_remote(path):
-        return _has_signature(RemoteFile(path, _SNIFFED).stream(), _SNIFFED)
-    try:
-        with Path(path).open("rb") as file:
-            return _has_signature(file, os.fstat(file.fileno()).st_size)
-    except OSError:
-        return False
-
-
-def _has_signature(file: IO[bytes] | io.RawIOBase, size: int) -> bool:
+def has_signature(file: IO[bytes] | io.RawIOBase, size: int) -> bool:
+    """Return whether a file has HDF5's signature where the format allows it: at 0, 512, 1024, 2048 and so on."""
     place = 0
     while place < size:
         file.seek(place)
@@ -52,18 +51,19 @@ def open_file(path: str, remote: RemoteFile | None = None) -> h5py.File:
 
     Raises
     ------
-    StoreNotFoundError, FormatError, CorruptError
+    StoreNotFoundError, OtherFormatError, CorruptError
     """
     if is_remote(path):
         remote = RemoteFile(path, METADATA_BLOCK) if remote is None else remote
-        if not _has_signature(remote.stream(), _SNIFFED):
-            raise FormatError("not an HDF5 file", path=remote.name, expected="the signature of HDF5")
+        if not has_signature(remote.stream(), _SNIFFED):
+            raise OtherFormatError("not an HDF5 file", path=remote.name, expected="the signature of HDF5")
         with netcdf.wrapped(remote.name, "superblock"):
             return h5py.File(remote.stream(), "r")
-    if not os.path.lexists(path):
-        raise StoreNotFoundError("there is nothing at this path", path=path, hint="Check the name.")
-    if not Path(path).is_file() or not is_hdf5(path):
-        raise FormatError("not an HDF5 file", path=path, expected="the signature of HDF5")
+    if Path(path).is_dir():
+        raise OtherFormatError("not an HDF5 file", path=path, expected="a file", found="a directory")
+    with open_regular(path) as start:
+        if not has_signature(start, os.fstat(start.fileno()).st_size):
+            raise OtherFormatError("not an HDF5 file", path=path, expected="the signature of HDF5")
     with netcdf.wrapped(path, "superblock"):
         try:
             return h5py.File(path, "r")

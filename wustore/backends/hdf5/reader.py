@@ -21,7 +21,14 @@ from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, parse_d
 from wustore.backends.hdf5.file import CAPSULE_BOUND, CAPSULE_DATA, DOCUMENT, METADATA_BLOCK, open_file
 from wustore.backends.hdf5.presets import need_plugins
 from wustore.backends.state import content_state, one_state, reopen, replaced
-from wustore.errors import CorruptError, FormatError, MissingDependencyError, StoreNotFoundError, UsageError
+from wustore.errors import (
+    CorruptError,
+    FormatError,
+    MissingDependencyError,
+    OtherFormatError,
+    StoreNotFoundError,
+    UsageError,
+)
 from wustore.format import tagged_json
 from wustore.format.document import arrays_of, meta_from
 from wustore.format.packed import PACKED, unpack
@@ -85,7 +92,7 @@ class Hdf5Reader(Reader):
         file = self._open()
         with netcdf.wrapped(self.path, "root attributes"):
             if DOCUMENT not in file.attrs:
-                raise FormatError(
+                raise OtherFormatError(
                     "an HDF5 file, but not a wustore store", path=self.path, expected=f"root attribute {DOCUMENT!r}"
                 )
             is_packed = PACKED in file
