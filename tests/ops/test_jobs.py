@@ -27,7 +27,7 @@ from wustore.model.meta import LAYERS
 from wustore.ops import jobs
 from wustore.ops.copy import copy
 from wustore.ops.estimate import Estimate, estimate, refuse_if_too_large
-from wustore.storage.journal import JOURNAL, Journal
+from wustore.storage.journal import JOURNAL, Journal, sealed_text, unsealed
 from wustore.storage.staging import partial_path, remove
 from wustore.testing import assert_same, sample, with_capsule
 
@@ -752,6 +752,11 @@ def test_a_plan_is_for_the_place_where_it_is_found(source, tmp_path, kind):
 @pytest.mark.parametrize("text", ["{}", "[]", "[" * 100_000, '{"source": 1}', '{"nothing": 1}'])
 def test_a_plan_of_any_shape_is_refused(source, target, text):
     jobs.plan(source, target)
+    document = unsealed(next(partial_path(target).rglob("job.json")).read_bytes())
+    for name in document:
+        next(partial_path(target).rglob("job.json")).write_bytes(sealed_text(document | {name: -1.5}))
+        with pytest.raises(CorruptError, match="plan"):
+            jobs.part(target, 0)
     next(partial_path(target).rglob("job.json")).write_text(text)
     with pytest.raises(CorruptError, match="plan"):
         jobs.part(target, 0)

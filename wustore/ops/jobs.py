@@ -19,6 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from wustore.backends.base import Progress, Reader, ResumableWriter
@@ -27,7 +28,7 @@ from wustore.backends.state import replaced
 from wustore.errors import CorruptError, IncompleteError, UsageError, WuStoreError
 from wustore.model.meta import Capsule
 from wustore.ops.copy import copy_images
-from wustore.storage.journal import JOURNAL, Journal
+from wustore.storage.journal import JOURNAL, Journal, sealed_text, unsealed
 from wustore.storage.processes import safe_path
 from wustore.storage.staging import Staging, alone, partial_path, retire
 from wustore.storage.stores import is_local, writable_keys
@@ -143,8 +144,8 @@ def _load(target: str) -> tuple[Job, Capsule | None]:
     if text is None:
         raise _nothing_to_do(target, done=False)
     try:
-        job = Job(**{**json.loads(text), "target": _absolute(target)})
-    except (ValueError, TypeError, RecursionError) as error:
+        job = Job(target=_absolute(target), **_checked(unsealed(text)))
+    except (ValueError, TypeError) as error:
         raise CorruptError("the plan of a conversion is damaged", path=target, where=_JOB, found=error) from error
     if job.capsule is None:
         return job, None
@@ -263,7 +264,31 @@ def _absolute(path: str) -> str:
 def _text(job: Job) -> bytes:
     # Without the target: the plan is for the place where it is found, also after it was moved there.
     # Keys in their order: HDF5 keeps that of the capsule's document.
-    return json.dumps({name: value for name, value in asdict(job).items() if name != "target"}).encode()
+    return sealed_text({name: value for name, value in asdict(job).items() if name != "target"})
+
+
+_KINDS: dict[str, type | UnionType] = {
+    "source": str,
+    "source_format": str,
+    "format": str,
+    "n_images": int,
+    "state": str,
+    "options": dict,
+    "overwrite": bool,
+    "keep_capsule": bool,
+    "capsule": dict | None,
+    "parts": int,
+}
+
+
+def _checked(plan: dict[str, Any]) -> dict[str, Any]:
+    """Return the members of a plan after making sure that each is of its kind; raises ValueError."""
+    if plan.keys() != _KINDS.keys():
+        raise ValueError(f"members {', '.join(plan)}")
+    for name, kind in _KINDS.items():
+        if not isinstance(plan[name], kind) or (kind is int and (plan[name] is True or plan[name] < 1)):
+            raise ValueError(f"{name} is {plan[name]!r}"[:100])
+    return plan
 
 
 def _may_stand(target: str) -> bool:
