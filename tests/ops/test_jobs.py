@@ -144,15 +144,25 @@ def test_parts_in_any_order_with_repeats(source, reference, target, kind):
 def test_plan_is_joined_not_restarted(source, target, kind):
     first = jobs.plan(source, target, parts=3, **kind.options)
     jobs.part(target, 1)
-    assert jobs.plan(source, target, parts=7, **kind.options) == first
+    assert jobs.plan(source, target, parts=3, **kind.options) == first
     assert jobs.progress_of(target) == (4, 12)
 
 
 def test_parts_cover_every_image_once(source, tmp_path):
     job = jobs.plan(source, str(tmp_path / "x.zarr"), parts=5)
     assert [i for k in range(job.parts) for i in job.images_of(k)] == list(range(12))
+    assert jobs.part(job.target, 5) == 0  # an array may be larger than the number of images
     with pytest.raises(UsageError, match="part"):
-        jobs.part(job.target, 5)
+        job.images_of(5)
+
+
+def test_planning_again_in_another_number_of_parts_is_refused(source, tmp_path):
+    target = str(tmp_path / "x.zarr")
+    assert jobs.plan(source, target, parts=50).parts == 12
+    for parts in (12, 100, None):  # the same number, and none in particular
+        assert jobs.plan(source, target, parts=parts).parts == 12
+    with pytest.raises(UsageError, match="another number of parts"):
+        jobs.plan(source, target, parts=3)
 
 
 @kinds()

@@ -116,7 +116,8 @@ def convert(
                 options=options,
             )
             return
-        keep = resume or has_begun(target)  # what another call began is not thrown away by this one
+        begun = has_begun(target)
+        keep = resume or begun  # what another call began is not thrown away by this one
         job = plan(
             source,
             target,
@@ -124,7 +125,7 @@ def convert(
             format=format,
             overwrite=overwrite,
             capsule=capsule,
-            parts=1 if scheduler is None else PARTS_ON_A_CLUSTER,
+            parts=None if scheduler is None or begun else PARTS_ON_A_CLUSTER,
             **options,
         )
         try:

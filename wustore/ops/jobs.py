@@ -31,7 +31,7 @@ from wustore.ops.copy import copy_images
 from wustore.storage.journal import JOURNAL, Journal, sealed_text, unsealed
 from wustore.storage.processes import safe_path
 from wustore.storage.staging import Staging, alone, partial_path, retire
-from wustore.storage.stores import is_local, writable_keys
+from wustore.storage.stores import address_of, is_local, writable_keys
 from wustore.storage.zarr_store import DirectoryKeys, Keys
 
 __all__ = [
@@ -183,7 +183,7 @@ def plan(
     format: str | None = None,  # noqa: A002
     overwrite: bool = False,
     capsule: bool = True,
-    parts: int = 1,
+    parts: int | None = None,
     **options: Any,
 ) -> Job:
     """Prepare a conversion that can be resumed and shared; the one that is there already is joined.
@@ -197,7 +197,7 @@ def plan(
     source_reader
         The source, if it is open already.
     parts
-        Number of parts for `part`; at most one for each image.
+        Number of parts for `part`; at most one for each image. None for those of the plan that is there already, or 1.
 
     Returns
     -------
@@ -207,13 +207,14 @@ def plan(
     Raises
     ------
     UsageError
-        Another conversion has begun at this target, the source has changed since, or the format cannot be
-        written in pieces.
+        Another conversion, or the same in another number of parts, has begun at this target, the source has changed
+        since, or the format cannot be written in pieces.
     StoreExistsError
         The target exists and ``overwrite`` is False.
     StoreNotFoundError, UnknownFormatError, FormatError, CorruptError, OSError
         As for `wustore.convert`.
     """
+    source, target = address_of(source), address_of(target)
     backend = backend_for_writing(target, format)
     if not backend.resumes(target):
         raise UsageError(
@@ -236,12 +237,20 @@ def plan(
             options=json.loads(json.dumps(options)),
             overwrite=overwrite,
             keep_capsule=capsule,
-            parts=max(1, min(parts, reader.meta.n_images)),
+            parts=max(1, min(parts or 1, reader.meta.n_images)),
         )
         keys = _keys(target, must_exist=False)
         if keys.get(_JOB) is not None:
             found, _ = _load(target)
             _same_job(found, wanted, target)
+            if parts is not None and found.parts != wanted.parts:
+                raise UsageError(
+                    "this conversion is planned in another number of parts",
+                    path=target,
+                    expected=f"{found.parts} parts",
+                    found=wanted.parts,
+                    hint="Go on as planned; or finish it, or remove it, and plan again.",
+                )
             if found.overwrite != overwrite:
                 # Not what the images depend on: whoever goes on says it anew, having seen what is at the target.
                 found = replace(found, overwrite=overwrite)
@@ -333,7 +342,7 @@ def part(target: str, k: int, *, workers: int | None = None, progress: Progress 
     target
         The target of a `plan`.
     k
-        Which part, 0 <= k < parts.
+        Which part, 0 <= k < parts. For a larger one there is nothing to do: a job array may be larger than needed.
     workers
         Threads; the number of processors by default.
     progress
@@ -354,9 +363,9 @@ def part(target: str, k: int, *, workers: int | None = None, progress: Progress 
         The source is damaged or has changed since, or the plan is damaged.
     OSError
     """
-    job, reader, writer = _open_both(target, workers)
+    job, reader, writer = _open_both(address_of(target), workers)
     with reader:
-        images = job.images_of(k)
+        images = job.images_of(k) if k < job.parts else range(0)
         left = writer.unwritten(images)
         done = len(images) - len(left)
 
@@ -385,6 +394,7 @@ def finish(target: str) -> None:
     CorruptError
         Where the source changed while it was read, or what was written is damaged.
     """
+    target = address_of(target)
     with _alone_at_the_end(target):
         _, reader, writer = _open_both(target)
         with reader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from wustore.errors import BackendError, FormatError, OtherFormatError, StoreNotFoundError, UsageError
@@ -30,8 +31,8 @@ def _from_url(url: str, *, read_only: bool) -> Keys:
 
             store = FsspecStore.from_url(url, storage_options=remote.options_for(url), read_only=read_only)
         except ValueError as error:
-            found = remote.shown(str(error))
-            raise BackendError("the URL cannot be used", path=remote.shown(url), found=found) from None
+            found = remote.redact(str(error))
+            raise BackendError("the URL cannot be used", path=remote.redact(url), found=found) from None
     return StoreKeys(store, url)
 
 
@@ -71,7 +72,7 @@ def writable_keys(address: Any) -> Keys:
     """
     if isinstance(address, str) and remote.is_read_only(address):
         raise UsageError(
-            "nothing can be written to a web server", path=remote.shown(address), hint="Write elsewhere and upload it."
+            "nothing can be written to a web server", path=remote.redact(address), hint="Write elsewhere and upload it."
         )
     return StoreKeys(address) if not isinstance(address, str) else _from_url(address, read_only=False)
 
@@ -88,6 +89,35 @@ def _is_zip(path: str) -> bool:
         return False
 
 
+_FILE_URL = "file://"
+
+
 def address_of(path: Any) -> Any:
-    """Return a path as text; names in memory, URLs and zarr Store objects as they are."""
-    return os.fspath(path) if isinstance(path, str | os.PathLike) else path
+    """Return a path as text; names in memory, URLs and zarr Store objects as they are.
+
+    A ``file://`` URL is the path in it, and a zarr group at the root of its store is that store.
+
+    Raises
+    ------
+    UsageError
+        If it is none of these: None, an open file, or some other object.
+    """
+    if isinstance(path, bytes | str | os.PathLike):
+        text = os.fsdecode(path)
+        return text[len(_FILE_URL) :] if text.startswith(f"{_FILE_URL}/") else text
+    # What comes from a package that is not imported cannot be one of its objects.
+    zarr, zarr_store = sys.modules.get("zarr"), sys.modules.get("zarr.abc.store")
+    if zarr is not None and isinstance(path, zarr.Group) and path.path == "":
+        return path.store
+    if zarr_store is not None and isinstance(path, zarr_store.Store):
+        return path
+    raise UsageError(
+        "this is no path",
+        expected="a path, a URL, a ram: name, or a zarr Store",
+        found="None" if path is None else f"{type(path).__name__} object",
+        hint="Is a variable not set?"
+        if path is None
+        else "Give the name of the file instead of the open file."
+        if hasattr(path, "close")
+        else None,
+    )

@@ -7,8 +7,7 @@ import itertools
 import os
 import shutil
 from abc import ABC, abstractmethod
-from bisect import bisect_right
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +15,7 @@ from wustore.errors import CorruptError
 from wustore.storage.files import open_handle
 from wustore.storage.pread import pread
 from wustore.storage.threads import Background
-from wustore.storage.url import CONCURRENCY, LARGEST, errors_of, merged, shown
+from wustore.storage.url import CONCURRENCY, LARGEST, errors_of, gather, redact, retried
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -265,12 +264,29 @@ class StoreKeys(Keys):
 
     def __init__(self, store: Store, name: str | None = None) -> None:
         from zarr.core.buffer import default_buffer_prototype
+        from zarr.storage import StorePath
 
         self.store = store
         self._url = name or str(store)
         self.by_url = name is not None
-        self.name = shown(self._url)
+        self.name = redact(self._url)
         self._prototype = default_buffer_prototype()
+        if not self.by_url:
+            # zarr-python opens some stores when they are used first, and not in every call.
+            self._sync(lambda: StorePath.open(store, ""))
+
+    def _sync(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return what a call of zarr-python gives; at a URL a dropped connection is tried again."""
+        from zarr.core.sync import sync
+
+        if self.by_url:
+            return retried(self._url, lambda: sync(work()))
+        with errors_of(self._url):
+            return sync(work())
+
+    def _get(self, key: str, byte_range: Any) -> bytes | None:
+        value = self._sync(lambda: self.store.get(key, self._prototype, byte_range))
+        return None if value is None else value.to_bytes()
 
     def get(self, key: str) -> bytes | None:
         """Return the value, or None; see `Keys.get`."""
@@ -280,76 +296,70 @@ class StoreKeys(Keys):
         try:
             value = self._get(key, RangeByteRequest(0, _WHOLE))
         except OSError:
-            return self._get(key, None)  # an empty object has no ranges
-        if value is None or len(value) < _WHOLE:
-            return value
+            if self.size(key) == 0:
+                return b""  # an empty object has no ranges
+            raise
+        if value is None or len(value) != _WHOLE:
+            return value  # more than was asked for: the server knows no ranges
         size = self.size(key) or 0
         rest = self.get_ranges(key, [(k, min(LARGEST, size - k)) for k in range(_WHOLE, size, LARGEST)])
         return None if rest is None else b"".join([value, *rest])
-
-    def _sync(self, work: Coroutine[Any, Any, T]) -> T:
-        from zarr.core.sync import sync
-
-        with errors_of(self._url):
-            return sync(work)
-
-    def _get(self, key: str, byte_range: Any) -> bytes | None:
-        value = self._sync(self.store.get(key, self._prototype, byte_range))
-        return None if value is None else value.to_bytes()
 
     def get_tail(self, key: str, length: int) -> bytes | None:
         """Return the last bytes, or None; see `Keys.get_tail`."""
         from zarr.abc.store import SuffixByteRequest
 
-        return self._get(key, SuffixByteRequest(length))
+        value = self._get(key, SuffixByteRequest(length))
+        if value is not None and len(value) > length:
+            raise self._without_ranges()
+        return value
+
+    def _without_ranges(self) -> OSError:
+        return OSError(f"the server of {self.name} does not answer range requests")
 
     def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
         """Return the bytes of each range, or None; see `Keys.get_ranges`."""
         from zarr.abc.store import RangeByteRequest
 
-        requests = merged([(start, start + length) for start, length in ranges])
-
-        async def fetch(start: int, stop: int) -> memoryview | None:
+        async def fetch(start: int, stop: int) -> bytes | None:
             value = await self.store.get(key, self._prototype, RangeByteRequest(start, stop))
-            return None if value is None else memoryview(value.to_bytes())
+            if value is not None and len(value) > stop - start:
+                raise self._without_ranges()
+            return None if value is None else value.to_bytes()
 
-        async def gather() -> list[bytes] | None:
+        async def fetch_all(requests: list[tuple[int, int]]) -> list[bytes] | None:
             import asyncio
 
-            found: list[memoryview] = []
+            found: list[bytes] = []
             for k in range(0, len(requests), CONCURRENCY):
                 for part in await asyncio.gather(*(fetch(*request) for request in requests[k : k + CONCURRENCY])):
                     if part is None:
                         return None
                     found.append(part)
-            starts = [start for start, _ in requests]
-            parts = []
-            for start, length in ranges:
-                k = max(bisect_right(starts, start) - 1, 0)
-                parts.append(bytes(found[k][start - starts[k] : start - starts[k] + length]) if length else b"")
-            return parts
+            return found
 
-        return self._sync(gather())
+        wanted = [(start, start + length) for start, length in ranges]
+        return gather(wanted, lambda requests: self._sync(lambda: fetch_all(requests)))
 
     def size(self, key: str) -> int | None:
         """Return the length, or None; see `Keys.size`."""
         try:
-            return self._sync(self.store.getsize(key))
+            return self._sync(lambda: self.store.getsize(key))
         except FileNotFoundError:
             return None
 
     def list(self, prefix: str) -> Iterator[str]:
         """Yield the keys below; see `Keys.list`."""
 
-        async def gather() -> list[str]:
+        async def list_all() -> list[str]:
             return [key async for key in self.store.list_prefix(prefix)]
 
-        return iter(self._sync(gather()))
+        return iter(self._sync(list_all))
 
     def set(self, key: str, value: bytes) -> None:
         """Write the value; see `Keys.set`."""
-        self._sync(self.store.set(key, self._prototype.buffer.from_bytes(value)))
+        self._sync(lambda: self.store.set(key, self._prototype.buffer.from_bytes(value)))
 
     def delete(self, key: str) -> None:
         """Remove the key; see `Keys.delete`."""
-        self._sync(self.store.delete(key))
+        self._sync(lambda: self.store.delete(key))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from wustore.backends.base import Backend, Reader
 from wustore.backends.hdf5.append import append_images
@@ -32,6 +32,11 @@ class Hdf5Backend(Backend):
     name = "hdf5"
     suffixes = (".hdf5", ".h5", ".hdf")
     description = "one HDF5 file, readable with h5py, netCDF and xarray"
+    options: ClassVar[Mapping[str, str]] = {
+        "profile": "compression: compact, portable, fast or none (default portable)",
+        "layout": "chunk size: images, balanced or cutouts (default images)",
+        "chunks": "sides [y, x] of a chunk, instead of a layout",
+    }
 
     def recognises(self, start: bytes) -> bool:
         """Return whether HDF5's signature is there."""

@@ -23,7 +23,7 @@ from wustore.backends.hdf5.filters import DamagedChunkError, Pipeline, Target, f
 from wustore.backends.hdf5.netcdf import wrapped
 from wustore.errors import CorruptError, UsageError
 from wustore.storage.threads import default_workers
-from wustore.storage.url import RemoteFile, merged
+from wustore.storage.url import RemoteFile, coalesce
 
 __all__ = ["ChunkReader", "Job", "RawFile", "Work", "run", "split_axis", "thread_count"]
 
@@ -239,7 +239,7 @@ class ChunkReader:
         order = sorted(targets, key=lambda place: spans[place])
         jobs: list[Job] = []
         k = 0
-        for start, stop in merged([(offset, offset + size) for offset, size in spans.values()]):
+        for start, stop in coalesce([(offset, offset + size) for offset, size in spans.values()]):
             inside = []
             while k < len(order) and spans[order[k]][0] < stop:
                 inside.append(order[k])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,6 +32,11 @@ class ZarrBackend(Backend):
     name: ClassVar[str] = "zarr"
     suffixes: ClassVar[tuple[str, ...]] = (".zarr",)
     description: ClassVar[str] = "Zarr v3 in a directory or object store: chunked, parallel, the default"
+    options: ClassVar[Mapping[str, str]] = {
+        "profile": "compression: compact, portable, fast or none (default compact)",
+        "layout": "chunk size: images, balanced or cutouts (default images)",
+        "chunks": "sides [y, x] of a chunk, instead of a layout",
+    }
 
     def recognises(self, start: bytes) -> bool:
         """Return False: a directory is no file."""
@@ -103,7 +108,9 @@ class ZarrBackend(Backend):
         if keys.size("zarr.json") is not None:
             if not overwrite:
                 raise StoreExistsError(
-                    "the target exists already", path=keys.name, hint="Choose another name, or allow overwriting."
+                    "the target exists already",
+                    path=keys.name,
+                    hint="Choose another name, or overwrite it (--overwrite, overwrite=True).",
                 )
             # Nothing can be exchanged in an object store: the old store goes before the new one comes.
             keys.delete("zarr.json")
@@ -117,6 +124,7 @@ class ZarrZipBackend(ZarrBackend):
     name: ClassVar[str] = "zarr-zip"
     suffixes: ClassVar[tuple[str, ...]] = (".zarr.zip",)
     description: ClassVar[str] = "Zarr v3 in a single zip file"
+    options: ClassVar[Mapping[str, str]] = ZarrBackend.options
 
     def recognises(self, start: bytes) -> bool:
         """Return whether it begins as a zip file does."""
