@@ -22,7 +22,7 @@ from wustore.errors import IncompleteError, StoreNotFoundError, UnknownFormatErr
 from wustore.storage.files import check_regular, open_regular
 from wustore.storage.staging import partial_path
 from wustore.storage.stores import address_of
-from wustore.storage.url import is_remote, shown
+from wustore.storage.url import is_remote, redact
 
 __all__ = [
     "GROUP",
@@ -209,7 +209,7 @@ def _only_one(path: str, others: list[Backend], named: list[Backend], options: d
     if readers:
         raise UnknownFormatError(
             "several formats recognise this path",
-            path=shown(path),
+            path=redact(path),
             found=", ".join(reader.format for reader in readers),
             hint="Say which with format=… or --format.",
         )
@@ -220,7 +220,10 @@ def _only_one(path: str, others: list[Backend], named: list[Backend], options: d
     if named:
         return named[0].open(path, **options)  # it says best what is wrong with the file that carries its suffix
     raise UnknownFormatError(
-        "no format recognises this path", path=shown(path), expected=", ".join(format_names()), hint="Is it a WorkUnit?"
+        "no format recognises this path",
+        path=redact(path),
+        expected=", ".join(format_names()),
+        hint="Is it a WorkUnit?",
     )
 
 
@@ -242,7 +245,7 @@ def backend_for_writing(path: Any, name: str | None = None) -> Backend:
     endings = sorted({s for entry in _BUILT_IN if entry.writes for s in entry.suffixes})
     raise UnknownFormatError(
         "the name does not say which format to write",
-        path=shown(path),
+        path=redact(path),
         expected=f"a name ending in {', '.join(endings)}",
         hint="Use such an ending, or say format=… or --format.",
     )
