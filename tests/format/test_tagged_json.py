@@ -78,7 +78,7 @@ def test_no_json_form():
         tagged_json.dumps(object())
 
 
-class Band(str, enum.Enum):
+class Band(str, enum.Enum):  # noqa: UP042 - a StrEnum has another __str__
     G = "g"
 
 
