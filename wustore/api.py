@@ -95,7 +95,7 @@ def save(
     from wustore.store_view import reader_of
     from wustore.work_unit import WorkUnit
 
-    address = address_of(path)
+    address = address_of(path, to_write=True)
     reader = reader_of(WorkUnit.of(work_unit))
     write(
         reader, address, format, overwrite=overwrite, capsule=True, workers=workers, progress=progress, options=options

@@ -6,10 +6,11 @@ import contextlib
 import itertools
 import os
 import shutil
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from wustore.errors import CorruptError
 from wustore.storage.files import open_handle
@@ -22,13 +23,34 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["DirectoryKeys", "Keys", "StoreKeys"]
+__all__ = ["DirectoryKeys", "Keys", "OpenValue", "StoreKeys", "is_half_written"]
 
 _WHOLE = 16 << 20
 """Bytes asked for at once of an object of unknown length: no shard of 2048 x 2048 float32 pixels is longer."""
 
 _FLUSHED_BYTES = 1 << 18
 """Values from this size on are flushed while the next ones are encoded: at the end only the small ones are left."""
+
+
+class OpenValue:
+    """A value that lies in an open file, for several reads by `pread`.
+
+    Attributes
+    ----------
+    handle, start, size
+        The file, and where in it the value is.
+    """
+
+    def __init__(self, handle: int, start: int, size: int, *, close: bool) -> None:
+        self.handle, self.start, self.size = handle, start, size
+        self._close = close
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._close:
+            os.close(self.handle)
 
 
 class Keys(ABC):
@@ -40,10 +62,17 @@ class Keys(ABC):
         What to call the store in messages.
     by_url
         Whether a URL led here, where there may be nothing at all.
+    in_files
+        Whether there is `open`.
     """
 
     name: str
     by_url: bool = False
+    in_files: bool = False
+
+    def open(self, key: str) -> OpenValue | None:
+        """Return the value to be read in parts, or None where the key is missing."""
+        raise NotImplementedError
 
     @abstractmethod
     def get(self, key: str) -> bytes | None:
@@ -86,6 +115,11 @@ class Keys(ABC):
         """Release files."""
 
 
+def is_half_written(name: str) -> bool:
+    """Return whether a file is the unfinished value of a key, which a killed process left."""
+    return name.startswith(".") and "~" in name
+
+
 class DirectoryKeys(Keys):
     """One file per key below a directory.
 
@@ -99,6 +133,8 @@ class DirectoryKeys(Keys):
         Open the directory, and read from this one even if another takes its name: for reading only.
     """
 
+    in_files = True
+
     def __init__(self, root: str | os.PathLike[str], name: str | None = None, *, hold: bool = False) -> None:
         self._held: int | None = None
         self.root = os.fspath(root)
@@ -111,51 +147,46 @@ class DirectoryKeys(Keys):
         self._made: set[str] = set()
         self._flusher = Background("flush")
 
+    def open(self, key: str) -> OpenValue | None:
+        """Return the value to be read in parts; see `Keys.open`."""
+        try:
+            handle = open_handle(self._base + key, self._held)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        status = os.fstat(handle)
+        if stat.S_ISDIR(status.st_mode):
+            os.close(handle)
+            raise CorruptError("a directory where a file belongs", path=self.name, where=key)
+        return OpenValue(handle, 0, status.st_size, close=True)
+
     def _path(self, key: str) -> str:
         return f"{self.root}/{key}"
 
-    def _open(self, key: str) -> int | None:
-        try:
-            return open_handle(self._base + key, self._held)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
     def get(self, key: str) -> bytes | None:
         """Return the value, or None; see `Keys.get`."""
-        handle = self._open(key)
-        if handle is None:
+        value = self.open(key)
+        if value is None:
             return None
-        try:
-            return pread(handle, os.fstat(handle).st_size, 0)
-        except IsADirectoryError as error:
-            raise CorruptError("a directory where a file belongs", path=self.name, where=key) from error
-        finally:
-            os.close(handle)
+        with value:
+            return pread(value.handle, value.size, 0)
 
     def get_tail(self, key: str, length: int) -> bytes | None:
         """Return the last bytes, or None; see `Keys.get_tail`."""
-        handle = self._open(key)
-        if handle is None:
+        value = self.open(key)
+        if value is None:
             return None
-        try:
-            size = os.fstat(handle).st_size
-            return pread(handle, length, max(size - length, 0))
-        except IsADirectoryError as error:
-            raise CorruptError("a directory where a file belongs", path=self.name, where=key) from error
-        finally:
-            os.close(handle)
+        with value:
+            return pread(value.handle, length, max(value.size - length, 0))
 
     def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
         """Return the bytes of each range, or None; see `Keys.get_ranges`."""
-        handle = self._open(key)
-        if handle is None:
+        value = self.open(key)
+        if value is None:
             return None
-        try:
+        with value:
             # Wild lengths must not decide how much memory is taken.
-            size = os.fstat(handle).st_size
-            return [pread(handle, max(min(length, size - start), 0), start) for start, length in ranges]
-        finally:
-            os.close(handle)
+            size = value.size
+            return [pread(value.handle, max(min(length, size - start), 0), start) for start, length in ranges]
 
     def size(self, key: str) -> int | None:
         """Return the length, or None; see `Keys.size`."""
@@ -200,7 +231,7 @@ class DirectoryKeys(Keys):
         """Remove the halves of values that killed processes left; nobody else may be writing."""
         for folder, _, names in os.walk(self.root):
             for name in names:
-                if name.startswith(".") and "~" in name:
+                if is_half_written(name):
                     os.unlink(f"{folder}/{name}")  # noqa: PTH108
 
     def settle(self) -> None:
