@@ -173,7 +173,7 @@ def _array(values: list[Any]) -> NDArray[Any] | None:
     return np.array(["" if value is None else str(value) for value in values])
 
 
-@xr.register_dataset_accessor("wustore")
+@xr.register_dataset_accessor("wustore")  # type: ignore[no-untyped-call]
 class WuStoreAccessor:
     """``ds.wustore``: the sky in a dataset of WorkUnits, also of several that were joined along ``time``.
 

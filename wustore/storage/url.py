@@ -169,7 +169,7 @@ class UrlWithOptions(str):
     __slots__ = ("storage_options",)
     storage_options: Mapping[str, Any]
 
-    def __new__(cls, url: str, storage_options: Mapping[str, Any]) -> UrlWithOptions:
+    def __new__(cls, url: str, storage_options: Mapping[str, Any]) -> UrlWithOptions:  # noqa: D102
         self = super().__new__(cls, url)
         self.storage_options = dict(storage_options)
         return self
