@@ -29,7 +29,8 @@ def open(path: Any, *, format: str | None = None, lazy: bool = True, **options: 
     lazy
         Read metadata only, pixels when they are touched (the default); False loads everything.
     options
-        Of the backend.
+        ``storage_options`` of a URL, as fsspec takes them (``{"anon": True}`` for a public bucket), and those of the
+        backend.
 
     Returns
     -------
