@@ -81,7 +81,7 @@ for _name, _constructor in (
     ("int", _integer),
     ("long", _integer),
 ):
-    _Loader.add_constructor(_TAG + _name, _constructor)  # type: ignore[type-var]
+    _Loader.add_constructor(_TAG + _name, _constructor)
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 _Loader.add_constructor(None, _foreign)
 
