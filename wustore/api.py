@@ -150,7 +150,7 @@ def verify(
     return found
 
 
-def diff(left: Any, right: Any, *, workers: int | None = None) -> list[Difference]:
+def diff(left: Any, right: Any, *, workers: int | None = None, rtol: float = 0, atol: float = 0) -> list[Difference]:
     """Compare two stores of any formats bit for bit and return the places that differ.
 
     Parameters
@@ -159,6 +159,8 @@ def diff(left: Any, right: Any, *, workers: int | None = None) -> list[Differenc
         As ``path`` of `open`.
     workers
         Images at a time; the number of processors by default.
+    rtol, atol
+        Pixels that differ by no more than ``atol + rtol * abs(right)`` are equal; by default only the same bits are.
 
     Returns
     -------
@@ -179,4 +181,4 @@ def diff(left: Any, right: Any, *, workers: int | None = None) -> list[Differenc
     from wustore.ops.diff import differences
 
     with open_reader(left) as a, open_reader(right) as b:
-        return list(differences(a, b, workers=workers))
+        return list(differences(a, b, workers=workers, rtol=rtol, atol=atol))

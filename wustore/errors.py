@@ -6,6 +6,7 @@
      |- FormatError              (ValueError) the data does not follow the format
      |   |- VersionError         written by a newer wustore than this one can read
      |   |- IncompleteError      a conversion that has not finished
+     |   |- OtherFormatError     the content is of another format than the one asked for
      |   `- CorruptError         damaged: truncated, a failed checksum, a missing chunk
      |- BackendError
      |   |- UnknownFormatError   (LookupError) no backend knows this path
@@ -32,6 +33,7 @@ __all__ = [
     "FormatError",
     "IncompleteError",
     "MissingDependencyError",
+    "OtherFormatError",
     "StoreExistsError",
     "StoreNotFoundError",
     "StoreReplacedError",
@@ -118,6 +120,10 @@ class VersionError(FormatError):
 
 class IncompleteError(FormatError):
     """The store is a conversion that has not finished."""
+
+
+class OtherFormatError(FormatError):
+    """The content is of another format than the one it was opened as."""
 
 
 class CorruptError(FormatError):

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from wustore import store_view
 from wustore.backends.base import Progress, Reader
-from wustore.backends.registry import backend_named, opened
+from wustore.backends.registry import backend_named, open_reader
 from wustore.compat.configuration import SearchConfiguration
 from wustore.compat.hdus import add_image_data_to_hdul, load_layered_image_from_shard, read_image_data_from_hdul
 from wustore.compat.image_stack import ImageStack, match_times
@@ -1086,7 +1086,7 @@ def _fits_options(compression_type: str, quantize_level: float, *, lossless: boo
 
 
 def _load(format_name: str, path: Any, *, lazy: bool, show_progress: bool | None = None) -> WorkUnit:
-    reader = opened(os.fspath(path) if isinstance(path, str | PathLike) else path, format_name)
+    reader = open_reader(path, format=format_name)
     if lazy:
         return work_unit_from(reader)
     with reader:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.base import Reader
 from wustore.backends.layer import Layer
-from wustore.backends.registry import opened
+from wustore.backends.registry import open_reader
 from wustore.errors import MissingDependencyError, UsageError, WuStoreError
 from wustore.format.document import CONVENTIONS, TIME_ATTRIBUTES
 from wustore.format.planes import layers_of
@@ -169,7 +169,7 @@ class WuStoreEntrypoint(BackendEntrypoint):
             Format name, where the content must not decide.
         """
         address = os.fspath(filename_or_obj) if isinstance(filename_or_obj, os.PathLike) else filename_or_obj
-        reader = opened(address, format)
+        reader = open_reader(address, format=format)
         dropped = [drop_variables] if isinstance(drop_variables, str) else list(drop_variables or ())
         dataset = to_xarray(reader).drop_vars(dropped, errors="ignore")
         dataset.set_close(reader.close)
@@ -183,7 +183,7 @@ class WuStoreEntrypoint(BackendEntrypoint):
         if ".fit" not in os.path.basename(path).lower():  # noqa: PTH119 - may be a URL
             return False
         try:  # any FITS file looks like one: only its metadata tell
-            with opened(path) as reader:
+            with open_reader(path) as reader:
                 return reader.format in _FITS_FORMATS
         except (WuStoreError, OSError):
             return False

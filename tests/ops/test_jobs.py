@@ -22,7 +22,7 @@ import wustore
 from wustore.backends.memory import MemoryReader
 from wustore.backends.registry import backend_for_writing
 from wustore.backends.zarr.writer import DirectoryTarget
-from wustore.errors import CorruptError, IncompleteError, StoreExistsError, UsageError, WuStoreError
+from wustore.errors import CorruptError, IncompleteError, StoreExistsError, StoreReplacedError, UsageError, WuStoreError
 from wustore.model.meta import LAYERS
 from wustore.ops import jobs
 from wustore.ops.copy import copy
@@ -144,15 +144,25 @@ def test_parts_in_any_order_with_repeats(source, reference, target, kind):
 def test_plan_is_joined_not_restarted(source, target, kind):
     first = jobs.plan(source, target, parts=3, **kind.options)
     jobs.part(target, 1)
-    assert jobs.plan(source, target, parts=7, **kind.options) == first
+    assert jobs.plan(source, target, parts=3, **kind.options) == first
     assert jobs.progress_of(target) == (4, 12)
 
 
 def test_parts_cover_every_image_once(source, tmp_path):
     job = jobs.plan(source, str(tmp_path / "x.zarr"), parts=5)
     assert [i for k in range(job.parts) for i in job.images_of(k)] == list(range(12))
+    assert jobs.part(job.target, 5) == 0  # an array may be larger than the number of images
     with pytest.raises(UsageError, match="part"):
-        jobs.part(job.target, 5)
+        job.images_of(5)
+
+
+def test_planning_again_in_another_number_of_parts_is_refused(source, tmp_path):
+    target = str(tmp_path / "x.zarr")
+    assert jobs.plan(source, target, parts=50).parts == 12
+    for parts in (12, 100, None):  # the same number, and none in particular
+        assert jobs.plan(source, target, parts=parts).parts == 12
+    with pytest.raises(UsageError, match="another number of parts"):
+        jobs.plan(source, target, parts=3)
 
 
 @kinds()
@@ -235,11 +245,11 @@ def test_other_conversion_at_the_same_target(source, target, tmp_path, kind):
 def test_changed_source(source, target, kind):
     jobs.plan(source, target, parts=2, **kind.options)
     jobs.part(target, 0)
-    os.utime(source, (1, 1))
-    with pytest.raises(UsageError, match="changed"):
+    wustore.append(source, source)
+    with pytest.raises(UsageError):
         jobs.plan(source, target, **kind.options)
     for act in (lambda: jobs.part(target, 1), lambda: jobs.finish(target)):
-        with pytest.raises(CorruptError, match="changed"):
+        with pytest.raises(StoreReplacedError, match="changed"):
             act()
 
 
@@ -251,7 +261,7 @@ def test_source_that_changes_while_it_is_read(source, target, kind):
         os.utime(source, (0, next(ticks)))
 
     for resume in (False, True):
-        with pytest.raises(CorruptError, match="changed"):
+        with pytest.raises(StoreReplacedError, match="changed"):
             wustore.convert(source, target, progress=touch, workers=1, resume=resume, **kind.options)
         assert not Path(target).exists()
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import zipfile
-from pathlib import Path
 
 import numpy as np
 
 from wustore.backends.base import Backend, Writer
 from wustore.backends.memory import MemoryReader
-from wustore.errors import CorruptError, FormatError, IncompleteError, StoreNotFoundError, UsageError
+from wustore.errors import CorruptError, FormatError, IncompleteError, OtherFormatError, UsageError
 from wustore.format.document import arrays_of, document_of, meta_from
 from wustore.model.meta import LAYERS, Image
+from wustore.storage.files import open_regular
 from wustore.storage.staging import Staging
 
 
@@ -71,21 +71,23 @@ class NpzBackend(Backend):
     suffixes = (".wu.npz", ".npz")
     description = "one numpy archive (example plug-in)"
 
-    def sniff(self, path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return "document.npy" in archive.namelist()
-        except (OSError, zipfile.BadZipFile):
-            return False
+    def recognises(self, start):
+        return start.startswith(b"PK\x03\x04")
 
     def open(self, path, **options):
-        if not Path(path).exists():
-            raise StoreNotFoundError("there is nothing at this path", path=path)
-        if not self.sniff(path):
-            raise FormatError("not a WorkUnit in an npz archive", path=path)
+        with open_regular(path) as file:
+            if not self.recognises(file.peek(4)):
+                raise OtherFormatError("not an npz archive", path=path)
+            return self._open(path, file)
+
+    def _open(self, path, file):
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with np.load(file, allow_pickle=False) as archive:
+                if "document" not in archive:
+                    raise OtherFormatError("an npz archive, but not a WorkUnit in one", path=path)
                 return self._read(path, archive)
+        except FormatError:
+            raise
         except (zipfile.BadZipFile, EOFError, KeyError, ValueError, OSError) as error:
             raise CorruptError("the archive is damaged", path=path, found=str(error)) from error
 

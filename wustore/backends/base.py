@@ -29,11 +29,14 @@ from numpy.typing import NDArray
 
 from wustore.backends.boxes import Grid, Index, regular_grid
 from wustore.backends.state import replaced, state_of_files
-from wustore.errors import UsageError
+from wustore.errors import OtherFormatError, UsageError
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage.threads import read_ahead
 
 __all__ = ["Backend", "Encoder", "Index", "Reader", "ResumableWriter", "Writer"]
+
+RECOGNISED = 4096
+"""Bytes that `Backend.recognises` is given."""
 
 
 class Reader(ABC):
@@ -325,24 +328,59 @@ class Backend(ABC):
         File name endings that mean this format when there is nothing to sniff, longest first.
     description
         One line for the help text.
+    options
+        Options of `create` and what they mean, for ``wustore convert -o help``.
     """
 
     name: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]] = ()
     description: ClassVar[str] = ""
-
-    @abstractmethod
-    def sniff(self, path: str) -> bool:
-        """Return whether what is at ``path`` is (or was meant to be) a store of this format, from its content."""
+    options: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def open(self, path: str, **options: Any) -> Reader:
         """Open an existing store.
 
+        Parameters
+        ----------
+        path
+            What to open.
+        options
+            Of the backend; looked at once the content is known to be of this format.
+
         Raises
         ------
-        StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError
+        OtherFormatError
+            If the content is of another format. What was meant to be of this one, but is damaged, is another error.
+        StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError, UsageError
         """
+
+    def try_open(self, path: str, **options: Any) -> Reader | None:
+        """Open a store whose format nobody named; return None if the content is of another one.
+
+        The default calls `open`.
+
+        Raises
+        ------
+        StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError, UsageError
+            As for `open`.
+        """
+        try:
+            return self.open(path, **options)
+        except OtherFormatError:
+            return None
+
+    def recognises(self, start: bytes) -> bool:
+        """Return whether a file with these first bytes may be of this format.
+
+        It keeps files from being opened in vain, if their names do not say what they are. The default says yes.
+
+        Parameters
+        ----------
+        start
+            The first `RECOGNISED` bytes of a file; all of them if there are fewer.
+        """
+        return True
 
     @abstractmethod
     def create(

@@ -11,7 +11,6 @@ import re
 import textwrap
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,9 @@ from wustore.backends.memory import padded_box
 from wustore.backends.state import reopen, state_of_files
 from wustore.compat.wcs import kbmod_json_to_text
 from wustore.compat.yaml import load_mapping
-from wustore.errors import CorruptError, FormatError, StoreNotFoundError, UsageError, WuStoreError
+from wustore.errors import CorruptError, OtherFormatError, UsageError, WuStoreError
 from wustore.model.meta import LAYERS, Capsule, Column, ConstituentTable, Image, Meta
+from wustore.storage.files import open_regular
 
 __all__ = ["YamlDumpBackend", "YamlDumpReader"]
 
@@ -45,17 +45,16 @@ class _Dump:
     def __init__(self, path: str) -> None:
         self.path = path
         try:
-            text = Path(path).read_bytes().decode("utf-8")
-        except FileNotFoundError as error:
-            raise StoreNotFoundError("there is no file at this path", path=path, hint="Check the name.") from error
+            with open_regular(path) as file:
+                text = file.read().decode("utf-8")
         except UnicodeDecodeError as error:
-            raise FormatError("not a YAML text", path=path, found=str(error)) from error
+            raise OtherFormatError("not a YAML text", path=path, found=str(error)) from error
         starts = [(match[1], match.start()) for match in _SECTION.finditer(text)]
         ends = [start for _, start in starts[1:]] + [len(text)]
-        self.parts = {name: text[start:end] for (name, start), end in zip(starts, ends, strict=True)}
+        self.parts = {name: text[start:end] for (name, start), end in zip(starts, ends, strict=False)}
         missing = [mark.decode()[:-1] for mark in _MARKS if mark.decode()[:-1] not in self.parts]
         if missing:
-            raise FormatError(
+            raise OtherFormatError(
                 "not a WorkUnit's YAML dump",
                 path=path,
                 expected="num_images, times, sci_imgs, var_imgs, …",
@@ -288,23 +287,16 @@ class YamlDumpBackend(Backend):
     suffixes = (".yaml", ".yml")
     description = "YAML text of KBMOD's WorkUnit.to_yaml(), November 2023 to October 2024; read only"
 
-    def sniff(self, path: str) -> bool:
-        """Return whether the file is text with the top-level names of a dump."""
-        try:
-            with Path(path).open("rb") as file:
-                if b"\0" in file.read(4096):
-                    return False
-                file.seek(0)
-                text = file.read()
-        except OSError:
-            return False
-        return all(text.startswith(mark) or b"\n" + mark in text for mark in _MARKS)
+    def recognises(self, start: bytes) -> bool:
+        """Return whether it may be a text with names at the starts of lines."""
+        return b"\0" not in start and _SECTION.search(start.decode("latin-1")) is not None
 
     def open(self, path: str, **options: Any) -> YamlDumpReader:
         """Open a dump; see `wustore.backends.base.Backend.open`."""
+        reader = YamlDumpReader(path)
         if options:
             raise UsageError("unknown options", where=self.name, expected="none", found=sorted(options))
-        return YamlDumpReader(path)
+        return reader
 
     def create(
         self, path: str, meta: Meta, *, capsule: Capsule | None = None, overwrite: bool = False, **options: Any

@@ -202,9 +202,9 @@ class MemoryBackend(Backend):
     name = "memory"
     description = "in this process's memory, under a name that starts with ram:"
 
-    def sniff(self, path: str) -> bool:
-        """Return whether a store of that name was written in this process."""
-        return path in _STORES
+    def recognises(self, start: bytes) -> bool:
+        """Return False: what is in memory is no file."""
+        return False
 
     def open(self, path: str, **options: Any) -> MemoryReader:
         """Open a store of this process; see `wustore.backends.base.Backend.open`."""

@@ -1,8 +1,8 @@
 """Which backend a path belongs to.
 
-Order of resolution: an explicit format name; of a URL the suffix; the content, asked first of the backend whose
-suffix the path has; for a new store the suffix. A path that several backends claim by content alone is an error
-that names them.
+Order of resolution: an explicit format name; the content, asked first of the backend whose suffix the path has, and at
+a URL only of that one; for a new store the suffix. A path that several backends open by content alone is an error
+that names them. Recognising a store is opening it (`Backend.try_open`), so that a file is opened and scanned once.
 """
 
 from __future__ import annotations
@@ -10,28 +10,26 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from wustore.backends.base import Backend, Reader
-from wustore.errors import IncompleteError, StoreNotFoundError, UnknownFormatError
+from wustore.backends.base import RECOGNISED, Backend, Reader
+from wustore.errors import IncompleteError, StoreNotFoundError, UnknownFormatError, WuStoreError
+from wustore.storage.files import check_regular, open_regular
 from wustore.storage.staging import partial_path
 from wustore.storage.stores import address_of
-from wustore.storage.url import is_remote, shown
-
-if TYPE_CHECKING:
-    pass
+from wustore.storage.url import is_remote, redact
 
 __all__ = [
     "GROUP",
-    "backend_for_reading",
     "backend_for_writing",
     "backend_named",
     "format_names",
     "open_reader",
-    "opened",
 ]
 
 GROUP = "wustore.backends"
@@ -46,6 +44,8 @@ class _Entry:
     address: str
     suffixes: tuple[str, ...]
     writes: bool = True
+    opened_as: str = ""
+    """The backend that opens these stores too, if nobody names a format."""
 
 
 _BUILT_IN = (
@@ -57,7 +57,7 @@ _BUILT_IN = (
         "wustore.backends.fits.backend:FitsBackend",
         (".fits.gz", ".fits.bz2", ".fits.zip", ".fit.gz", ".fits.fz", ".fits", ".fit", ".fts"),
     ),
-    _Entry("sharded-fits", "wustore.backends.fits.backend:ShardedFitsBackend", ()),
+    _Entry("sharded-fits", "wustore.backends.fits.backend:ShardedFitsBackend", (), opened_as="fits"),
     _Entry("kbmod-yaml", "wustore.backends.kbmod_yaml:YamlDumpBackend", (".yaml", ".yml"), writes=False),
     _Entry("memory", "wustore.backends.memory:MemoryBackend", ()),
 )
@@ -112,7 +112,10 @@ def _by_suffix(path: str) -> Iterator[Backend]:
 
 
 def _check_exists(path: str) -> None:
-    if is_remote(path) or os.path.lexists(path):
+    """Refuse a path with nothing there, and one that leads to a named pipe or a device, before it is opened."""
+    if os.path.lexists(path):
+        with suppress(FileNotFoundError):  # a link to nothing: the backend says so
+            check_regular(path)
         return
     partial = partial_path(path)
     if partial.exists():
@@ -125,87 +128,103 @@ def _check_exists(path: str) -> None:
     raise StoreNotFoundError("there is nothing at this path", path=path, hint="Check the name.")
 
 
-def backend_for_reading(path: Any, name: str | None = None) -> Backend:
-    """Return the backend that reads what is at ``path``.
+def open_reader(path: Any, *, format: str | None = None, **options: Any) -> Reader:  # noqa: A002
+    """Open a store of any format as the `wustore.backends.base.Reader` that its backend gives.
 
     Parameters
     ----------
     path
-        A path, a URL, a ``ram:`` name, or a zarr Store object.
-    name
-        A format name that overrides what the content says.
-
-    Raises
-    ------
-    StoreNotFoundError, IncompleteError, UnknownFormatError
-    """
-    if not isinstance(path, str):
-        return backend_named(name or "zarr")
-    if path.startswith("ram:"):
-        return backend_named(name or "memory")
-    if name is not None:
-        backend = backend_named(name)
-        _check_exists(path)
-        return backend
-    _check_exists(path)
-    candidates: list[Backend] = []
-    for backend in _by_suffix(path):
-        # At a URL each look at the content is a request; open() says what is wrong with it.
-        if is_remote(path) or backend.sniff(path):
-            return _sharded_or(backend, path)
-        candidates.append(backend)
-    return _by_content(path, candidates)
-
-
-def _sharded_or(backend: Backend, path: str) -> Backend:
-    # A sharded set is named by its primary file, which has the same suffix as a single file.
-    if backend.name == "fits":
-        sharded = backend_named("sharded-fits")
-        if sharded.sniff(path):
-            return sharded
-    return backend
-
-
-def _by_content(path: str, asked: list[Backend]) -> Backend:
-    others = [_load(entry.address) for entry in _BUILT_IN if entry.name not in {b.name for b in asked}]
-    others += [backend for backend in _plug_ins().values() if backend not in asked]
-    claims = [backend for backend in others if backend.sniff(path)]
-    if {b.name for b in claims} == {"fits", "sharded-fits"}:
-        return backend_named("sharded-fits")
-    if len(claims) == 1:
-        return claims[0]
-    if claims:
-        raise UnknownFormatError(
-            "several formats recognise this path",
-            path=shown(path),
-            found=", ".join(b.name for b in claims),
-            hint="Say which with format=… or --format.",
-        )
-    if asked:
-        return asked[0]  # its open() says best what is wrong with the file that carries its suffix
-    raise UnknownFormatError(
-        "no format recognises this path", path=shown(path), expected=", ".join(format_names()), hint="Is it a WorkUnit?"
-    )
-
-
-def opened(path: Any, name: str | None = None, **options: Any) -> Reader:
-    """Return an open reader of what is at ``path``.
-
-    Parameters
-    ----------
-    path, name
-        As in `backend_for_reading`. A relative path is made absolute: what is read later, or in another process,
-        must not depend on the directory that is current then.
+        A file, directory, URL, ``ram:`` name or zarr Store object; the primary file of a sharded set. A relative path
+        is made absolute: what is read later, or in another process, does not depend on the current directory.
+    format
+        Format name, if the content must not decide.
     options
-        Of the backend.
+        Of the backend (``workers``); an unknown one is refused.
+
+    Returns
+    -------
+    Reader
+        To be closed, or used in a ``with`` statement. No pixel has been read.
 
     Raises
     ------
     StoreNotFoundError, UnknownFormatError, FormatError, VersionError, IncompleteError, CorruptError, UsageError
+    MissingDependencyError
+        If the store, or a URL, needs an extra that is not installed.
     """
-    backend = backend_for_reading(path, name)
-    local = isinstance(path, str) and os.path.lexists(path)
-    return backend.open(os.path.abspath(path) if local else path, **options)  # noqa: PTH100 - links stay links
+    address = address_of(path)
+    if not isinstance(address, str):
+        return backend_named(format or "zarr").open(address, **options)
+    if address.startswith("ram:"):
+        return backend_named(format or "memory").open(address, **options)
+    if not is_remote(address):
+        _check_exists(address)
+        address = os.path.abspath(address)  # noqa: PTH100 - links stay links
+    if format is not None:
+        return backend_named(format).open(address, **options)
+    named = list(_by_suffix(address))
+    for backend in named:
+        reader = backend.try_open(address, **options)
+        if reader is not None:
+            return reader
+        if is_remote(address):
+            break  # at a URL each look is a request
+    others = [] if named and is_remote(address) else _by_content(address, named)
+    return _only_one(address, others, named, options)
+
+
+def _by_content(path: str, asked: list[Backend]) -> list[Backend]:
+    """Return the backends, but those asked already, that may know what is at a path whose name does not say it."""
+    others = [_load(entry.address) for entry in _BUILT_IN if not entry.opened_as and entry.name not in _names(asked)]
+    others += [backend for backend in _plug_ins().values() if backend not in asked]
+    if is_remote(path) or Path(path).is_dir():
+        return others
+    with open_regular(path) as file:
+        start = file.read(RECOGNISED)
+    return [backend for backend in others if backend.recognises(start)]
+
+
+def _names(backends: list[Backend]) -> set[str]:
+    return {backend.name for backend in backends}
+
+
+def _only_one(path: str, others: list[Backend], named: list[Backend], options: dict[str, Any]) -> Reader:
+    """Return the reader of the one backend that knows what is at ``path``, or say why there is none."""
+    readers: list[Reader] = []
+    failed: WuStoreError | None = None
+    missing: StoreNotFoundError | None = None
+    for backend in others:
+        try:
+            reader = backend.try_open(path, **options)
+        except StoreNotFoundError as error:
+            missing = missing or error
+        except WuStoreError as error:
+            failed = failed or error
+        else:
+            readers += [] if reader is None else [reader]
+    if len(readers) == 1:
+        return readers[0]
+    for reader in readers:
+        reader.close()
+    if readers:
+        raise UnknownFormatError(
+            "several formats recognise this path",
+            path=redact(path),
+            found=", ".join(reader.format for reader in readers),
+            hint="Say which with format=… or --format.",
+        )
+    if failed is not None:
+        raise failed
+    if missing is not None and is_remote(path):
+        raise missing
+    if named:
+        return named[0].open(path, **options)  # it says best what is wrong with the file that carries its suffix
+    raise UnknownFormatError(
+        "no format recognises this path",
+        path=redact(path),
+        expected=", ".join(format_names()),
+        hint="Is it a WorkUnit?",
+    )
 
 
 def backend_for_writing(path: Any, name: str | None = None) -> Backend:
@@ -226,33 +245,7 @@ def backend_for_writing(path: Any, name: str | None = None) -> Backend:
     endings = sorted({s for entry in _BUILT_IN if entry.writes for s in entry.suffixes})
     raise UnknownFormatError(
         "the name does not say which format to write",
-        path=shown(path),
+        path=redact(path),
         expected=f"a name ending in {', '.join(endings)}",
         hint="Use such an ending, or say format=… or --format.",
     )
-
-
-def open_reader(path: Any, *, format: str | None = None, **options: Any) -> Reader:  # noqa: A002
-    """Open a store of any format as the `wustore.backends.base.Reader` that its backend gives.
-
-    Parameters
-    ----------
-    path
-        A file, directory, URL, ``ram:`` name or zarr Store object; the primary file of a sharded set.
-    format
-        Format name, where the content must not decide.
-    options
-        Of the backend (``workers``); an unknown one is refused.
-
-    Returns
-    -------
-    Reader
-        To be closed, or used in a ``with`` statement. No pixel has been read.
-
-    Raises
-    ------
-    StoreNotFoundError, UnknownFormatError, FormatError, VersionError, IncompleteError, CorruptError, UsageError
-    MissingDependencyError
-        Where the store, or a URL, needs an extra that is not installed.
-    """
-    return opened(address_of(path), format, **options)

@@ -15,8 +15,9 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from wustore.compat.parameters import PARAMETER_BY_NAME, PARAMETERS, SECTIONS
 from wustore.compat.yaml import dump_mapping, dump_value, load_mapping, load_value, plain
-from wustore.errors import FormatError, StoreNotFoundError, UsageError
+from wustore.errors import FormatError, UsageError
 from wustore.model.compare import same_value
+from wustore.storage.files import open_regular
 
 if TYPE_CHECKING:
     from astropy.io.fits import BinTableHDU
@@ -249,9 +250,8 @@ class SearchConfiguration:
         """
         path = Path(filename)
         try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError as error:
-            raise StoreNotFoundError("no configuration file", path=path) from error
+            with open_regular(path) as file:
+                text = file.read().decode("utf-8")
         except UnicodeDecodeError as error:
             raise FormatError("a configuration file is not text", path=path) from error
         return cls.from_yaml(text)

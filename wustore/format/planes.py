@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.model.meta import LAYERS, Meta
+from wustore.model.meta import LAYERS, Image, Meta
 
-__all__ = ["LayerSpec", "cast_plane", "fill_value", "layers_of", "plane_checksum"]
+__all__ = [
+    "LayerSpec",
+    "PlaneProblem",
+    "cast_plane",
+    "fill_value",
+    "layers_of",
+    "plane_checksum",
+    "plane_checksums",
+    "plane_problems",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +50,15 @@ class LayerSpec:
     dims: tuple[str, str, str]
     fill: float | int
     attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class PlaneProblem(NamedTuple):
+    """A plane that is not what it should be: its layer, what is wrong, what was expected and what was found."""
+
+    layer: str
+    what: str
+    expected: object
+    found: object
 
 
 def fill_value(dtype: np.dtype[Any]) -> float | int:
@@ -105,6 +123,47 @@ def plane_checksum(plane: NDArray[Any] | None) -> int:
 
     little = np.ascontiguousarray(plane).astype(plane.dtype.newbyteorder("<"), copy=False)
     return int(google_crc32c.value(little.reshape(-1).view(np.uint8)))
+
+
+def plane_checksums(image: Image) -> tuple[int, ...]:
+    """Return the checksum of each plane, in the order of `wustore.model.meta.LAYERS`; computed once for an image."""
+    if image.checksums is not None:
+        return image.checksums
+    return tuple(plane_checksum(image.layer(layer)) for layer in LAYERS)
+
+
+def plane_problems(
+    meta: Meta, i: int, image: Image, sums: NDArray[np.uint32] | None = None, layers: Sequence[str] = LAYERS
+) -> Iterator[PlaneProblem]:
+    """Yield what distinguishes an image from what the metadata and the stored checksums say of it.
+
+    Parameters
+    ----------
+    meta
+        The metadata.
+    i
+        Index of the image.
+    image
+        The image.
+    sums
+        The stored checksums of all planes, or None if there are none.
+    layers
+        The layers that were read.
+    """
+    checksums = None if sums is None else plane_checksums(image)
+    for k, layer in enumerate(LAYERS):
+        if layer not in layers:
+            continue
+        plane, dtype = image.layer(layer), meta.dtypes[layer][i]
+        expected = None if dtype is None else (meta.shape_of(layer, i), dtype)
+        found = None if plane is None else (plane.shape, plane.dtype)
+        if expected != found:
+            yield PlaneProblem(
+                layer, "an image does not have the shape and dtype that the metadata says", expected, found
+            )
+        elif checksums is not None and sums is not None and plane is not None and checksums[k] != sums[i, k]:
+            what = "the pixels of an image are not those that were written here"
+            yield PlaneProblem(layer, what, f"CRC-32C {int(sums[i, k]):#010x}", f"{checksums[k]:#010x}")
 
 
 _LAYER_ATTRIBUTES: dict[str, dict[str, Any]] = {

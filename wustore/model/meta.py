@@ -138,12 +138,16 @@ class Image:
         A pixel is masked where the value is greater than 0.
     psf
         Shape (psf_y, psf_x), the source's dtype; None where the source has no PSF layer.
+    checksums
+        Of the planes (`wustore.format.planes.plane_checksum`), in the order of `LAYERS`, if whoever read the image
+        computed them. Writers rely on them.
     """
 
     science: NDArray[Any]
     variance: NDArray[Any]
     mask: NDArray[Any] | None = None
     psf: NDArray[Any] | None = None
+    checksums: tuple[int, ...] | None = None
 
     def layer(self, name: str) -> NDArray[Any] | None:
         """Return the layer of that name (one of `LAYERS`), or None where it is absent."""
@@ -256,19 +260,6 @@ class Meta:
         if self.links is not None:
             return self.links[i]
         return (i,) if i < self.n_constituents else ()
-
-    def mismatch(self, i: int, image: Image) -> tuple[str, Any, Any] | None:
-        """Return (layer, expected, found) of the first plane of ``image`` that is not what is said here of image ``i``.
-
-        What is expected and found is (shape, dtype), or None for no plane.
-        """
-        for layer in LAYERS:
-            plane, dtype = image.layer(layer), self.dtypes[layer][i]
-            expected = None if dtype is None else (self.shape_of(layer, i), dtype)
-            found = None if plane is None else (plane.shape, plane.dtype)
-            if expected != found:
-                return layer, expected, found
-        return None
 
     def has_layer(self, layer: str) -> bool:
         """Return whether any image has this layer."""

@@ -116,27 +116,28 @@ def convert(
                 options=options,
             )
             return
-    keep = resume or has_begun(target)  # what another call began is not thrown away by this one
-    job = plan(
-        source,
-        target,
-        source_format=source_format,
-        format=format,
-        overwrite=overwrite,
-        capsule=capsule,
-        parts=1 if scheduler is None else PARTS_ON_A_CLUSTER,
-        **options,
-    )
-    try:
-        if scheduler is not None:
-            run_on_cluster(job, scheduler, progress=progress)
-        else:
-            run(job, workers=workers, processes=bool(processes), progress=progress)
-    except BaseException:
-        if not keep:
-            with suppress(WuStoreError, OSError):  # what went wrong first is what to tell
-                discard(target)
-        raise
+        begun = has_begun(target)
+        keep = resume or begun  # what another call began is not thrown away by this one
+        job = plan(
+            source,
+            target,
+            source_reader=reader,
+            format=format,
+            overwrite=overwrite,
+            capsule=capsule,
+            parts=None if scheduler is None or begun else PARTS_ON_A_CLUSTER,
+            **options,
+        )
+        try:
+            if scheduler is not None:
+                run_on_cluster(job, scheduler, progress=progress)
+            else:
+                run(job, reader, workers=workers, processes=bool(processes), progress=progress)
+        except BaseException:
+            if not keep:
+                with suppress(WuStoreError, OSError):  # what went wrong first is what to tell
+                    discard(target)
+            raise
 
 
 def refuse_same(source: Any, target: Any) -> None:

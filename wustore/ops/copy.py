@@ -1,4 +1,4 @@
-"""The one path by which a WorkUnit moves: image by image from a reader to a writer."""
+"""The one path by which a WorkUnit moves: image by image from a reader to a writer, each plane checked on the way."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from wustore.backends.base import Progress, Reader, Writer
+from wustore.backends.proxy import CheckedReader
 from wustore.backends.registry import backend_for_writing
-from wustore.errors import CorruptError
-from wustore.model.meta import LAYERS, Image, Meta
+from wustore.model.meta import LAYERS, Meta
 from wustore.storage.threads import read_ahead, worker_count
 
 if TYPE_CHECKING:
@@ -99,12 +99,13 @@ def copy_images(
     progress: Progress | None = None,
 ) -> None:
     """Copy images without committing; parameters as for `copy`."""
+    source = CheckedReader(reader)
     total = reader.meta.n_images
     wanted = list(range(total)) if indices is None else list(indices)
     done = total - len(wanted)
 
     def move(i: int) -> None:
-        image = _checked(reader.image(i), reader, i)
+        image = source.image(i)
         writer.write(i, image, reader.image_capsule(i, image) if writer.keeps_capsule else None)
 
     # `read_ahead` bounds how far the threads run before the oldest image is through.
@@ -119,21 +120,6 @@ def copy_images(
         with contextlib.suppress(BaseException):
             moves.throw(error)
         raise
-
-
-def _checked(image: Image, reader: Reader, i: int) -> Image:
-    """Return ``image`` after making sure that it is what the metadata says: writers rely on it."""
-    wrong = reader.meta.mismatch(i, image)
-    if wrong is not None:
-        layer, expected, found = wrong
-        raise CorruptError(
-            "an image does not have the shape and dtype that the metadata says",
-            path=reader.path,
-            where=f"image {i}, {layer}",
-            expected=expected,
-            found=found,
-        )
-    return image
 
 
 def write(

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from wustore._version import __version__
-from wustore.backends.base import Index, Progress, Reader
-from wustore.backends.registry import backend_for_reading, backend_named, open_reader
+from wustore.backends.base import Progress, Reader
+from wustore.backends.proxy import CheckedReader, ReaderProxy
+from wustore.backends.registry import backend_named, open_reader
 from wustore.errors import UsageError
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.ops.copy import copy
@@ -45,7 +45,7 @@ def history_entry(action: str, **facts: Any) -> dict[str, Any]:
     return {"action": action, "when": now, "version": __version__, **facts}
 
 
-class EditedReader(Reader):
+class EditedReader(ReaderProxy):
     """A reader under other metadata, some layers hidden.
 
     Parameters
@@ -55,50 +55,32 @@ class EditedReader(Reader):
     meta
         What to say of it instead; a layer that no image has is hidden.
     keep_capsule
-        Whether its FITS leftovers still hold.
+        Whether its FITS reconstruction data still hold.
     """
 
     def __init__(self, reader: Reader, meta: Meta, *, keep_capsule: bool) -> None:
-        self._reader = reader
+        super().__init__(reader)
         self._meta = meta
         self._keep_capsule = keep_capsule
         self._layers = tuple(layer for layer in LAYERS if meta.has_layer(layer))
-        self.format = reader.format
-        self.path = reader.path
 
     @property
     def meta(self) -> Meta:
         """The metadata given."""
         return self._meta
 
-    def read(self, layer: str, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Read a box; see `wustore.backends.base.Reader.read`."""
-        return self._reader.read(layer, index, out)
-
     def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read an image without what is hidden; see `wustore.backends.base.Reader.image`."""
         wanted = [layer for layer in layers if layer in self._layers]
-        return self._reader.image(i, wanted)
-
-    def chunks(self, layer: str) -> tuple[int, int, int]:
-        """Return the chunks of the store."""
-        return self._reader.chunks(layer)
-
-    def state(self) -> str:
-        """Return the state of the store."""
-        return self._reader.state()
-
-    def check_state(self) -> None:
-        """Check that the store is still in this state."""
-        self._reader.check_state()
+        return self.source.image(i, wanted)
 
     def capsule(self) -> Capsule | None:
-        """Return the FITS leftovers, where they still hold."""
-        return self._reader.capsule() if self._keep_capsule else None
+        """Return the FITS reconstruction data, if they still hold."""
+        return self.source.capsule() if self._keep_capsule else None
 
     def image_capsule(self, i: int, image: Image | None = None) -> bytes | None:
-        """Return an image's part of them, where they still hold."""
-        return self._reader.image_capsule(i, image) if self._keep_capsule else None
+        """Return an image's part of them, if they still hold."""
+        return self.source.image_capsule(i, image) if self._keep_capsule else None
 
 
 def _rewritten(reader: Reader, meta: Meta, *, keep_capsule: bool, progress: Progress | None, options: Any) -> None:
@@ -206,10 +188,11 @@ def append(path: Any, *sources: Any, progress: Progress | None = None) -> int:
     address = address_of(path)
     if not sources:
         raise UsageError("nothing to append", path=address, hint="Name at least one source.")
-    backend = backend_for_reading(address)
+    with open_reader(address) as store:
+        backend = backend_named(store.format)
     names = [str(address_of(source)) for source in sources]
     with ExitStack() as stack:
-        readers = [stack.enter_context(open_reader(source)) for source in sources]
+        readers = [CheckedReader(stack.enter_context(open_reader(source))) for source in sources]
         return backend.append(
             address, readers, lambda count: history_entry("append", images=count, sources=names), progress=progress
         )

@@ -16,20 +16,20 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from wustore.backends.base import Progress, Reader, ResumableWriter
-from wustore.backends.registry import backend_for_reading, backend_for_writing, backend_named
+from wustore.backends.registry import backend_for_writing, backend_named, open_reader
 from wustore.backends.state import replaced
 from wustore.errors import CorruptError, IncompleteError, UsageError, WuStoreError
 from wustore.model.meta import Capsule
 from wustore.ops.copy import copy_images
 from wustore.storage.journal import JOURNAL, Journal
 from wustore.storage.staging import Staging, alone, partial_path, retire
-from wustore.storage.stores import is_local, writable_keys
+from wustore.storage.stores import address_of, is_local, writable_keys
 from wustore.storage.zarr_store import DirectoryKeys, Keys
 
 __all__ = [
@@ -177,10 +177,11 @@ def plan(
     target: str,
     *,
     source_format: str | None = None,
+    source_reader: Reader | None = None,
     format: str | None = None,  # noqa: A002
     overwrite: bool = False,
     capsule: bool = True,
-    parts: int = 1,
+    parts: int | None = None,
     **options: Any,
 ) -> Job:
     """Prepare a conversion that can be resumed and shared; the one that is there already is joined.
@@ -191,8 +192,10 @@ def plan(
         Paths or URLs.
     source_format, format, overwrite, capsule, options
         As for `wustore.convert`.
+    source_reader
+        The source, if it is open already.
     parts
-        Number of parts for `part`; at most one for each image.
+        Number of parts for `part`; at most one for each image. None for those of the plan that is there already, or 1.
 
     Returns
     -------
@@ -202,13 +205,14 @@ def plan(
     Raises
     ------
     UsageError
-        Another conversion has begun at this target, the source has changed since, or the format cannot be
-        written in pieces.
+        Another conversion, or the same in another number of parts, has begun at this target, the source has changed
+        since, or the format cannot be written in pieces.
     StoreExistsError
         The target exists and ``overwrite`` is False.
     StoreNotFoundError, UnknownFormatError, FormatError, CorruptError, OSError
         As for `wustore.convert`.
     """
+    source, target = address_of(source), address_of(target)
     backend = backend_for_writing(target, format)
     if not backend.resumes(target):
         raise UsageError(
@@ -219,7 +223,8 @@ def plan(
         )
     if is_local(target) and not _may_stand(target):
         Staging(target, overwrite=overwrite)  # refuses an existing target before anything is read
-    with backend_for_reading(source, source_format).open(source) as reader:
+    opened = open_reader(source, format=source_format) if source_reader is None else nullcontext(source_reader)
+    with opened as reader:
         wanted = Job(
             source=os.path.abspath(source) if is_local(source) else source,  # noqa: PTH100 - links stay links
             source_format=reader.format,
@@ -230,12 +235,20 @@ def plan(
             options=json.loads(json.dumps(options)),
             overwrite=overwrite,
             keep_capsule=capsule,
-            parts=max(1, min(parts, reader.meta.n_images)),
+            parts=max(1, min(parts or 1, reader.meta.n_images)),
         )
         keys = _keys(target, must_exist=False)
         if keys.get(_JOB) is not None:
             found, _ = _load(target)
             _same_job(found, wanted, target)
+            if parts is not None and found.parts != wanted.parts:
+                raise UsageError(
+                    "this conversion is planned in another number of parts",
+                    path=target,
+                    expected=f"{found.parts} parts",
+                    found=wanted.parts,
+                    hint="Go on as planned; or finish it, or remove it, and plan again.",
+                )
             if found.overwrite != overwrite:
                 # Not what the images depend on: whoever goes on says it anew, having seen what is at the target.
                 found = replace(found, overwrite=overwrite)
@@ -298,7 +311,7 @@ def part(target: str, k: int, *, workers: int | None = None, progress: Progress 
     target
         The target of a `plan`.
     k
-        Which part, 0 <= k < parts.
+        Which part, 0 <= k < parts. For a larger one there is nothing to do: a job array may be larger than needed.
     workers
         Threads; the number of processors by default.
     progress
@@ -319,9 +332,9 @@ def part(target: str, k: int, *, workers: int | None = None, progress: Progress 
         The source is damaged or has changed since, or the plan is damaged.
     OSError
     """
-    job, reader, writer = _open_both(target, workers)
+    job, reader, writer = _open_both(address_of(target), workers)
     with reader:
-        images = job.images_of(k)
+        images = job.images_of(k) if k < job.parts else range(0)
         left = writer.unwritten(images)
         done = len(images) - len(left)
 
@@ -350,6 +363,7 @@ def finish(target: str) -> None:
     CorruptError
         Where the source changed while it was read, or what was written is damaged.
     """
+    target = address_of(target)
     with _alone_at_the_end(target):
         _, reader, writer = _open_both(target)
         with reader:
@@ -446,13 +460,15 @@ def _in_processes(target: str, indices: Iterable[int], workers: int, report: Cal
             raise
 
 
-def run(job: Job, *, workers: int, processes: bool = False, progress: Progress | None = None) -> None:
+def run(job: Job, reader: Reader, *, workers: int, processes: bool = False, progress: Progress | None = None) -> None:
     """Write what is left of a conversion, then finish it.
 
     Parameters
     ----------
     job
         From `plan`.
+    reader
+        The source, open.
     workers
         Images at a time.
     processes
@@ -468,21 +484,20 @@ def run(job: Job, *, workers: int, processes: bool = False, progress: Progress |
         A worker process was killed; what is written stays for a resume.
     OSError
     """
-    _, reader, writer = _open_both(job.target, workers)
-    with reader:
-        left = writer.unwritten(range(job.n_images))
-        done = job.n_images - len(left)
-        if not processes or workers == 1 or len(left) < 2:
-            copy_images(reader, writer, indices=left, workers=workers, progress=progress)
-        else:
+    writer = _create(job, reader, _load(job.target)[1], workers)
+    left = writer.unwritten(range(job.n_images))
+    done = job.n_images - len(left)
+    if not processes or workers == 1 or len(left) < 2:
+        copy_images(reader, writer, indices=left, workers=workers, progress=progress)
+    else:
 
-            def report(_: int) -> None:
-                nonlocal done
-                done += 1
-                if progress is not None:
-                    progress(done, job.n_images)
+        def report(_: int) -> None:
+            nonlocal done
+            done += 1
+            if progress is not None:
+                progress(done, job.n_images)
 
-            _in_processes(job.target, left, min(workers, len(left)), report)
-        with _alone_at_the_end(job.target):
-            reader.check_state()
-            writer.commit()
+        _in_processes(job.target, left, min(workers, len(left)), report)
+    with _alone_at_the_end(job.target):
+        reader.check_state()
+        writer.commit()

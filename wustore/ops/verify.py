@@ -10,14 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from wustore.backends.base import Progress, Reader
 from wustore.backends.registry import backend_named
 from wustore.errors import FormatError, WuStoreError
 from wustore.format.document import document_of
-from wustore.format.planes import plane_checksum
+from wustore.format.planes import plane_problems
 from wustore.format.schema import violation
 from wustore.model.meta import LAYERS, Image
 from wustore.ops.copy import copy
@@ -98,7 +95,12 @@ def _image_problems(reader: Reader, workers: int | None, progress: Progress | No
             return _damaged_layers(reader, i) or [Problem("damaged", f"image {i}", str(error))]
 
     for i, found in read_ahead(fetch, range(total), workers):
-        yield from _plane_problems(reader, i, found, sums) if isinstance(found, Image) else found
+        if isinstance(found, Image):
+            for wrong in plane_problems(reader.meta, i, found, sums):
+                what = f"{wrong.what}; expected {wrong.expected}; found {wrong.found}"
+                yield Problem("damaged", f"image {i}, {wrong.layer}", what)
+        else:
+            yield from found
         if progress is not None:
             progress(i + 1, total)
 
@@ -112,20 +114,6 @@ def _damaged_layers(reader: Reader, i: int) -> list[Problem]:
         except (WuStoreError, OSError) as error:
             found.append(Problem("damaged", f"image {i}, {layer}", str(error)))
     return found
-
-
-def _plane_problems(reader: Reader, i: int, image: Image, sums: NDArray[np.uint32] | None) -> Iterator[Problem]:
-    for k, layer in enumerate(LAYERS):
-        where = f"image {i}, {layer}"
-        plane, dtype = image.layer(layer), reader.meta.dtypes[layer][i]
-        expected = None if dtype is None else (reader.meta.shape_of(layer, i), dtype)
-        found = None if plane is None else (plane.shape, plane.dtype)
-        if expected != found:
-            yield Problem("damaged", where, f"expected {expected}; found {found}")
-        elif sums is not None and plane_checksum(plane) != sums[i, k]:
-            yield Problem(
-                "damaged", where, f"checksum: expected {sums[i, k]:#010x}; found {plane_checksum(plane):#010x}"
-            )
 
 
 def _capsule_problems(reader: Reader) -> Iterator[Problem]:

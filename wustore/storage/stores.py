@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
-from wustore.errors import BackendError, FormatError, StoreNotFoundError, UsageError
+from wustore.errors import BackendError, FormatError, OtherFormatError, StoreNotFoundError, UsageError
 from wustore.storage import url as remote
+from wustore.storage.files import open_regular
 from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys
 from wustore.storage.zip import ZipKeys
 
 if TYPE_CHECKING:
     pass
 
-__all__ = ["address_of", "is_local", "open_keys", "writable_keys"]
+__all__ = ["ZIP_SIGNATURES", "address_of", "is_local", "open_keys", "writable_keys"]
 
 
 def is_local(address: Any) -> bool:
@@ -29,8 +31,8 @@ def _from_url(url: str, *, read_only: bool) -> Keys:
 
             store = FsspecStore.from_url(url, storage_options=remote.options_for(url), read_only=read_only)
         except ValueError as error:
-            found = remote.shown(str(error))
-            raise BackendError("the URL cannot be used", path=remote.shown(url), found=found) from None
+            found = remote.redact(str(error))
+            raise BackendError("the URL cannot be used", path=remote.redact(url), found=found) from None
     return StoreKeys(store, url)
 
 
@@ -54,8 +56,8 @@ def open_keys(address: Any) -> Keys:
         return DirectoryKeys(address, hold=True)
     if not os.path.lexists(address):
         raise StoreNotFoundError("there is nothing at this path", path=address, hint="Check the name.")
-    if not is_zip(address):
-        raise FormatError("not a Zarr store", path=address, expected="a directory, or a zip file")
+    if not _is_zip(address):
+        raise OtherFormatError("not a Zarr store", path=address, expected="a directory, or a zip file")
     return ZipKeys(address)
 
 
@@ -70,20 +72,52 @@ def writable_keys(address: Any) -> Keys:
     """
     if isinstance(address, str) and remote.is_read_only(address):
         raise UsageError(
-            "nothing can be written to a web server", path=remote.shown(address), hint="Write elsewhere and upload it."
+            "nothing can be written to a web server", path=remote.redact(address), hint="Write elsewhere and upload it."
         )
     return StoreKeys(address) if not isinstance(address, str) else _from_url(address, read_only=False)
 
 
-def is_zip(path: str) -> bool:
-    """Return whether a file begins as a zip file does (an empty archive included)."""
+ZIP_SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")
+"""What a zip file begins with; the second one of an empty archive."""
+
+
+def _is_zip(path: str) -> bool:
     try:
-        with open(path, "rb") as file:  # noqa: PTH123
-            return file.read(4) in {b"PK\x03\x04", b"PK\x05\x06"}
-    except OSError:
+        with open_regular(path) as file:
+            return file.read(4) in ZIP_SIGNATURES
+    except (OSError, FormatError):
         return False
 
 
+_FILE_URL = "file://"
+
+
 def address_of(path: Any) -> Any:
-    """Return a path as text; names in memory, URLs and zarr Store objects as they are."""
-    return os.fspath(path) if isinstance(path, str | os.PathLike) else path
+    """Return a path as text; names in memory, URLs and zarr Store objects as they are.
+
+    A ``file://`` URL is the path in it, and a zarr group at the root of its store is that store.
+
+    Raises
+    ------
+    UsageError
+        If it is none of these: None, an open file, or some other object.
+    """
+    if isinstance(path, bytes | str | os.PathLike):
+        text = os.fsdecode(path)
+        return text[len(_FILE_URL) :] if text.startswith(f"{_FILE_URL}/") else text
+    # What comes from a package that is not imported cannot be one of its objects.
+    zarr, zarr_store = sys.modules.get("zarr"), sys.modules.get("zarr.abc.store")
+    if zarr is not None and isinstance(path, zarr.Group) and path.path == "":
+        return path.store
+    if zarr_store is not None and isinstance(path, zarr_store.Store):
+        return path
+    raise UsageError(
+        "this is no path",
+        expected="a path, a URL, a ram: name, or a zarr Store",
+        found="None" if path is None else f"{type(path).__name__} object",
+        hint="Is a variable not set?"
+        if path is None
+        else "Give the name of the file instead of the open file."
+        if hasattr(path, "close")
+        else None,
+    )

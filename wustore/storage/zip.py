@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import struct
 import weakref
 import zlib
@@ -12,8 +11,9 @@ from typing import NamedTuple, NoReturn
 
 from wustore.errors import CorruptError, FormatError, StoreNotFoundError
 from wustore.model.sizes import check_size
+from wustore.storage.files import open_handle
 from wustore.storage.pread import pread
-from wustore.storage.zarr_store import Keys
+from wustore.storage.zarr_store import Keys, OpenValue
 
 __all__ = ["ZipKeys"]
 
@@ -56,7 +56,7 @@ class ZipKeys(Keys):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fspath(path)
         try:
-            handle = os.open(self.name, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+            handle = open_handle(self.name)
         except FileNotFoundError as error:
             raise StoreNotFoundError("there is nothing at this path", path=self.name, hint="Check the name.") from error
         # Closed when this object goes, too.
@@ -68,13 +68,20 @@ class ZipKeys(Keys):
             self._close()
             raise
         self._starts: dict[str, int] = {}
+        self.in_files = all(
+            member.method == _STORED and not member.flags & _ENCRYPTED and member.size == member.packed
+            for member in self._members.values()
+        )
+
+    def open(self, key: str) -> OpenValue | None:
+        """Return the value to be read in parts; see `Keys.open`."""
+        size = self.size(key)
+        return None if size is None else OpenValue(self._handle, self._start(key), size, close=False)
 
     def _read_directory(self) -> dict[str, _Member]:
         import zipfile
 
         status = os.fstat(self._handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise FormatError("not a regular file", path=self.name)
         try:
             with open(self._handle, "rb", closefd=False) as file, zipfile.ZipFile(file) as archive:
                 infos = archive.infolist()

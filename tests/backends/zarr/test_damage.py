@@ -15,7 +15,7 @@ import pytest
 from wustore.backends.base import Reader
 from wustore.backends.zarr.backend import ZarrBackend, ZarrZipBackend
 from wustore.backends.zarr.metadata import document_checksum
-from wustore.errors import CorruptError, FormatError, IncompleteError, VersionError, WuStoreError
+from wustore.errors import CorruptError, FormatError, IncompleteError, OtherFormatError, VersionError, WuStoreError
 from wustore.ops.copy import copy
 from wustore.testing import assert_same, sample, with_capsule
 
@@ -211,12 +211,12 @@ class TestForeign:
         zarr.create_array(str(tmp_path / "b.zarr"), shape=(3,), dtype="f4")
         zarr.create_group(str(tmp_path / "c.zarr"), zarr_format=2)
         for name, pattern in (("a", "not one of wustore"), ("b", "not a Zarr v3 group"), ("c", "Zarr v2")):
-            assert BACKEND.sniff(str(tmp_path / f"{name}.zarr"))
-            with pytest.raises(FormatError, match=pattern):
+            with pytest.raises(FormatError, match=pattern) as caught:
                 BACKEND.open(str(tmp_path / f"{name}.zarr"))
+            assert not isinstance(caught.value, OtherFormatError)
 
     def test_empty_directory(self, tmp_path: Path) -> None:
-        assert not BACKEND.sniff(str(tmp_path))
+        assert BACKEND.try_open(str(tmp_path)) is None
         with pytest.raises(FormatError, match="not a Zarr store"):
             BACKEND.open(str(tmp_path))
 

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from wustore.backends.base import Backend, Writer
-from wustore.backends.fits.files import input as source
-from wustore.backends.fits.files.open_files import exists, has_shards, remote_at, shard_path
-from wustore.backends.fits.hdu.header import BLOCK
-from wustore.backends.fits.hdu.scan import is_fits, scan
+from wustore.backends.fits.files.input import compression_of
+from wustore.backends.fits.hdu.scan import is_fits
 from wustore.backends.fits.reader import FitsReader
 from wustore.backends.pieces import PieceWriter
-from wustore.errors import FormatError, UsageError
+from wustore.errors import OtherFormatError, UsageError
 from wustore.model.meta import Capsule, Meta
 from wustore.storage.url import is_remote, refuse_writing
 
 __all__ = ["FitsBackend", "ShardedFitsBackend"]
-
-
-def _starts_like_fits(path: str) -> bool:
-    try:
-        return (is_remote(path) or Path(path).is_file()) and is_fits(source.first_bytes(path, BLOCK))
-    except (OSError, FormatError):
-        return False
-
-
-def _path_of(path: str) -> str:
-    if not is_remote(path) and Path(path).is_dir():
-        raise FormatError("a directory, not a FITS file", path=path)
-    return path
 
 
 class FitsBackend(Backend):
@@ -38,15 +23,27 @@ class FitsBackend(Backend):
     name = "fits"
     suffixes = (".fits.gz", ".fits.bz2", ".fits.zip", ".fit.gz", ".fits.fz", ".fits", ".fit", ".fts")
     description = "KBMOD's single FITS file, of any layout since 2023"
+    options: ClassVar[Mapping[str, str]] = {
+        "mode": "archive: nothing is lost (default); kbmod: the bytes that KBMOD writes, quantised",
+        "lossless": "true for GZIP_2 without quantisation",
+        "compression_type": "NOCOMPRESS, RICE_1, GZIP_1, GZIP_2 or HCOMPRESS_1",
+        "quantize_level": "the step of quantisation, as KBMOD's to_fits takes it: -0.01 is a step of 0.01",
+    }
 
-    def sniff(self, path: str) -> bool:
-        """Return whether the file starts like FITS, unpacked where it is compressed."""
-        return _starts_like_fits(path)
+    def recognises(self, start: bytes) -> bool:
+        """Return whether it begins as a FITS file, or as a compressed file."""
+        return is_fits(start) or compression_of(start) is not None
 
     def open(self, path: str, **options: Any) -> FitsReader:
         """Open a file; see `wustore.backends.base.Backend.open`."""
-        _refuse(options, self.name)
-        return FitsReader(_path_of(path), "fits")
+        return _open(path, self.name, options)
+
+    def try_open(self, path: str, **options: Any) -> FitsReader | None:
+        """Open a file, or a sharded set by its primary file; see `wustore.backends.base.Backend.try_open`."""
+        try:
+            return _open(path, None, options)
+        except OtherFormatError:
+            return None
 
     def create(
         self, path: str, meta: Meta, *, capsule: Capsule | None = None, overwrite: bool = False, **options: Any
@@ -72,24 +69,15 @@ class ShardedFitsBackend(Backend):
 
     name = "sharded-fits"
     description = "KBMOD's sharded set: a primary FITS file, and <i>_<name> for each image"
+    options: ClassVar[Mapping[str, str]] = FitsBackend.options
 
-    def sniff(self, path: str) -> bool:
-        """Return whether the file counts images without holding them, and has a shard beside it."""
-        if is_remote(path) and not exists(shard_path(path, 0)):
-            return False  # at the price of one request, where a scan takes many
-        if not _starts_like_fits(path):
-            return False
-        try:
-            remote = remote_at(path)
-            scanned = scan(source.load(path) if remote is None else remote, path)
-        except (OSError, FormatError):
-            return False
-        return scanned.get("SCI_0") is None and has_shards(path, scanned)
+    def recognises(self, start: bytes) -> bool:
+        """Return whether it begins as a FITS file, or as a compressed file."""
+        return FitsBackend().recognises(start)
 
     def open(self, path: str, **options: Any) -> FitsReader:
         """Open a set by its primary file; see `wustore.backends.base.Backend.open`."""
-        _refuse(options, self.name)
-        return FitsReader(_path_of(path), "sharded-fits")
+        return _open(path, self.name, options)
 
     def create(
         self, path: str, meta: Meta, *, capsule: Capsule | None = None, overwrite: bool = False, **options: Any
@@ -137,6 +125,9 @@ def _in_pieces(
     )
 
 
-def _refuse(options: dict[str, Any], name: str) -> None:
+def _open(path: str, form: str | None, options: dict[str, Any]) -> FitsReader:
+    reader = FitsReader(path, form)
     if options:
-        raise UsageError("unknown options", where=name, expected="none", found=sorted(options))
+        reader.close()
+        raise UsageError("unknown options", where=form or "fits", expected="none", found=sorted(options))
+    return reader

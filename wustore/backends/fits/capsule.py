@@ -33,10 +33,10 @@ from wustore.backends.fits.hdu.scan import Buffer, Hdu, ScannedFile
 from wustore.backends.fits.recipe import Recipe, rebuild, record
 from wustore.errors import CorruptError, FidelityError, WuStoreError
 from wustore.format.document import arrays_of, document_of
-from wustore.format.planes import plane_checksum
+from wustore.format.planes import plane_checksums
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage.mapping import release
-from wustore.storage.url import shown
+from wustore.storage.url import redact
 
 __all__ = ["ENCODING", "Block", "ChangedError", "Head", "build", "meta_digest", "piece", "regenerate"]
 
@@ -57,10 +57,11 @@ class ChangedError(WuStoreError):
 
 
 class _File(Protocol):
-    """One file: its path, its unpacked bytes, its HDUs."""
+    """One file: its path, its unpacked bytes, its HDUs, and how it is compressed as a whole."""
 
     path: str
     scan: ScannedFile
+    compression: str | None
 
     @property
     def data(self) -> Buffer: ...
@@ -242,13 +243,12 @@ def build(source: FitsSource) -> Capsule:
     for file in plan.files:
         content = file.data
         entry: dict[str, Any] = {
-            "name": Path(shown(file.path)).name,
+            "name": Path(redact(file.path)).name,
             "size": len(content),
             "sha256": _sha256(content),
         }
-        outer = describe_outer(file.path, content)
-        if outer is not None:
-            entry["outer"] = outer
+        if file.compression is not None:
+            entry["outer"] = describe_outer(file.path, file.compression, content)
         files.append(entry)
     document = {"encoding": ENCODING, "form": source.format, "meta": meta_digest(source.meta), "files": files}
     return Capsule(document, _head(plan))
@@ -282,7 +282,8 @@ def piece(source: FitsSource, i: int, image: Image) -> bytes:
     control: dict[str, Any] = {"hdus": entries}
     # Every layer, used or not: a changed store must not export the old pixels.
     present = [layer for layer in range(len(LAYERS)) if image.layer(LAYERS[layer]) is not None]
-    control["planes"] = {str(layer): plane_checksum(image.layer(LAYERS[layer])) for layer in present}
+    checksums = plane_checksums(image)
+    control["planes"] = {str(layer): checksums[layer] for layer in present}
     if plan.sharded:
         file = plan.files[1 + i]
         if file.scan.trailing_start < file.scan.size:
@@ -372,9 +373,9 @@ def regenerate(data: bytes, i: int, image: Image, template: bytes) -> Iterator[B
     try:
         control, parts = _decode(_PIECE, data, template)
         entries = control["hdus"]
+        found = plane_checksums(image)
         for layer, checksum in control["planes"].items():
-            plane = image.layer(LAYERS[int(layer)])
-            if plane is None or plane_checksum(plane) != checksum:
+            if image.layer(LAYERS[int(layer)]) is None or found[int(layer)] != checksum:
                 raise ChangedError("pixels differ from those imported", where=f"image {i}, {LAYERS[int(layer)]}")
         at = 0
         headers = []

@@ -14,16 +14,15 @@ from wustore.backends.base import Index, Reader
 from wustore.backends.fits import wustore_hdu
 from wustore.backends.fits.capsule import meta_digest
 from wustore.backends.fits.eras import Layout, interpret
-from wustore.backends.fits.files import input as source
-from wustore.backends.fits.files.open_files import Cache, FitsFile, exists, has_shards, shard_path
+from wustore.backends.fits.files.open_files import Cache, FitsFile, has_shards, shard_path
 from wustore.backends.fits.hdu.checksum import wrong_sums
 from wustore.backends.state import digest, reopen
-from wustore.errors import CorruptError, FormatError
+from wustore.errors import CorruptError, FormatError, OtherFormatError, StoreNotFoundError
 from wustore.format.planes import fill_value
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage.mapping import release
 from wustore.storage.threads import read_ahead
-from wustore.storage.url import shown
+from wustore.storage.url import redact
 
 __all__ = ["FitsReader"]
 
@@ -53,7 +52,7 @@ class FitsReader(Reader):
     path
         The file; of a sharded set the primary one.
     form
-        ``fits`` or ``sharded-fits``.
+        ``fits`` or ``sharded-fits``; None if the file says which.
 
     Attributes
     ----------
@@ -65,24 +64,25 @@ class FitsReader(Reader):
         How many pixels were decoded so far.
     """
 
-    def __init__(self, path: str, form: str) -> None:
-        self.format = form
+    def __init__(self, path: str, form: str | None = None) -> None:
         self._address = path
-        self.path = shown(path)
+        self.path = redact(path)
         self._lock = threading.Lock()
         self._cache = Cache(_OPEN_FILES)
         self.pixels_decoded = 0
         self.files: list[FitsFile] = [FitsFile(path, self._cache)]
-        if form == "sharded-fits":
-            self.files += self._shards()
-        elif self._is_primary_of_set():
+        is_set = form != "sharded-fits" and self._is_primary_of_set()
+        if is_set and form is not None:
             raise FormatError(
                 "the primary file of a sharded set: the images are in files beside it",
                 path=path,
                 hint="Open it as sharded-fits.",
             )
+        self.format = "sharded-fits" if is_set else form or "fits"
+        if self.format == "sharded-fits":
+            self.files += self._shards()
         self.layout: Layout = interpret(
-            [file.scan for file in self.files], lambda number: self.files[number].parts, form
+            [file.scan for file in self.files], lambda number: self.files[number].parts, self.format
         )
         self._meta = self._exact_meta()
 
@@ -107,15 +107,16 @@ class FitsReader(Reader):
         shards: list[FitsFile] = []
         for i in range(count if type(count) is int else 0):
             path = shard_path(self._address, i)
-            if not exists(path):
+            try:
+                shards.append(FitsFile(path, self._cache))
+            except (StoreNotFoundError, OtherFormatError) as error:
                 raise CorruptError(
                     "a shard is missing",
-                    path=shown(path),
+                    path=redact(path),
                     expected=f"{count} shards, 0_{Path(self.path).name} … (NUMIMG = {count})",
-                    found=f"no shard {i}",
+                    found=error.what,
                     hint="Put the file back, beside the primary file.",
-                )
-            shards.append(FitsFile(path, self._cache))
+                ) from error
         return shards
 
     @property
@@ -220,11 +221,11 @@ class FitsReader(Reader):
 
     def places(self) -> list[str]:
         """Return all files of the set."""
-        return [shown(file.path) for file in self.files]
+        return [redact(file.path) for file in self.files]
 
     def state(self) -> str:
         """Return a digest of sizes and times, or versions, of the files when they were opened."""
-        return digest((Path(shown(file.path)).name, *file.state[:2]) for file in self.files)
+        return digest((Path(redact(file.path)).name, *file.state[:2]) for file in self.files)
 
     def check_state(self) -> None:
         """Check that no file was changed; see `wustore.backends.base.Reader.check_state`."""
@@ -234,7 +235,7 @@ class FitsReader(Reader):
     def audit(self) -> Iterator[tuple[str, str]]:
         """Yield the CHECKSUM and DATASUM cards that do not hold; see `wustore.backends.base.Reader.audit`."""
         for file in self.files:
-            name = "" if len(self.files) == 1 else f"{Path(shown(file.path)).name}, "
+            name = "" if len(self.files) == 1 else f"{Path(redact(file.path)).name}, "
             data = file.data
             for hdu in file.scan.hdus:
                 yield from ((name + place, what) for place, what in wrong_sums(data, hdu))
@@ -246,9 +247,8 @@ class FitsReader(Reader):
             "files": len(self.files),
             "hdus": sum(len(file.scan.hdus) for file in self.files),
         }
-        outer = source.compression_of(self._address)
-        if outer is not None:
-            facts["file compression"] = outer
+        if self.files[0].compression is not None:
+            facts["file compression"] = self.files[0].compression
         plane = self.layout.images[0].planes["science"]
         facts["science compression"] = plane.compression
         return facts

@@ -1,4 +1,4 @@
-"""Opening an HDF5 file or object, and the names of what wustore keeps at fixed places in it."""
+"""Opening an HDF5 file or object, its bytes, and the names of what wustore keeps at fixed places in it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,24 @@ from pathlib import Path
 from typing import IO
 
 import h5py
+import numpy as np
+from numpy.typing import NDArray
 
 from wustore.backends.hdf5 import netcdf
-from wustore.errors import FormatError, StoreNotFoundError
+from wustore.errors import OtherFormatError
+from wustore.storage.files import open_regular
 from wustore.storage.url import RemoteFile, is_remote
 
-__all__ = ["CAPSULE_BOUND", "CAPSULE_DATA", "DOCUMENT", "DOCUMENT_CHECKSUM", "METADATA_BLOCK", "is_hdf5", "open_file"]
+__all__ = [
+    "CAPSULE_BOUND",
+    "CAPSULE_DATA",
+    "DOCUMENT",
+    "DOCUMENT_CHECKSUM",
+    "METADATA_BLOCK",
+    "RawFile",
+    "has_signature",
+    "open_file",
+]
 
 DOCUMENT = "wustore"
 """Root attribute with the root document."""
@@ -26,18 +38,8 @@ _SNIFFED = 4096
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
-def is_hdf5(path: str) -> bool:
-    """Return whether the file has HDF5's signature where the format allows it: at 0, 512, 1024, 2048 and so on."""
-    if is_remote(path):
-        return _has_signature(RemoteFile(path, _SNIFFED).stream(), _SNIFFED)
-    try:
-        with Path(path).open("rb") as file:
-            return _has_signature(file, os.fstat(file.fileno()).st_size)
-    except OSError:
-        return False
-
-
-def _has_signature(file: IO[bytes] | io.RawIOBase, size: int) -> bool:
+def has_signature(file: IO[bytes] | io.RawIOBase, size: int) -> bool:
+    """Return whether a file has HDF5's signature where the format allows it: at 0, 512, 1024, 2048 and so on."""
     place = 0
     while place < size:
         file.seek(place)
@@ -52,18 +54,19 @@ def open_file(path: str, remote: RemoteFile | None = None) -> h5py.File:
 
     Raises
     ------
-    StoreNotFoundError, FormatError, CorruptError
+    StoreNotFoundError, OtherFormatError, CorruptError
     """
     if is_remote(path):
         remote = RemoteFile(path, METADATA_BLOCK) if remote is None else remote
-        if not _has_signature(remote.stream(), _SNIFFED):
-            raise FormatError("not an HDF5 file", path=remote.name, expected="the signature of HDF5")
+        if not has_signature(remote.stream(), _SNIFFED):
+            raise OtherFormatError("not an HDF5 file", path=remote.name, expected="the signature of HDF5")
         with netcdf.wrapped(remote.name, "superblock"):
             return h5py.File(remote.stream(), "r")
-    if not os.path.lexists(path):
-        raise StoreNotFoundError("there is nothing at this path", path=path, hint="Check the name.")
-    if not Path(path).is_file() or not is_hdf5(path):
-        raise FormatError("not an HDF5 file", path=path, expected="the signature of HDF5")
+    if Path(path).is_dir():
+        raise OtherFormatError("not an HDF5 file", path=path, expected="a file", found="a directory")
+    with open_regular(path) as start:
+        if not has_signature(start, os.fstat(start.fileno()).st_size):
+            raise OtherFormatError("not an HDF5 file", path=path, expected="the signature of HDF5")
     with netcdf.wrapped(path, "superblock"):
         try:
             return h5py.File(path, "r")
@@ -73,3 +76,56 @@ def open_file(path: str, remote: RemoteFile | None = None) -> h5py.File:
             # Some network file systems know no locks. A store is never changed in place, so none is needed;
             # not without need, because the same process could then not open the file with a lock.
             return h5py.File(path, "r", locking=False)
+
+
+class RawFile:
+    """The bytes of an open HDF5 file, readable from any thread until nobody needs them.
+
+    It opens the file once more, so that work in progress when the HDF5 file is closed cannot read from
+    another file that got the same handle, and does not prolong HDF5's lock. False if the library must
+    do the reading: on systems without ``preadv``, with other file drivers and after a user block.
+
+    Attributes
+    ----------
+    size
+        Length of the file [byte].
+    """
+
+    def __init__(self, file: h5py.File, remote: RemoteFile | None = None) -> None:
+        self._handle = -1
+        self._remote = None if file.userblock_size else remote
+        self.size = int(file.id.get_filesize())
+        if remote is not None:
+            return
+        if not hasattr(os, "preadv") or file.driver != "sec2" or file.userblock_size:
+            return
+        self._handle = os.open(file.filename, os.O_RDONLY)
+        if not os.path.sameopenfile(self._handle, file.id.get_vfd_handle()):
+            os.close(self._handle)  # replaced since the library opened it
+            self._handle = -1
+
+    def __bool__(self) -> bool:
+        return self._handle >= 0 or self._remote is not None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a read is a request, so that chunks that lie side by side are better read at once."""
+        return self._remote is not None
+
+    def __del__(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+
+    def read_into(self, memory: NDArray[np.uint8], offset: int) -> int:
+        """Fill ``memory`` with the bytes from ``offset`` on; return how many there were."""
+        if self._remote is not None:
+            data = self._remote.read(offset, memory.size)
+            memory[: len(data)] = np.frombuffer(data, np.uint8)
+            return len(data)
+        done = 0
+        while done < memory.size:
+            count = os.preadv(self._handle, [memory[done:].data], offset + done)
+            if not count:
+                break
+            done += count
+        return done

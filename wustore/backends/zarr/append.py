@@ -23,9 +23,8 @@ from wustore.backends.zarr.metadata import to_json
 from wustore.backends.zarr.reader import ZarrReader
 from wustore.errors import CorruptError, UsageError, WuStoreError
 from wustore.format.arrays import checksum_array
-from wustore.format.planes import plane_checksum
+from wustore.format.planes import plane_checksums
 from wustore.model.concat import appended
-from wustore.model.meta import LAYERS
 from wustore.storage.staging import alone, lock_of, sync_tree
 from wustore.storage.stores import is_local, writable_keys
 from wustore.storage.threads import default_workers
@@ -127,7 +126,7 @@ def _write(
         for _, image in source.images():
             for key, value in structure.shards(i, image, default_workers()):
                 keys.set(key, value)
-            yield [plane_checksum(image.layer(layer)) for layer in LAYERS]
+            yield list(plane_checksums(image))
             i += 1
             if progress is not None:
                 progress(i - first, structure.meta.n_images - first)

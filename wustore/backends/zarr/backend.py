@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,13 +20,10 @@ from wustore.backends.zarr.writer import (
 )
 from wustore.errors import StoreExistsError, UsageError
 from wustore.model.meta import Capsule, Meta
-from wustore.storage.journal import JOURNAL
 from wustore.storage.staging import Staging
-from wustore.storage.stores import is_local, is_zip, open_keys, writable_keys
+from wustore.storage.stores import ZIP_SIGNATURES, is_local, writable_keys
 
 __all__ = ["ZarrBackend", "ZarrZipBackend"]
-
-_ROOTS = ("zarr.json", ".zgroup", ".zarray", ".zmetadata", f"{JOURNAL}plan.json")
 
 
 class ZarrBackend(Backend):
@@ -35,13 +32,19 @@ class ZarrBackend(Backend):
     name: ClassVar[str] = "zarr"
     suffixes: ClassVar[tuple[str, ...]] = (".zarr",)
     description: ClassVar[str] = "Zarr v3 in a directory or object store: chunked, parallel, the default"
+    options: ClassVar[Mapping[str, str]] = {
+        "profile": "compression: compact, portable, fast or none (default compact)",
+        "layout": "chunk size: images, balanced or cutouts (default images)",
+        "chunks": "sides [y, x] of a chunk, instead of a layout",
+    }
 
-    def sniff(self, path: str) -> bool:
-        """Return whether a Zarr hierarchy (of any version or kind) has its root here."""
-        if is_local(path):
-            return any(Path(path, name).is_file() for name in _ROOTS)
-        keys = open_keys(path)
-        return any(keys.size(name) is not None for name in _ROOTS)
+    def recognises(self, start: bytes) -> bool:
+        """Return False: a directory is no file."""
+        return False
+
+    def try_open(self, path: Any, **options: Any) -> Reader | None:
+        """Open a directory or a URL; a zip file is another format."""
+        return None if is_local(path) and not Path(path).is_dir() else super().try_open(path, **options)
 
     def open(self, path: Any, *, workers: int | None = None, **options: Any) -> ZarrReader:
         """Open a store; see `wustore.backends.base.Backend.open`.
@@ -53,9 +56,11 @@ class ZarrBackend(Backend):
         workers
             Threads that decode chunks, the number of processors by default.
         """
+        reader = open_reader(path, self.name, workers)
         if options:
+            reader.close()
             raise UsageError("unknown options", where=self.name, expected="workers", found=", ".join(sorted(options)))
-        return open_reader(path, self.name, workers)
+        return reader
 
     def create(
         self, path: Any, meta: Meta, *, capsule: Capsule | None = None, overwrite: bool = False, **options: Any
@@ -103,7 +108,9 @@ class ZarrBackend(Backend):
         if keys.size("zarr.json") is not None:
             if not overwrite:
                 raise StoreExistsError(
-                    "the target exists already", path=keys.name, hint="Choose another name, or allow overwriting."
+                    "the target exists already",
+                    path=keys.name,
+                    hint="Choose another name, or overwrite it (--overwrite, overwrite=True).",
                 )
             # Nothing can be exchanged in an object store: the old store goes before the new one comes.
             keys.delete("zarr.json")
@@ -117,18 +124,15 @@ class ZarrZipBackend(ZarrBackend):
     name: ClassVar[str] = "zarr-zip"
     suffixes: ClassVar[tuple[str, ...]] = (".zarr.zip",)
     description: ClassVar[str] = "Zarr v3 in a single zip file"
+    options: ClassVar[Mapping[str, str]] = ZarrBackend.options
 
-    def sniff(self, path: str) -> bool:
-        """Return whether this is a zip file with a Zarr root in it."""
-        if not is_local(path) or not is_zip(path):
-            return False
-        import zipfile
+    def recognises(self, start: bytes) -> bool:
+        """Return whether it begins as a zip file does."""
+        return start.startswith(ZIP_SIGNATURES)
 
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return any(name in archive.NameToInfo for name in _ROOTS)
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-            return False
+    def try_open(self, path: Any, **options: Any) -> Reader | None:
+        """Open a local file; see `wustore.backends.base.Backend.try_open`."""
+        return Backend.try_open(self, path, **options) if is_local(path) and Path(path).is_file() else None
 
     def resumes(self, path: Any) -> bool:
         """Return whether it is a local file."""

@@ -18,7 +18,15 @@ from wustore.backends.zarr.codecs import DamagedChunk
 from wustore.backends.zarr.foreign import ForeignArray
 from wustore.backends.zarr.metadata import chunk_key, decode_small, document_checksum
 from wustore.backends.zarr.shards import Box, ShardedLayer, parse_grid
-from wustore.errors import CorruptError, FormatError, IncompleteError, StoreNotFoundError, UsageError, WuStoreError
+from wustore.errors import (
+    CorruptError,
+    FormatError,
+    IncompleteError,
+    OtherFormatError,
+    StoreNotFoundError,
+    UsageError,
+    WuStoreError,
+)
 from wustore.format import tagged_json
 from wustore.format.document import arrays_of, check_version, meta_from
 from wustore.format.packed import PACKED, unpack
@@ -441,4 +449,4 @@ def _without_root(keys: Keys) -> WuStoreError:
             )
     if keys.by_url and next(_listed(keys, ""), None) is None:
         return StoreNotFoundError("there is nothing at this path", path=keys.name, hint="Check the name.")
-    return FormatError("not a Zarr store", path=keys.name, expected="zarr.json", found="none")
+    return OtherFormatError("not a Zarr store", path=keys.name, expected="zarr.json", found="none")

@@ -21,8 +21,8 @@ from wustore.backends.zarr.metadata import (
 from wustore.backends.zarr.zip import pack_directory
 from wustore.errors import StoreExistsError, UsageError
 from wustore.format.arrays import ArraySpec, checksum_array
-from wustore.format.planes import plane_checksum
-from wustore.model.meta import LAYERS, Capsule, Image, Meta
+from wustore.format.planes import plane_checksums
+from wustore.model.meta import Capsule, Image, Meta
 from wustore.storage.buffers import Spool
 from wustore.storage.checksum import crc32c
 from wustore.storage.journal import JOURNAL, Entry, Journal, check_complete
@@ -197,7 +197,7 @@ class ZarrWriter(ResumableWriter):
 
     def write(self, i: int, image: Image, capsule: bytes | None = None) -> None:
         """Write an image; the same image written twice, by whomever, gives the same bytes."""
-        checksums = tuple(plane_checksum(image.layer(name)) for name in LAYERS)
+        checksums = plane_checksums(image)
         shards = dict(self._structure.shards(i, image, self._workers))
         for key, value in shards.items():
             self._keys.set(key, value)

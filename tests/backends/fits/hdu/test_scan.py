@@ -38,7 +38,7 @@ def astropy_cards(header: fits.Header) -> list[tuple[str, object, str]]:
 
 def check_like_astropy(path: Path) -> int:
     """Compare spans, names and every card with what astropy finds."""
-    scanned = scan(source.load(str(path)), str(path))
+    scanned = scan(source.load(str(path)).data, str(path))
     with warnings.catch_warnings(), fits.open(path, disable_image_compression=True) as hdus:
         warnings.simplefilter("ignore")
         assert len(hdus) == len(scanned.hdus)
@@ -279,7 +279,7 @@ def test_random_cards_never_break_the_scan(data: st.DataObject) -> None:
 def test_the_first_of_hdus_of_the_same_name_counts(tmp_path: Path) -> None:
     hdus = [fits.PrimaryHDU(), *(fits.ImageHDU(np.full(3, k), name="sci_1") for k in range(2))]
     path = samples.write(tmp_path / "x.fits", hdus)
-    scanned = scan(source.load(path), path)
+    scanned = scan(source.load(path).data, path)
     found = scanned.get("SCI_1")
     assert found is not None
     assert found.index == 1

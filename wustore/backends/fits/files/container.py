@@ -26,19 +26,20 @@ __all__ = ["describe_outer", "repack_outer"]
 _LARGEST = 1 << 28
 """Bytes of content up to which settings are looked for: each try compresses the content once."""
 
-_MAGIC = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"PK\x03\x04", "zip"))
 _FLUSHED = b"\x00\x00\xff\xff"
 _LEVELS = (9, 6, 1, 5, 4, 3, 2, 7, 8)
 _TRAILER = 8
 
 
-def describe_outer(path: str, content: Buffer) -> dict[str, Any] | None:
-    """Return how a file is compressed as a whole; None for a plain file.
+def describe_outer(path: str, name: str, content: Buffer) -> dict[str, Any]:
+    """Return how a file is compressed as a whole.
 
     Parameters
     ----------
     path
         The file.
+    name
+        How it is compressed: ``gzip``, ``bzip2`` or ``zip``.
     content
         What is inside.
 
@@ -48,21 +49,16 @@ def describe_outer(path: str, content: Buffer) -> dict[str, Any] | None:
         JSON: ``format``, ``size`` and ``sha256`` of the compressed file, ``exact`` (whether `repack_outer` gives the
         identical file) and then the settings.
     """
-    with source.opened(path) as file:
-        start = file.read(4)
-        name = next((name for magic, name in _MAGIC if start.startswith(magic)), None)
-        if name is None:
-            return None
-        file.seek(0)
+    with source.open_source(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    outer: dict[str, Any] = {"format": name, "size": source.state_of(path)[0], "sha256": digest, "exact": False}
-    if len(content) > _LARGEST or name == "zip":
-        return outer
-    with source.opened(path) as file:
+        outer: dict[str, Any] = {"format": name, "size": file.tell(), "sha256": digest, "exact": False}
+        if len(content) > _LARGEST or name == "zip":
+            return outer
+        file.seek(0)
         raw = file.read()
     inner = memoryview(content)
     if name == "bzip2":
-        settings: dict[str, Any] | None = {"level": start[3] - ord("0")} if start[3:4] in b"123456789" else None
+        settings: dict[str, Any] | None = {"level": raw[3] - ord("0")} if raw[3:4] in b"123456789" else None
     else:
         settings = _gzip_settings(raw, inner)
     if settings is not None and hashlib.sha256(repack_outer(outer | settings, inner)).hexdigest() == digest:

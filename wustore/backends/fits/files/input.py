@@ -15,15 +15,18 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from wustore.backends.fits.hdu.scan import Buffer
-from wustore.errors import CorruptError, FormatError, StoreNotFoundError
+from wustore.backends.fits.hdu.header import BLOCK
+from wustore.backends.fits.hdu.scan import Buffer, is_fits
+from wustore.errors import CorruptError, OtherFormatError, StoreNotFoundError
+from wustore.storage.files import open_regular
 from wustore.storage.threads import read_ahead
 from wustore.storage.url import LARGEST, RemoteFile, is_remote
 
-__all__ = ["compression_of", "first_bytes", "load", "opened", "state_of"]
+__all__ = ["Content", "compression_of", "load", "load_remote", "open_source", "state_of"]
 
 _IN_MEMORY = 64 << 20
 """Bytes of an unpacked file that are kept in memory; more go to a temporary file."""
@@ -33,30 +36,41 @@ _CONNECTIONS = 4
 """Requests in flight while a whole file is fetched: of 8 MiB each, so that at most 40 MiB wait."""
 
 _MAGIC = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"PK\x03\x04", "zip"))
+_LONGEST = 4
 
 
-def compression_of(path: str) -> str | None:
-    """Return how a file is compressed as a whole: ``gzip``, ``bzip2``, ``zip``, or None for a plain one."""
-    with opened(path) as file:
-        start = file.read(4)
+@dataclass(frozen=True)
+class Content:
+    """The bytes of a file, and which file they are of.
+
+    Attributes
+    ----------
+    data
+        All bytes, unpacked if the file is compressed as a whole.
+    compression
+        How it is compressed: ``gzip``, ``bzip2``, ``zip``, or None.
+    state
+        Size, modification time and inode of the file; at a URL size and version.
+    """
+
+    data: Buffer
+    compression: str | None
+    state: tuple[Any, ...]
+
+
+def compression_of(start: bytes) -> str | None:
+    """Return how a file that begins with these bytes is compressed, None for a plain one."""
     return next((name for magic, name in _MAGIC if start.startswith(magic)), None)
 
 
-def opened(path: str) -> io.BufferedReader:
+def open_source(path: str) -> io.BufferedReader:
     """Return a file, or an object at a URL, open for reading.
 
     Raises
     ------
     StoreNotFoundError, FormatError
     """
-    if is_remote(path):
-        return io.BufferedReader(RemoteFile(path).stream())
-    try:
-        return Path(path).open("rb")
-    except FileNotFoundError as error:
-        raise StoreNotFoundError("there is no file at this path", path=path, hint="Check the name.") from error
-    except IsADirectoryError as error:
-        raise FormatError("a directory, not a FITS file", path=path) from error
+    return io.BufferedReader(RemoteFile(path).stream()) if is_remote(path) else open_regular(path)
 
 
 def state_of(path: str) -> tuple[Any, ...]:
@@ -72,6 +86,10 @@ def state_of(path: str) -> tuple[Any, ...]:
         found = Path(path).stat()
     except FileNotFoundError as error:
         raise StoreNotFoundError("there is no file at this path", path=path, hint="Check the name.") from error
+    return _state(found)
+
+
+def _state(found: os.stat_result) -> tuple[int, ...]:
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 
@@ -109,7 +127,7 @@ def _zip_steps(file: IO[bytes]) -> Iterator[bytes]:
     with zipfile.ZipFile(file) as archive:
         members = [item for item in archive.infolist() if not item.is_dir()]
         if len(members) != 1:
-            raise FormatError(
+            raise OtherFormatError(
                 "a zip file must hold one FITS file",
                 expected="1 file inside",
                 found=[item.filename for item in members][:5],
@@ -122,11 +140,10 @@ def _zip_steps(file: IO[bytes]) -> Iterator[bytes]:
 _STEPS = {"gzip": _gzip_steps, "bzip2": _bzip2_steps, "zip": _zip_steps}
 
 
-def _unpacked(path: str, kind: str) -> Iterator[bytes]:
+def _unpacked(file: IO[bytes], path: str, kind: str) -> Iterator[bytes]:
     try:
-        with opened(path) as file:
-            yield from _STEPS[kind](file)
-    except FormatError as error:
+        yield from _STEPS[kind](file)
+    except OtherFormatError as error:
         error.path = path
         raise
     except (
@@ -151,61 +168,68 @@ def _damaged(path: str, kind: str, error: Exception) -> CorruptError:
     )
 
 
-def first_bytes(path: str, count: int) -> bytes:
-    """Return the first bytes of the FITS file at ``path``, unpacked where it is compressed.
-
-    Raises
-    ------
-    StoreNotFoundError, CorruptError
-    """
-    kind = compression_of(path)
-    if kind is None:
-        with opened(path) as file:
-            return file.read(count)
-    start = b""
-    for piece in _unpacked(path, kind):
-        start += piece
-        if len(start) >= count:
-            break
-    return start[:count]
-
-
 def _mapped(file: IO[Any]) -> Buffer:
     if os.fstat(file.fileno()).st_size == 0:
         return b""
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _pieces(url: str) -> Iterator[bytes]:
+def _pieces(remote: RemoteFile) -> Iterator[bytes]:
     """Yield all bytes of a file at a URL, with several requests at a time."""
-    remote = RemoteFile(url)
     starts = range(0, remote.size, LARGEST)
     for _, piece in read_ahead(lambda k: remote.read(starts[k], LARGEST), range(len(starts)), _CONNECTIONS):
         yield piece
 
 
-def load(path: str) -> Buffer:
-    """Return all bytes of the FITS file at ``path``: mapped where it is plain, else unpacked.
-
-    A file at a URL is fetched whole.
+def load(path: str) -> Content:
+    """Return the bytes of a local FITS file, mapped if it is plain, else unpacked; it is opened once.
 
     Raises
     ------
     StoreNotFoundError
-    FormatError
-        For a directory, or a zip file with more than one file inside.
+    OtherFormatError
+        For what is no FITS file, a directory, or a zip file with more than one file inside.
     CorruptError
-        Where the compressed stream is damaged.
+        If the compressed stream is damaged.
     """
-    kind = compression_of(path)
-    if kind is None and not is_remote(path):
-        with opened(path) as file:
-            return _mapped(file)
+    with open_regular(path) as file:
+        state = _state(os.fstat(file.fileno()))
+        kind = compression_of(file.peek(_LONGEST)[:_LONGEST])
+        data = _mapped(file) if kind is None else _spooled(_unpacked(file, path, kind), path)
+    _check_signature(data, path)
+    return Content(data, kind, state)
+
+
+def load_remote(remote: RemoteFile) -> Content:
+    """Return the bytes of a FITS file at a URL, fetched whole, and unpacked if it is compressed.
+
+    Raises
+    ------
+    OtherFormatError, CorruptError
+        As for `load`.
+    """
+    kind = compression_of(remote.cached(0, BLOCK))
+    with io.BufferedReader(remote.stream()) as stream:
+        pieces = _pieces(remote) if kind is None else _unpacked(stream, remote.name, kind)
+        data = _spooled(pieces, remote.name)
+    return Content(data, kind, remote.state)
+
+
+def _spooled(pieces: Iterator[bytes], path: str) -> Buffer:
+    """Return what is unpacked or fetched in pieces: in memory while it is small, else in a file without a name."""
     with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as spool:
-        for piece in _pieces(path) if kind is None else _unpacked(path, kind):
+        for piece in pieces:
+            if spool.tell() == 0:
+                _check_signature(piece, path)  # before gigabytes of something else are unpacked
             spool.write(piece)
         spool.flush()
         if spool.tell() <= _IN_MEMORY:
             spool.seek(0)
             return bytes(spool.read())
         return _mapped(spool)
+
+
+def _check_signature(data: Buffer, path: str) -> None:
+    start = bytes(data[:9])
+    if not is_fits(start):
+        raise OtherFormatError("not a FITS file", path=path, expected="SIMPLE  =", found=repr(start))

@@ -1,10 +1,9 @@
-"""The files of a WorkUnit: their bytes, unpacked where they are compressed, and their HDUs; where shards lie."""
+"""The files of a WorkUnit: their bytes, unpacked if they are compressed, and their HDUs; where shards lie."""
 
 from __future__ import annotations
 
 import os
 import threading
-from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,9 +18,9 @@ from wustore.backends.fits.hdu.scan import Buffer, ScannedFile, Sliceable, is_fi
 from wustore.backends.state import replaced
 from wustore.errors import StoreNotFoundError, UsageError
 from wustore.storage.threads import read_ahead
-from wustore.storage.url import CONCURRENCY, RemoteFile, is_remote, merged, shown
+from wustore.storage.url import CONCURRENCY, RemoteFile, gather, is_remote, redact
 
-__all__ = ["Cache", "FitsFile", "exists", "has_shards", "remote_at", "shard_path"]
+__all__ = ["Cache", "FitsFile", "has_shards", "shard_path"]
 
 
 class Cache:
@@ -30,23 +29,23 @@ class Cache:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._entries: OrderedDict[str, Buffer] = OrderedDict()
+        self._entries: OrderedDict[str, source.Content] = OrderedDict()
         self._closed = False
 
-    def get(self, path: str) -> Buffer:
-        """Return the bytes of a file, mapped or unpacked."""
+    def get(self, path: str, remote: RemoteFile | None = None) -> source.Content:
+        """Return the bytes of a file, mapped or unpacked; one at a URL is fetched."""
         with self._lock:
             if self._closed:
                 raise UsageError("the reader is closed", path=path)
-            data = self._entries.get(path)
-            if data is None:
-                data = source.load(path)
-                self._entries[path] = data
+            content = self._entries.get(path)
+            if content is None:
+                content = source.load(path) if remote is None else source.load_remote(remote)
+                self._entries[path] = content
                 if len(self._entries) > self._limit:
                     self._entries.popitem(last=False)
             else:
                 self._entries.move_to_end(path)
-            return data
+            return content
 
     def close(self) -> None:
         """Give them up; asking again is an error."""
@@ -73,15 +72,24 @@ class FitsFile:
         The HDUs.
     state
         Size, time and inode of the file when it was opened.
+    compression
+        How the file is compressed as a whole: ``gzip``, ``bzip2``, ``zip``, or None.
     """
 
     def __init__(self, path: str, cache: Cache) -> None:
         self.path = path
         self._cache = cache
-        self._remote = remote_at(path)
-        self._is_fetched = False
-        self.state = source.state_of(path) if self._remote is None else self._remote.state
-        self.scan: ScannedFile = scan(cache.get(path) if self._remote is None else self._remote, shown(path))
+        self._remote = RemoteFile(path) if is_remote(path) else None
+        self._is_fetched = self._remote is None or not is_fits(self._remote.cached(0, BLOCK))
+        self.compression: str | None = None
+        parts: Sliceable
+        if self._is_fetched:
+            content = cache.get(path, self._remote)
+            self.state, self.compression, parts = content.state, content.compression, content.data
+        else:
+            assert self._remote is not None
+            self.state, parts = self._remote.state, self._remote
+        self.scan: ScannedFile = scan(parts, redact(path))
 
     def check_state(self) -> None:
         """Check that the file was not changed since it was opened.
@@ -93,9 +101,9 @@ class FitsFile:
         try:
             found = source.state_of(self.path)
         except StoreNotFoundError as error:
-            raise replaced(shown(self.path), "none") from error
+            raise replaced(redact(self.path), "none") from error
         if found != self.state:
-            raise replaced(shown(self.path))
+            raise replaced(redact(self.path))
 
     @property
     def data(self) -> Buffer:
@@ -107,27 +115,30 @@ class FitsFile:
             If the file was changed since it was opened: what the scan found does not hold any more.
         """
         # What was fetched from a URL does not change; of a compressed file the capsule reads the original once more.
-        asked = self._is_fetched and self._remote is not None
-        if not asked:
+        settled = self._is_fetched and self._remote is not None and self.compression is None
+        if not settled:
             self.check_state()
         self._is_fetched = True  # from here on what is at hand is used
-        return self._cache.get(self.path)
+        return self._cache.get(self.path, self._remote).data
 
     @property
     def parts(self) -> Sliceable:
         """The file as bytes of which only what is taken is read; at a URL in blocks."""
-        return self.data if self._remote is None or self._is_fetched else self._remote
+        if self._is_fetched:
+            return self.data
+        assert self._remote is not None
+        return self._remote
 
     @property
     def is_remote(self) -> bool:
         """Whether the file is read by ranges."""
-        return self._remote is not None
+        return not self._is_fetched
 
     def read(
         self, plane: Plane, rows: slice | None = None, columns: slice | None = None, out: NDArray[Any] | None = None
     ) -> NDArray[Any]:
         """Decode a plane of this file or a window of it; see `wustore.backends.fits.hdu.image.Plane.read`."""
-        if self._remote is None or self._is_fetched:
+        if self._is_fetched:
             return plane.read(self.data, rows, columns, out)
         return plane.read_ranges(self._fetch, rows, columns, out)
 
@@ -135,42 +146,27 @@ class FitsFile:
         """Return the bytes of ranges, near ones in one request, several requests at a time."""
         assert self._remote is not None
         remote = self._remote
-        requests = merged(ranges)
-        if not requests:
-            return [b""] * len(ranges)
-        pieces = read_ahead(
-            lambda k: remote.read(requests[k][0], requests[k][1] - requests[k][0]),
-            range(len(requests)),
-            min(len(requests), CONCURRENCY),
-        )
-        found = [memoryview(piece) for _, piece in pieces]
-        starts = [start for start, _ in requests]
-        parts = []
-        for start, stop in ranges:
-            k = max(bisect_right(starts, start) - 1, 0)
-            parts.append(bytes(found[k][start - starts[k] : stop - starts[k]]) if stop > start else b"")
-        return parts
+
+        def fetch(requests: list[tuple[int, int]]) -> list[bytes]:
+            pieces = read_ahead(
+                lambda k: remote.read(requests[k][0], requests[k][1] - requests[k][0]),
+                range(len(requests)),
+                min(len(requests), CONCURRENCY),
+            )
+            return [piece for _, piece in pieces]
+
+        return gather(ranges, fetch) or []
 
     def __iter__(self) -> Iterator[Any]:
         """Yield path, bytes and scan, so that a file can be taken apart like a tuple."""
         yield from (self.path, self.data, self.scan)
 
 
-def remote_at(path: str) -> RemoteFile | None:
-    """Return the file at a URL, None for a local one and for one that has to be unpacked as a whole."""
-    if not is_remote(path):
-        return None
-    remote = RemoteFile(path)
-    return remote if is_fits(remote.cached(0, BLOCK)) else None
-
-
-def exists(path: str) -> bool:
-    """Return whether there is a file at a path or URL."""
-    if not is_remote(path):
-        return Path(path).is_file()
+def _exists(url: str) -> bool:
+    """Return whether there is a file at a URL; no, if the server refuses to say (403 from a bucket without listing)."""
     try:
-        RemoteFile(path)
-    except StoreNotFoundError:
+        RemoteFile(url)
+    except OSError:  # of which `StoreNotFoundError` is one
         return False
     return True
 
@@ -189,7 +185,7 @@ def has_shards(path: str, scanned: ScannedFile) -> bool:
     if type(count) is not int:
         return False
     if is_remote(path):
-        return count > 0 and exists(shard_path(path, 0))
+        return count > 0 and _exists(shard_path(path, 0))
     directory, name = os.path.split(path)
     beside = {entry.name for entry in os.scandir(directory or ".")}
     return any(f"{i}_{name}" in beside for i in range(min(count, len(beside))))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from wustore.backends.fits.hdu.header import BLOCK, CARD, Header
-from wustore.errors import CorruptError, FormatError
+from wustore.errors import CorruptError, OtherFormatError
 from wustore.storage.mapping import release
 from wustore.storage.url import RemoteFile
 
@@ -207,14 +207,14 @@ def scan(data: Buffer | RemoteFile, path: str) -> ScannedFile:
 
     Raises
     ------
-    FormatError
-        Where it is not FITS.
+    OtherFormatError
+        If it is not FITS.
     CorruptError
         Where a header has no END, promises what cannot be, or the file ends inside an HDU.
     """
     size = len(data)
     if not is_fits(bytes(data[: len(_SIGNATURE)])):
-        raise FormatError(
+        raise OtherFormatError(
             "not a FITS file", path=path, expected=_SIGNATURE.decode(), found=repr(bytes(data[: len(_SIGNATURE)]))
         )
     hdus: list[Hdu] = []

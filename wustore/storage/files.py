@@ -1,0 +1,77 @@
+"""Opening local files for reading: only regular files, since a named pipe makes a reader wait and a device may act."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+
+from wustore.errors import FormatError, OtherFormatError, StoreNotFoundError
+
+__all__ = ["check_regular", "open_handle", "open_regular"]
+
+_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+"""O_NONBLOCK: what becomes a pipe between the look and the opening does not block either."""
+
+
+def check_regular(path: str | os.PathLike[str], folder: int | None = None) -> None:
+    """Refuse what is neither a regular file nor a directory; links are followed.
+
+    Parameters
+    ----------
+    path
+        The file.
+    folder
+        Descriptor of the directory from which a relative path goes on, instead of the current one.
+
+    Raises
+    ------
+    FormatError
+        If it is a named pipe, a device or a socket.
+    FileNotFoundError
+    """
+    mode = os.stat(path, dir_fd=folder).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        kinds = ((stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
+        found = next((name for is_kind, name in kinds if is_kind(mode)), "a device")
+        raise FormatError("not a regular file", path=path, found=found)
+
+
+def open_handle(path: str | os.PathLike[str], folder: int | None = None) -> int:
+    """Return a descriptor of a regular file, or of a directory, open for reading.
+
+    Parameters
+    ----------
+    path, folder
+        As for `check_regular`.
+
+    Raises
+    ------
+    FormatError
+        As for `check_regular`.
+    OSError
+    """
+    check_regular(path, folder)
+    return os.open(path, _FLAGS, dir_fd=folder)
+
+
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """Return a regular file open for reading.
+
+    Raises
+    ------
+    StoreNotFoundError
+    OtherFormatError
+        If it is a directory.
+    FormatError
+        If it is a named pipe, a device or a socket.
+    OSError
+    """
+    try:
+        handle = open_handle(path)
+    except FileNotFoundError as error:
+        raise StoreNotFoundError("there is no file at this path", path=path, hint="Check the name.") from error
+    if stat.S_ISDIR(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OtherFormatError("a directory, not a file", path=path)
+    return io.BufferedReader(io.FileIO(handle))
