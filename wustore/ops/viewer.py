@@ -10,6 +10,7 @@ import hmac
 import json
 import math
 import secrets
+import sys
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -61,8 +62,7 @@ class Viewer:
         self.reader = reader
         self._token = secrets.token_urlsafe(24)
         handler = type("_BoundHandler", (_Handler,), {"viewer": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", port), handler)
         self.port = int(self._server.server_address[1])
         self.address = f"http://127.0.0.1:{self.port}/{self._token}/"
 
@@ -160,9 +160,7 @@ class Viewer:
         """Return the limits of the stretches from the middle of an image, 512 x 512 pixels."""
         meta, i = self.reader.meta, self._image(query)
         height, width = meta.shape_of("science", i)
-        rows, columns = (
-            slice(max(size // 2 - 256, 0), min(size // 2 + 256, size)) for size in (height, width)
-        )
+        rows, columns = (slice(max(size // 2 - 256, 0), min(size // 2 + 256, size)) for size in (height, width))
         planes = {
             layer: self.reader.read(layer, (slice(i, i + 1), rows, columns))[0]
             for layer in PIXEL_LAYERS
@@ -198,13 +196,22 @@ def _sky(text: str | None, x: int, y: int) -> tuple[float, float] | None:
     return (ra, dec) if math.isfinite(ra) and math.isfinite(dec) else None
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a browser that went away."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
     viewer: ClassVar[Viewer]
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "wustore", ""
     timeout = 60
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that the base class calls
+    def do_GET(self) -> None:
         path = self.viewer.path_of(self.path, self.headers.get("Host", ""))
         if path is None:
             self._send(HTTPStatus.NOT_FOUND, "text/plain", {}, b"nothing here")

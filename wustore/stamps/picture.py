@@ -165,15 +165,16 @@ def shrunk(plane: NDArray[Any], factor: int) -> NDArray[np.float32]:
     """
     if factor == 1:
         return np.asarray(plane, np.float32)
-    values = np.asarray(plane, np.float64)
+    values = np.asarray(plane)
     finite = np.isfinite(values)
     starts = [np.arange(0, size, factor) for size in values.shape]
 
-    def sums(array: NDArray[Any]) -> NDArray[Any]:
-        return np.asarray(np.add.reduceat(np.add.reduceat(array, starts[0], axis=0), starts[1], axis=1))
+    def sums(array: NDArray[Any]) -> NDArray[np.float64]:
+        rows = np.add.reduceat(array, starts[0], axis=0, dtype=np.float64)
+        return np.asarray(np.add.reduceat(rows, starts[1], axis=1))
 
-    count = sums(finite.astype(np.float64))
-    total = sums(np.where(finite, values, 0.0))
+    count = sums(finite)
+    total = sums(values if finite.all() else np.where(finite, values, values.dtype.type(0)))
     mean: NDArray[np.float32] = np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
     return mean
 
@@ -374,10 +375,10 @@ def write_text(
 def draw_marks(picture: NDArray[np.uint8], marks: Marks, zoom: float) -> None:
     """Draw compass and scale bar into a colour picture, first row at the bottom; none if it is too small."""
     height, width = picture.shape[:2]
-    arm = min(height, width) // 6
+    arm = min(height, width) // 9
     if arm < 6:
         return
-    x0, y0 = width - 2 * arm, 2 * arm
+    x0, y0 = width - arm - 2 * STEP, arm + 2 * STEP
     for name, (dx, dy) in (("N", marks.north), ("E", marks.east)):
         _draw_line(picture, (x0, y0), (x0 + dx * arm, y0 - dy * arm))
         at_x, at_y = x0 + dx * (arm + STEP), y0 - dy * (arm + STEP)
