@@ -20,7 +20,7 @@ from wustore.backends.state import digest, reopen
 from wustore.errors import CorruptError, FormatError, OtherFormatError, StoreNotFoundError
 from wustore.format.planes import fill_value
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
-from wustore.storage.mapping import release
+from wustore.storage.buffers import release
 from wustore.storage.threads import read_ahead
 from wustore.storage.url import redact
 
