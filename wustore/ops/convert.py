@@ -97,7 +97,7 @@ def convert(
     OuterChangedWarning
         Where it is that one, but was in a .gz, .bz2 or .zip file that does not come back with the same bytes.
     """
-    source, target = address_of(source), address_of(target)
+    source, target = address_of(source), address_of(target, to_write=True)
     refuse_same(source, target)
     with open_reader(source, format=source_format) as reader:
         workers = workers_within(reader.meta, workers, max_memory)

@@ -25,7 +25,7 @@ from wustore.format.planes import plane_checksums
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.ops.copy import copy
 from wustore.storage.staging import alone, lock_of
-from wustore.storage.stores import address_of
+from wustore.storage.stores import address_of, name_of
 
 __all__ = ["EditedReader", "append", "drop", "history_entry", "repack"]
 
@@ -200,20 +200,33 @@ def append(
         that would be lost, content that wustore did not write, or if another process is changing it.
     StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError, OSError
     """
-    address = address_of(path)
+    address = address_of(path, to_write=True)
     if not sources:
-        raise UsageError("nothing to append", path=address, hint="Name at least one source.")
-    names = [str(address_of(source)) for source in sources]
+        raise UsageError("nothing to append", path=name_of(address), hint="Name at least one source.")
+    names = [name_of(address_of(source)) for source in sources]
     with ExitStack() as stack:
         with open_reader(address) as store:
             backend = backend_named(store.format)
             readers = [CheckedReader(stack.enter_context(open_reader(source))) for source in sources]
+            _refuse_foreign(store)
             if not drop_capsule and store.capsule() is not None:
                 raise _capsule_would_end(store, "an append", "drop_capsule=True, or --drop-capsule, agrees to it.")
             if not duplicates:
                 _refuse_duplicates(store, readers)
         return backend.append(
             address, readers, lambda count: history_entry("append", images=count, sources=names), progress=progress
+        )
+
+
+def _refuse_foreign(reader: Reader) -> None:
+    """Refuse an edit of a store that others added something to: it would be lost."""
+    found = list(reader.foreign())
+    if found:
+        raise UsageError(
+            "the store holds what wustore did not write, and an edit would lose it",
+            path=reader.path,
+            found=", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else ""),
+            hint="Move it elsewhere, or convert the store into a new one, which leaves it out.",
         )
 
 
@@ -264,7 +277,7 @@ def _settings(reader: Reader) -> dict[str, Any]:
 @contextmanager
 def _editing(path: Any) -> Iterator[Reader]:
     """Open a store that nobody else changes meanwhile."""
-    address = address_of(path)
+    address = address_of(path, to_write=True)
     if not isinstance(address, str) or not address or not Path(address).exists():
         with open_reader(address) as reader:  # or it says what is wrong
             raise UsageError(
@@ -282,4 +295,5 @@ def _editing(path: Any) -> Iterator[Reader]:
                 found=reader.format,
                 hint="Convert it first.",
             )
+        _refuse_foreign(reader)
         yield reader

@@ -18,7 +18,15 @@ from wustore.backends.hdf5 import filters as h5filters
 from wustore.backends.hdf5 import netcdf
 from wustore.backends.hdf5.chunks import ChunkReader, Job, Places, Plan, bounds_of, places_in
 from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, parse_document, read_document
-from wustore.backends.hdf5.file import CAPSULE_BOUND, CAPSULE_DATA, DOCUMENT, METADATA_BLOCK, RawFile, open_file
+from wustore.backends.hdf5.file import (
+    CAPSULE_BOUND,
+    CAPSULE_DATA,
+    DOCUMENT,
+    DOCUMENT_CHECKSUM,
+    METADATA_BLOCK,
+    RawFile,
+    open_file,
+)
 from wustore.backends.hdf5.presets import need_plugins
 from wustore.backends.state import content_state, one_state, reopen, replaced
 from wustore.errors import (
@@ -97,7 +105,7 @@ class Hdf5Reader(Reader):
                 raise OtherFormatError(
                     "an HDF5 file, but not a wustore store", path=self.path, expected=f"root attribute {DOCUMENT!r}"
                 )
-            is_packed = PACKED in file
+            is_packed = file.get(PACKED, getlink=True) is not None
         if not is_packed:
             return read_document(file, self.path)
         self._packed = unpack(netcdf.read_array(file, PACKED, self.path), self.path)
@@ -129,12 +137,10 @@ class Hdf5Reader(Reader):
                 if spec is None:
                     raise FormatError("no image has this layer", path=self.path, where=layer)
                 with netcdf.wrapped(self.path, layer):
-                    self._readers[layer] = self._checked(file.get(layer), spec)
+                    self._readers[layer] = self._checked(netcdf.dataset_at(file, layer, self.path), spec)
             return self._readers[layer]
 
-    def _checked(self, dataset: Any, spec: LayerSpec) -> ChunkReader:
-        if not isinstance(dataset, h5py.Dataset):
-            raise CorruptError("a layer is missing", path=self.path, where=spec.name)
+    def _checked(self, dataset: h5py.Dataset, spec: LayerSpec) -> ChunkReader:
         dtype = dataset.dtype.newbyteorder("=")
         if dataset.shape != spec.shape or dtype != netcdf.stored_layer_dtype(spec.dtype).newbyteorder("="):
             raise CorruptError(
@@ -273,12 +279,13 @@ class Hdf5Reader(Reader):
         with self._lock:
             if self._capsule is None:
                 bound = self._array(CAPSULE_BOUND)
-                if len(bound) != self._meta.n_images + 2 or bound[0] != 0 or np.any(np.diff(bound) < 0):
+                whole = bound.shape == (self._meta.n_images + 2,) and bound.dtype.kind in "iu"
+                if not whole or bound[0] != 0 or np.any(np.diff(bound) < 0):
                     raise CorruptError(
                         "the bounds of the FITS leftovers are wrong", path=self.path, where=CAPSULE_BOUND
                     )
                 with netcdf.wrapped(self.path, CAPSULE_DATA):
-                    data = file[CAPSULE_DATA]
+                    data = netcdf.dataset_at(file, CAPSULE_DATA, self.path)
                     if data.shape != (bound[-1],) or data.dtype != np.uint8:
                         raise CorruptError(
                             "the FITS leftovers have the wrong length",
@@ -355,6 +362,10 @@ class Hdf5Reader(Reader):
         yield from found
         if not found and self._packed and not is_remote(self._address):
             yield from check_copies(self.path)
+
+    def foreign(self) -> Iterator[str]:
+        """Yield in words what others added; see `wustore.backends.base.Reader.foreign`."""
+        return netcdf.foreign(self._open(), self._meta, {DOCUMENT, DOCUMENT_CHECKSUM, "Conventions"}, self.path)
 
     def describe(self) -> dict[str, Any]:
         """Return profile and layout, filters and stored sizes of the layers, and whether FITS leftovers are kept."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.base import Index, Reader
 from wustore.backends.state import content_state, one_state, reopen, replaced
-from wustore.backends.zarr.audit import audit
+from wustore.backends.zarr.audit import audit, foreign
 from wustore.backends.zarr.capsule import BOUND, DATA, CapsuleBytes
 from wustore.backends.zarr.codecs import DamagedChunk
 from wustore.backends.zarr.foreign import ForeignArray
@@ -354,6 +354,10 @@ class ZarrReader(Reader):
     def audit(self) -> Iterator[tuple[str, str]]:
         """Yield what is wrong with the copies that other readers of Zarr use; see `Reader.audit`."""
         return audit(self._keys, self._nodes, self._meta, self._small)
+
+    def foreign(self) -> Iterator[str]:
+        """Yield in words what others added; see `wustore.backends.base.Reader.foreign`."""
+        return foreign(self._keys, self._nodes, self._meta)
 
     def describe(self) -> dict[str, Any]:
         """Return profile, layout and the cut of every layer."""

@@ -18,7 +18,7 @@ from wustore.backends.fits.hdu.scan import Buffer, ScannedFile, Sliceable, is_fi
 from wustore.backends.state import replaced
 from wustore.errors import StoreNotFoundError, UsageError
 from wustore.storage.threads import read_ahead
-from wustore.storage.url import CONCURRENCY, RemoteFile, gather, is_remote, redact
+from wustore.storage.url import CONCURRENCY, RemoteFile, gather, is_remote, redact, with_options_of
 
 __all__ = ["Cache", "FitsFile", "has_shards", "shard_path"]
 
@@ -175,7 +175,7 @@ def shard_path(primary: str, i: int) -> str:
     """Return where the file of image ``i`` of a sharded set lies."""
     directory, name = os.path.split(primary)  # of a URL too
     if is_remote(primary):
-        return f"{directory}/{i}_{name}"
+        return with_options_of(f"{directory}/{i}_{name}", primary)
     return str(Path(directory) / f"{i}_{name}") if directory else f"{i}_{name}"
 
 
