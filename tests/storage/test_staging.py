@@ -21,7 +21,7 @@ def fill(path, text, *, directory):
     if directory:
         (path / "deep").mkdir(parents=True)
         (path / "deep" / "file").write_text(text)
-        (path / "zarr.json").write_text("{}")
+        (path / "zarr.json").write_text('{"wustore": 1}')
     else:
         path.write_text(text)
 
@@ -171,7 +171,7 @@ from wustore.storage.staging import Staging
 for n in itertools.count():
     staging = Staging(sys.argv[1], overwrite=True)
     staging.path.mkdir()
-    (staging.path / "zarr.json").touch()
+    (staging.path / "zarr.json").write_text('{"wustore": 1}')
     for k in range(20):
         (staging.path / str(k)).write_text(str(n))
     staging.commit()

@@ -22,6 +22,7 @@ from wustore.backends.proxy import CheckedReader, ReaderProxy
 from wustore.backends.registry import backend_named, open_reader
 from wustore.errors import UsageError
 from wustore.format.planes import plane_checksums
+from wustore.model.concat import appended
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.ops.copy import copy
 from wustore.storage.staging import alone, lock_of
@@ -208,14 +209,23 @@ def append(
         with open_reader(address) as store:
             backend = backend_named(store.format)
             readers = [CheckedReader(stack.enter_context(open_reader(source))) for source in sources]
-            _refuse_foreign(store)
-            if not drop_capsule and store.capsule() is not None:
-                raise _capsule_would_end(store, "an append", "drop_capsule=True, or --drop-capsule, agrees to it.")
-            if not duplicates:
-                _refuse_duplicates(store, readers)
+            if store.document() is not None:  # of another format the backend says that it takes no images
+                _refuse_loss(store, readers, drop_capsule=drop_capsule, duplicates=duplicates)
         return backend.append(
             address, readers, lambda count: history_entry("append", images=count, sources=names), progress=progress
         )
+
+
+def _refuse_loss(store: Reader, sources: Sequence[Reader], *, drop_capsule: bool, duplicates: bool) -> None:
+    """Refuse an append that would lose something, or double it, which was not asked for."""
+    meta = store.meta
+    for source in sources:
+        meta = appended(meta, source.meta, path=source.path)
+    _refuse_foreign(store)
+    if not drop_capsule and store.capsule() is not None:
+        raise _capsule_would_end(store, "an append", "drop_capsule=True, or --drop-capsule, agrees to it.")
+    if not duplicates:
+        _refuse_duplicates(store, sources)
 
 
 def _refuse_foreign(reader: Reader) -> None:

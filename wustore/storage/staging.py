@@ -200,13 +200,17 @@ def _is_stale(name: str) -> bool:
     return False
 
 
-_ROOTS = ("zarr.json", ".zgroup", ".zarray")
-"""One of these is right below a directory that is a Zarr store, of any version."""
+def _is_store(directory: Path) -> bool:
+    """Return whether the root document of a Zarr store in a directory names wustore, damaged as it may be."""
+    try:
+        return b'"wustore"' in (directory / "zarr.json").read_bytes()
+    except OSError:
+        return False
 
 
 def _refuse_foreign_directory(target: Path) -> None:
-    """Refuse to replace a directory with anything in it that is no Zarr store: all of it would be gone."""
-    if not target.is_dir() or any((target / name).exists() for name in _ROOTS):
+    """Refuse to replace a directory with anything in it that is no store of ours: all of it would be gone."""
+    if not target.is_dir() or _is_store(target):
         return
     names = sorted(entry.name for entry in target.iterdir())
     if names:
@@ -258,7 +262,7 @@ class Staging:
     Raises
     ------
     StoreExistsError
-        The target exists and ``overwrite`` is False, or it is a directory that is neither empty nor a Zarr store.
+        The target exists and ``overwrite`` is False, or it is a directory that is neither empty nor a wustore store.
     StoreNotFoundError
         The target's directory does not exist.
     """
