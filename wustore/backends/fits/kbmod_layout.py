@@ -8,22 +8,27 @@ astropy 8, whatever astropy is installed: headers are built as text, pixels by `
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wustore.backends.fits.hdu.header import BLOCK
 from wustore.backends.fits.hdu.header_writer import HeaderText, card, padding
 from wustore.backends.fits.options import KBMOD_COLUMNS, FitsOptions
 from wustore.backends.fits.tiles import EncodedPlane, encode_plane
-from wustore.compat.wcs import kbmod_header_cards, text_to_kbmod_json
-from wustore.compat.yaml import dump_value, plain
+from wustore.compat.configuration import cells_to_hdu, configuration_cells
+from wustore.compat.table import constituents_to_hdu
+from wustore.compat.wcs import kbmod_header_cards
 from wustore.errors import UsageError
-from wustore.format.tagged_json import RawYaml
 from wustore.model.kbmod_rules import identity_psf, is_masked
-from wustore.model.meta import Column, Image, Meta
+from wustore.model.meta import Column, ConstituentTable, Image, Meta
+
+if TYPE_CHECKING:
+    from astropy.io.fits import BinTableHDU
 
 __all__ = ["FitsOptions", "head_hdus", "image_hdus", "image_wcs"]
 
@@ -42,15 +47,6 @@ _BLOCK = 65536
 
 
 # --- metadata HDUs ------------------------------------------------------------------------------------
-
-
-def _ascii(text: str) -> str:
-    return text if text.isascii() else text.encode("ascii", "backslashreplace").decode("ascii")
-
-
-def _ascii_array(values: NDArray[Any]) -> NDArray[Any]:
-    texts = np.array([_ascii(str(value)) for value in values.ravel()], dtype=np.str_).reshape(values.shape)
-    return texts if texts.dtype.itemsize else texts.astype("U1")
 
 
 @lru_cache(maxsize=512)
@@ -81,32 +77,18 @@ def _primary(meta: Meta) -> bytes:
     return header.block()
 
 
-def _table_bytes(table: Any, name: str) -> bytes:
+def _table_bytes(hdu: BinTableHDU) -> bytes:
     """Return a binary table HDU of small metadata; astropy's bytes for these are the same in all versions."""
-    from astropy.io import fits
-
-    hdu = table if isinstance(table, fits.BinTableHDU) else fits.BinTableHDU(table)
-    hdu.name = name
     buffer = io.BytesIO()
     hdu.writeto(buffer, checksum=False)
-    raw = buffer.getvalue()
-    return raw[2880:]  # without the empty PRIMARY that writeto puts before it
-
-
-def _configuration(meta: Meta) -> bytes:
-    cells = {}
-    for key, value in (meta.configuration or {}).items():
-        # A tuple or a numpy number, dumped as such, makes a file that KBMOD can never read again.
-        text = dump_value(value if isinstance(value, RawYaml) else plain(value))
-        cells[_ascii(key)] = _ascii(text)
-    return _configuration_hdu(tuple(cells.items()))
+    return buffer.getvalue()[BLOCK:]  # without the empty PRIMARY that writeto puts before it
 
 
 @lru_cache(maxsize=4)  # astropy takes 20 ms for the 60 columns, which are the same in file after file
-def _configuration_hdu(cells: tuple[tuple[str, str], ...]) -> bytes:
-    from astropy.table import Table
-
-    return _table_bytes(Table({key: np.array([text], dtype=np.str_) for key, text in cells}), "KBMOD_CONFIG")
+def _configuration(cells: tuple[tuple[str, str], ...]) -> bytes:
+    hdu = cells_to_hdu(dict(cells))
+    hdu.name = "KBMOD_CONFIG"
+    return _table_bytes(hdu)
 
 
 @lru_cache(maxsize=2)  # by identity: asked once for every image
@@ -119,50 +101,18 @@ def _per_image_wcs(meta: Meta) -> tuple[str | None, ...]:
     return tuple(texts)
 
 
-def _cells(column: Column, exact: bool) -> NDArray[Any] | None:
-    """Return a column's values as KBMOD writes them, None where it leaves the column out."""
-    values = column.values
-    if column.kind == "json":
-        if all(value is None for value in values):
-            return None
-        texts = np.empty(len(values), object)
-        texts[:] = [str(value) for value in values]
-        return _ascii_array(texts)
-    kind = values.dtype.kind
-    if kind == "U":
-        return _ascii_array(values)
-    if kind in "mM":
-        return _ascii_array(values.astype(str))
-    if kind == "S" and values.dtype.itemsize == 0:
-        return values.astype("S1")
-    if values.dtype == np.float16:
-        return values.astype(np.float32)
-    if values.dtype == np.int8 and exact:
-        return values.astype(np.int16)  # KBMOD writes int8 as logical values
-    return values
-
-
-def _image_metadata(meta: Meta, *, exact: bool) -> bytes:
-    from astropy.table import Table
-
+def _table(meta: Meta, *, exact: bool) -> ConstituentTable:
+    """Return the table of constituent images with KBMOD's columns first, as its WorkUnit holds it."""
     named = {column.name: column for column in meta.constituents.columns}
-    order = [*KBMOD_COLUMNS, *(name for name in named if name not in KBMOD_COLUMNS)]
-    table = Table()
-    for name in order:
-        column = named.get(name)
-        if name == "per_image_wcs" and (column is None or column.kind == "wcs"):
-            texts: Sequence[str | None] = _per_image_wcs(meta)
-        elif column is not None and column.kind == "wcs":
-            texts = [value or None for value in column.values.tolist()]
-        elif column is not None and (values := _cells(column, exact)) is not None:
-            table[_ascii(name)] = values
-            continue
-        else:
-            continue
-        if any(text is not None for text in texts):
-            jsons = np.array([text_to_kbmod_json(text) for text in texts], dtype=np.str_)
-            table[_ascii(f"_WCSSTR_{name}")] = _ascii_array(jsons)
-    return _table_bytes(table, "IMG_META")
+    if "per_image_wcs" not in named or named["per_image_wcs"].kind == "wcs":
+        texts = np.array(_per_image_wcs(meta), dtype=object)
+        named["per_image_wcs"] = Column("per_image_wcs", "wcs", texts)
+    if exact:
+        for name, column in named.items():
+            if column.values.dtype == np.int8:  # which KBMOD writes as logical values
+                named[name] = replace(column, values=column.values.astype(np.int16))
+    order = [name for name in KBMOD_COLUMNS if name in named] + [name for name in named if name not in KBMOD_COLUMNS]
+    return ConstituentTable(meta.n_constituents, tuple(named[name] for name in order))
 
 
 def head_hdus(meta: Meta, *, exact: bool = False, configuration: bool = True) -> list[bytes]:
@@ -179,8 +129,8 @@ def head_hdus(meta: Meta, *, exact: bool = False, configuration: bool = True) ->
     """
     hdus = [_primary(meta)]
     if configuration or meta.configuration is not None:
-        hdus.append(_configuration(meta))
-    hdus.append(_image_metadata(meta, exact=exact))
+        hdus.append(_configuration(tuple(configuration_cells(meta.configuration or {}).items())))
+    hdus.append(_table_bytes(constituents_to_hdu(_table(meta, exact=exact), "IMG_META")))
     return hdus
 
 
