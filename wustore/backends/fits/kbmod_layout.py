@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from wustore.backends.fits.hdu.header import BLOCK
 from wustore.backends.fits.hdu.header_writer import HeaderText, card, padding
-from wustore.backends.fits.options import KBMOD_COLUMNS, FitsOptions
 from wustore.backends.fits.tiles import EncodedPlane, encode_plane
+from wustore.backends.fits.tiles.dtypes import big_endian, to_stored
 from wustore.compat.configuration import cells_to_hdu, configuration_cells
 from wustore.compat.table import constituents_to_hdu
 from wustore.compat.wcs import kbmod_header_cards
@@ -30,7 +30,7 @@ from wustore.model.meta import Column, ConstituentTable, Image, Meta
 if TYPE_CHECKING:
     from astropy.io.fits import BinTableHDU
 
-__all__ = ["FitsOptions", "head_hdus", "image_hdus", "image_wcs"]
+__all__ = ["COMPRESSION_TYPES", "KBMOD_COLUMNS", "FitsOptions", "head_hdus", "image_hdus"]
 
 _PARAMETER_COMMENTS = {
     "BLOCKSIZE": ("compression block size", "pixels per block"),
@@ -39,7 +39,6 @@ _PARAMETER_COMMENTS = {
     "SMOOTH": ("HCOMPRESS smooth option",) * 2,
     "NOISEBIT": ("floating point quantization level",) * 2,
 }
-_BITPIX = {"f4": -32, "f8": -64, "u1": 8, "i1": 8, "i2": 16, "u2": 16, "i4": 32, "u4": 32, "i8": 64, "u8": 64}
 
 
 _BLOCK = 65536
@@ -137,7 +136,7 @@ def head_hdus(meta: Meta, *, exact: bool = False, configuration: bool = True) ->
 # --- image HDUs ---------------------------------------------------------------------------------------
 
 
-def image_wcs(meta: Meta, i: int) -> str | None:
+def _header_wcs(meta: Meta, i: int) -> str | None:
     """Return the WCS that KBMOD puts in the headers of image ``i``: the global one, else row ``i`` of the table."""
     if meta.wcs is not None:
         return meta.wcs
@@ -154,23 +153,9 @@ def _storable(plane: NDArray[Any]) -> NDArray[Any]:
     return plane
 
 
-def big_endian(plane: NDArray[Any]) -> tuple[int, int, bytes]:
-    """Return BITPIX, BZERO and the bytes of an uncompressed image."""
-    kind = plane.dtype.str[1:]
-    if kind not in _BITPIX:
-        raise UsageError("FITS has no image of this dtype", found=plane.dtype)
-    bitpix, bits = _BITPIX[kind], 8 * plane.dtype.itemsize
-    plane = np.ascontiguousarray(plane)
-    if kind == "i1":
-        return bitpix, -128, (plane.view(np.uint8) ^ np.uint8(128)).tobytes()
-    if plane.dtype.kind == "u" and bits > 8:
-        signed = (plane ^ plane.dtype.type(1 << (bits - 1))).view(f"i{bits // 8}")
-        return bitpix, 1 << (bits - 1), signed.astype(signed.dtype.newbyteorder(">")).tobytes()
-    return bitpix, 0, plane.astype(plane.dtype.newbyteorder(">"), copy=False).tobytes()
-
-
 def _plain_hdu(plane: NDArray[Any], name: str, cards: dict[str, str], *, primary: bool = False) -> Iterator[bytes]:
-    bitpix, bzero, data = big_endian(plane)
+    stored, bitpix, bzero = to_stored(np.ascontiguousarray(plane))
+    data = big_endian(stored)
     header = HeaderText(
         [("SIMPLE", True, "conforms to FITS standard")] if primary else [("XTENSION", "IMAGE", "Image extension")]
     )
@@ -267,7 +252,7 @@ def image_hdus(meta: Meta, i: int, image: Image, options: FitsOptions, *, sharde
         astropy (from version 7) makes of a compressed image that comes first.
     """
     time = {"MJD": card("MJD", float(meta.times[i]))}
-    wcs = image_wcs(meta, i)
+    wcs = _header_wcs(meta, i)
     cards = time if wcs is None else time | _wcs_cards(wcs)
     links = meta.links_of(i)
     index_cards = {"NIND": card("NIND", len(links))}
@@ -287,3 +272,43 @@ def image_hdus(meta: Meta, i: int, image: Image, options: FitsOptions, *, sharde
         yield from _plain_hdu(_storable(image.mask), f"MSK_{i}", cards)
     psf = identity_psf(np.float64) if image.psf is None else image.psf  # KBMOD fails on files without a PSF
     yield from _plain_hdu(_storable(psf), f"PSF_{i}", {})
+
+
+COMPRESSION_TYPES = ("NOCOMPRESS", "RICE_1", "GZIP_1", "GZIP_2", "HCOMPRESS_1")
+
+
+KBMOD_COLUMNS = ("data_loc", "ebd_wcs", "geocentric_distance", "per_image_wcs")
+"""The columns that every WorkUnit of KBMOD has, in its order."""
+
+
+@dataclass(frozen=True)
+class FitsOptions:
+    """How the pixels are written.
+
+    Attributes
+    ----------
+    compression_type, quantize_level
+        As KBMOD's ``to_fits`` takes them.
+    exact
+        Write every layer with its own dtype and values, and none that is absent (except the PSF, without which KBMOD
+        cannot read the file), instead of what KBMOD makes of them.
+    """
+
+    compression_type: str = "RICE_1"
+    quantize_level: float = -0.01
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        if self.compression_type not in COMPRESSION_TYPES:
+            raise UsageError(
+                "an unknown compression type",
+                where="compression_type",
+                expected=", ".join(COMPRESSION_TYPES),
+                found=repr(self.compression_type),
+            )
+        if self.compression_type == "HCOMPRESS_1" and self.quantize_level == 0:
+            raise UsageError(
+                "HCOMPRESS_1 without quantisation gives a file that nobody can read",
+                where="quantize_level",
+                hint="Use lossless=True (GZIP_2).",
+            )
