@@ -167,3 +167,96 @@ def test_an_observatory_can_be_given(kbmod_stand_in: Any) -> None:
 def test_what_is_no_work_unit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a WorkUnit"):
         wustore.kbmod.save({"im_stack": 1}, tmp_path / "a.zarr")
+
+
+# --- reprojection into a store ---
+
+
+def common() -> WCS:
+    wcs = wcs_at()
+    wcs.wcs.crpix = [20, 10]
+    wcs.pixel_shape = (40, 20)
+    return wcs
+
+
+def two_detectors() -> WorkUnit:
+    """Return a WorkUnit whose images 1 and 2 were taken at the same time beside each other."""
+    work_unit = made()
+    times = work_unit.im_stack.times
+    times[2] = times[1]
+    wcses = [wcs_at() for _ in range(N)]
+    wcses[2].wcs.crpix = [-9, 0]
+    ebd = [wcs_at() for _ in range(N)]
+    for k, wcs in enumerate(ebd):
+        wcs.wcs.crpix = [-9 * (k == 2) - k, 0]
+    table = Table({"per_image_wcs": wcses, "ebd_wcs": ebd, "n": np.arange(N)})
+    psfs = [np.full((3, 3), k, np.float32) for k in range(N)]
+    stack = ImageStack(times, work_unit.im_stack.sci, work_unit.im_stack.var, psfs=psfs)
+    return WorkUnit(stack, None, org_image_meta=table, barycentric_distance=40.0, observatory=CTIO)
+
+
+@pytest.mark.parametrize("frame", ["original", "ebd"])
+@pytest.mark.parametrize("target", ["b.zarr", "b.h5"])
+def test_reproject(kbmod_stand_in: Any, tmp_path: Path, frame: str, target: str) -> None:
+    work_unit = two_detectors()
+    wustore.save(work_unit, tmp_path / "a.zarr")
+    seen: list[tuple[int, int]] = []
+    wustore.kbmod.reproject(
+        tmp_path / "a.zarr", tmp_path / target, common(), frame, progress=lambda done, n: seen.append((done, n))
+    )
+    assert seen == [(k, 4) for k in range(1, 5)]
+    assert wustore.verify(tmp_path / target) == []
+    back = wustore.open(tmp_path / target)
+    assert back.per_image_indices == [[0], [1, 2], [3], [4]]
+    assert (back.reprojected, back.reprojection_frame, back.barycentric_distance) == (True, frame, 40.0)
+    assert back.org_img_meta["n"].tolist() == list(range(N))
+    assert [wcs.wcs.crpix[0] for wcs in back.org_img_meta["ebd_wcs"]] == [0, -1, -11, -3, -4]
+    assert back.observatory_given
+    assert back.config is None
+    assert [psf[0, 0] for psf in back.im_stack.psfs] == [0, 1, 3, 4]
+    assert back.wcs is not None
+    assert back.wcs.array_shape == (20, 40)
+    shift = 1 if frame == "ebd" else 0
+    expected = np.full((20, 40), np.nan, np.float32)
+    old = work_unit.im_stack.sci
+    expected[10:18, 20 + shift : 29 + shift] = old[1]
+    expected[10:18, 29 + 2 * shift : 38 + 2 * shift] = old[2]
+    assert np.array_equal(back.im_stack.sci[1], expected, equal_nan=True)
+
+
+def test_reproject_goes_on_where_it_was_killed(
+    kbmod_stand_in: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wustore.save(two_detectors(), tmp_path / "a.zarr")
+    wustore.kbmod.reproject(tmp_path / "a.zarr", tmp_path / "whole.zarr", common())
+    calls: list[int] = []
+    real = wustore.kbmod.reprojected_planes
+
+    def dies(pairs: Any, wcses: Any, wcs: Any) -> Any:
+        calls.append(len(pairs))
+        if len(calls) == 3:
+            raise OSError("killed")
+        return real(pairs, wcses, wcs)
+
+    monkeypatch.setattr(wustore.kbmod, "reprojected_planes", dies)
+    with pytest.raises(OSError, match="killed"):
+        wustore.kbmod.reproject(tmp_path / "a.zarr", tmp_path / "b.zarr", common(), resume=True)
+    assert not (tmp_path / "b.zarr").exists()
+    wustore.kbmod.reproject(tmp_path / "a.zarr", tmp_path / "b.zarr", common(), resume=True)
+    assert calls == [1, 2, 1, 1, 1]
+    assert wustore.diff(tmp_path / "whole.zarr", tmp_path / "b.zarr") == []
+
+
+def test_reproject_what_cannot_be(kbmod_stand_in: Any, tmp_path: Path) -> None:
+    work_unit = two_detectors()
+    with pytest.raises(UsageError, match="frame"):
+        wustore.kbmod.reproject(work_unit, tmp_path / "b.zarr", common(), "other")
+    work_unit.org_img_meta["ebd_wcs"][3] = None
+    with pytest.raises(UsageError, match="image 3, ebd_wcs"):
+        wustore.kbmod.reproject(work_unit, tmp_path / "b.zarr", common(), "ebd")
+    work_unit.org_img_meta["per_image_wcs"][2] = work_unit.org_img_meta["per_image_wcs"][1]
+    with pytest.raises(UsageError, match="overlap"):
+        wustore.kbmod.reproject(work_unit, tmp_path / "b.zarr", common())
+    with pytest.raises(UsageError, match="reprojected already"):
+        wustore.kbmod.reproject(made(reprojected=True), tmp_path / "b.zarr", common())
+    assert not (tmp_path / "b.zarr").exists()

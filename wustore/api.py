@@ -29,7 +29,8 @@ def open(path: Any, *, format: str | None = None, lazy: bool = True, **options: 
     lazy
         Read metadata only, pixels when they are touched (the default); False loads everything.
     options
-        Of the backend.
+        ``storage_options`` of a URL, as fsspec takes them (``{"anon": True}`` for a public bucket), and those of the
+        backend.
 
     Returns
     -------
@@ -94,7 +95,7 @@ def save(
     from wustore.store_view import reader_of
     from wustore.work_unit import WorkUnit
 
-    address = address_of(path)
+    address = address_of(path, to_write=True)
     reader = reader_of(WorkUnit.of(work_unit))
     write(
         reader, address, format, overwrite=overwrite, capsule=True, workers=workers, progress=progress, options=options
@@ -150,7 +151,7 @@ def verify(
     return found
 
 
-def diff(left: Any, right: Any, *, workers: int | None = None) -> list[Difference]:
+def diff(left: Any, right: Any, *, workers: int | None = None, rtol: float = 0, atol: float = 0) -> list[Difference]:
     """Compare two stores of any formats bit for bit and return the places that differ.
 
     Parameters
@@ -159,6 +160,8 @@ def diff(left: Any, right: Any, *, workers: int | None = None) -> list[Differenc
         As ``path`` of `open`.
     workers
         Images at a time; the number of processors by default.
+    rtol, atol
+        Pixels that differ by no more than ``atol + rtol * abs(right)`` are equal; by default only the same bits are.
 
     Returns
     -------
@@ -179,4 +182,4 @@ def diff(left: Any, right: Any, *, workers: int | None = None) -> list[Differenc
     from wustore.ops.diff import differences
 
     with open_reader(left) as a, open_reader(right) as b:
-        return list(differences(a, b, workers=workers))
+        return list(differences(a, b, workers=workers, rtol=rtol, atol=atol))

@@ -38,7 +38,16 @@ if TYPE_CHECKING:
     from astropy.coordinates import EarthLocation
     from astropy.table import Table
 
-__all__ = ["StoreSource", "WorkUnitLike", "configuration_of", "links_of", "meta_of", "reader_of", "table_of"]
+__all__ = [
+    "StoreSource",
+    "WorkUnitLike",
+    "configuration_of",
+    "constituents_of",
+    "links_of",
+    "meta_of",
+    "reader_of",
+    "table_of",
+]
 
 _PIXELS = ("science", "variance", "mask", "psf")
 
@@ -154,7 +163,7 @@ class StoreSource:
         return [p[0] for p in planes], [p[1] for p in planes], [p[2] for p in planes]
 
 
-def _completed(meta: Meta) -> ConstituentTable:
+def constituents_of(meta: Meta) -> ConstituentTable:
     """Return the table of constituent images as KBMOD completes it; see `table_of`."""
     named = {column.name: column for column in meta.constituents.columns}
     n = meta.n_constituents
@@ -183,7 +192,7 @@ def table_of(meta: Meta) -> Table:
     The standard columns come first; where no constituent has a WCS each gets the global one;
     ``geocentric_distance``, which KBMOD's files hold as text, is numbers again.
     """
-    return constituents_to_table(_completed(meta))
+    return constituents_to_table(constituents_of(meta))
 
 
 def _numbers(texts: list[Any]) -> NDArray[Any]:
@@ -269,7 +278,7 @@ def _constituents(work_unit: WorkUnitLike, stored: Meta | None) -> ConstituentTa
     if stored is not None and table is None:
         return stored.constituents  # never looked at
     current = table_to_constituents(work_unit.org_img_meta)
-    if stored is not None and next(table_differences(current, _completed(stored)), None) is None:
+    if stored is not None and next(table_differences(current, constituents_of(stored)), None) is None:
         return stored.constituents
     return current
 

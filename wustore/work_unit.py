@@ -37,6 +37,7 @@ from wustore.errors import FormatError, StoreExistsError, UsageError
 from wustore.format.wcs import text_to_wcs
 from wustore.model.units import in_unit, mjd
 from wustore.ops.copy import copy as copy_store
+from wustore.storage.stores import address_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -980,7 +981,7 @@ class WorkUnit:
         capsule: bool = True,
         **options: Any,
     ) -> None:
-        target = os.fspath(path) if isinstance(path, str | PathLike) else path
+        target = address_of(path, to_write=True)
         reader = store_view.reader_of(self)
         meta = _as_kbmod(reader.meta) if kbmod else reader.meta
         leftovers = reader.capsule() if capsule else None

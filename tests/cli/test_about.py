@@ -1,10 +1,13 @@
-"""``wustore demo`` and ``wustore formats``."""
+"""``wustore demo``, ``formats``, ``doctor`` and ``completion``."""
 
 from __future__ import annotations
 
 import json
 
 import numpy as np
+import pytest
+
+import wustore
 
 
 def test_formats(run):
@@ -49,3 +52,45 @@ def test_demo_says_so_when_a_byte_differs(run, tmp_path, monkeypatch):
     assert code == 1
     assert "NOT identical" in out
     assert out.count("DIFFERENT") == 1
+
+
+def test_doctor(run):
+    code, out, err = run("doctor", "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["ok"] is True
+    assert found["wustore"] == wustore.__version__
+    assert found["codecs"]["zarr compact"] == "ok"
+    assert set(found["limits"]) == {"processors", "open files", "memory", "temporary"}
+    assert "hdf5 portable" in run("doctor")[1]
+
+
+def test_doctor_says_what_fails(run, monkeypatch):
+    from wustore.errors import CorruptError
+
+    def broken(*arguments, **options):
+        raise CorruptError("no such codec")
+
+    monkeypatch.setattr("wustore.ops.copy.copy", broken)
+    code, out, _ = run("doctor")
+    assert code == 1
+    assert "no such codec" in out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(run, shell):
+    code, out, err = run("completion", shell)
+    assert (code, err) == (0, "")
+    assert "_WUSTORE_COMPLETE" in out
+
+
+def test_completion_completes(run, monkeypatch):
+    monkeypatch.setenv("_WUSTORE_COMPLETE", "bash_complete")
+    for words, number, expected in (
+        ("wustore ver", 1, "plain,verify\n"),
+        ("wustore verify --conti", 2, "plain,--continue-on-error\n"),
+        ("wustore info nig", 2, "file,nig\n"),
+    ):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(number))
+        assert run()[1] == expected

@@ -28,7 +28,7 @@ def test_diff_names_the_place(store, run):
     assert code == 1
     assert json.loads(out)["equal"] is False
     assert len(json.loads(out)["differences"]) == 1
-    assert json.loads(run("diff", a, a, "--json")[1]) == {"equal": True, "differences": []}
+    assert json.loads(run("diff", a, a, "--json")[1]) == {"equal": True, "differences": [], "largest": {}}
 
 
 def test_diff_stops(store, run):
@@ -55,7 +55,21 @@ def test_verify(store, run, monkeypatch):
     sums[2, 1] ^= 1
     code, out, _ = run("verify", name)
     assert code == 3
-    assert out.startswith("damaged: image 2, variance: checksum")
+    assert out.startswith("damaged: image 2, variance: ")
     code, out, _ = run("verify", name, "--json")
     assert code == 3
     assert [p["where"] for p in json.loads(out)["problems"]] == ["image 2, variance"]
+
+
+def test_diff_within_a_tolerance(store, run):
+    a = store(sample("simple"))
+    place = sample("simple").image(1).variance[2, 3]
+    b = store(changed(sample("simple"), 1, "variance", (2, 3), place + np.float32(0.5)))
+    found = json.loads(run("diff", a, b, "--json")[1])
+    assert found["largest"] == {"variance": 0.5}
+    assert found["differences"][0]["largest"] == 0.5
+    assert run("diff", a, b, "--atol", "0.4")[0] == 1
+    assert run("diff", a, b, "--atol", "0.6")[0] == 0
+    assert run("diff", a, b, "--rtol", "1")[0] == 0
+    assert run("diff", a, b, "-q") == (1, "", "")
+    assert "largest difference: variance 0.5" in run("diff", a, b)[2]

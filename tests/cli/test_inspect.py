@@ -25,7 +25,13 @@ def test_info_json(store, run):
     assert found["n_images"] == 4
     assert found["image_shape"] == [11, 13]
     assert found["psf_shape"] == {"smallest": [3, 3], "largest": [9, 9]}
-    assert found["times"] == {"first": meta.times.min(), "last": meta.times.max(), "missing": 0}
+    assert found["times"] == {
+        "first": meta.times.min(),
+        "last": meta.times.max(),
+        "first_date": "2023-02-24T08:00:00.000",
+        "last_date": "2023-02-25T02:24:00.000",
+        "missing": 0,
+    }
     assert found["wcs"] is True
     assert found["observatory"] == list(meta.observatory.geodetic)
     assert found["configuration"]["parameters"] == len(meta.configuration)
@@ -72,7 +78,7 @@ def test_info_of_an_import(run, tmp_path, suffix):
     path, packed, store = tmp_path / "night.fits", tmp_path / "night.fits.gz", tmp_path / f"night.{suffix}"
     build().to_fits(str(path))
     packed.write_bytes(gzip.compress(path.read_bytes(), 6))
-    assert run("convert", packed, store) == (0, "", "")
+    assert run("convert", packed, store, "--quiet") == (0, "", "")
     found = json.loads(run("info", store, "--json")[1])
     assert found["version"] == "0.1.0"
     assert found["capsule"]["form"] == "fits"

@@ -56,7 +56,7 @@ def test_every_error_class_has_a_code():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nothing"], ["info"], ["info", "a", "b"], ["convert", "a"], ["info", "--what", "a"], ["--what"]]
+    "arguments", [["nothing"], ["info"], ["diff", "a", "b", "c"], ["convert", "a"], ["info", "--what", "a"], ["--what"]]
 )
 def test_usage(arguments, run):
     code, out, err = run(*arguments)
@@ -173,7 +173,7 @@ def test_progress_only_on_a_terminal():
     quiet = subprocess.run(
         [sys.executable, "-c", program, "ram:out"], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
     )
-    assert quiet.stderr == ""
+    assert quiet.stderr == "ram:out: 3 images\n"
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     command = [sys.executable, "-c", program, "ram:out"]
@@ -203,3 +203,36 @@ def test_warnings_are_one_line(store, run, monkeypatch):
         code, _, err = run("info", name)
     assert code == 0
     assert err == "wustore: warning: the step destroys this plane\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell of POSIX closes the output")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(tmp_path, closed):
+    command = f"exec {sys.executable} -m wustore formats {closed}"
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")  # noqa: PTH110
+def test_output_that_cannot_be_written():
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        command = [sys.executable, "-m", "wustore", "formats"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
+    assert "Free some space" in done.stderr
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_common_options(command, run):
+    text = run(command, "--help")[1]
+    assert all(option in text for option in ("-q, --quiet", "-v, --verbose", "--no-progress"))
+
+
+def test_quiet_and_verbose(store, run):
+    name = store(sample("simple"))
+    assert run("diff", name, name, "-q") == (0, "", "")
+    assert " s)" not in run("diff", name, name)[2]
+    assert run("diff", name, name, "-v")[2].endswith(" s)\n")
+    assert run("verify", name, "-q") == (0, "", "")

@@ -96,6 +96,16 @@ def search(work: Any) -> list[float]:
     return [float(np.nansum(sci) + np.nansum(var)) for sci, var in zip(work.im_stack.sci, work.im_stack.var)]  # noqa: B905
 
 
+def reproject_image(image: Any, original_wcs: Any, common_wcs: Any) -> tuple[Any, Any]:
+    """Move an image by whole pixels, as far as the reference pixels differ."""
+    new = np.full(common_wcs.array_shape, np.nan, np.float32)
+    footprint = np.zeros(common_wcs.array_shape, np.ubyte)
+    x, y = (int(a - b) for a, b in zip(common_wcs.wcs.crpix, original_wcs.wcs.crpix, strict=True))
+    place = slice(y, y + image.shape[0]), slice(x, x + image.shape[1])
+    new[place], footprint[place] = image, 1
+    return new, footprint
+
+
 @pytest.fixture
 def kbmod_stand_in(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Make ``import kbmod`` find the stand-ins."""
@@ -105,6 +115,7 @@ def kbmod_stand_in(monkeypatch: pytest.MonkeyPatch) -> Any:
         "kbmod.configuration": {"SearchConfiguration": KbmodConfiguration},
         "kbmod.core.image_stack_py": {"ImageStackPy": ImageStackPy},
         "kbmod.work_unit": {"WorkUnit": KbmodWorkUnit},
+        "kbmod.reprojection": {"reproject_image": reproject_image},
     }.items():
         module = types.ModuleType(name)
         module.__dict__.update(attributes)

@@ -64,7 +64,7 @@ def test_file_and_directory_replace_each_other(tmp_path, way):
 
 def test_existing(tmp_path):
     (tmp_path / "store").write_text("old")
-    with pytest.raises(StoreExistsError, match="overwriting"):
+    with pytest.raises(StoreExistsError, match="overwrite"):
         Staging(tmp_path / "store")
     with pytest.raises(StoreNotFoundError, match="directory"):
         Staging(tmp_path / "no" / "store")

@@ -11,6 +11,7 @@ import os
 import pickle
 import socket
 import struct
+import sys
 import threading
 import warnings
 from pathlib import Path
@@ -510,10 +511,30 @@ def test_nobody_listens(monkeypatch):
         ("cannot get 'http://h/x?k=1' (and http://u:p@h/y)", "cannot get 'http://h/x' (and http://h/y)"),
         ("s3://bucket/a.zarr", "s3://bucket/a.zarr"),
         ("/local/what?.fits", "/local/what?.fits"),
+        ("http://user:a@b@host/x", "http://host/x"),
+        ("http://user:a/b?c#d@e@host:80/x", "http://host:80/x"),
+        ("http://token@host/a@b", "http://host/a@b"),
+        ("s3://bucket/a@b.zarr", "s3://bucket/a@b.zarr"),
+        ("http://host:8080/a@b and http://[::1]:80/c@d", "http://host:8080/a@b and http://[::1]:80/c@d"),
+        ("see https://host/x#token=1, or 'zip://x.zip::http://u:p@h/y'", "see https://host/x, or 'zip://h/y'"),
+        ("://", "://"),
     ],
 )
 def test_what_is_shown_of_a_url(text, expected):
-    assert remote.shown(text) == expected
+    assert remote.redact(text) == expected
+
+
+def test_what_is_shown_takes_time_with_the_length_only():
+    """A call for each URL, and none for what is no URL: steps are counted, not seconds."""
+    steps = []
+    long = "a" * 100_000 + "http://u:p@h " * 1000 + ":" * 100_000
+    sys.setprofile(lambda frame, event, argument: steps.append(event))
+    try:
+        shown = remote.redact(long)
+    finally:
+        sys.setprofile(None)
+    assert "p@" not in shown
+    assert len(steps) < 50_000
 
 
 def test_errors_show_no_secret(web):
@@ -540,8 +561,6 @@ def test_a_server_that_is_not_there_is_named(suffix, capsys):
 @pytest.mark.parametrize(("protocol", "package"), [("gs", "gcsfs"), ("az", "adlfs")])
 @pytest.mark.parametrize("suffix", [".zarr", ".h5", ".fits"])
 def test_missing_packages_are_named(monkeypatch, protocol, package, suffix):
-    import sys
-
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingDependencyError, match=package):
         wustore.open_reader(f"{protocol}://bucket/x{suffix}")
@@ -554,9 +573,23 @@ def test_unknown_protocol():
 
 
 def test_near_ranges_are_joined():
-    assert remote.merged([(10, 20), (0, 5), (30, 30), (100, 110)], gap=5) == [(0, 20), (100, 110)]
-    assert remote.merged([(0, 10), (10, 20), (20, 30)], gap=5, largest=20) == [(0, 20), (20, 30)]
-    assert remote.merged([(0, 50), (10, 20)], gap=0) == [(0, 50)]
+    assert remote.coalesce([(10, 20), (0, 5), (30, 30), (100, 110)], gap=5) == [(0, 20), (100, 110)]
+    assert remote.coalesce([(0, 10), (10, 20), (20, 30)], gap=5, largest=20) == [(0, 20), (20, 30)]
+    assert remote.coalesce([(0, 50), (10, 20)], gap=0) == [(0, 50)]
+
+
+def test_ranges_are_gathered():
+    asked = []
+
+    def fetch(requests):
+        asked.extend(requests)
+        return [bytes(range(start, stop)) for start, stop in requests]
+
+    wanted = [(100, 110), (0, 5), (3, 8), (50, 50)]
+    assert remote.gather(wanted, fetch) == [bytes(range(start, stop)) for start, stop in wanted]
+    assert asked == [(0, 110)]
+    assert remote.gather([(5, 5)], lambda _: pytest.fail("nothing to fetch")) == [b""]
+    assert remote.gather(wanted, lambda _: None) is None
 
 
 def test_no_credentials_in_a_store(s3):

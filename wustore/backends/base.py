@@ -328,11 +328,14 @@ class Backend(ABC):
         File name endings that mean this format when there is nothing to sniff, longest first.
     description
         One line for the help text.
+    options
+        Options of `create` and what they mean, for ``wustore convert -o help``.
     """
 
     name: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]] = ()
     description: ClassVar[str] = ""
+    options: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def open(self, path: str, **options: Any) -> Reader:

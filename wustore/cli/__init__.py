@@ -8,31 +8,46 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 
 import click
+from click.shell_completion import CompletionItem, shell_complete
 
 from wustore._version import __version__
+from wustore.cli._options import add_common_options
 from wustore.cli._run import guarded
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "COMPLETION", "main"]
+
+COMPLETION = "_WUSTORE_COMPLETE"
+"""Variable of the environment by which the script of ``wustore completion`` asks for completions."""
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "info": ("inspect:info", "Say what a store holds, without reading a pixel."),
-    "convert": ("convert:convert", "Convert a WorkUnit into another format; nothing is lost."),
+    "info": ("inspect:info", "Say what stores hold, without reading a pixel."),
+    "images": ("show:images", "List the images: time, filter, sky, PSF, position; as a table, CSV or JSON."),
+    "header": ("show:header", "Print FITS header cards as they were imported."),
+    "config": ("show:config", "Print the search configuration as YAML."),
+    "table": ("show:table", "Print the table of constituent images as ECSV, CSV or JSON."),
+    "convert": ("convert:convert", "Convert WorkUnits into another format; nothing is lost."),
     "plan": ("convert:plan", "Divide a conversion into parts for a cluster."),
     "part": ("convert:part", "Write one part of a planned conversion."),
     "finish": ("convert:finish", "End a planned conversion: check it and let the store appear."),
     "stamp": ("cut:stamp", "Cut stamps through time, at a position or along trajectories."),
     "cutout": ("cut:cutout", "Write a smaller WorkUnit: a window, some of the images, or both."),
+    "preview": ("picture:preview", "Show all images in one PNG or HTML file."),
+    "view": ("picture:view", "Show a store in a browser of this machine, at full resolution."),
     "append": ("edit:append", "Append images to a Zarr or HDF5 store; existing chunks stay as they are."),
-    "repack": ("edit:repack", "Write a store anew in another profile or layout."),
-    "drop": ("edit:drop", "Remove layers or the FITS leftovers from a store."),
-    "diff": ("check:diff", "Compare two stores bit for bit, whatever their formats."),
+    "repack": ("edit:repack", "Write a store again in another profile or layout."),
+    "drop": ("edit:drop", "Remove layers, or the FITS reconstruction data, from a store."),
+    "diff": ("check:diff", "Compare two stores bit for bit, or within a tolerance, whatever their formats."),
     "verify": ("check:verify", "Read everything and check it against its checksums."),
     "bench": ("measure:bench", "Measure formats and profiles on your own data."),
     "formats": ("about:formats", "List the formats, built in and plugged in."),
+    "doctor": ("about:doctor", "Say what this installation can do: versions, codecs, extras, limits."),
+    "completion": ("about:completion", "Print the script that completes commands in bash, zsh or fish."),
     "demo": ("about:demo", "Show the way from FITS to Zarr and HDF5 and back, in seconds."),
 }
 """Name of a command: its ``module:attribute`` below this package, and its line in the overview."""
@@ -49,7 +64,21 @@ class _LazyGroup(click.Group):
             return None
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(import_module(f"{__name__}.{module}"), attribute)
-        return command
+        return add_common_options(command)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = get_close_matches(args[0], COMMANDS, n=3, cutoff=0.5)
+            hint = f"Did you mean {' or '.join(near)}?" if near else "wustore --help lists the commands."
+            raise click.UsageError(f"No such command {args[0]!r}. {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        # click would import every command for the line that it shows.
+        found = [CompletionItem(name, help=line) for name, (_, line) in COMMANDS.items() if name.startswith(incomplete)]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -77,6 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments
         What follows the program's name; by default that of this process.
     """
+    instruction = os.environ.get(COMPLETION)
+    if instruction:
+        return shell_complete(cli, {}, "wustore", COMPLETION, instruction)
     # At the end nothing need be collected any more: looking through numba's objects takes the interpreter 0.3 s.
     atexit.register(gc.freeze)
     return guarded(cli, arguments)

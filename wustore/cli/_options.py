@@ -1,18 +1,52 @@
-"""Options that several commands share."""
+"""Options and arguments that several commands share, and commands over several inputs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
-from wustore.errors import UsageError
+from wustore.cli._output import SETTINGS, report, say
+from wustore.cli._run import OK, error_text, exit_code
+from wustore.errors import UsageError, WuStoreError
+from wustore.storage.stores import address_of
 
-__all__ = ["MOMENT", "Number", "format_options", "target_options"]
+__all__ = [
+    "MOMENT",
+    "STORE",
+    "Number",
+    "add_common_options",
+    "format_option",
+    "format_options",
+    "json_option",
+    "many_options",
+    "over",
+    "target_options",
+    "workers_option",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Store(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic since click 8.3
+    """A path, URL or ``ram:`` name; the shell completes it as a file."""
+
+    name = "PATH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return address_of(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
+
+STORE = _Store()
 
 
 class Number(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.5
@@ -54,9 +88,51 @@ class _Moment(click.ParamType):  # type: ignore[type-arg]
 
 MOMENT = _Moment()
 
+
+# --- options of every command ---------------------------------------------------------------------------
+
+
+def _set(name: str, value: bool) -> Callable[[click.Context, click.Parameter, bool], None]:
+    def callback(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+        if given:
+            setattr(SETTINGS, name, value)
+
+    return callback
+
+
+def add_common_options(command: click.Command) -> click.Command:
+    """Give a command the options that all of them have, once."""
+    if any(parameter.name == "quiet" for parameter in command.params):
+        return command
+    flags: tuple[tuple[list[str], str, bool, str], ...] = (
+        (["--quiet", "-q"], "quiet", True, "No result line, no progress bar; only errors, warnings and data."),
+        (["--verbose", "-v"], "verbose", True, "Say what is being done, and how long it took."),
+        (["--no-progress"], "progress", False, "No progress bar on a terminal."),
+    )
+    for names, setting, value, text in flags:
+        command.params.append(
+            click.Option(
+                names, is_flag=True, expose_value=False, is_eager=True, callback=_set(setting, value), help=text
+            )
+        )
+    return command
+
+
+# --- options of some ------------------------------------------------------------------------------------
+
+format_option = click.option(
+    "--format", "format_name", metavar="NAME", help="Format of PATH; by default its content says it."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print a JSON document.")
+workers_option = click.option(
+    "--workers", type=click.IntRange(min=1), metavar="N", help="Images at a time; by default as many as processors."
+)
+
 _TARGET_OPTIONS = (
     click.option("--format", "target_format", metavar="NAME", help="Format of DST; by default its name says it."),
-    click.option("--from-format", "source_format", metavar="NAME", help="Format of SRC; by default from its content."),
+    click.option(
+        "--from-format", "source_format", metavar="NAME", help="Format of SRC; by default its content says it."
+    ),
     click.option("--profile", metavar="NAME", help="Compression of a Zarr or HDF5 DST: compact, portable, fast, none."),
     click.option("--layout", metavar="NAME", help="Chunking of a Zarr or HDF5 DST: images, cutouts, balanced."),
     click.option(
@@ -65,16 +141,28 @@ _TARGET_OPTIONS = (
         "others",
         metavar="NAME=VALUE",
         multiple=True,
-        help="An option of DST's format, such as compression_type=GZIP_2 for FITS. May be repeated.",
+        help="An option of DST's format, such as compression_type=GZIP_2; -o help lists them. May be repeated.",
     ),
-    click.option("--overwrite", is_flag=True, help="Replace DST where it exists; it stays until the new one is whole."),
-    click.option("--no-capsule", is_flag=True, help="Leave out what gives back the identical FITS files."),
+    click.option("--overwrite", is_flag=True, help="Replace DST if it exists; it stays until the new one is whole."),
+    click.option("--no-capsule", is_flag=True, help="Do not keep what gives back the identical FITS files."),
+)
+
+_MANY_OPTIONS = (
+    click.option("--jobs", type=click.IntRange(min=1), default=1, metavar="N", help="Inputs at a time; 1 by default."),
+    click.option("--continue-on-error", is_flag=True, help="Go on with the next input after one that failed."),
 )
 
 
 def target_options(command: F) -> F:
     """Add the options that say what DST becomes."""
     for option in reversed(_TARGET_OPTIONS):
+        command = option(command)
+    return command
+
+
+def many_options(command: F) -> F:
+    """Add the options of commands that take several inputs."""
+    for option in reversed(_MANY_OPTIONS):
         command = option(command)
     return command
 
@@ -90,9 +178,117 @@ def format_options(profile: str | None, layout: str | None, pairs: tuple[str, ..
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name.isidentifier():
-            raise UsageError("an option of the format is not NAME=VALUE", where="--option", found=pair)
+            raise UsageError(
+                "an option of the format is not NAME=VALUE",
+                where="--option",
+                found=pair,
+                hint="-o help lists the options of the format.",
+            )
         try:
             options[name] = json.loads(text)
         except ValueError:
             options[name] = text
     return options | {name: value for name, value in (("profile", profile), ("layout", layout)) if value is not None}
+
+
+# --- several inputs -------------------------------------------------------------------------------------
+
+
+def over(
+    inputs: Sequence[tuple[str, ...]],
+    action: Callable[..., int | None],
+    *,
+    jobs: int,
+    continue_on_error: bool,
+    done: str,
+) -> int:
+    """Run a command for each of several inputs, and return the exit code of them all: the largest.
+
+    Parameters
+    ----------
+    inputs
+        The arguments of each run: one path, or source and target.
+    action
+        Called with the arguments of a run; returns an exit code.
+    jobs
+        How many run at a time. With more than one, each is a process of its own.
+    continue_on_error
+        Whether to go on after one that did not succeed.
+    done
+        The word of the summary: "converted".
+    """
+    if len(inputs) == 1:
+        return action(*inputs[0]) or OK
+    runs = _in_processes(inputs, jobs) if jobs > 1 else (_guarded(action, arguments) for arguments in inputs)
+    codes = []
+    for code in runs:
+        codes.append(code)
+        if code != OK and not continue_on_error:
+            break
+    good, left = codes.count(OK), len(inputs) - len(codes)
+    summary = f"{good} of {len(inputs)} {done}"
+    if good != len(codes):
+        summary += f", {len(codes) - good} failed"
+    if left:
+        summary += f", {left} not tried (--continue-on-error goes on)"
+    report(summary)
+    return max(codes)
+
+
+def _guarded(action: Callable[..., int | None], arguments: tuple[str, ...]) -> int:
+    try:
+        return action(*arguments) or OK
+    except BrokenPipeError:
+        raise
+    except (WuStoreError, OSError, MemoryError) as error:
+        say(f"wustore: error: {error_text(error)}")
+        return exit_code(error)
+
+
+def _in_processes(inputs: Sequence[tuple[str, ...]], jobs: int) -> Iterable[int]:
+    """Yield the exit code of each run, in order, as it ends; what it wrote is passed on as a whole."""
+    context = click.get_current_context()
+    command = [sys.executable, "-m", "wustore", str(context.info_name), *_options_given(context)]
+    running: list[subprocess.Popen[bytes]] = []
+
+    def run(arguments: tuple[str, ...]) -> tuple[int, bytes, bytes]:
+        process = subprocess.Popen([*command, "--", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        running.append(process)
+        out, err = process.communicate()
+        return process.returncode, out, err
+
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(run, arguments) for arguments in inputs]
+        try:
+            for future in futures:
+                code, out, err = future.result()
+                click.echo(out, nl=False)
+                click.echo(err, nl=False, err=True)
+                yield code if code >= 0 else 128 - code
+        finally:  # after an error, an interruption, or because the caller stops here
+            for future in futures:
+                future.cancel()
+            for process in running:
+                if process.poll() is None:
+                    process.terminate()
+
+
+def _options_given(context: click.Context) -> list[str]:
+    """Return the words of the options of a command that were given, but for those about several inputs."""
+    words = ["--quiet"] if SETTINGS.quiet else ["--verbose"] if SETTINGS.verbose else []
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        value = context.params.get(name)
+        if not isinstance(parameter, click.Option) or name in {"jobs", "continue_on_error"} or value is None:
+            continue
+        if context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+            continue
+        if parameter.is_flag:
+            words.append(parameter.opts[0] if value or not parameter.secondary_opts else parameter.secondary_opts[0])
+        elif parameter.multiple:
+            words += [word for item in value for word in (parameter.opts[0], str(item))]
+        elif parameter.nargs > 1:
+            words += [parameter.opts[0], *map(str, value)]
+        else:
+            words += [parameter.opts[0], str(value)]
+    return words

@@ -1,18 +1,112 @@
-"""What commands print: a progress bar, sizes in bytes, tables."""
+"""What commands print: results, a progress bar, sizes in bytes, tables.
+
+Data goes to standard output (`click.echo`). Everything else goes to standard error: a line of result (`report`) unless
+``--quiet``, more with ``--verbose`` (`detail`), warnings and errors always.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import click
 
 from wustore.backends.base import Progress
+from wustore.format import tagged_json
 
-__all__ = ["SIZE", "progress_bar", "size_text"]
+__all__ = [
+    "SETTINGS",
+    "SIZE",
+    "columns",
+    "csv_text",
+    "detail",
+    "json_text",
+    "progress_bar",
+    "report",
+    "say",
+    "size_text",
+]
+
+
+@dataclass
+class Settings:
+    """How much the running command says.
+
+    Attributes
+    ----------
+    quiet
+        No result lines, no progress; of ``verify``, ``diff`` and the like only the exit code.
+    verbose
+        Result lines with times, and what is being done.
+    progress
+        Whether a bar may be shown on a terminal.
+    """
+
+    quiet: bool = False
+    verbose: bool = False
+    progress: bool = True
+
+    def reset(self) -> None:
+        """Go back to the defaults: a process may run several commands one after the other."""
+        self.quiet, self.verbose, self.progress = False, False, True
+
+
+SETTINGS = Settings()
+"""Of the command that runs now; the options that all commands have set them."""
+
+_STARTED = time.perf_counter()
+
+
+def say(message: str) -> None:
+    """Write a line to standard error; if nobody reads it any more, that is no reason to stop."""
+    with suppress(BrokenPipeError):
+        click.echo(message, err=True)
+
+
+def report(message: str) -> None:
+    """Write the line that says what a command did, unless it is to be quiet."""
+    if not SETTINGS.quiet:
+        say(f"{message} ({time.perf_counter() - _STARTED:.1f} s)" if SETTINGS.verbose else message)
+
+
+def detail(message: str) -> None:
+    """Write a line that only ``--verbose`` shows."""
+    if SETTINGS.verbose:
+        say(f"wustore: {message}")
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Progress | None]:
+    """Give a function that shows how many images are done, or None if no bar is to be shown.
+
+    Parameters
+    ----------
+    label
+        What is being done.
+    """
+    if SETTINGS.quiet or not SETTINGS.progress or not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc=label, unit="image", leave=False, dynamic_ncols=True) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
+
+
+# --- sizes ----------------------------------------------------------------------------------------------
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
@@ -42,24 +136,32 @@ def size_text(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-@contextmanager
-def progress_bar(label: str) -> Iterator[Progress | None]:
-    """Give a function that shows how many images are done, or None where nobody looks.
+# --- documents and tables -------------------------------------------------------------------------------
 
-    Parameters
-    ----------
-    label
-        What is being done.
-    """
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from tqdm import tqdm
 
-    with tqdm(desc=label, unit="image", leave=False, dynamic_ncols=True) as bar:
+def json_text(value: Any) -> str:
+    """Return a value as JSON, with tags for what JSON does not have."""
+    return json.dumps(tagged_json.encode(value), indent=2, allow_nan=False, ensure_ascii=False)
 
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
 
-        yield show
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows with the same keys as CSV with a line of names; None is an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().rstrip("\n")
+
+
+def columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return lines of a table whose cells are aligned: numbers to the right, text to the left."""
+    table = [list(heads), *(list(row) for row in rows)]
+    widths = [max(len(row[k]) for row in table) for k in range(len(heads))]
+    right = [all(re.fullmatch(r"[-+\d.]*%?|-", row[k]) for row in rows) for k in range(len(heads))]
+    return [
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in table
+    ]

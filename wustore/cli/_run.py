@@ -14,6 +14,7 @@ code  meaning
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -26,6 +27,7 @@ from typing import NoReturn, TextIO
 
 import click
 
+from wustore.cli._output import SETTINGS, say
 from wustore.errors import (
     BackendError,
     FidelityError,
@@ -36,7 +38,7 @@ from wustore.errors import (
     WuStoreError,
 )
 
-__all__ = ["DAMAGED", "DIFFERS", "INCOMPLETE", "OK", "USAGE", "exit_code", "guarded", "say"]
+__all__ = ["DAMAGED", "DIFFERS", "INCOMPLETE", "OK", "USAGE", "error_text", "exit_code", "guarded"]
 
 OK, DIFFERS, USAGE, DAMAGED, INCOMPLETE = range(5)
 
@@ -59,13 +61,10 @@ def exit_code(error: BaseException) -> int:
     return next((code for kind, code in _CODES if isinstance(error, kind)), DAMAGED)
 
 
-def say(message: str) -> None:
-    """Write a line for people to standard error."""
-    click.echo(message, err=True)
-
-
 def guarded(command: click.Command, arguments: Sequence[str] | None) -> int:
     """Run a command and return its exit code; our errors and those of the system become one line each."""
+    _open_closed_streams()
+    SETTINGS.reset()
     # Asked for here, because an error in a command's arguments comes before the option is read.
     words = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in words
@@ -84,23 +83,66 @@ def guarded(command: click.Command, arguments: Sequence[str] | None) -> int:
             say("wustore: interrupted")
             return _INTERRUPTED
         except BrokenPipeError:
-            # Python flushes standard output once more at exit; nobody is there to read it.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _give_up_output()
             return _NO_READER
         except (WuStoreError, OSError, MemoryError) as error:
             if debug:
                 traceback.print_exc()
-            say(f"wustore: error: {_text(error)}")
+            say(f"wustore: error: {error_text(error)}")
+            _give_up_output()
             return exit_code(error)
     return result if isinstance(result, int) else OK
 
 
-def _text(error: BaseException) -> str:
+_HINTS = {
+    errno.ENOSPC: "Free some space, or write to another place.",
+    errno.EDQUOT: "Free some space, or write to another place.",
+    errno.EACCES: "Check the permissions of the path and of its directory.",
+    errno.EPERM: "Check the permissions of the path and of its directory.",
+    errno.EROFS: "Write to another place.",
+    errno.ENOENT: "Check the name, and whether its directory exists.",
+    errno.ENOTDIR: "A file stands where a directory is needed: check the path.",
+    errno.EISDIR: "A directory stands where a file is needed: check the path.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n), or use fewer --workers.",
+}
+"""What to do about an error of the system."""
+
+
+def error_text(error: BaseException) -> str:
+    """Return the one line that says what went wrong, where, and what to do about it."""
     if isinstance(error, MemoryError):
-        return f"out of memory ({error})" if str(error) else "out of memory"
+        what = f"out of memory ({error})" if str(error) else "out of memory"
+        return f"{what}. Use fewer --workers, or --max-memory."
     if isinstance(error, WuStoreError) or not isinstance(error, OSError) or error.strerror is None:
         return str(error) or type(error).__name__
-    return f"{error.strerror} [{error.filename}]" if error.filename else error.strerror
+    what = f"{error.strerror} [{error.filename}]" if error.filename else error.strerror
+    hint = _HINTS.get(error.errno or 0)
+    return f"{what}. {hint}" if hint else what
+
+
+def _open_closed_streams() -> None:
+    """Give standard streams that are closed (``>&-``) somewhere to go.
+
+    Otherwise the next file that is opened would get the number of the stream, and with it what is written there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - until the process ends
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+
+
+def _give_up_output() -> None:
+    """Send what standard output still holds nowhere, if it cannot be written: Python would try again at exit."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

@@ -1,9 +1,11 @@
-"""``wustore demo``, ``formats``: what this installation of wustore can do."""
+"""``wustore demo``, ``formats``, ``doctor`` and ``completion``: about this installation of wustore."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 import sys
 import tempfile
 import time
@@ -17,10 +19,14 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from wustore.cli._options import json_option
+from wustore.cli._output import size_text
+from wustore.cli._run import DIFFERS, OK
+
 if TYPE_CHECKING:
     from wustore.work_unit import WorkUnit
 
-__all__ = ["build", "demo", "formats"]
+__all__ = ["build", "completion", "demo", "doctor", "formats"]
 
 N_IMAGES = 8
 SIZE = 384
@@ -222,7 +228,7 @@ def _show_stamps(folder: Path) -> None:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON document.")
+@json_option
 def formats(*, as_json: bool) -> None:
     """List the formats that wustore reads and writes, those of other packages among them."""
     from wustore.backends.registry import backend_named, format_names
@@ -238,3 +244,163 @@ def formats(*, as_json: bool) -> None:
     for row in rows:
         endings = f" ({', '.join(row['suffixes'])})" if row["suffixes"] else ""
         click.echo(f"{row['name']:<{width}}  {row['description']}{endings}")
+
+
+# --- doctor ---------------------------------------------------------------------------------------------
+
+_CORE = ("numpy", "astropy", "zarr", "numcodecs", "pcodec", "h5py", "imagecodecs", "PyYAML", "click", "tqdm")
+_EXTRAS = {
+    "numba": "FITS Rice tiles in compiled loops; without it FITS is read and written several times slower",
+    "hdf5plugin": "extra plugins: the HDF5 profile fast",
+    "matplotlib": "extra plot: plots",
+    "xarray": "extra xarray: to_xarray() and the xarray engine",
+    "dask": "extra xarray: lazy arrays in parallel",
+    "distributed": "extra cluster: conversions on a Dask cluster",
+    "fsspec": "extra cloud: object stores",
+    "s3fs": "extra cloud: s3://",
+    "aiohttp": "extra cloud: https://",
+    "pyarrow": "extra parquet: KBMOD results in Parquet",
+    "jsonschema": "extra validate: documents against the schema",
+}
+
+
+@click.command()
+@json_option
+def doctor(*, as_json: bool) -> int:
+    """Say what this installation can do: versions, codecs, plug-ins, extras, processors and limits.
+
+    Exits 1 if a package of the core install is missing, or a codec does not give back what it was given.
+    """
+    found = _examined()
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        for title, part in found.items():
+            if isinstance(part, dict):
+                click.echo(title)
+                lines = [[f"  {name}", "-" if value is None else str(value)] for name, value in part.items()]
+                click.echo("\n".join(f"{name:<20}{value}" for name, value in lines))
+            else:
+                click.echo(f"{title:<20}{part}")
+    return OK if found["ok"] else DIFFERS
+
+
+def _examined() -> dict[str, Any]:
+    import platform
+    from importlib.metadata import entry_points
+
+    from wustore._version import __version__
+    from wustore.backends.registry import GROUP
+    from wustore.storage.threads import default_workers
+
+    core = {name: _version(name) for name in _CORE}
+    codecs = _codecs()
+    return {
+        "wustore": __version__,
+        "python": f"{platform.python_version()}, {platform.platform()}",
+        "core": core,
+        "extras": {name: _version(name) or f"not installed ({use})" for name, use in _EXTRAS.items()},
+        "codecs": codecs,
+        "plug-ins": {point.name: point.value for point in entry_points(group=GROUP)},
+        "limits": {
+            "processors": default_workers(),
+            "open files": _open_files(),
+            "memory": _memory(),
+            "temporary": f"{tempfile.gettempdir()}, {size_text(shutil.disk_usage(tempfile.gettempdir()).free)} free",
+        },
+        "ok": all(core.values()) and set(codecs.values()) <= {"ok"},
+    }
+
+
+def _version(name: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _codecs() -> dict[str, str]:
+    """Return for each profile whether an image comes back from it, or what went wrong."""
+    from wustore.backends.memory import MemoryReader
+    from wustore.backends.registry import backend_named, open_reader
+    from wustore.errors import MissingDependencyError, WuStoreError
+    from wustore.ops.copy import copy
+    from wustore.ops.diff import differences
+
+    results = {}
+    with tempfile.TemporaryDirectory(prefix="wustore-doctor-") as folder:
+        source = MemoryReader(*_small())
+        for kind, ending in (("zarr", "zarr"), ("hdf5", "h5")):
+            for profile in ("compact", "portable", "fast", "none"):
+                path = f"{folder}/{profile}.{ending}"
+                try:
+                    copy(source, backend_named(kind).create(path, source.meta, profile=profile))
+                    with open_reader(path) as reader:
+                        same = next(differences(source, reader), None) is None
+                    results[f"{kind} {profile}"] = "ok" if same else "DIFFERENT VALUES"
+                except MissingDependencyError as error:
+                    if kind == "zarr":
+                        results[f"{kind} {profile}"] = str(error)
+                except (WuStoreError, ImportError, OSError, ValueError) as error:
+                    results[f"{kind} {profile}"] = f"{type(error).__name__}: {error}"
+    return results
+
+
+def _small() -> tuple[Any, Any]:
+    """Return metadata and images of a tiny WorkUnit."""
+    from wustore.model.meta import ConstituentTable, Image, Meta
+
+    plane = np.random.default_rng(1).normal(0, 5, (16, 16)).astype(np.float32)
+    image = Image(plane, plane**2, (plane > 9).astype(np.int8), np.ones((3, 3), np.float32))
+    types = {
+        name: (value.dtype,)
+        for name in ("science", "variance", "mask", "psf")
+        if (value := image.layer(name)) is not None
+    }
+    shape = np.array([[16, 16]], np.int32)
+    meta = Meta(np.array([60000.0]), shape, np.array([[3, 3]], np.int32), types, None, ConstituentTable(0))
+    return meta, [image]
+
+
+def _open_files() -> str:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return "unknown"
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return f"{soft} (at most {hard})"
+
+
+def _memory() -> str:
+    try:
+        return size_text(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return "unknown"
+
+
+# --- completion -----------------------------------------------------------------------------------------
+
+
+@click.command(
+    epilog="""
+\b
+Examples:
+  wustore completion bash > ~/.local/share/bash-completion/completions/wustore
+  eval "$(wustore completion zsh)"
+  wustore completion fish > ~/.config/fish/completions/wustore.fish
+"""
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that completes commands, options and paths in SHELL."""
+    from click.shell_completion import BashComplete, get_completion_class
+
+    from wustore.cli import COMPLETION, cli
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    if kind is BashComplete:
+        kind = type("BashComplete", (BashComplete,), {"_check_version": staticmethod(lambda: None)})
+    click.echo(kind(cli, {}, "wustore", COMPLETION).source())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import asdict
 
 import click
 
-from wustore.cli._output import progress_bar
-from wustore.cli._run import DAMAGED, DIFFERS, OK, say
+from wustore.cli._options import STORE, format_option, json_option, many_options, over, workers_option
+from wustore.cli._output import SETTINGS, detail, progress_bar, report, say
+from wustore.cli._run import DAMAGED, DIFFERS, OK
 
 __all__ = ["diff", "verify"]
 
@@ -18,45 +20,64 @@ Examples:
   wustore verify night.zarr
   wustore verify night.h5 --json
   wustore verify night.zarr --fits && rm night.fits
+  wustore verify *.zarr --jobs 4 --continue-on-error --quiet
 """
 
 
 @click.command(epilog=_VERIFY_EXAMPLES)
-@click.argument("path")
-@click.option("--format", "format_name", metavar="NAME", help="Format, where the content must not decide.")
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=STORE)
+@format_option
 @click.option("--fits", "with_fits", is_flag=True, help="Also write the FITS files it came from, and hash them.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON document.")
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Images at a time; as many as processors.")
-def verify(path: str, *, format_name: str | None, with_fits: bool, as_json: bool, workers: int | None) -> int:
-    """Read all of the store at PATH: every chunk, checksum, document and FITS leftover.
+@json_option
+@workers_option
+@many_options
+def verify(
+    paths: tuple[str, ...],
+    *,
+    format_name: str | None,
+    with_fits: bool,
+    as_json: bool,
+    workers: int | None,
+    jobs: int,
+    continue_on_error: bool,
+) -> int:
+    """Read all of the store at PATH: every chunk, checksum and document, and the capsule.
 
-    Of FITS files the CHECKSUM and DATASUM cards are held against the bytes; a file in which they are wrong is
+    Of FITS files the CHECKSUM and DATASUM cards are compared with the bytes; a file in which they are wrong is
     converted all the same.
 
-    With --fits the original FITS files are written to a temporary directory and their sha256 compared with
-    the recorded one. Prints each place that is wrong. Exits 0 where there is none, 1 where the store is whole
-    but invalid, 3 where it is damaged, 4 where its conversion has not finished.
+    With --fits the original FITS files are written to a temporary directory, and their sha256 is compared with
+    the recorded one. Prints each place that is wrong. Exits 0 if there is none, 1 if the store is whole
+    but invalid, 3 if it is damaged, 4 if its conversion has not finished.
     """
-    from wustore.backends.registry import open_reader
-    from wustore.ops.verify import fits_problems, problems
 
-    with open_reader(path, format=format_name) as reader, progress_bar("verifying") as progress:
-        found = list(problems(reader, workers=workers, progress=progress))
-        if with_fits and not found:
-            found = list(fits_problems(reader, workers=workers, progress=progress))
-        n_images, checked = reader.meta.n_images, reader.checksums() is not None
-    if as_json:
-        listed = [{"kind": p.kind, "where": p.where, "what": p.what} for p in found]
-        click.echo(json.dumps({"path": path, "ok": not found, "checksums": checked, "problems": listed}, indent=2))
-    elif found:
-        click.echo("\n".join(str(problem) for problem in found))
-    else:
-        how = "every plane matches its checksum" if checked else "the format stores no checksums of planes"
-        how += "; the FITS files come back with their sha256" if with_fits else ""
-        click.echo(f"{path}: ok, {n_images} images read; {how}")
-    if not found:
-        return OK
-    return DAMAGED if any(problem.kind == "damaged" for problem in found) else DIFFERS
+    def one(path: str) -> int:
+        from wustore.backends.registry import open_reader
+        from wustore.ops.verify import fits_problems, problems
+
+        detail(f"verifying {path}")
+        with open_reader(path, format=format_name) as reader, progress_bar("verifying") as progress:
+            found = list(problems(reader, workers=workers, progress=progress))
+            if with_fits and not found:
+                found = list(fits_problems(reader, workers=workers, progress=progress))
+            n_images, checked = reader.meta.n_images, reader.checksums() is not None
+        if as_json:
+            listed = [{"kind": p.kind, "where": p.where, "what": p.what} for p in found]
+            document = {"path": path, "ok": not found, "images": n_images, "checksums": checked, "problems": listed}
+            click.echo(json.dumps(document, indent=2))
+        elif not SETTINGS.quiet:
+            several = f"{path}: " if len(paths) > 1 else ""
+            for problem in found:
+                click.echo(f"{several}{problem}")
+            if not found:
+                how = "every plane matches its checksum" if checked else "the format stores no checksums of planes"
+                how += "; the FITS files come back with their sha256" if with_fits else ""
+                click.echo(f"{path}: ok, {n_images} images read; {how}")
+        if not found:
+            return OK
+        return DAMAGED if any(problem.kind == "damaged" for problem in found) else DIFFERS
+
+    return over([(path,) for path in paths], one, jobs=jobs, continue_on_error=continue_on_error, done="ok")
 
 
 _DIFF_EXAMPLES = """
@@ -64,31 +85,47 @@ _DIFF_EXAMPLES = """
 Examples:
   wustore diff night.fits night.zarr && echo equal
   wustore diff night.zarr night.h5 --json
+  wustore diff night.fits lossy.fits --atol 0.005
 """
 
 
 @click.command(epilog=_DIFF_EXAMPLES)
-@click.argument("left", metavar="A")
-@click.argument("right", metavar="B")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON document.")
+@click.argument("left", metavar="A", type=STORE)
+@click.argument("right", metavar="B", type=STORE)
+@click.option("--rtol", type=click.FloatRange(min=0), default=0.0, help="Relative difference of pixels to allow.")
+@click.option("--atol", type=click.FloatRange(min=0), default=0.0, help="Absolute difference of pixels to allow.")
+@json_option
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Stop after that many.")
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Images at a time; as many as processors.")
-def diff(left: str, right: str, *, as_json: bool, limit: int, workers: int | None) -> int:
+@workers_option
+def diff(left: str, right: str, *, rtol: float, atol: float, as_json: bool, limit: int, workers: int | None) -> int:
     """Compare the stores A and B, whatever their formats: every value, type and pixel, bit for bit.
 
-    Prints the places that differ. Exits 0 where there are none and 1 where there are.
+    Prints the places that differ, with the largest difference of the pixels there. Exits 0 if there are none and
+    1 if there are. With --rtol or --atol, pixels that differ by no more than atol + rtol * abs(B) are equal.
     """
     from wustore.backends.registry import open_reader
     from wustore.ops.diff import differences
 
     with open_reader(left) as a, open_reader(right) as b:
-        found = list(itertools.islice(differences(a, b, workers=workers), limit))
+        found = list(itertools.islice(differences(a, b, workers=workers, rtol=rtol, atol=atol), limit))
+        n_images = a.meta.n_images
+    largest: dict[str, float] = {}
+    for difference in found:
+        if difference.largest is not None:
+            layer = difference.where.partition(" ")[0]
+            largest[layer] = max(largest.get(layer, 0.0), difference.largest)
     if as_json:
-        places = [{"where": d.where, "left": d.left, "right": d.right} for d in found]
-        click.echo(json.dumps({"equal": not found, "differences": places}, indent=2))
-    else:
+        document = {"equal": not found, "differences": [asdict(d) for d in found], "largest": largest}
+        click.echo(json.dumps(document, indent=2))
+    elif not SETTINGS.quiet:
         for difference in found:
             click.echo(str(difference))
     if len(found) == limit:
-        say(f"wustore: stopped after {limit} differences")
-    return DIFFERS if found else OK
+        say(f"wustore: stopped after {limit} differences; --limit shows more")
+    if not found:
+        how = "bit for bit" if rtol == atol == 0 else f"within rtol {rtol:g} and atol {atol:g}"
+        report(f"{left} and {right} are equal: {n_images} images, every value, {how}")
+        return OK
+    if largest:
+        report("largest difference: " + ", ".join(f"{layer} {value:.4g}" for layer, value in largest.items()))
+    return DIFFERS

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
 
-from wustore.cli._options import format_options, target_options
-from wustore.cli._output import SIZE, progress_bar, size_text
-from wustore.cli._run import say
-from wustore.errors import UsageError
+from wustore.backends.base import Progress
+from wustore.cli._options import STORE, format_options, many_options, over, target_options, workers_option
+from wustore.cli._output import SIZE, detail, progress_bar, report, size_text
+from wustore.errors import UsageError, WuStoreError
 
 __all__ = ["convert", "finish", "part", "plan"]
 
@@ -19,33 +21,35 @@ _EXAMPLES = """
 \b
 Examples:
   wustore convert night.fits night.zarr
-  wustore convert night.zarr night.h5
   wustore convert night.zarr again.fits
   wustore convert night.zarr out/night.fits --format sharded-fits
   wustore convert night.fits small.zarr --profile portable
   wustore convert night.fits night.zarr --resume --workers 8 --max-memory 4G
   wustore convert night.fits night.zarr --dry-run
+  wustore convert *.fits archive/ --jobs 4 --continue-on-error
+  wustore convert *.zarr exchange/ --format hdf5
 """
 
 
 @click.command(epilog=_EXAMPLES)
-@click.argument("source", metavar="SRC")
-@click.argument("target", metavar="DST")
+@click.argument("paths", metavar="SRC... DST", nargs=-1, required=True, type=STORE)
 @target_options
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Images at a time; as many as processors.")
+@workers_option
 @click.option(
     "--processes/--threads",
     default=None,
-    help="What a worker is; by default a process from 5 workers on, where DST is Zarr.",
+    help="What a worker is; by default a process from 5 workers on, if DST is Zarr.",
 )
-@click.option("--max-memory", type=SIZE, metavar="SIZE", help="Memory for the images in work, such as 2G; lowers N.")
-@click.option("--resume", is_flag=True, help="Go on where a killed conversion stopped; keep what is written.")
+@click.option(
+    "--max-memory", type=SIZE, metavar="SIZE", help="Memory for the images being processed, such as 2G; lowers N."
+)
+@click.option("--resume", is_flag=True, help="Go on with a conversion that was interrupted; keep what is written.")
 @click.option("--scheduler", metavar="ADDRESS", help="Run the parts on the Dask cluster of this scheduler.")
+@many_options
 @click.option("--dry-run", is_flag=True, help="Estimate size, files, memory, time and free space; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: the estimate as JSON.")
 def convert(
-    source: str,
-    target: str,
+    paths: tuple[str, ...],
     *,
     target_format: str | None,
     source_format: str | None,
@@ -59,49 +63,199 @@ def convert(
     max_memory: int | None,
     resume: bool,
     scheduler: str | None,
+    jobs: int,
+    continue_on_error: bool,
     dry_run: bool,
     as_json: bool,
-) -> None:
+) -> int:
     """Convert SRC into DST; nothing is lost.
 
-    Formats are found from content (SRC) and name (DST); ``wustore formats`` lists them. A sharded FITS set
-    is named by its primary file. DST appears when it is whole, or not at all.
+    The format of SRC is found from its content, that of DST from its name; ``wustore formats`` lists them. A
+    sharded FITS set is named by its primary file. DST appears when it is whole, or not at all.
+
+    If there are several SRC, or DST is a directory, each is converted into a file or store of its own name in
+    DST: Zarr, or what --format says.
     """
+    if "help" in others:
+        return _show_options(target_format or _format_of_name(paths[-1]))
     options = format_options(profile, layout, others)
     if as_json and not dry_run:
         raise UsageError("--json goes with --dry-run", where="--json", hint="A conversion prints no data.")
-    if dry_run:
-        _show_estimate(
-            source,
-            target,
-            source_format=source_format,
-            format=target_format,
-            overwrite=overwrite,
-            workers=workers,
-            max_memory=max_memory,
-            options=options,
-            as_json=as_json,
+    targets = _targets(paths, target_format)
+    if targets[0][1] != paths[-1] and "://" not in paths[-1] and not dry_run:
+        Path(paths[-1]).mkdir(parents=True, exist_ok=True)
+
+    def one(source: str, target: str) -> None:
+        if dry_run:
+            _show_estimate(
+                source,
+                target,
+                source_format=source_format,
+                format=target_format,
+                overwrite=overwrite,
+                workers=workers,
+                max_memory=max_memory,
+                options=options,
+                as_json=as_json,
+            )
+            return
+        from wustore.ops.convert import convert as run
+
+        _say_if_sharded(source, target, source_format, target_format)
+        detail(f"converting {source} to {target}")
+        with progress_bar("converting") as bar:
+            count = _Count(bar)
+            run(
+                source,
+                target,
+                source_format=source_format,
+                format=target_format,
+                overwrite=overwrite,
+                capsule=not no_capsule,
+                workers=workers,
+                processes=processes,
+                max_memory=max_memory,
+                resume=resume,
+                scheduler=scheduler,
+                progress=count,
+                **options,
+            )
+        report(_result(source, target, count))
+
+    return over(targets, one, jobs=jobs, continue_on_error=continue_on_error, done="converted")
+
+
+class _Count:
+    """Counts the images that a conversion writes, and passes the count on to a bar."""
+
+    def __init__(self, bar: Progress | None) -> None:
+        self.bar = bar
+        self.written = 0
+        self.total: int | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        self.written += 1
+        self.total = total
+        if self.bar is not None:
+            self.bar(done, total)
+
+
+def _result(source: str, target: str, count: _Count) -> str:
+    """Return the line that says what a conversion made."""
+    parts = []
+    if count.total is None:  # every image was there already
+        parts.append("all images kept from the interrupted conversion")
+    else:
+        parts.append(f"{count.total} images")
+        if count.written < count.total:
+            parts.append(f"{count.total - count.written} of them kept from the interrupted conversion")
+    before, after = _bytes(source), _bytes(target)
+    if after:
+        parts.append(size_text(after) + (f", {after / before:.2f} of {source}" if before else ""))
+    return f"{target}: {', '.join(parts)}"
+
+
+def _bytes(path: str) -> int:
+    """Return the bytes of a file with the other files of its sharded set, or of all files in a directory."""
+    place = Path(path)
+    if place.is_dir():
+        return sum(entry.stat().st_size for entry in place.rglob("*") if entry.is_file())
+    if not place.is_file():
+        return 0
+    shards = (entry for entry in place.parent.glob(f"*_{place.name}") if entry.name.partition("_")[0].isdecimal())
+    return place.stat().st_size + sum(entry.stat().st_size for entry in shards)
+
+
+_ENDINGS = {"hdf5": ".h5", "fits": ".fits", "sharded-fits": ".fits"}
+"""Endings of new files where a format has several."""
+
+
+def _targets(paths: tuple[str, ...], target_format: str | None) -> list[tuple[str, str]]:
+    """Return (source, target) of each conversion.
+
+    Raises
+    ------
+    UsageError
+        If there is no target, or two sources would get the same one.
+    """
+    if len(paths) < 2:
+        raise click.UsageError(f"There is no DST. Say where to write: wustore convert {paths[0]} DST")
+    *sources, target = paths
+    if len(sources) == 1 and not _is_directory(target, target_format):
+        return [(sources[0], target)]
+    from wustore.backends.registry import backend_named
+
+    name = target_format or "zarr"
+    ending = _ENDINGS.get(name) or backend_named(name).suffixes[0]
+    found = [(source, os.path.join(target, _stem(source) + ending)) for source in sources]  # noqa: PTH118 - or a URL
+    twice = {path for k, (_, path) in enumerate(found) if path in {other for _, other in found[:k]}}
+    if twice:
+        raise UsageError(
+            "two sources would be converted into the same target",
+            path=min(twice),
+            hint="Convert them one by one, or into different directories.",
         )
+    return found
+
+
+def _is_directory(target: str, target_format: str | None) -> bool:
+    """Return whether DST is a directory to write into, not the store itself."""
+    if target.endswith("/"):
+        return True
+    if not Path(target).is_dir() or Path(target, "zarr.json").exists():
+        return False
+    return target_format is None and _format_of_name(target) is None
+
+
+def _format_of_name(path: str) -> str | None:
+    from wustore.backends.registry import backend_for_writing
+    from wustore.errors import UnknownFormatError
+
+    try:
+        return backend_for_writing(path).name
+    except UnknownFormatError:
+        return None
+
+
+def _stem(path: str) -> str:
+    """Return the name of a file or store without the ending that says its format."""
+    from wustore.backends.registry import backend_named, format_names
+
+    name = path.partition("?")[0].rstrip("/").rpartition("/")[2]
+    endings = sorted((ending for each in format_names() for ending in backend_named(each).suffixes), key=len)
+    return next((name[: -len(ending)] for ending in reversed(endings) if name.lower().endswith(ending)), name)
+
+
+def _show_options(name: str | None) -> int:
+    """List what ``-o`` takes, of one format or of all."""
+    from wustore.backends.registry import backend_named, format_names
+
+    for each in [name] if name else format_names():
+        backend = backend_named(each)
+        if backend.options or name:
+            click.echo(f"{each}:" + ("" if backend.options else " no options"))
+        width = max(map(len, backend.options), default=0)
+        for option, text in backend.options.items():
+            click.echo(f"  {option:<{width}}  {text}")
+    return 0
+
+
+def _say_if_sharded(source: str, target: str, source_format: str | None, target_format: str | None) -> None:
+    """Say how a sharded set is made, if a single FITS file is asked for of a store that was made from a set."""
+    from wustore.backends.registry import open_reader
+
+    if target_format is not None or _format_of_name(target) != "fits":
         return
-
-    from wustore.ops.convert import convert as run
-
-    with progress_bar("converting") as progress:
-        run(
-            source,
-            target,
-            source_format=source_format,
-            format=target_format,
-            overwrite=overwrite,
-            capsule=not no_capsule,
-            workers=workers,
-            processes=processes,
-            max_memory=max_memory,
-            resume=resume,
-            scheduler=scheduler,
-            progress=progress,
-            **options,
-        )
+    try:
+        with open_reader(source, format=source_format) as reader:
+            capsule = (reader.document() or {}).get("capsule")
+            sharded = reader.format == "sharded-fits" or (
+                isinstance(capsule, dict) and capsule.get("form") == "sharded-fits"
+            )
+    except (WuStoreError, OSError):
+        return  # the conversion itself says what is wrong
+    if sharded:
+        report(f"{source} holds a sharded set; --format sharded-fits writes it as one, this writes a single file")
 
 
 def _show_estimate(
@@ -138,7 +292,7 @@ def _show_estimate(
         free = "unknown" if found.free_bytes is None else size_text(found.free_bytes)
         click.echo(f"images   {found.n_images} (measured on image {sampled})")
         click.echo(f"size     {size_text(found.target_bytes)} in {found.target_files} files; capsule not counted")
-        click.echo(f"memory   {size_text(found.memory_bytes)} with {found.workers} images in work")
+        click.echo(f"memory   {size_text(found.memory_bytes)} for {found.workers} images at a time")
         click.echo(f"time     {found.seconds:.1f} s")
         click.echo(f"free     {free}")
     refuse_if_too_large(found, target)
@@ -154,9 +308,15 @@ Examples:
 
 
 @click.command(epilog=_JOB_EXAMPLES)
-@click.argument("source", metavar="SRC")
-@click.argument("target", metavar="DST")
-@click.option("--parts", type=click.IntRange(min=1), required=True, metavar="N", help="Into how many parts.")
+@click.argument("source", metavar="SRC", type=STORE)
+@click.argument("target", metavar="DST", type=STORE)
+@click.option(
+    "--parts",
+    type=click.IntRange(min=1),
+    required=True,
+    metavar="N",
+    help="Number of parts; at most one for each image.",
+)
 @target_options
 def plan(
     source: str,
@@ -170,12 +330,14 @@ def plan(
     others: tuple[str, ...],
     overwrite: bool,
     no_capsule: bool,
-) -> None:
+) -> int:
     """Plan the conversion of SRC into DST in N parts.
 
     Prints the plan as JSON. Then every part may run anywhere, in any order, more than once; ``wustore
-    finish`` checks that all is there and lets DST appear.
+    finish`` checks that all is there and lets DST appear. Planning again with another N is refused.
     """
+    if "help" in others:
+        return _show_options(target_format or _format_of_name(target))
     from wustore.ops.jobs import plan as run
 
     job = run(
@@ -190,28 +352,33 @@ def plan(
     )
     images = [len(job.images_of(k)) for k in range(job.parts)]
     click.echo(json.dumps({"target": job.target, "images": job.n_images, "parts": job.parts, "images_of_part": images}))
+    report(f"{target}: planned in {job.parts} parts; wustore part {target} K for each K, then wustore finish {target}")
+    return 0
 
 
 @click.command(epilog=_JOB_EXAMPLES)
-@click.argument("target", metavar="DST")
+@click.argument("target", metavar="DST", type=STORE)
 @click.argument("number", metavar="K", type=click.IntRange(min=0))
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Images at a time; as many as processors.")
+@workers_option
 def part(target: str, number: int, *, workers: int | None) -> None:
-    """Write part K (0 … N-1) of the planned conversion to DST.
+    """Write part K (0 to N-1) of the planned conversion to DST.
 
-    What is written already is checked and kept, so that a part that was killed can simply run again.
+    What is written already is checked and kept, so that a part that was killed can simply run again. A K beyond
+    the last part does nothing and exits 0: an array may be larger than the number of images.
     """
     from wustore.ops.jobs import part as run
 
     with progress_bar(f"part {number}") as progress:
         written = run(target, number, workers=workers, progress=progress)
-    say(f"part {number}: {written} images written")
+    report(f"part {number}: {written} images written")
 
 
 @click.command(epilog=_JOB_EXAMPLES)
-@click.argument("target", metavar="DST")
+@click.argument("target", metavar="DST", type=STORE)
 def finish(target: str) -> None:
     """Check that every part of the conversion to DST is there, and let DST appear."""
     from wustore.ops.jobs import finish as run
 
     run(target)
+    size = _bytes(target)
+    report(f"{target}: finished" + (f", {size_text(size)}" if size else ""))

@@ -6,9 +6,8 @@ from typing import Any
 
 import click
 
-from wustore.cli._options import MOMENT, Number
-from wustore.cli._output import progress_bar
-from wustore.cli._run import say
+from wustore.cli._options import MOMENT, STORE, Number, format_option
+from wustore.cli._output import progress_bar, report
 from wustore.errors import UsageError
 
 __all__ = ["cutout", "stamp"]
@@ -23,7 +22,7 @@ Examples:
 
 
 @click.command(epilog=_STAMP_EXAMPLES)
-@click.argument("path")
+@click.argument("path", type=STORE)
 @click.option("--x", type=float, metavar="PIXEL", help="Centre in x, from 0.")
 @click.option("--y", type=float, metavar="PIXEL", help="Centre in y, from 0.")
 @click.option("--ra", type=Number("deg"), metavar="DEG", help="Centre in right ascension, ICRS; or such as 12h30m.")
@@ -45,8 +44,8 @@ Examples:
     help="Write the coadd over time instead of the stamps.",
 )
 @click.option("--output", "-o", required=True, metavar="OUT", help="Ending in .npy, .npz, .fits, .zarr or .png.")
-@click.option("--format", "format_name", metavar="NAME", help="Format of PATH, where the content must not decide.")
-@click.option("--overwrite", is_flag=True, help="Replace OUT where it exists.")
+@format_option
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 def stamp(
     path: str,
     *,
@@ -64,7 +63,7 @@ def stamp(
 ) -> None:
     """Cut stamps out of all images of the store at PATH: at a position, or along trajectories.
 
-    Reads only the chunks that the stamps touch. Pixels outside of the frame and masked ones are NaN.
+    Reads only the chunks that the stamps touch. Pixels outside of the image and masked ones are NaN.
     """
     from wustore.backends.registry import open_reader
     from wustore.ops.convert import refuse_same
@@ -74,7 +73,7 @@ def stamp(
 
     position: dict[str, Any] = {"x": x, "y": y, "ra": ra, "dec": dec}
     if trajectories is not None and any(value is not None for value in position.values()):
-        raise UsageError("a position and trajectories", expected="one of them")
+        raise UsageError("a position and trajectories", expected="one of them", hint="Leave out one of the two.")
     refuse_same(path, output)
     refuse_same(trajectories, output)
     found: Stamps | Coadds
@@ -89,7 +88,7 @@ def stamp(
     n_positions, n_times = found.x.size // max(len(found.times), 1), len(found.times)
     size = f"{2 * radius + 1} x {2 * radius + 1} pixels"
     what = f"{n_positions * n_times} stamps of {size}" if kind is None else f"{n_positions} coadds of {size}"
-    say(f"wustore: {output}: {what}, from {n_times} images")
+    report(f"{output}: {what}, from {n_times} images")
 
 
 _CUTOUT_EXAMPLES = """
@@ -102,8 +101,8 @@ Examples:
 
 
 @click.command(epilog=_CUTOUT_EXAMPLES)
-@click.argument("source", metavar="PATH")
-@click.argument("target", metavar="OUT")
+@click.argument("source", metavar="PATH", type=STORE)
+@click.argument("target", metavar="OUT", type=STORE)
 @click.option("--x", type=float, metavar="PIXEL", help="Centre in x, from 0.")
 @click.option("--y", type=float, metavar="PIXEL", help="Centre in y, from 0.")
 @click.option("--width", type=click.IntRange(min=1), metavar="N", help="Size in x.")
@@ -117,7 +116,7 @@ Examples:
 @click.option("--images", metavar="LIST", help="Only these images, such as 0,3-7; from 0.")
 @click.option("--filters", metavar="LIST", help="Only images through these filters, such as g,r.")
 @click.option("--format", "target_format", metavar="NAME", help="Format of OUT; by default its name says it.")
-@click.option("--overwrite", is_flag=True, help="Replace OUT where it exists; it stays until the new one is whole.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists; it stays until the new one is whole.")
 def cutout(
     source: str,
     target: str,
@@ -148,7 +147,11 @@ def cutout(
     is_window = any(value is not None for value in (x, y, width, height, ra, dec, size))
     is_selection = any(value is not None for value in (times, images, filters))
     if not (is_window or is_selection):
-        raise UsageError("nothing is cut out", expected="a window, or some of the images")
+        raise UsageError(
+            "nothing is cut out",
+            expected="a window, or some of the images",
+            hint="Give --x, --y, --width; or --ra, --dec, --size; or --times, --images, --filters.",
+        )
     refuse_same(source, target)
     with open_reader(source) as reader:
         view = reader
@@ -163,6 +166,8 @@ def cutout(
             progress_bar("cutting") as progress,
         ):
             copy(view, writer, progress=progress)
+        meta = view.meta
+    report(f"{target}: {meta.n_images} images of {' x '.join(map(str, meta.layer_shape('science')[1:]))} pixels (y, x)")
 
 
 def _indices(text: str) -> list[int]:
@@ -171,6 +176,8 @@ def _indices(text: str) -> list[int]:
     for part in text.split(","):
         first, dash, last = part.partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
-            raise UsageError("not a list of images", where="--images", expected="such as 0,3-7", found=text)
+            raise UsageError(
+                "not a list of images", where="--images", found=text, hint="Give numbers from 0, such as 0,3-7."
+            )
         chosen += range(int(first), int(last if dash else first) + 1)
     return chosen

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import click
 
-from wustore.cli._options import format_options
-from wustore.cli._output import progress_bar
-from wustore.cli._run import say
+from wustore.cli._options import STORE, format_options
+from wustore.cli._output import progress_bar, report
 from wustore.errors import UsageError
 
 __all__ = ["append", "drop", "repack"]
@@ -21,19 +20,19 @@ Examples:
   wustore append s3://bucket/night.zarr a.h5 b.h5
 """
 )
-@click.argument("store")
-@click.argument("sources", nargs=-1, required=True, metavar="SRC...")
+@click.argument("store", type=STORE)
+@click.argument("sources", nargs=-1, required=True, metavar="SRC...", type=STORE)
 def append(store: str, sources: tuple[str, ...]) -> None:
     """Append the images of every SRC to STORE (Zarr or HDF5).
 
-    Existing pixel chunks stay as they are, and who reads STORE sees the old or the new state. An HDF5 file is
-    replaced by a new one, for which there must be room beside it.
+    Existing chunks stay as they are, and readers of STORE see the old or the new state. An HDF5 file is
+    replaced by a new one, for which there must be room in the same directory.
     """
     from wustore.ops.edit import append as run
 
     with progress_bar("appending") as progress:
         count = run(store, *sources, progress=progress)
-    say(f"{count} images appended")
+    report(f"{store}: {count} images appended")
 
 
 @click.command(
@@ -44,18 +43,19 @@ Examples:
   wustore repack night.zarr --layout cutouts
 """
 )
-@click.argument("store")
+@click.argument("store", type=STORE)
 @click.option("--profile", metavar="NAME", help="Compression: compact, portable, fast, none.")
 @click.option("--layout", metavar="NAME", help="Chunking: images, cutouts, balanced.")
 def repack(store: str, *, profile: str | None, layout: str | None) -> None:
-    """Write STORE (Zarr or HDF5) anew in its place, in another profile or layout."""
+    """Write STORE (Zarr or HDF5) again in its place, in another profile or layout."""
     options = format_options(profile, layout, ())
     if not options:
-        raise UsageError("nothing to change", path=store, expected="--profile or --layout")
+        raise UsageError("nothing to change", path=store, hint="Give --profile, --layout, or both.")
     from wustore.ops.edit import repack as run
 
     with progress_bar("repacking") as progress:
         run(store, progress=progress, **options)
+    report(f"{store}: repacked, {', '.join(f'{name} {value}' for name, value in options.items())}")
 
 
 @click.command(
@@ -66,11 +66,12 @@ Examples:
   wustore drop night.h5 mask psf
 """
 )
-@click.argument("store")
+@click.argument("store", type=STORE)
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 def drop(store: str, names: tuple[str, ...]) -> None:
-    """Remove layers (mask, psf) or the FITS leftovers (capsule) from STORE."""
+    """Remove layers (mask, psf) or the FITS reconstruction data (capsule) from STORE."""
     from wustore.ops.edit import drop as run
 
     with progress_bar("rewriting") as progress:
         run(store, names, progress=progress)
+    report(f"{store}: removed {', '.join(names)}")

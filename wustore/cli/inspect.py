@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.base import Reader
-from wustore.cli._output import size_text
-from wustore.cli._run import INCOMPLETE, OK, say
-from wustore.errors import IncompleteError, WuStoreError
+from wustore.cli._options import STORE, format_option, json_option, over
+from wustore.cli._output import columns, json_text, report, say, size_text
+from wustore.cli._run import INCOMPLETE, OK, error_text, exit_code
+from wustore.errors import FormatError, IncompleteError, UsageError, WuStoreError
 from wustore.format import tagged_json
 from wustore.model.meta import LAYERS, Meta
+from wustore.model.select import FILTER_COLUMNS, image_column
 
 __all__ = ["facts", "info"]
 
@@ -27,18 +28,38 @@ _EXAMPLES = """
 Examples:
   wustore info night.zarr
   wustore info night.fits --json | jq .layers.science
+  wustore info --table season/*.zarr
 """
 
 
 @click.command(epilog=_EXAMPLES)
-@click.argument("path")
-@click.option("--format", "format_name", metavar="NAME", help="Format, where the content must not decide.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON document.")
-def info(path: str, *, format_name: str | None, as_json: bool) -> int:
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=STORE)
+@format_option
+@click.option("--table", "as_table", is_flag=True, help="Print one line for each PATH.")
+@json_option
+@click.option("--continue-on-error", is_flag=True, help="Go on with the next PATH after one that failed.")
+def info(
+    paths: tuple[str, ...], *, format_name: str | None, as_table: bool, as_json: bool, continue_on_error: bool
+) -> int:
     """Say what the store at PATH holds, without reading a pixel.
 
-    Exits 4 for a conversion that has not finished, saying how far it is.
+    Exits 4 for a conversion that has not finished, saying how far it is. With --json prints one document for each
+    PATH; keys that a store has no value for are null.
     """
+    if as_table:
+        if as_json:
+            raise UsageError("--table and --json", where="--table", hint="Leave out one of the two.")
+        return _table(paths, format_name, continue_on_error=continue_on_error)
+
+    def one(path: str) -> int:
+        if len(paths) > 1 and not as_json and path != paths[0]:
+            click.echo()
+        return _show(path, format_name, as_json=as_json)
+
+    return over([(path,) for path in paths], one, jobs=1, continue_on_error=continue_on_error, done="shown")
+
+
+def _show(path: str, format_name: str | None, *, as_json: bool) -> int:
     from wustore.backends.registry import open_reader
 
     try:
@@ -50,20 +71,56 @@ def info(path: str, *, format_name: str | None, as_json: bool) -> int:
         unfinished = {"path": path, "complete": False, "state": error.what, "found": error.found, "hint": error.hint}
         unfinished |= done
         if as_json:
-            click.echo(json.dumps(unfinished, indent=2, default=str))
+            click.echo(json_text({key: None if value is None else value for key, value in unfinished.items()}))
         else:
             click.echo("\n".join(_lines({key: value for key, value in unfinished.items() if value is not None})))
         say(f"wustore: error: {error}")
         return INCOMPLETE
-    if as_json:
-        click.echo(json.dumps(tagged_json.encode(found), indent=2, allow_nan=False, ensure_ascii=False))
-    else:
-        click.echo("\n".join(_lines(found)))
+    click.echo(json_text(found) if as_json else "\n".join(_lines(found)))
     return OK
 
 
+def _table(paths: tuple[str, ...], format_name: str | None, *, continue_on_error: bool) -> int:
+    """Print one line for each store; return the largest exit code."""
+    from wustore.backends.registry import open_reader
+
+    rows, codes = [], [OK]
+    for path in paths:
+        try:
+            with open_reader(path, format=format_name) as reader:
+                found = facts(reader)
+        except (WuStoreError, OSError) as error:
+            say(f"wustore: error: {error_text(error)}")
+            codes.append(exit_code(error))
+            if not continue_on_error:
+                break
+            continue
+        shape = found["image_shape"]
+        size = _inline(shape) if isinstance(shape, list) else f"up to {_inline(shape['largest'])}"
+        field = found["field"] or {}
+        rows.append(
+            [
+                path,
+                found["format"],
+                str(found["n_images"]),
+                size,
+                (found["times"]["first_date"] or "-")[:16],
+                (found["times"]["last_date"] or "-")[:16],
+                ",".join(found["filters"]) or "-",
+                f"{field['ra']:.4f}" if field else "-",
+                f"{field['dec']:.4f}" if field else "-",
+                "-" if found["bytes"] is None else size_text(found["bytes"]),
+            ]
+        )
+    heads = ("path", "format", "images", "size (y, x)", "first", "last", "filters", "RA", "Dec", "bytes")
+    click.echo("\n".join(columns(heads, rows)))
+    total = sum(int(row[2]) for row in rows)
+    report(f"{len(rows)} of {len(paths)} stores, {total} images")
+    return max(codes)
+
+
 def _progress(path: str) -> dict[str, Any]:
-    """Return how far an unfinished conversion is, and what is to be done; nothing where its plan does not stand yet."""
+    """Return how far an unfinished conversion is, and what is to be done; nothing if it is not planned yet."""
     from wustore.ops.jobs import parts_left, progress_of
 
     try:
@@ -85,20 +142,26 @@ def facts(reader: Reader) -> dict[str, Any]:
     meta = reader.meta
     described = dict(reader.describe())
     of_layers = described.pop("layers", {})
-    described.pop("chunks", None)  # stands with the layers
+    described.pop("chunks", None)  # shown with the layers
     sizes = _sizes(reader.path)
+    total = sum(sizes.values()) if sizes else None
+    if reader.format == "sharded-fits":
+        total = sum(Path(place).stat().st_size for place in reader.places() if Path(place).is_file()) or None
     document = reader.document() or {}
     found: dict[str, Any] = {
         "path": str(reader.path),
         "format": reader.format,
         "version": document.get("version"),
         "complete": True,
-        "bytes": described.pop("bytes", sum(sizes.values()) if sizes else None),
+        "bytes": described.pop("bytes", total),
         "n_images": meta.n_images,
         "image_shape": _shapes(meta.image_shape),
         "psf_shape": _shapes(meta.psf_shape),
         "times": _times(meta),
+        "filters": sorted({str(name) for name in image_column(meta, FILTER_COLUMNS) if name is not None}),
         "wcs": meta.wcs is not None,
+        "image_wcs": _image_wcs(meta),
+        "field": _field(meta),
         "observatory": None if meta.observatory is None else list(meta.observatory.geodetic),
         "reprojected": meta.reprojected,
         "reprojection_frame": meta.reprojection_frame,
@@ -116,7 +179,7 @@ def facts(reader: Reader) -> dict[str, Any]:
         "history": [dict(edit) for edit in meta.history],
     }
     capsule = _capsule(document, sizes.get("fits"))
-    return found | described | ({} if capsule is None else {"capsule": capsule})
+    return found | described | {"capsule": described.get("capsule") if capsule is None else capsule}
 
 
 def _sizes(path: object) -> dict[str, int]:
@@ -135,18 +198,42 @@ def _sizes(path: object) -> dict[str, int]:
 
 
 def _shapes(shapes: NDArray[np.int32]) -> list[int] | dict[str, list[int]]:
-    """Return the one size (y, x), or the smallest and largest extents where images differ."""
+    """Return the one size (y, x), or the smallest and largest extents if images differ."""
     low, high = shapes.min(axis=0).tolist(), shapes.max(axis=0).tolist()
     return low if low == high else {"smallest": low, "largest": high}
 
 
 def _times(meta: Meta) -> dict[str, Any]:
+    from wustore.ops.images import iso_date
+
     known = meta.times[np.isfinite(meta.times)]
+    first, last = (float(known.min()), float(known.max())) if known.size else (np.nan, np.nan)
     return {
-        "first": float(known.min()) if known.size else None,
-        "last": float(known.max()) if known.size else None,
+        "first": first if known.size else None,
+        "last": last if known.size else None,
+        "first_date": iso_date(first),
+        "last_date": iso_date(last),
         "missing": int(meta.n_images - known.size),
     }
+
+
+def _image_wcs(meta: Meta) -> int:
+    """Return how many constituents have a WCS of their own."""
+    from wustore.stamps.sky import WCS_COLUMN
+
+    column = meta.constituents.get(WCS_COLUMN)
+    return 0 if column is None else sum(isinstance(text, str) and bool(text) for text in column.values.tolist())
+
+
+def _field(meta: Meta) -> dict[str, float] | None:
+    """Return centre and size of the first image on the sky; None without a WCS."""
+    from wustore.ops.images import field_of
+    from wustore.stamps.sky import image_wcs
+
+    try:
+        return field_of(image_wcs(meta, 0), meta.shape_of("science", 0))
+    except (UsageError, FormatError):
+        return None
 
 
 def _configuration(meta: Meta) -> dict[str, int] | None:
@@ -182,7 +269,7 @@ def _layer(reader: Reader, name: str, described: Mapping[str, Any]) -> dict[str,
 
 
 def _capsule(document: Mapping[str, Any], kept: int | None) -> dict[str, Any] | None:
-    """Return what the FITS leftovers will give back (form, files, how each was compressed) and the bytes they take."""
+    """Return what the capsule gives back (form, files, how each was compressed) and the bytes that it takes."""
     capsule = document.get("capsule")
     if not isinstance(capsule, Mapping):
         return None
@@ -205,6 +292,7 @@ def _capsule_file(entry: Mapping[str, Any]) -> dict[str, Any]:
 # --- for people -----------------------------------------------------------------------------------------
 
 _INDENT = "  "
+_ROUNDED = {"ra", "dec", "width", "height", "pixel_scale"}
 _LISTED = 8
 """Entries of a list that are shown: a sharded set has a file for every image."""
 
@@ -253,6 +341,8 @@ def _inline(value: Any, key: str = "") -> str:
         return "yes" if value else "no"
     if isinstance(value, int) and key.startswith("bytes"):
         return size_text(value)
+    if isinstance(value, float):
+        return f"{value:.9g}" if key in _ROUNDED else str(value)
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_inline(item, name)}" for name, item in value.items() if item is not None)
     if key == "parts_left":

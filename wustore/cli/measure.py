@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.base import Reader
-from wustore.cli._output import size_text
-from wustore.cli._run import DIFFERS, OK, say
+from wustore.cli._options import STORE, json_option
+from wustore.cli._output import report, size_text
+from wustore.cli._run import DIFFERS, OK
 from wustore.errors import BackendError, UsageError, WuStoreError
 
 __all__ = ["ASTROPY", "CASES", "Case", "Measurement", "astropy_read", "astropy_write", "bench", "measurements"]
@@ -185,20 +186,25 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLES)
-@click.argument("path")
+@click.argument("path", type=STORE)
 @click.option("--images", "n_images", type=click.IntRange(min=1), default=10, show_default=True, help="Images to use.")
 @click.option("--only", metavar="TEXT", multiple=True, help="Only cases whose name holds TEXT. May be repeated.")
 @click.option("--directory", metavar="DIR", help="Where to write the copies, which are removed.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON document.")
+@json_option
 def bench(path: str, *, n_images: int, only: tuple[str, ...], directory: str | None, as_json: bool) -> int:
     """Measure formats and profiles on your own data, the first images of PATH.
 
     Size, writing, loading everything, one image, one stamp and 1000 moving ones (each from a cold open), peak
-    memory and exactness, beside astropy's way of doing the same. Exits 1 where a case fails.
+    memory and exactness, next to the same work done with astropy. Exits 1 if a case fails.
     """
     chosen = [case for case in CASES if not only or any(text.lower() in case.name.lower() for text in only)]
     if not chosen:
-        raise UsageError("no case has such a name", found=", ".join(only), expected=", ".join(c.name for c in CASES))
+        raise UsageError(
+            "no case has such a name",
+            found=", ".join(only),
+            expected=", ".join(c.name for c in CASES),
+            hint="Give a part of one of these names.",
+        )
     if ASTROPY not in chosen:
         chosen.insert(0, ASTROPY)
     found = list(
@@ -207,7 +213,7 @@ def bench(path: str, *, n_images: int, only: tuple[str, ...], directory: str | N
             n_images=n_images,
             cases=chosen,
             directory=directory,
-            progress=lambda name: say(f"wustore: measuring {name}"),
+            progress=lambda name: report(f"measuring {name}"),
         )
     )
     if as_json:

@@ -17,11 +17,22 @@ __all__ = ["Difference", "meta_differences", "same_value", "table_differences"]
 
 @dataclass(frozen=True)
 class Difference:
-    """One difference: where it is, and what either side has there."""
+    """One difference: where it is, and what either side has there.
+
+    Attributes
+    ----------
+    where
+        The place: a value of the metadata, or a layer of an image.
+    left, right
+        What either side has there, as text.
+    largest
+        The largest absolute difference of the pixels of that layer and image; None for anything else.
+    """
 
     where: str
     left: str
     right: str
+    largest: float | None = None
 
     def __str__(self) -> str:
         return f"{self.where}: {self.left} != {self.right}"

@@ -14,7 +14,7 @@ from wustore.errors import UsageError
 from wustore.model.meta import Column, ConstituentTable, Meta
 from wustore.model.units import mjd
 
-__all__ = ["TimeRange", "chosen_images", "consecutive_runs", "selected_meta"]
+__all__ = ["FILTER_COLUMNS", "TimeRange", "chosen_images", "consecutive_runs", "image_column", "selected_meta"]
 
 FILTER_COLUMNS = ("filter", "band")
 """Columns of the constituent table that name the filter: KBMOD's ``filter``, and ``band`` of its collections."""
@@ -106,6 +106,32 @@ def _filters_of(meta: Meta) -> list[set[str]]:
         )
     values = [_text(value) for value in column.values.tolist()]
     return [{values[row] for row in meta.links_of(i)} for i in range(meta.n_images)]
+
+
+def image_column(meta: Meta, names: Sequence[str]) -> list[Any]:
+    """Return a value for each image from the first column of the table of constituents that has one of these names.
+
+    None if there is no such column, no link to a constituent, or only masked cells; if the constituents of an image
+    differ, a text with a comma between their values.
+    """
+    there = [column.name for column in meta.constituents.columns]
+    name = next((name for wanted in names for name in there if name.lower() == wanted.lower()), None)
+    column = None if name is None else meta.constituents.get(name)
+    if column is None or column.kind == "wcs" or column.values.ndim != 1:
+        return [None] * meta.n_images
+    cells = column.values.tolist()
+    if column.mask is not None:
+        cells = [None if masked else cell for cell, masked in zip(cells, column.mask.tolist(), strict=True)]
+    values: list[Any] = []
+    for rows in map(meta.links_of, range(meta.n_images)):
+        distinct = list(dict.fromkeys(_plain(cells[row]) for row in rows if cells[row] is not None))
+        values.append(distinct[0] if len(distinct) == 1 else ",".join(map(str, distinct)) or None)
+    return values
+
+
+def _plain(cell: Any) -> Any:
+    """Return a cell as a number, or as text."""
+    return cell if isinstance(cell, int | float) else _text(cell)
 
 
 def _text(value: object) -> str:

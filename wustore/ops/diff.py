@@ -15,7 +15,9 @@ from wustore.model.meta import LAYERS
 __all__ = ["differences"]
 
 
-def _plane_difference(where: str, a: NDArray[Any] | None, b: NDArray[Any] | None) -> Difference | None:
+def _plane_difference(
+    where: str, a: NDArray[Any] | None, b: NDArray[Any] | None, rtol: float, atol: float
+) -> Difference | None:
     if a is None or b is None:
         if a is b:
             return None
@@ -27,13 +29,28 @@ def _plane_difference(where: str, a: NDArray[Any] | None, b: NDArray[Any] | None
     width = a.dtype.itemsize
     bits_a = np.ascontiguousarray(a).view(np.uint8).reshape(-1, width)
     bits_b = np.ascontiguousarray(b).view(np.uint8).reshape(-1, width)
-    unequal = np.flatnonzero((bits_a != bits_b).any(axis=1))
+    differs = (bits_a != bits_b).any(axis=1)
+    if rtol or atol:
+        differs &= ~np.isclose(a, b, rtol=rtol, atol=atol, equal_nan=True).ravel()
+    unequal = np.flatnonzero(differs)
+    if not unequal.size:
+        return None
     place = np.unravel_index(unequal[0], a.shape)
     spot = ", ".join(str(int(k)) for k in place)
-    return Difference(f"{where}, {len(unequal)} pixels, first at (y, x) = ({spot})", _short(a[place]), _short(b[place]))
+    with np.errstate(invalid="ignore", over="ignore"):
+        gaps = np.abs(a.ravel()[unequal].astype(np.float64) - b.ravel()[unequal].astype(np.float64))
+    finite = gaps[np.isfinite(gaps)]
+    return Difference(
+        f"{where}, {len(unequal)} pixels, first at (y, x) = ({spot})",
+        _short(a[place]),
+        _short(b[place]),
+        float(finite.max()) if finite.size else None,
+    )
 
 
-def differences(a: Reader, b: Reader, *, workers: int | None = None) -> Iterator[Difference]:
+def differences(
+    a: Reader, b: Reader, *, workers: int | None = None, rtol: float = 0, atol: float = 0
+) -> Iterator[Difference]:
     """Yield everything that differs between two stores: metadata first, then layer by layer, bit for bit.
 
     Parameters
@@ -42,6 +59,9 @@ def differences(a: Reader, b: Reader, *, workers: int | None = None) -> Iterator
         Open readers of any formats.
     workers
         Threads that read ahead.
+    rtol, atol
+        Pixels that differ by no more than ``atol + rtol * abs(b)`` are equal, and so are two NaN; by default only
+        the same bits are.
     """
     yield from meta_differences(a.meta, b.meta)
     if a.meta.n_images != b.meta.n_images:
@@ -49,6 +69,7 @@ def differences(a: Reader, b: Reader, *, workers: int | None = None) -> Iterator
     pairs = zip(a.images(workers=workers), b.images(workers=workers), strict=True)
     for (i, left), (_, right) in pairs:
         for layer in LAYERS:
-            difference = _plane_difference(f"{layer} of image {i}", left.layer(layer), right.layer(layer))
+            where = f"{layer} of image {i}"
+            difference = _plane_difference(where, left.layer(layer), right.layer(layer), rtol, atol)
             if difference is not None:
                 yield difference

@@ -170,7 +170,9 @@ class View(Reader):
         self.path = str(source.path)
         if images is not None:
             if not self._chosen.size:
-                raise UsageError("no image is chosen", path=self.path, expected="at least 1")
+                raise UsageError(
+                    "no image is chosen", path=self.path, hint="Check times and filters: wustore images lists them."
+                )
             self.path += f" (images {_names_of(self._chosen)})"
         if meta is None:
             meta = source.meta if images is None else selected_meta(source.meta, self._chosen)

@@ -40,7 +40,11 @@ def partial_path(target: str | os.PathLike[str]) -> Path:
     """
     path = Path(target)
     if not path.name:
-        raise UsageError("a path without a name", expected="the name of a store", found=repr(os.fspath(target)))
+        raise UsageError(
+            "a path without a name",
+            found=repr(os.fspath(target)),
+            hint="Give the name of a store; is a variable empty?",
+        )
     return path.with_name(f".{path.name}{_MARK}")
 
 
@@ -282,7 +286,9 @@ class Staging:
 
     def _exists(self) -> StoreExistsError:
         return StoreExistsError(
-            "the target exists already", path=self.target, hint="Choose another name, or allow overwriting."
+            "the target exists already",
+            path=self.target,
+            hint="Choose another name, or overwrite it (--overwrite, overwrite=True).",
         )
 
     def _remove_stale(self) -> None:

@@ -129,7 +129,7 @@ def worker_count(workers: int | None = None, *, work: int | None = None) -> int:
     if workers is None:
         share = available_cores() if _HERE.share is None else _HERE.share
         return share if work is None else max(1, min(share, work // BYTES_PER_WORKER))
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+    if type(workers) is not int or workers < 1:
         raise UsageError("not a number of workers", where="workers", expected="an integer above 0", found=workers)
     return workers if _HERE.share is None else min(workers, _HERE.share)
 
@@ -203,12 +203,15 @@ def in_threads(function: Callable[[T], R], items: Iterable[T], workers: int | No
     UsageError
         If ``workers`` is not an integer above 0.
     """
-    items = items if isinstance(items, Sequence) else list(items)
-    allowed = worker_count(workers)
-    count = min(allowed, len(items))
+    items = items if isinstance(items, list) else list(items)
+    allowed, count = worker_count(workers), len(items)
+    count = count if count < allowed else allowed
     if count <= 1:
-        with _sharing(allowed):
+        before, _HERE.share = _HERE.share, allowed  # without the calls of `_sharing`: chunks are decoded here
+        try:
             return [function(item) for item in items]
+        finally:
+            _HERE.share = before
     return _Batch(function, items, max(1, allowed // count)).run(count - 1)
 
 

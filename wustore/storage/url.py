@@ -10,27 +10,34 @@ import io
 import re
 import threading
 import time
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from wustore.errors import BackendError, MissingDependencyError, StoreNotFoundError, UsageError, WuStoreError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
+T = TypeVar("T")
+
 __all__ = [
     "CONCURRENCY",
     "RemoteFile",
+    "UrlWithOptions",
+    "coalesce",
     "errors_of",
+    "gather",
     "is_read_only",
     "is_remote",
-    "merged",
     "options_for",
+    "redact",
     "refuse_writing",
-    "shown",
+    "retried",
     "system_of",
+    "with_options_of",
 ]
 
 CONCURRENCY = 16
@@ -52,7 +59,9 @@ _CACHED = 16 << 20
 _ATTEMPTS = 4
 _PAUSE = 0.1
 """Seconds before the second attempt; doubled before each further one."""
-_CONNECT_SECONDS, _READ_SECONDS = 15, 60
+_PATIENCE = 30.0
+"""Seconds after which nothing is tried again: with the limits below a dead server ends in an error in two minutes."""
+_CONNECT_SECONDS, _READ_SECONDS = 15, 45
 
 _EXTRA = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 _WEB = ("http", "https")
@@ -63,10 +72,43 @@ def is_remote(address: Any) -> bool:
     return isinstance(address, str) and "://" in address
 
 
-def shown(text: str) -> str:
-    """Return a text with the credentials of its URLs left out: user and password, and query strings."""
-    text = re.sub(r"(\w+://)[^/@\s'\"]*@", r"\1", text)
-    return re.sub(r"(\w+://[^?\s'\"]*)\?[^\s'\")\]]*", r"\1", text)
+_URL_END = re.compile(r"[\s'\"<>]")
+_AUTHORITY_END = re.compile(r"[/?#]")
+_QUERY = re.compile(r"[?#]")
+
+
+def redact(text: str) -> str:
+    """Return a text whose URLs are without user, password, query string and fragment; in linear time.
+
+    What stands before the last ``@`` of the part that names the server goes, however many there are. A password may
+    hold a slash as well: where what seems to be a port is none, the next ``@`` ends the password.
+    """
+    parts, at = [], 0
+    while (found := text.find("://", at)) >= 0:
+        start = found + 3
+        parts.append(text[at:start])
+        match = _URL_END.search(text, start)
+        end = len(text) if match is None else match.start()
+        parts.append(_without_secrets(text[start:end]))
+        at = end
+    return "".join(parts) + text[at:]
+
+
+def _without_secrets(rest: str) -> str:
+    """Return what follows ``://`` in a URL without credentials."""
+    tail = ""
+    if rest[-1:] in {")", "]", ",", ";", "."}:  # of the sentence around it
+        rest, tail = rest[:-1], rest[-1]
+    match = _AUTHORITY_END.search(rest)
+    end = len(rest) if match is None else match.start()
+    user, _, port = rest[:end].rpartition(":")
+    if user and "@" not in rest[:end] and not port.isdigit() and not port.endswith("]"):
+        end = max(rest.rfind("@"), end)
+        host = rest[end + 1 :] if rest[end : end + 1] == "@" else rest
+    else:
+        host = rest[:end].rpartition("@")[2] + rest[end:]
+    match = _QUERY.search(host)
+    return (host if match is None else host[: match.start()]) + tail
 
 
 @contextmanager
@@ -82,51 +124,111 @@ def errors_of(url: str) -> Iterator[None]:
     except (WuStoreError, MemoryError):
         raise
     except FileNotFoundError as error:
-        failed = StoreNotFoundError("there is nothing at this URL", path=shown(url), hint="Check the name.")
+        failed = StoreNotFoundError("there is nothing at this URL", path=redact(url), hint="Check the name.")
         cause = error.__cause__
         if url.partition("://")[0] in _WEB and cause is not None and getattr(cause, "status", 404) != 404:
-            failed = OSError(f"{shown(url)}: {type(cause).__name__}: {shown(str(cause))}")
+            failed = OSError(f"{redact(url)}: {type(cause).__name__}: {redact(str(cause))}")
         elif isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
             # fsspec calls every web server that it cannot talk to a missing file.
-            failed = OSError(f"{shown(url)}: {type(cause).__name__}: {shown(str(cause))}")
+            failed = OSError(f"{redact(url)}: {type(cause).__name__}: {redact(str(cause))}")
     except ImportError as error:
         protocol = url.partition("://")[0]
         package = _EXTRA.get(protocol, "aiohttp" if protocol in _WEB else "fsspec")
         bringing = "'wustore[cloud]'" if package in {"s3fs", "fsspec", "aiohttp"} else package
         failed = MissingDependencyError(
             f"reading and writing {protocol}:// needs a package that is not installed",
-            path=shown(url),
+            path=redact(url),
             expected=package,
-            found=shown(str(error)),
+            found=redact(str(error)),
             hint=f"pip install {bringing} brings it.",
         )
     except OSError as error:
-        failed = type(error)(*(shown(part) if isinstance(part, str) else part for part in error.args))
-        failed.filename = failed.filename or shown(url)  # that nothing listens there says not where
+        failed = type(error)(*(redact(part) if isinstance(part, str) else part for part in error.args))
+        failed.filename = failed.filename or redact(url)  # that nothing listens there says not where
     except Exception as error:
         # What botocore, aiohttp and their kin raise derives from nothing in common.
-        text = f"{shown(url)}: {type(error).__name__}: {shown(str(error))}"
+        text = f"{redact(url)}: {type(error).__name__}: {redact(str(error))}"
         if "404" in str(error) and getattr(error, "status", None) == 404:
-            failed = StoreNotFoundError("there is nothing at this URL", path=shown(url), hint="Check the name.")
+            failed = StoreNotFoundError("there is nothing at this URL", path=redact(url), hint="Check the name.")
         else:
             failed = OSError(text)
     raise failed from None
 
 
+class UrlWithOptions(str):
+    """A URL and the options of its file system that the user gave; its text is that of the URL alone.
+
+    Parameters
+    ----------
+    url
+        The URL.
+    storage_options
+        As fsspec takes them. They are pickled with it, and appear in no message and no stored document.
+    """
+
+    __slots__ = ("storage_options",)
+    storage_options: Mapping[str, Any]
+
+    def __new__(cls, url: str, storage_options: Mapping[str, Any]) -> UrlWithOptions:  # noqa: D102
+        self = super().__new__(cls, url)
+        self.storage_options = dict(storage_options)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return UrlWithOptions, (str(self), self.storage_options)
+
+
+def with_options_of(url: str, other: str) -> str:
+    """Return ``url`` with the options that another URL of the same file system has, if it has any."""
+    return UrlWithOptions(url, other.storage_options) if isinstance(other, UrlWithOptions) else url
+
+
 def options_for(url: str) -> dict[str, Any]:
-    """Return options of the file system for this URL: no cache of listings, time limits where the library has none.
+    """Return options of the file system for this URL: the user's, no cache of listings, time limits.
 
     A cached listing would hide what another process has written or deleted since.
     """
+    given = dict(url.storage_options) if isinstance(url, UrlWithOptions) else {}
+    return _defaults_for(url) | given
+
+
+def _defaults_for(url: str) -> dict[str, Any]:
     options: dict[str, Any] = {"use_listings_cache": False}
-    if url.partition("://")[0] not in _WEB:
+    protocol = url.partition("://")[0]
+    if protocol in {"s3", "s3a"}:
+        limits = {"connect_timeout": _CONNECT_SECONDS, "read_timeout": _READ_SECONDS, "retries": {"max_attempts": 1}}
+        return options | {"config_kwargs": limits}
+    if protocol not in _WEB:
         return options
     try:
         from aiohttp import ClientTimeout
     except ImportError:
         return options  # opening says what is missing
-    limits = ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS)
-    return options | {"client_kwargs": {"timeout": limits}}
+    limit = ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS)
+    return options | {"client_kwargs": {"timeout": limit}}
+
+
+def retried(url: str, ask: Callable[[], T]) -> T:
+    """Return what ``ask`` gives; a dropped connection is tried again, what the server refuses is not.
+
+    Raises
+    ------
+    WuStoreError, OSError
+        As `errors_of` makes them.
+    """
+    pause, begun = _PAUSE, time.monotonic()
+    for attempt in range(_ATTEMPTS):
+        try:
+            with errors_of(url):
+                return ask()
+        except (WuStoreError, PermissionError):
+            raise
+        except OSError:
+            if attempt == _ATTEMPTS - 1 or time.monotonic() - begun > _PATIENCE:
+                raise
+        time.sleep(pause)
+        pause *= 2
+    raise AssertionError
 
 
 def system_of(url: str) -> tuple[Any, str]:
@@ -142,8 +244,8 @@ def system_of(url: str) -> tuple[Any, str]:
 
             system, path = url_to_fs(url, **options_for(url))
         except ValueError as error:
-            found = shown(str(error))
-            raise BackendError("the URL cannot be used", path=shown(url), found=found) from None
+            found = redact(str(error))
+            raise BackendError("the URL cannot be used", path=redact(url), found=found) from None
     return system, path
 
 
@@ -155,7 +257,7 @@ def refuse_writing(url: str, kind: str) -> None:
     UsageError
     """
     raise UsageError(
-        f"{kind} is not written to URLs", path=shown(url), hint="Write to a local path and copy it, or write Zarr."
+        f"{kind} is not written to URLs", path=redact(url), hint="Write to a local path and copy it, or write Zarr."
     )
 
 
@@ -164,7 +266,7 @@ def is_read_only(url: str) -> bool:
     return url.partition("://")[0] in _WEB
 
 
-def merged(ranges: Sequence[tuple[int, int]], gap: int = GAP, largest: int = LARGEST) -> list[tuple[int, int]]:
+def coalesce(ranges: Sequence[tuple[int, int]], gap: int = GAP, largest: int = LARGEST) -> list[tuple[int, int]]:
     """Return ranges (start, stop) that cover the given ones, near ones joined."""
     joined: list[tuple[int, int]] = []
     for start, stop in sorted(ranges):
@@ -175,6 +277,30 @@ def merged(ranges: Sequence[tuple[int, int]], gap: int = GAP, largest: int = LAR
         else:
             joined.append((start, stop))
     return joined
+
+
+def gather(
+    ranges: Sequence[tuple[int, int]], fetch: Callable[[list[tuple[int, int]]], Sequence[bytes] | None]
+) -> list[bytes] | None:
+    """Return the bytes of ranges (start, stop), near ones fetched together.
+
+    Parameters
+    ----------
+    ranges
+        In any order; they may overlap.
+    fetch
+        Function that gives the bytes of each of the coalesced ranges, None if there is no such object.
+    """
+    requests = coalesce(ranges)
+    found = fetch(requests) if requests else []
+    if found is None:
+        return None
+    starts = [start for start, _ in requests]
+    parts = []
+    for start, stop in ranges:
+        k = max(bisect_right(starts, start) - 1, 0)
+        parts.append(found[k][start - starts[k] : stop - starts[k]] if stop > start else b"")
+    return parts
 
 
 class RemoteFile:
@@ -201,7 +327,7 @@ class RemoteFile:
 
     def __init__(self, url: str, block: int = BLOCK) -> None:
         self.url = url
-        self.name = shown(url)
+        self.name = redact(url)
         self._system, self._path = system_of(url)
         self._block = block
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
@@ -209,7 +335,7 @@ class RemoteFile:
         self._lock = threading.Lock()
         self.requests = 0
         self.bytes_read = 0
-        facts = self._tried(lambda: self._system.info(self._path))
+        facts = retried(url, lambda: self._system.info(self._path))
         if facts.get("type") == "directory":
             raise StoreNotFoundError("a prefix, not an object", path=self.name, hint="Check the name.")
         size = facts.get("size")
@@ -219,22 +345,6 @@ class RemoteFile:
         version = facts.get("ETag") or facts.get("etag") or facts.get("mtime") or facts.get("LastModified")
         self.state = size, str(version or "")
 
-    def _tried(self, ask: Any) -> Any:
-        """Return what ``ask`` gives; a dropped connection is tried again."""
-        pause = _PAUSE
-        for attempt in range(_ATTEMPTS):
-            try:
-                with errors_of(self.url):
-                    return ask()
-            except (WuStoreError, PermissionError):
-                raise
-            except OSError:
-                if attempt == _ATTEMPTS - 1:
-                    raise
-            time.sleep(pause)
-            pause *= 2
-        raise AssertionError
-
     def __len__(self) -> int:
         return self.size
 
@@ -243,7 +353,7 @@ class RemoteFile:
         stop = min(start + size, self.size)
         if stop <= start:
             return b""
-        data = bytes(self._tried(lambda: self._system.cat_file(self._path, start=start, end=stop)))
+        data = bytes(retried(self.url, lambda: self._system.cat_file(self._path, start=start, end=stop)))
         if len(data) > stop - start:
             raise OSError(f"the server of {self.name} does not answer range requests")
         with self._lock:

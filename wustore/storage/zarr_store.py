@@ -6,30 +6,51 @@ import contextlib
 import itertools
 import os
 import shutil
+import stat
 from abc import ABC, abstractmethod
-from bisect import bisect_right
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from wustore.errors import CorruptError
 from wustore.storage.files import open_handle
 from wustore.storage.pread import pread
 from wustore.storage.threads import Background
-from wustore.storage.url import CONCURRENCY, LARGEST, errors_of, merged, shown
+from wustore.storage.url import CONCURRENCY, LARGEST, errors_of, gather, redact, retried
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
 T = TypeVar("T")
 
-__all__ = ["DirectoryKeys", "Keys", "StoreKeys"]
+__all__ = ["DirectoryKeys", "Keys", "OpenValue", "StoreKeys", "is_half_written"]
 
 _WHOLE = 16 << 20
 """Bytes asked for at once of an object of unknown length: no shard of 2048 x 2048 float32 pixels is longer."""
 
 _FLUSHED_BYTES = 1 << 18
 """Values from this size on are flushed while the next ones are encoded: at the end only the small ones are left."""
+
+
+class OpenValue:
+    """A value that lies in an open file, for several reads by `pread`.
+
+    Attributes
+    ----------
+    handle, start, size
+        The file, and where in it the value is.
+    """
+
+    def __init__(self, handle: int, start: int, size: int, *, close: bool) -> None:
+        self.handle, self.start, self.size = handle, start, size
+        self._close = close
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._close:
+            os.close(self.handle)
 
 
 class Keys(ABC):
@@ -41,10 +62,17 @@ class Keys(ABC):
         What to call the store in messages.
     by_url
         Whether a URL led here, where there may be nothing at all.
+    in_files
+        Whether there is `open`.
     """
 
     name: str
     by_url: bool = False
+    in_files: bool = False
+
+    def open(self, key: str) -> OpenValue | None:
+        """Return the value to be read in parts, or None where the key is missing."""
+        raise NotImplementedError
 
     @abstractmethod
     def get(self, key: str) -> bytes | None:
@@ -87,6 +115,11 @@ class Keys(ABC):
         """Release files."""
 
 
+def is_half_written(name: str) -> bool:
+    """Return whether a file is the unfinished value of a key, which a killed process left."""
+    return name.startswith(".") and "~" in name
+
+
 class DirectoryKeys(Keys):
     """One file per key below a directory.
 
@@ -100,6 +133,8 @@ class DirectoryKeys(Keys):
         Open the directory, and read from this one even if another takes its name: for reading only.
     """
 
+    in_files = True
+
     def __init__(self, root: str | os.PathLike[str], name: str | None = None, *, hold: bool = False) -> None:
         self._held: int | None = None
         self.root = os.fspath(root)
@@ -112,51 +147,46 @@ class DirectoryKeys(Keys):
         self._made: set[str] = set()
         self._flusher = Background("flush")
 
+    def open(self, key: str) -> OpenValue | None:
+        """Return the value to be read in parts; see `Keys.open`."""
+        try:
+            handle = open_handle(self._base + key, self._held)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        status = os.fstat(handle)
+        if stat.S_ISDIR(status.st_mode):
+            os.close(handle)
+            raise CorruptError("a directory where a file belongs", path=self.name, where=key)
+        return OpenValue(handle, 0, status.st_size, close=True)
+
     def _path(self, key: str) -> str:
         return f"{self.root}/{key}"
 
-    def _open(self, key: str) -> int | None:
-        try:
-            return open_handle(self._base + key, self._held)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
     def get(self, key: str) -> bytes | None:
         """Return the value, or None; see `Keys.get`."""
-        handle = self._open(key)
-        if handle is None:
+        value = self.open(key)
+        if value is None:
             return None
-        try:
-            return pread(handle, os.fstat(handle).st_size, 0)
-        except IsADirectoryError as error:
-            raise CorruptError("a directory where a file belongs", path=self.name, where=key) from error
-        finally:
-            os.close(handle)
+        with value:
+            return pread(value.handle, value.size, 0)
 
     def get_tail(self, key: str, length: int) -> bytes | None:
         """Return the last bytes, or None; see `Keys.get_tail`."""
-        handle = self._open(key)
-        if handle is None:
+        value = self.open(key)
+        if value is None:
             return None
-        try:
-            size = os.fstat(handle).st_size
-            return pread(handle, length, max(size - length, 0))
-        except IsADirectoryError as error:
-            raise CorruptError("a directory where a file belongs", path=self.name, where=key) from error
-        finally:
-            os.close(handle)
+        with value:
+            return pread(value.handle, length, max(value.size - length, 0))
 
     def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
         """Return the bytes of each range, or None; see `Keys.get_ranges`."""
-        handle = self._open(key)
-        if handle is None:
+        value = self.open(key)
+        if value is None:
             return None
-        try:
+        with value:
             # Wild lengths must not decide how much memory is taken.
-            size = os.fstat(handle).st_size
-            return [pread(handle, max(min(length, size - start), 0), start) for start, length in ranges]
-        finally:
-            os.close(handle)
+            size = value.size
+            return [pread(value.handle, max(min(length, size - start), 0), start) for start, length in ranges]
 
     def size(self, key: str) -> int | None:
         """Return the length, or None; see `Keys.size`."""
@@ -201,7 +231,7 @@ class DirectoryKeys(Keys):
         """Remove the halves of values that killed processes left; nobody else may be writing."""
         for folder, _, names in os.walk(self.root):
             for name in names:
-                if name.startswith(".") and "~" in name:
+                if is_half_written(name):
                     os.unlink(f"{folder}/{name}")  # noqa: PTH108
 
     def settle(self) -> None:
@@ -265,12 +295,29 @@ class StoreKeys(Keys):
 
     def __init__(self, store: Store, name: str | None = None) -> None:
         from zarr.core.buffer import default_buffer_prototype
+        from zarr.storage import StorePath
 
         self.store = store
         self._url = name or str(store)
         self.by_url = name is not None
-        self.name = shown(self._url)
+        self.name = redact(self._url)
         self._prototype = default_buffer_prototype()
+        if not self.by_url:
+            # zarr-python opens some stores when they are used first, and not in every call.
+            self._sync(lambda: StorePath.open(store, ""))
+
+    def _sync(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return what a call of zarr-python gives; at a URL a dropped connection is tried again."""
+        from zarr.core.sync import sync
+
+        if self.by_url:
+            return retried(self._url, lambda: sync(work()))
+        with errors_of(self._url):
+            return sync(work())
+
+    def _get(self, key: str, byte_range: Any) -> bytes | None:
+        value = self._sync(lambda: self.store.get(key, self._prototype, byte_range))
+        return None if value is None else value.to_bytes()
 
     def get(self, key: str) -> bytes | None:
         """Return the value, or None; see `Keys.get`."""
@@ -280,76 +327,70 @@ class StoreKeys(Keys):
         try:
             value = self._get(key, RangeByteRequest(0, _WHOLE))
         except OSError:
-            return self._get(key, None)  # an empty object has no ranges
-        if value is None or len(value) < _WHOLE:
-            return value
+            if self.size(key) == 0:
+                return b""  # an empty object has no ranges
+            raise
+        if value is None or len(value) != _WHOLE:
+            return value  # more than was asked for: the server knows no ranges
         size = self.size(key) or 0
         rest = self.get_ranges(key, [(k, min(LARGEST, size - k)) for k in range(_WHOLE, size, LARGEST)])
         return None if rest is None else b"".join([value, *rest])
-
-    def _sync(self, work: Coroutine[Any, Any, T]) -> T:
-        from zarr.core.sync import sync
-
-        with errors_of(self._url):
-            return sync(work)
-
-    def _get(self, key: str, byte_range: Any) -> bytes | None:
-        value = self._sync(self.store.get(key, self._prototype, byte_range))
-        return None if value is None else value.to_bytes()
 
     def get_tail(self, key: str, length: int) -> bytes | None:
         """Return the last bytes, or None; see `Keys.get_tail`."""
         from zarr.abc.store import SuffixByteRequest
 
-        return self._get(key, SuffixByteRequest(length))
+        value = self._get(key, SuffixByteRequest(length))
+        if value is not None and len(value) > length:
+            raise self._without_ranges()
+        return value
+
+    def _without_ranges(self) -> OSError:
+        return OSError(f"the server of {self.name} does not answer range requests")
 
     def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
         """Return the bytes of each range, or None; see `Keys.get_ranges`."""
         from zarr.abc.store import RangeByteRequest
 
-        requests = merged([(start, start + length) for start, length in ranges])
-
-        async def fetch(start: int, stop: int) -> memoryview | None:
+        async def fetch(start: int, stop: int) -> bytes | None:
             value = await self.store.get(key, self._prototype, RangeByteRequest(start, stop))
-            return None if value is None else memoryview(value.to_bytes())
+            if value is not None and len(value) > stop - start:
+                raise self._without_ranges()
+            return None if value is None else value.to_bytes()
 
-        async def gather() -> list[bytes] | None:
+        async def fetch_all(requests: list[tuple[int, int]]) -> list[bytes] | None:
             import asyncio
 
-            found: list[memoryview] = []
+            found: list[bytes] = []
             for k in range(0, len(requests), CONCURRENCY):
                 for part in await asyncio.gather(*(fetch(*request) for request in requests[k : k + CONCURRENCY])):
                     if part is None:
                         return None
                     found.append(part)
-            starts = [start for start, _ in requests]
-            parts = []
-            for start, length in ranges:
-                k = max(bisect_right(starts, start) - 1, 0)
-                parts.append(bytes(found[k][start - starts[k] : start - starts[k] + length]) if length else b"")
-            return parts
+            return found
 
-        return self._sync(gather())
+        wanted = [(start, start + length) for start, length in ranges]
+        return gather(wanted, lambda requests: self._sync(lambda: fetch_all(requests)))
 
     def size(self, key: str) -> int | None:
         """Return the length, or None; see `Keys.size`."""
         try:
-            return self._sync(self.store.getsize(key))
+            return self._sync(lambda: self.store.getsize(key))
         except FileNotFoundError:
             return None
 
     def list(self, prefix: str) -> Iterator[str]:
         """Yield the keys below; see `Keys.list`."""
 
-        async def gather() -> list[str]:
+        async def list_all() -> list[str]:
             return [key async for key in self.store.list_prefix(prefix)]
 
-        return iter(self._sync(gather()))
+        return iter(self._sync(list_all))
 
     def set(self, key: str, value: bytes) -> None:
         """Write the value; see `Keys.set`."""
-        self._sync(self.store.set(key, self._prototype.buffer.from_bytes(value)))
+        self._sync(lambda: self.store.set(key, self._prototype.buffer.from_bytes(value)))
 
     def delete(self, key: str) -> None:
         """Remove the key; see `Keys.delete`."""
-        self._sync(self.store.delete(key))
+        self._sync(lambda: self.store.delete(key))

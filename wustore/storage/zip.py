@@ -13,7 +13,7 @@ from wustore.errors import CorruptError, FormatError, StoreNotFoundError
 from wustore.model.sizes import check_size
 from wustore.storage.files import open_handle
 from wustore.storage.pread import pread
-from wustore.storage.zarr_store import Keys
+from wustore.storage.zarr_store import Keys, OpenValue
 
 __all__ = ["ZipKeys"]
 
@@ -68,6 +68,15 @@ class ZipKeys(Keys):
             self._close()
             raise
         self._starts: dict[str, int] = {}
+        self.in_files = all(
+            member.method == _STORED and not member.flags & _ENCRYPTED and member.size == member.packed
+            for member in self._members.values()
+        )
+
+    def open(self, key: str) -> OpenValue | None:
+        """Return the value to be read in parts; see `Keys.open`."""
+        size = self.size(key)
+        return None if size is None else OpenValue(self._handle, self._start(key), size, close=False)
 
     def _read_directory(self) -> dict[str, _Member]:
         import zipfile

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from wustore.backends.base import Backend, Writer
 from wustore.backends.fits.files.input import compression_of
@@ -22,6 +23,12 @@ class FitsBackend(Backend):
     name = "fits"
     suffixes = (".fits.gz", ".fits.bz2", ".fits.zip", ".fit.gz", ".fits.fz", ".fits", ".fit", ".fts")
     description = "KBMOD's single FITS file, of any layout since 2023"
+    options: ClassVar[Mapping[str, str]] = {
+        "mode": "archive: nothing is lost (default); kbmod: the bytes that KBMOD writes, quantised",
+        "lossless": "true for GZIP_2 without quantisation",
+        "compression_type": "NOCOMPRESS, RICE_1, GZIP_1, GZIP_2 or HCOMPRESS_1",
+        "quantize_level": "the step of quantisation, as KBMOD's to_fits takes it: -0.01 is a step of 0.01",
+    }
 
     def recognises(self, start: bytes) -> bool:
         """Return whether it begins as a FITS file, or as a compressed file."""
@@ -62,6 +69,7 @@ class ShardedFitsBackend(Backend):
 
     name = "sharded-fits"
     description = "KBMOD's sharded set: a primary FITS file, and <i>_<name> for each image"
+    options: ClassVar[Mapping[str, str]] = FitsBackend.options
 
     def recognises(self, start: bytes) -> bool:
         """Return whether it begins as a FITS file, or as a compressed file."""

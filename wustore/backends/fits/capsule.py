@@ -35,8 +35,8 @@ from wustore.errors import CorruptError, FidelityError, WuStoreError
 from wustore.format.document import arrays_of, document_of
 from wustore.format.planes import plane_checksums
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
-from wustore.storage.mapping import release
-from wustore.storage.url import shown
+from wustore.storage.buffers import release
+from wustore.storage.url import redact
 
 __all__ = ["ENCODING", "Block", "ChangedError", "Head", "build", "meta_digest", "piece", "regenerate"]
 
@@ -243,7 +243,7 @@ def build(source: FitsSource) -> Capsule:
     for file in plan.files:
         content = file.data
         entry: dict[str, Any] = {
-            "name": Path(shown(file.path)).name,
+            "name": Path(redact(file.path)).name,
             "size": len(content),
             "sha256": _sha256(content),
         }

@@ -20,9 +20,9 @@ from wustore.backends.state import digest, reopen
 from wustore.errors import CorruptError, FormatError, OtherFormatError, StoreNotFoundError
 from wustore.format.planes import fill_value
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
-from wustore.storage.mapping import release
+from wustore.storage.buffers import release
 from wustore.storage.threads import read_ahead
-from wustore.storage.url import shown
+from wustore.storage.url import redact
 
 __all__ = ["FitsReader"]
 
@@ -66,7 +66,7 @@ class FitsReader(Reader):
 
     def __init__(self, path: str, form: str | None = None) -> None:
         self._address = path
-        self.path = shown(path)
+        self.path = redact(path)
         self._lock = threading.Lock()
         self._cache = Cache(_OPEN_FILES)
         self.pixels_decoded = 0
@@ -112,7 +112,7 @@ class FitsReader(Reader):
             except (StoreNotFoundError, OtherFormatError) as error:
                 raise CorruptError(
                     "a shard is missing",
-                    path=shown(path),
+                    path=redact(path),
                     expected=f"{count} shards, 0_{Path(self.path).name} … (NUMIMG = {count})",
                     found=error.what,
                     hint="Put the file back, beside the primary file.",
@@ -221,11 +221,11 @@ class FitsReader(Reader):
 
     def places(self) -> list[str]:
         """Return all files of the set."""
-        return [shown(file.path) for file in self.files]
+        return [redact(file.path) for file in self.files]
 
     def state(self) -> str:
         """Return a digest of sizes and times, or versions, of the files when they were opened."""
-        return digest((Path(shown(file.path)).name, *file.state[:2]) for file in self.files)
+        return digest((Path(redact(file.path)).name, *file.state[:2]) for file in self.files)
 
     def check_state(self) -> None:
         """Check that no file was changed; see `wustore.backends.base.Reader.check_state`."""
@@ -235,7 +235,7 @@ class FitsReader(Reader):
     def audit(self) -> Iterator[tuple[str, str]]:
         """Yield the CHECKSUM and DATASUM cards that do not hold; see `wustore.backends.base.Reader.audit`."""
         for file in self.files:
-            name = "" if len(self.files) == 1 else f"{Path(shown(file.path)).name}, "
+            name = "" if len(self.files) == 1 else f"{Path(redact(file.path)).name}, "
             data = file.data
             for hdu in file.scan.hdus:
                 yield from ((name + place, what) for place, what in wrong_sums(data, hdu))

@@ -33,7 +33,7 @@ from wustore.storage.zarr_store import DirectoryKeys, Keys
 __all__ = ["append_images"]
 
 
-def _alone(path: str) -> AbstractContextManager[None]:
+def _alone(path: Any) -> AbstractContextManager[None]:
     """Hold the store's lock: two appends at a time would both write the same image numbers."""
     # At a URL there is no lock to be had: docs/scale.md says that one process appends at a time.
     return alone(lock_of(Path(path)), path) if is_local(path) else nullcontext()
@@ -53,7 +53,7 @@ def _structure_of(document: dict[str, Any], reader: ZarrReader, generation: int,
 
 
 def append_images(
-    path: str,
+    path: Any,
     sources: Sequence[Reader],
     history: Callable[[int], dict[str, Any]],
     *,
@@ -64,7 +64,7 @@ def append_images(
     Parameters
     ----------
     path
-        A Zarr store: directory or URL.
+        A Zarr store: directory, URL or zarr Store object.
     sources
         Open stores of any format.
     history
@@ -91,10 +91,10 @@ def append_images(
         meta = replace(meta, history=(*meta.history, history(count)))
         generation = int(document.get("generation", 0)) + 1
         structure = _structure_of(document, old, generation, meta)
-        _check_grids(structure, _structure_of(document, old, generation, old.meta), path)
+        _check_grids(structure, _structure_of(document, old, generation, old.meta), old.path)
         before = old.checksums()
         if before is None:
-            raise UsageError("the store has no checksums", path=path, hint="Convert it into a new store first.")
+            raise UsageError("the store has no checksums", path=old.path, hint="Convert it into a new store first.")
         keys = _keys(path)
         if isinstance(keys, DirectoryKeys):
             keys.sweep()  # what an append that was killed left
@@ -103,7 +103,7 @@ def append_images(
     return count
 
 
-def _keys(path: str) -> Keys:
+def _keys(path: Any) -> Keys:
     return DirectoryKeys(path) if is_local(path) else writable_keys(path)
 
 

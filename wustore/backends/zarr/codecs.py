@@ -6,6 +6,8 @@ A chain is what stands in ``codecs`` of an array's or shard's metadata. Only cha
 
 from __future__ import annotations
 
+import math
+import struct
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +21,11 @@ from wustore.storage.checksum import crc32c
 
 __all__ = [
     "PCODEC_DTYPES",
+    "RESIDUE",
     "Chain",
     "DamagedChunk",
     "Hints",
+    "Part",
     "check_crc",
     "finds_structure",
     "parse_chain",
@@ -34,11 +38,26 @@ PCODEC_DTYPES = frozenset(np.dtype(name) for name in ("u2", "u4", "u8", "i2", "i
 """What pcodec compresses under its Zarr name ``numcodecs.pcodec``."""
 
 
+Part = tuple[NDArray[Any], Any, Any]
+"""What is wanted of a chunk: an array, where in it, and which part of the chunk."""
+
 Mode = Literal["auto", "classic", "multiples"]
 
 
 class DamagedChunk(ValueError):  # noqa: N818 - internal: becomes a CorruptError where the place is known
-    """Bytes of a chunk that fail their checksum or do not decode."""
+    """Bytes of a chunk that fail their checksum or do not decode.
+
+    Parameters
+    ----------
+    text
+        What is wrong.
+    number
+        Which of several chunks it is.
+    """
+
+    def __init__(self, text: str, number: int = 0) -> None:
+        super().__init__(text)
+        self.number = number
 
 
 @dataclass(frozen=True)
@@ -68,7 +87,7 @@ def with_crc(body: bytes) -> bytes:
     return body + crc32c(body).to_bytes(4, "little")
 
 
-_RESIDUE = 0x48674BC7
+RESIDUE = 0x48674BC7
 """CRC-32C of any bytes that are followed by their CRC-32C, lowest byte first."""
 
 
@@ -79,7 +98,7 @@ def check_crc(raw: bytes) -> None:
     ------
     DamagedChunk
     """
-    if len(raw) < 4 or crc32c(raw) != _RESIDUE:
+    if len(raw) < 4 or crc32c(raw) != RESIDUE:
         raise DamagedChunk("the checksum (crc32c) does not match")
 
 
@@ -153,72 +172,165 @@ class Chain:
             return little.tobytes()
         return bytes(self._codec.encode(little))
 
-    def can_fill(self, out: NDArray[Any]) -> bool:
-        """Return whether `decode` takes this array: pcodec writes to contiguous memory only."""
-        return self.method != "pcodec" or out.flags.c_contiguous
-
-    def decode(self, raw: bytes, out: NDArray[Any]) -> None:
-        """Fill ``out`` (exactly the chunk; see `can_fill`) from stored bytes.
+    def decode(self, raw: bytes, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Return the values of a chunk from its stored bytes: a new array.
 
         Raises
         ------
         DamagedChunk
         """
-        check_crc(raw)
-        try:
-            if self.method == "pcodec":
-                from pcodec import standalone
+        out = np.empty(shape, self.dtype)
+        self.decode_into([raw], shape, [[(out, ..., ...)]])
+        return out
 
-                # It ends where its own end mark says, so the checksum behind it does not matter.
-                progress = standalone.simple_decompress_into(raw, out.reshape(-1))
-                if progress.n_processed != out.size or not progress.finished:
-                    raise DamagedChunk("the chunk holds a different number of values")
-                return
-            body = memoryview(raw)[:-4]
-            if self.method != "raw" and _SIZES[self.method](body) != out.nbytes:
-                raise DamagedChunk("the chunk says that it holds a different number of bytes")
-            plain = body if self.method == "raw" else self._codec.decode(body)
-            values: NDArray[Any] = np.frombuffer(plain, dtype=self.dtype.newbyteorder("<"))
-            out[...] = _exactly(values, out.size).reshape(out.shape)
-        except (RuntimeError, ValueError, TypeError) as error:
-            if isinstance(error, DamagedChunk):
-                raise
-            raise DamagedChunk(f"the chunk does not decode: {error}") from error
+    def decode_into(self, stored: Sequence[bytes], shape: tuple[int, ...], wanted: Sequence[Sequence[Part]]) -> None:
+        """Decode several chunks: two or three calls for each, which release the interpreter lock.
+
+        Parameters
+        ----------
+        stored
+            Their bytes, each with its checksum.
+        shape
+            Of a chunk.
+        wanted
+            For each chunk which parts of it go where.
+
+        Raises
+        ------
+        DamagedChunk
+            With the number of the chunk.
+        """
+        for number, raw in enumerate(stored):
+            if crc32c(raw) != RESIDUE:
+                raise DamagedChunk("the checksum (crc32c) does not match", number)
+        if self.method == "pcodec":
+            _decode_pcodec(stored, shape, self.dtype, wanted)
+            return
+        views = _VIEWS[self.method](stored, shape, self.dtype.newbyteorder("<"))
+        for chunk, parts in zip(views, wanted, strict=True):
+            for out, place, part in parts:
+                out[place] = chunk[part]
+
+
+_ERRORS = (RuntimeError, ValueError, TypeError)
+"""What codecs raise for bytes that are not theirs."""
+
+
+def _undecodable(number: int, error: Exception) -> DamagedChunk:
+    return DamagedChunk(f"the chunk does not decode: {error}", number)
+
+
+def _wrong_size(number: int) -> DamagedChunk:
+    return DamagedChunk("the chunk holds a different number of values", number)
+
+
+def _views_of_raw(stored: Sequence[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> list[NDArray[Any]]:
+    end = math.prod(shape) * dtype.itemsize + 4
+    views = []
+    for number, raw in enumerate(stored):
+        if raw[end:] or not raw[end - 1 :]:
+            raise _wrong_size(number)
+        views += [np.ndarray(shape, dtype, raw)]
+    return views
+
+
+def _views_of_zstd(stored: Sequence[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> list[NDArray[Any]]:
+    import imagecodecs  # the function of numcodecs makes fifteen Python-level calls more
+
+    size = math.prod(shape) * dtype.itemsize
+    # What a frame must say of its content, by the length of that field: memory is taken by it. Who compresses a whole
+    # chunk at once says it.
+    stated = {
+        length: (size - bias).to_bytes(length, "little")
+        for length, bias in _FIELDS.items()
+        if 0 <= size - bias < 256**length
+    }
+    views = []
+    for number, raw in enumerate(stored):
+        start, length = _ZSTD_FIELDS[raw[4] if raw[5:] else 0]
+        if length not in stated or raw[start : start + length] != stated[length]:
+            raise _wrong_size(number)
+        try:
+            views += [np.ndarray(shape, dtype, imagecodecs.zstd_decode(raw[:-4]))]
+        except _ERRORS as error:
+            raise _undecodable(number, error) from error
+    return views
+
+
+_FIELDS = {1: 0, 2: 256, 4: 0, 8: 0}
+"""Length of the field in which a zstd frame says how long its content is, and what is added to its value."""
 
 
 def zstd_size(frame: bytes | memoryview) -> int:
-    """Return the size of the content that a zstd frame states (RFC 8878, 3.1.1.1), before memory is taken for it.
+    """Return the size of the content that a zstd frame states, before memory is taken for it.
 
     Raises
     ------
     DamagedChunk
-        If it states none; who compresses a whole chunk at once does.
+        If it states none.
     """
     head = bytes(frame[:18])
     if len(head) < 6 or head[:4] != b"\x28\xb5\x2f\xfd":
         raise DamagedChunk("not a zstd frame")
-    flags = head[4]
-    single = flags >> 5 & 1
-    length = (single, 2, 4, 8)[flags >> 6]
+    start, length = _zstd_field(head[4])
     if not length:
         raise DamagedChunk("a zstd frame that does not state its size")
-    start = 6 - single + (0, 1, 2, 4)[flags & 3]
-    return int.from_bytes(head[start : start + length], "little") + (256 if length == 2 else 0)
+    return int.from_bytes(head[start : start + length], "little") + _FIELDS[length]
 
 
-def _blosc_size(buffer: bytes | memoryview) -> int:
-    if len(buffer) < 16:
-        raise DamagedChunk("not a buffer of Blosc")
-    return int.from_bytes(buffer[4:8], "little")
+def _zstd_field(flags: int) -> tuple[int, int]:
+    """Return start and length of the field in which a frame with these flags states its size (RFC 8878, 3.1.1.1)."""
+    single = flags >> 5 & 1
+    return 6 - single + (0, 1, 2, 4)[flags & 3], (single, 2, 4, 8)[flags >> 6]
 
 
-_SIZES = {"zstd": zstd_size, "blosc": _blosc_size}
+_ZSTD_FIELDS = [_zstd_field(flags) for flags in range(256)]
 
 
-def _exactly(values: NDArray[Any], size: int) -> NDArray[Any]:
-    if values.size != size:
-        raise DamagedChunk("the chunk holds a different number of values")
-    return values
+def _decode_pcodec(
+    stored: Sequence[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], wanted: Sequence[Sequence[Part]]
+) -> None:
+    from pcodec.standalone import simple_decompress_into as decompress
+
+    memory = _scratch(dtype, shape)  # stays in the cache of the core
+    flat_memory = memory.reshape(-1)
+    for number, raw in enumerate(stored):
+        parts, flat = wanted[number], flat_memory
+        if not parts[1:]:
+            # pcodec writes to contiguous memory only: at once into place if that is.
+            ((out, place, _),) = parts
+            whole = out[place]
+            if whole.shape == shape and whole.flags.c_contiguous:
+                parts, flat = (), whole.reshape(-1)
+        try:
+            # It ends where its own end mark says, so the checksum behind it does not matter.
+            progress = decompress(raw, flat)
+        except _ERRORS as error:
+            raise _undecodable(number, error) from error
+        if progress.n_processed != flat.size or not progress.finished:
+            raise _wrong_size(number)
+        for out, place, part in parts:
+            out[place] = memory[part]
+
+
+def _views_of_blosc(stored: Sequence[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> list[NDArray[Any]]:
+    from numcodecs import blosc
+
+    blosc.use_threads = False  # as zarr itself does: they are not safe beside other threads
+    length = struct.pack("<I", math.prod(shape) * dtype.itemsize)
+    views = []
+    for number, raw in enumerate(stored):
+        if raw[4:8] != length:  # what the chunk says of its content: memory is taken by it
+            raise _wrong_size(number)
+        try:
+            views += [np.ndarray(shape, dtype, blosc.decompress(raw[:-4]))]
+        except _ERRORS as error:
+            raise _undecodable(number, error) from error
+    return views
+
+
+_VIEWS = {"raw": _views_of_raw, "zstd": _views_of_zstd, "blosc": _views_of_blosc}
+"""Functions that give the values of chunks as views of bytes."""
 
 
 def _bytes_codec(dtype: np.dtype[Any]) -> dict[str, Any]:
@@ -286,16 +398,19 @@ def parse_chain(codecs: object, dtype: np.dtype[Any]) -> Chain | None:
     return None
 
 
-_SCRATCH = threading.local()
+class _Scratch(threading.local):
+    def __init__(self) -> None:
+        self.arrays: dict[tuple[np.dtype[Any], tuple[int, ...]], NDArray[Any]] = {}
 
 
-def scratch(dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+_SCRATCH = _Scratch()
+
+
+def _scratch(dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     """Return this thread's buffer of that dtype and shape: valid until the next call."""
-    buffers: dict[tuple[str, tuple[int, ...]], NDArray[Any]] = _SCRATCH.__dict__.setdefault("buffers", {})
-    key = (dtype.str, shape)
-    buffer = buffers.get(key)
-    if buffer is None:
-        if len(buffers) >= 8:
-            buffers.clear()
-        buffer = buffers[key] = np.empty(shape, dtype)
-    return buffer
+    arrays, key = _SCRATCH.arrays, (dtype, shape)
+    if key not in arrays:
+        if len(arrays) >= 8:
+            arrays.clear()
+        arrays[key] = np.empty(shape, dtype)
+    return arrays[key]

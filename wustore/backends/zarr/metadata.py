@@ -151,10 +151,8 @@ def decode_small(metadata: Mapping[str, Any], raw: bytes | None) -> NDArray[Any]
     if text:
         return _text_from_bytes(_unpack_text(raw), shape)
     check_size(math.prod(shape) * np.dtype(dtype).itemsize, len(raw))
-    data = np.empty(shape, dtype)
     assert chain is not None
-    chain.decode(raw, data)
-    return data
+    return chain.decode(raw, shape)
 
 
 def _plain_codec(codec: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:

@@ -8,16 +8,19 @@ the CRC-32C of that index.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from threading import Lock
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.zarr.codecs import Chain, DamagedChunk, Hints, parse_chain, scratch, strip_crc, with_crc
+from wustore.backends.zarr.codecs import RESIDUE, Chain, DamagedChunk, Hints, Part, parse_chain, with_crc
 from wustore.errors import CorruptError
+from wustore.storage.checksum import crc32c
+from wustore.storage.pread import pread
 from wustore.storage.threads import in_threads
 from wustore.storage.zarr_store import Keys
 
@@ -25,6 +28,12 @@ __all__ = ["Box", "ShardGrid", "ShardedLayer", "encode_shard", "parse_grid"]
 
 _MISSING = 2**64 - 1
 _INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+_LARGEST = 1 << 62
+"""No offset or length in an index is as large."""
+
+_BLOCK_BYTES = 1 << 22
+"""Neighbouring chunks are read and decoded together up to this decoded size, which the cache of a core holds."""
+
 _CACHED_INDICES = 4096
 """Indices kept per layer: about 1 KiB each for a 2048 x 2048 image."""
 
@@ -47,17 +56,22 @@ class ShardGrid:
     counts: tuple[int, int]
     chain: Chain
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int]:
         """Shape (y, x) of a shard."""
         return self.chunk[0] * self.counts[0], self.chunk[1] * self.counts[1]
 
-    @property
+    @cached_property
     def n_chunks(self) -> int:
         """The number of inner chunks."""
         return self.counts[0] * self.counts[1]
 
-    @property
+    @cached_property
+    def block(self) -> int:
+        """How many chunks are decoded at a time."""
+        return max(_BLOCK_BYTES // (self.chunk[0] * self.chunk[1] * self.chain.dtype.itemsize), 1)
+
+    @cached_property
     def index_size(self) -> int:
         """Length of the index with its checksum [byte]."""
         return 16 * self.n_chunks + 4
@@ -153,6 +167,32 @@ class Box:
     out: NDArray[Any]
 
 
+_Targets = dict[int, list[Part]]
+"""Number of a chunk to what is wanted of it."""
+
+
+class _Block:
+    """Chunks that lie side by side in a shard.
+
+    Attributes
+    ----------
+    numbers
+        Of the chunks, in C order of the grid.
+    bounds
+        Start and stop of each.
+    start, stop
+        Of all of them.
+    count
+        How many.
+    """
+
+    __slots__ = ("bounds", "count", "numbers", "start", "stop")
+
+    def __init__(self, numbers: list[int], bounds: list[list[int]], count: int) -> None:
+        self.numbers, self.bounds, self.count = numbers, bounds, count
+        self.start, self.stop = bounds[0][0], bounds[-1][1]
+
+
 @dataclass(eq=False)
 class ShardedLayer:
     """The shards of a layer, read chunk by chunk.
@@ -177,17 +217,17 @@ class ShardedLayer:
     separator: str
     chunks_read: int = 0
     shards_opened: int = 0
-    _indices: dict[int, NDArray[np.uint64]] = field(default_factory=dict, repr=False)
+    _indices: dict[int, NDArray[np.int64]] = field(default_factory=dict, repr=False)
     _lock: Lock = field(default_factory=Lock, repr=False)
 
     def key(self, i: int) -> str:
         """Return the key of the shard of image ``i``."""
-        return self.separator.join((f"{self.name}/c", str(i), "0", "0"))
+        return f"{self.name}/c{self.separator}{i}{self.separator}0{self.separator}0"
 
-    def _corrupt(self, i: int, what: str, place: tuple[int, int] | None = None, **more: Any) -> CorruptError:
+    def _corrupt(self, i: int, what: str, number: int | None = None, **more: Any) -> CorruptError:
         where = f"array {self.name}, image {i}"
-        if place is not None:
-            where += f", chunk ({place[0]}, {place[1]})"
+        if number is not None:
+            where += f", chunk {divmod(number, self.grid.counts[1])}"
         return CorruptError(
             what, path=self.keys.name, where=where, hint="Restore the store from a copy, or convert again.", **more
         )
@@ -195,33 +235,59 @@ class ShardedLayer:
     def _missing(self, i: int) -> CorruptError:
         return self._corrupt(i, "a shard is missing", expected=self.key(i))
 
-    def index(self, i: int, tail: bytes | None = None) -> NDArray[np.uint64]:
-        """Return offset and length of every inner chunk, shape (y, x, 2), from the end of the shard.
+    def _index(self, i: int, tail: bytes) -> NDArray[np.int64]:
+        """Return start and stop of every inner chunk, shape (chunks, 2), from the end of the shard.
 
         Raises
         ------
         CorruptError
         """
-        known = self._indices.get(i)
-        if known is not None:
-            return known
         size = self.grid.index_size
-        if tail is None:
-            tail = self.keys.get_tail(self.key(i), size)
-            if tail is None:
-                raise self._missing(i)
         if len(tail) < size:
             raise self._corrupt(i, "a shard is truncated", expected=f"at least {size} bytes", found=len(tail))
-        try:
-            body = strip_crc(tail)
-        except DamagedChunk as error:
-            raise self._corrupt(i, "the index of a shard is damaged", found=error) from error
-        index = np.frombuffer(body, dtype="<u8").reshape(*self.grid.counts, 2).astype(np.uint64, copy=False)
-        with self._lock:
-            if len(self._indices) >= _CACHED_INDICES:
-                self._indices.clear()
-            self._indices[i] = index
+        if crc32c(tail) != RESIDUE:
+            raise self._corrupt(i, "the index of a shard is damaged", found="its checksum (crc32c) does not match")
+        stored = np.frombuffer(tail, "<u8", 2 * self.grid.n_chunks).reshape(-1, 2)
+        index = stored.astype(np.int64)  # a missing chunk has -1 twice
+        if stored.max() >= _LARGEST:
+            wild = (stored >= _LARGEST).any(axis=1) & (index != -1).any(axis=1)
+            if wild.any():
+                k = int(wild.argmax())
+                offset, length = stored[k].tolist()
+                raise self._corrupt(i, "the index of a shard is damaged", k, found=f"offset {offset}, length {length}")
+        index[:, 1] += index[:, 0]
+        if len(self._indices) >= _CACHED_INDICES:
+            self._indices.clear()
+        self._indices[i] = index
         return index
+
+    def _blocks(self, i: int, index: NDArray[np.int64], numbers: list[int], workers: int) -> list[_Block]:
+        """Return the chunks in the order in which they are stored, neighbours together.
+
+        Raises
+        ------
+        CorruptError
+            If one is missing.
+        """
+        places = index[numbers]
+        order = places[:, 0].argsort(kind="stable")
+        places = places[order]
+        # A block ends where the next chunk is elsewhere, and when it is full.
+        ends = (places[1:, 0] != places[:-1, 1]).nonzero()[0] + 1
+        in_order, bounds = [numbers[k] for k in order.tolist()], places.tolist()
+        if bounds[0][0] < 0:
+            raise self._corrupt(i, "a chunk is missing in its shard", in_order[0])
+        most = self.grid.block
+        if workers > 1 and most > order.size // (2 * workers):
+            most = -(-order.size // (2 * workers))
+        blocks: list[_Block] = []
+        begin = 0
+        for end in (*ends.tolist(), *order.shape):
+            for k in range(begin, end, most):
+                stop = k + most if k + most < end else end
+                blocks += [_Block(in_order[k:stop], bounds[k:stop], stop - k)]
+            begin = end
+        return blocks
 
     def fill(self, i: int, boxes: Sequence[Box], workers: int = 1) -> None:
         """Fill boxes of image ``i``: every inner chunk they touch is read and decoded once.
@@ -230,84 +296,104 @@ class ShardedLayer:
         ------
         CorruptError
         """
-        wanted = self._chunks_of(boxes)
-        if not wanted:
+        targets = self._targets(boxes)
+        if not targets:
             return
-        places = list(wanted)
-        raw: list[bytes]
-        # At a URL a whole shard is one request; from a disk its chunks are better read one by one, each into memory
-        # that the one before has warmed.
-        if len(places) == self.grid.n_chunks and self.keys.by_url:
-            shard = self.keys.get(self.key(i))
-            if shard is None:
-                raise self._missing(i)
-            index = self.index(i, shard[-self.grid.index_size :])
-            ranges = self._ranges(i, index, places)
-            raw = [shard[start : start + length] for start, length in ranges]
+        numbers = sorted(targets)
+        if self.keys.in_files:
+            self._fill_from_file(i, numbers, targets, workers)
         else:
-            index = self.index(i)
-            ranges = self._ranges(i, index, places)
-            fetched = self.keys.get_ranges(self.key(i), ranges)
-            if fetched is None:
-                raise self._missing(i)
-            raw = fetched
+            self._fill_from_requests(i, numbers, targets, workers)
         with self._lock:
             self.shards_opened += 1
-            self.chunks_read += len(places)
+            self.chunks_read += len(numbers)
 
-        def decode(k: int) -> None:
-            if len(raw[k]) != ranges[k][1]:
-                raise self._corrupt(
-                    i, "a shard is truncated", places[k], expected=f"{ranges[k][1]} bytes", found=len(raw[k])
-                )
-            try:
-                self._decode(raw[k], places[k], [boxes[b] for b in wanted[places[k]]])
-            except DamagedChunk as error:
-                raise self._corrupt(i, "a chunk is damaged", places[k], found=error) from error
+    def _fill_from_file(self, i: int, numbers: list[int], targets: _Targets, workers: int) -> None:
+        shard = self.keys.open(self.key(i))
+        if shard is None:
+            raise self._missing(i)
+        with shard:
+            index = self._indices.get(i)
+            if index is None:
+                start = shard.size - self.grid.index_size if shard.size > self.grid.index_size else 0
+                index = self._index(i, pread(shard.handle, shard.size - start, shard.start + start))
+            blocks = self._blocks(i, index, numbers, workers)
 
-        in_threads(decode, range(len(places)), workers)
+            def fill(block: _Block) -> None:
+                if block.stop > shard.size:  # wild lengths must not decide how much memory is taken
+                    self._truncated(i, block, shard.size)
+                stored = pread(shard.handle, block.stop - block.start, shard.start + block.start)
+                self._decode(i, block, stored, targets)
 
-    def _ranges(self, i: int, index: NDArray[np.uint64], places: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        ranges = []
-        for place in places:
-            start, length = (int(value) for value in index[place])
-            if start == _MISSING and length == _MISSING:
-                raise self._corrupt(i, "a chunk is missing in its shard", place)
-            if start + length >= 1 << 62:
-                raise self._corrupt(
-                    i, "the index of a shard is damaged", place, found=f"offset {start}, length {length}"
-                )
-            ranges.append((start, length))
-        return ranges
+            in_threads(fill, blocks, workers)
 
-    def _chunks_of(self, boxes: Sequence[Box]) -> dict[tuple[int, int], list[int]]:
-        """Return the places of the chunks that boxes touch, each with the numbers of those boxes."""
+    def _fill_from_requests(self, i: int, numbers: list[int], targets: _Targets, workers: int) -> None:
+        key = self.key(i)
+        index = self._indices.get(i)
+        # A whole shard is one request.
+        shard = self.keys.get(key) if len(numbers) == self.grid.n_chunks and self.keys.by_url else None
+        if index is None:
+            tail = self.keys.get_tail(key, self.grid.index_size) if shard is None else shard[-self.grid.index_size :]
+            if tail is None:
+                raise self._missing(i)
+            index = self._index(i, tail)
+        blocks = self._blocks(i, index, numbers, workers)
+        if shard is not None:
+            found: list[bytes] | None = [shard[block.start : block.stop] for block in blocks]
+        else:
+            found = self.keys.get_ranges(key, [(block.start, block.stop - block.start) for block in blocks])
+        if found is None:
+            raise self._missing(i)
+        for block, stored in zip(blocks, found, strict=True):
+            if len(stored) != block.stop - block.start:
+                self._truncated(i, block, block.start + len(stored))
+        in_threads(lambda work: self._decode(i, *work, targets), list(zip(blocks, found, strict=True)), workers)
+
+    def _truncated(self, i: int, block: _Block, size: int) -> NoReturn:
+        for number, (start, stop) in zip(block.numbers, block.bounds, strict=True):
+            if stop > size:
+                found, expected = max(size - start, 0), f"{stop - start} bytes"
+                raise self._corrupt(i, "a shard is truncated", number, expected=expected, found=found)
+        raise AssertionError("no chunk of the block ends behind the shard")
+
+    def _decode(self, i: int, block: _Block, stored: bytes, targets: _Targets) -> None:
+        """Decode the chunks of a block and put each into the arrays that want it."""
+        start = block.start
+        pieces = [stored] if block.count == 1 else [stored[a - start : b - start] for a, b in block.bounds]
+        wanted = [targets[number] for number in block.numbers]
+        try:
+            self.grid.chain.decode_into(pieces, self.grid.chunk, wanted)
+        except DamagedChunk as error:
+            raise self._corrupt(i, "a chunk is damaged", block.numbers[error.number], found=error) from error
+
+    def _targets(self, boxes: Sequence[Box]) -> _Targets:
+        """Return for each chunk that boxes touch what of it goes where."""
         height, width = self.grid.chunk
-        wanted: dict[tuple[int, int], list[int]] = {}
-        for k, box in enumerate(boxes):
-            if box.rows[0] >= box.rows[1] or box.columns[0] >= box.columns[1]:
-                continue
-            for row in range(box.rows[0] // height, -(-box.rows[1] // height)):
-                for column in range(box.columns[0] // width, -(-box.columns[1] // width)):
-                    wanted.setdefault((row, column), []).append(k)
-        return wanted
-
-    def _decode(self, raw: bytes, place: tuple[int, int], boxes: Sequence[Box]) -> None:
-        height, width = self.grid.chunk
-        y, x = place[0] * height, place[1] * width
-        if len(boxes) == 1:
-            box = boxes[0]
-            top, left = y - box.rows[0], x - box.columns[0]
-            if top >= 0 and left >= 0 and y + height <= box.rows[1] and x + width <= box.columns[1]:
-                target = box.out[top : top + height, left : left + width]
-                if self.grid.chain.can_fill(target):
-                    self.grid.chain.decode(raw, target)
-                    return
-        chunk = scratch(self.grid.chain.dtype, self.grid.chunk)
-        self.grid.chain.decode(raw, chunk)
+        across = self.grid.counts[1]
+        targets: _Targets = {}
         for box in boxes:
-            top, bottom = max(y, box.rows[0]), min(y + height, box.rows[1])
-            left, right = max(x, box.columns[0]), min(x + width, box.columns[1])
-            box.out[top - box.rows[0] : bottom - box.rows[0], left - box.columns[0] : right - box.columns[0]] = chunk[
-                top - y : bottom - y, left - x : right - x
-            ]
+            rows, columns = _parts(*box.rows, height), _parts(*box.columns, width)
+            parts: _Targets = {
+                row * across + column: [(box.out, (to_rows, to_columns), (from_rows, from_columns))]
+                for row, to_rows, from_rows in rows
+                for column, to_columns, from_columns in columns
+            }
+            if targets:
+                for number, part in parts.items():
+                    targets[number] = targets[number] + part if number in targets else part
+            else:
+                targets = parts
+        return targets
+
+
+@lru_cache(4096)
+def _parts(start: int, stop: int, side: int) -> list[tuple[int, slice, slice]]:
+    """Return how a range lies in pieces of length ``side``: number, place in the range, place in the piece."""
+    numbers = range(start // side, -(-stop // side) if stop > start else 0)
+    if not numbers:
+        return []
+    edges = [start, *[k * side for k in numbers[1:]], stop]
+    return [
+        (k, slice(a - start, b - start), slice(a - k * side, b - k * side))
+        for k, a, b in zip(numbers, edges, edges[1:], strict=False)
+    ]

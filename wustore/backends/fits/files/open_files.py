@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from wustore.backends.fits.hdu.scan import Buffer, ScannedFile, Sliceable, is_fi
 from wustore.backends.state import replaced
 from wustore.errors import StoreNotFoundError, UsageError
 from wustore.storage.threads import read_ahead
-from wustore.storage.url import CONCURRENCY, RemoteFile, is_remote, merged, shown
+from wustore.storage.url import CONCURRENCY, RemoteFile, gather, is_remote, redact, with_options_of
 
 __all__ = ["Cache", "FitsFile", "has_shards", "shard_name", "shard_path"]
 
@@ -90,7 +89,7 @@ class FitsFile:
         else:
             assert self._remote is not None
             self.state, parts = self._remote.state, self._remote
-        self.scan: ScannedFile = scan(parts, shown(path))
+        self.scan: ScannedFile = scan(parts, redact(path))
 
     def check_state(self) -> None:
         """Check that the file was not changed since it was opened.
@@ -102,9 +101,9 @@ class FitsFile:
         try:
             found = source.state_of(self.path)
         except StoreNotFoundError as error:
-            raise replaced(shown(self.path), "none") from error
+            raise replaced(redact(self.path), "none") from error
         if found != self.state:
-            raise replaced(shown(self.path))
+            raise replaced(redact(self.path))
 
     @property
     def data(self) -> Buffer:
@@ -147,21 +146,16 @@ class FitsFile:
         """Return the bytes of ranges, near ones in one request, several requests at a time."""
         assert self._remote is not None
         remote = self._remote
-        requests = merged(ranges)
-        if not requests:
-            return [b""] * len(ranges)
-        pieces = read_ahead(
-            lambda k: remote.read(requests[k][0], requests[k][1] - requests[k][0]),
-            range(len(requests)),
-            min(len(requests), CONCURRENCY),
-        )
-        found = [memoryview(piece) for _, piece in pieces]
-        starts = [start for start, _ in requests]
-        parts = []
-        for start, stop in ranges:
-            k = max(bisect_right(starts, start) - 1, 0)
-            parts.append(bytes(found[k][start - starts[k] : stop - starts[k]]) if stop > start else b"")
-        return parts
+
+        def fetch(requests: list[tuple[int, int]]) -> list[bytes]:
+            pieces = read_ahead(
+                lambda k: remote.read(requests[k][0], requests[k][1] - requests[k][0]),
+                range(len(requests)),
+                min(len(requests), CONCURRENCY),
+            )
+            return [piece for _, piece in pieces]
+
+        return gather(ranges, fetch) or []
 
     def __iter__(self) -> Iterator[Any]:
         """Yield path, bytes and scan, so that a file can be taken apart like a tuple."""
@@ -186,7 +180,7 @@ def shard_path(primary: str, i: int) -> str:
     """Return where the file of image ``i`` of a sharded set lies."""
     directory, name = os.path.split(primary)  # of a URL too
     if is_remote(primary):
-        return f"{directory}/{shard_name(name, i)}"
+        return with_options_of(f"{directory}/{shard_name(name, i)}", primary)
     return str(Path(directory, shard_name(name, i)))
 
 

@@ -104,7 +104,7 @@ class Output:
                 "shards of a set of this name exist already",
                 path=self.target,
                 found=", ".join(shard.name for shard in shards[:3]),
-                hint="Choose another name or directory, or allow overwriting.",
+                hint="Choose another name or directory, or overwrite it (--overwrite, overwrite=True).",
             )
 
     def name(self, number: int) -> str:
@@ -253,7 +253,9 @@ class Output:
         if old and not self._staging.overwrite:
             self._check_shards()
             raise StoreExistsError(
-                "the target exists already", path=self.target, hint="Choose another name, or allow overwriting."
+                "the target exists already",
+                path=self.target,
+                hint="Choose another name, or overwrite it (--overwrite, overwrite=True).",
             )
         moved: list[Path] = []
         try:
