@@ -25,7 +25,8 @@ from wustore.errors import CorruptError, UsageError, WuStoreError
 from wustore.format.arrays import checksum_array
 from wustore.format.planes import plane_checksums
 from wustore.model.concat import appended
-from wustore.storage.staging import alone, lock_of, sync_tree
+from wustore.storage.locks import alone, lock_of
+from wustore.storage.staging import sync_tree
 from wustore.storage.stores import is_local, writable_keys
 from wustore.storage.threads import default_workers
 from wustore.storage.zarr_store import DirectoryKeys, Keys
@@ -146,7 +147,7 @@ def _switch(keys: Keys, structure: Structure, rows: Any) -> None:
         sync_tree(Path(keys.root))
     nodes = structure.nodes(small, {})
     document = structure.document(None)
-    keys.set("zarr.json", to_json(structure.root(document, nodes)))
+    keys.set_durably("zarr.json", to_json(structure.root(document, nodes)))
     for name, node in nodes.items():
         keys.set(f"{name}/zarr.json", to_json(node))
     # The original FITS files are not those of this content any more.
