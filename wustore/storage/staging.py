@@ -115,10 +115,14 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+_ROOT = "zarr.json"
+"""The root document of a store in a directory."""
+
+
 def _is_store(directory: Path) -> bool:
     """Return whether the root document of a Zarr store in a directory names wustore, damaged as it may be."""
     try:
-        return b'"wustore"' in (directory / "zarr.json").read_bytes()
+        return b'"wustore"' in (directory / _ROOT).read_bytes()
     except OSError:
         return False
 
@@ -200,9 +204,9 @@ def take_mode(path: Path, old: Path) -> None:
         mode |= (mode & 0o444) >> 2
     files = mode & 0o666
     with contextlib.suppress(OSError):
-        files = stat.S_IMODE((old / _ROOTS[0]).lstat().st_mode)
+        files = stat.S_IMODE((old / _ROOT).lstat().st_mode)
     now = path.stat()
-    inner = path / _ROOTS[0]
+    inner = path / _ROOT
     same = stat.S_IMODE(now.st_mode) == mode and now.st_gid == status.st_gid
     if same and inner.is_file() and stat.S_IMODE(inner.stat().st_mode) == files:
         return
