@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from wustore.backends.layer import Layer
 from wustore.backends.memory import MemoryReader
 from wustore.backends.registry import backend_for_writing, open_reader
-from wustore.errors import StoreNotFoundError
-from wustore.model.meta import LAYERS
+from wustore.errors import StoreNotFoundError, UsageError
+from wustore.model.meta import LAYERS, Column, ConstituentTable, Observatory
 from wustore.ops.copy import copy
 from wustore.testing import WCS_TEXT, sample
 from wustore.xarray import WuStoreEntrypoint, mjd_to_datetime, to_xarray
@@ -64,7 +64,9 @@ def test_what_a_dataset_holds():
         dataset.time.values.tolist()
         == np.array(["2023-02-25T06", "2023-02-25T12", "2023-02-26T00"], "datetime64[ns]").tolist()
     )
-    assert dataset.attrs["wcs"] == WCS_TEXT
+    assert set(dataset.image_wcs.values.tolist()) == {WCS_TEXT}
+    assert dataset.x.values.tolist() == list(range(530))
+    assert dataset.y.values.tolist() == list(range(600))
     for layer in LAYERS:
         assert dataset[layer].values.tobytes() == Layer(source, layer)[...].tobytes()
     assert list(to_xarray(sample("bare")).data_vars) == ["science", "variance"]
@@ -72,7 +74,6 @@ def test_what_a_dataset_holds():
 
 def test_each_image_has_its_own_wcs():
     dataset = to_xarray(select_rich())
-    assert "wcs" not in dataset.attrs
     assert dataset.image_wcs.values.tolist() == ["", WCS_TEXT]
 
 
@@ -155,7 +156,7 @@ def test_every_format_gives_the_same(stores):
             for layer in LAYERS:
                 assert dataset[layer].values.tobytes() == expected[layer].values.tobytes(), (path, layer)
             assert dataset.time.values.tobytes() == expected.time.values.tobytes()
-            assert dataset.attrs["wcs"] == WCS_TEXT
+            assert set(dataset.image_wcs.values.tolist()) == {WCS_TEXT}
         with xr.open_dataset(path, engine=ENGINE, chunks={}, drop_variables="psf") as dataset:
             assert "psf" not in dataset
             assert dataset.science.chunks == ((1, 1, 1), (600,), (530,))
@@ -174,7 +175,7 @@ def test_zarr_opened_without_the_engine_has_the_same_times(stores):
 def test_datasets_pickle_by_address(stores):
     with xr.open_dataset(stores["wu.zarr"], engine=ENGINE) as dataset:
         text = pickle.dumps(dataset)
-        assert len(text) < 10_000
+        assert len(text) < 30_000  # coordinates, no pixels
         assert pickle.loads(text).science.values.tobytes() == dataset.science.values.tobytes()
         names = {tuple(dataset.chunk({})[layer].data.name for layer in LAYERS) for _ in range(2)}
         assert len(names) == 1
@@ -186,7 +187,7 @@ def test_saving_a_dataset(stores, tmp_path):
         dataset.isel(y=slice(0, 20), x=slice(0, 30)).to_netcdf(tmp_path / "part.nc", engine="h5netcdf")
         with xr.open_dataset(tmp_path / "part.nc", engine="h5netcdf") as back:
             assert back.science.values.tobytes() == dataset.science.values[:, :20, :30].tobytes()
-            assert back.attrs["wcs"] == WCS_TEXT
+            assert set(back.image_wcs.values.tolist()) == {WCS_TEXT}
 
 
 def test_missing_and_foreign(tmp_path, stores):
@@ -207,6 +208,133 @@ def test_the_engine_is_registered():
         pytest.skip("the installed metadata is older than the entry point: install again")
     assert points["wustore"] == "wustore.xarray:WuStoreEntrypoint"
     assert "wustore" in xr.backends.list_engines()
+
+
+def night(k):
+    """A night of its own: times, WCS, observatory, filters."""
+    text = WCS_TEXT
+    shifted = "".join(
+        f"CRVAL1  = {10.0 + k:>20.1f}".ljust(80) if card.startswith("CRVAL1") else card
+        for card in (text[j : j + 80] for j in range(0, len(text), 80))
+    )
+    table = ConstituentTable(
+        3,
+        (
+            Column("filter", "plain", np.array(["g", "r", "r"])),
+            Column("visit", "plain", np.array([1, 2, 3]) + 10 * k),
+            Column("zero_point", "plain", np.array([27.0, 27.1, 0.0]), np.array([False, False, True]), unit="mag"),
+            Column("data_loc", "json", np.array(["a", None, {"b": 1}], object)),
+        ),
+    )
+    observatory = Observatory((-30.0 + k, -70.0, 2000.0))
+    times = 60000 + 10.0 * k + np.arange(3)
+    return with_meta(
+        sample("chunked"), times=times, wcs=shifted, constituents=table, observatory=observatory, links=None
+    )
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nights")
+    paths = []
+    for k in range(2):
+        path = str(folder / f"{k}.zarr")
+        reader = night(k)
+        copy(reader, backend_for_writing(path).create(path, reader.meta))
+        paths.append(path)
+    return paths
+
+
+def test_coordinates_of_the_table():
+    dataset = to_xarray(night(1))
+    assert dataset.filter.values.tolist() == ["g", "r", "r"]
+    assert dataset.visit.values.tolist() == [11, 12, 13]
+    assert dataset.zero_point.values[:2].tolist() == [27.0, 27.1]
+    assert np.isnan(dataset.zero_point.values[2])
+    assert dataset.zero_point.attrs["units"] == "mag"
+    assert dataset.observatory_latitude.values.tolist() == [-29.0] * 3
+    assert "data_loc" not in dataset.coords
+    assert dataset.sel(time=dataset["filter"] == "r").sizes["time"] == 2
+
+
+@pytest.mark.parametrize("layout", ["images", "cutouts"])
+def test_chunks_are_those_of_the_store_without_warnings(tmp_path, layout):
+    path = str(tmp_path / "x.zarr")
+    copy(WHOLE, backend_for_writing(path).create(path, WHOLE.meta, layout=layout))
+    with xr.open_dataset(path, engine=ENGINE, chunks={}) as dataset:  # a warning would be an error here
+        assert dataset.science.chunks == ((1, 1, 1), (600,), (530,))  # a shard each
+
+
+def test_several_nights_keep_their_own(nights):
+    with xr.open_mfdataset(nights, engine=ENGINE, combine="nested", concat_dim="time") as dataset:
+        assert dataset.sizes["time"] == 6
+        assert dataset.visit.values.tolist() == [1, 2, 3, 11, 12, 13]
+        assert dataset.observatory_latitude.values.tolist() == [-30.0] * 3 + [-29.0] * 3
+        for i, ra in ((0, 10.0), (5, 11.0)):
+            assert dataset.wustore.wcs(i).wcs.crval[0] == ra
+            x, y = dataset.wustore.wcs(i).wcs.crpix - 1
+            assert dataset.wustore.sky(x, y, i).ra.deg == pytest.approx(ra)
+        # Each image's own WCS: the same place on the sky is another pixel in the other night.
+        there = dataset.wustore.sky(100.0, 200.0, 3)
+        stamps = dataset.wustore.stamps(ra=there.ra.deg, dec=there.dec.deg, radius=2)
+        assert stamps.science.values[3:].tobytes() == dataset.science.values[3:, 198:203, 98:103].tobytes()
+        assert stamps.stamp_centre_x.values[3:] == pytest.approx([100.0] * 3)
+        assert abs(stamps.stamp_centre_x.values[0] - 100) > 1000
+        assert np.isnan(stamps.science.values[0]).all()
+        assert (stamps.mask.values[0] == 1).all()
+        assert stamps.visit.values.tolist() == dataset.visit.values.tolist()
+        with pytest.raises(UsageError, match="different WCSes"):
+            dataset.wustore.cutout(ra=there.ra.deg, dec=there.dec.deg)
+
+
+def test_accessor_of_a_part():
+    dataset = to_xarray(WHOLE)
+    part = dataset.isel(y=slice(50, 300), x=slice(20, 400))
+    for data in (dataset, part):
+        window = data.wustore.cutout(100, 120, 7, 5)
+        assert window.science.values.tobytes() == Layer(WHOLE, "science")[:, 118:123, 97:104].tobytes()
+        assert data.wustore.stamps(100, 120, 3).mask.values.tobytes() == ARRAY[:, 117:124, 97:104].tobytes()
+    with pytest.raises(UsageError, match="beyond the images"):
+        part.wustore.cutout(21, 120, 7)
+    edge = part.wustore.stamps(20, 50, 2)
+    assert np.isnan(edge.science.values[:, :2]).all()
+    assert edge.science.values[:, 2:, 2:].tobytes() == Layer(WHOLE, "science")[:, 50:53, 20:23].tobytes()
+    with pytest.raises(UsageError, match="neighbours"):
+        dataset.isel(x=slice(None, None, 2)).wustore.stamps(10, 10)
+    with pytest.raises(UsageError, match="once"):
+        dataset.wustore.stamps(10)
+    with pytest.raises(UsageError, match="no WCS"):
+        to_xarray(with_meta(sample("chunked"), wcs=None)).wustore.wcs()
+
+
+def test_storage_options_reach_the_file_system(nights, monkeypatch):
+    import fsspec
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    seen = []
+
+    class Guarded(MemoryFileSystem):
+        protocol = "guarded"
+        store, pseudo_dirs = {}, [""]
+        cachable = False
+
+        def __init__(self, *arguments, anon=False, **options):
+            super().__init__(*arguments, **options)
+            seen.append(anon)
+
+    fsspec.register_implementation("guarded", Guarded, clobber=True)
+    system = Guarded(anon=True)
+    system.put(nights[0], "guarded://night.zarr", recursive=True)
+    seen.clear()
+    url = "guarded://night.zarr"
+    with xr.open_dataset(url, engine=ENGINE, storage_options={"anon": True}) as dataset:
+        assert dataset.visit.values.tolist() == [1, 2, 3]
+        copied = pickle.loads(pickle.dumps(dataset))
+        assert copied.science.values.tobytes() == dataset.science.values.tobytes()
+    assert seen
+    assert all(seen)
+    with pytest.raises(UsageError, match="for URLs"):
+        open_reader(nights[0], storage_options={"anon": True})
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from wustore.model.compare import Difference
     from wustore.ops.convert import convert
     from wustore.ops.edit import append, drop, repack
-    from wustore.ops.jobs import Job, finish, part, plan
+    from wustore.ops.jobs import finish, part, plan
+    from wustore.ops.plans import Job
     from wustore.ops.verify import Problem
     from wustore.stamps.results import Coadds, Stamps
     from wustore.stamps.trajectories import Trajectories
@@ -52,7 +53,7 @@ _HOMES = {
     "plan": "ops.jobs",
     "part": "ops.jobs",
     "finish": "ops.jobs",
-    "Job": "ops.jobs",
+    "Job": "ops.plans",
     "verify": "api",
     "diff": "api",
     "Problem": "ops.verify",

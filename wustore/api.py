@@ -29,7 +29,8 @@ def open(path: Any, *, format: str | None = None, lazy: bool = True, **options: 
     lazy
         Read metadata only, pixels when they are touched (the default); False loads everything.
     options
-        Of the backend.
+        ``storage_options`` of a URL, as fsspec takes them (``{"anon": True}`` for a public bucket), and those of the
+        backend.
 
     Returns
     -------
@@ -94,7 +95,7 @@ def save(
     from wustore.store_view import reader_of
     from wustore.work_unit import WorkUnit
 
-    address = address_of(path)
+    address = address_of(path, to_write=True)
     reader = reader_of(WorkUnit.of(work_unit))
     write(
         reader, address, format, overwrite=overwrite, capsule=True, workers=workers, progress=progress, options=options

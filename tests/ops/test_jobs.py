@@ -27,7 +27,7 @@ from wustore.model.meta import LAYERS
 from wustore.ops import jobs
 from wustore.ops.copy import copy
 from wustore.ops.estimate import Estimate, estimate, refuse_if_too_large
-from wustore.storage.journal import JOURNAL, Journal
+from wustore.storage.journal import JOURNAL, Journal, sealed_text, unsealed
 from wustore.storage.staging import partial_path, remove
 from wustore.testing import assert_same, sample, with_capsule
 
@@ -745,3 +745,35 @@ def test_job_is_json(source, tmp_path):
     assert not partial_path(target).exists()
     with pytest.raises(IncompleteError):
         jobs.part(target, 0)
+
+
+def test_a_plan_is_for_the_place_where_it_is_found(source, tmp_path, kind):
+    (tmp_path / "old").mkdir()
+    target = tmp_path / "old" / f"x{kind.suffix}"
+    jobs.plan(source, str(target), parts=1, **kind.options)
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = tmp_path / "new" / target.name
+    assert jobs.part(str(moved), 0) == 12
+    jobs.finish(str(moved))
+    assert moved.exists()
+    assert not (tmp_path / "old").exists()
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "[" * 100_000, '{"source": 1}', '{"nothing": 1}'])
+def test_a_plan_of_any_shape_is_refused(source, target, text):
+    jobs.plan(source, target)
+    document = unsealed(next(partial_path(target).rglob("job.json")).read_bytes())
+    for name in document:
+        next(partial_path(target).rglob("job.json")).write_bytes(sealed_text(document | {name: -1.5}))
+        with pytest.raises(CorruptError, match="plan"):
+            jobs.part(target, 0)
+    next(partial_path(target).rglob("job.json")).write_text(text)
+    with pytest.raises(CorruptError, match="plan"):
+        jobs.part(target, 0)
+
+
+def test_a_worker_of_a_pool_takes_threads(source, target, monkeypatch):
+    monkeypatch.setattr(type(jobs.multiprocessing.current_process()), "daemon", True)
+    wustore.convert(source, target, workers=2, processes=True)
+    with wustore.open_reader(source) as left, wustore.open_reader(target) as right:
+        assert_same(left, right)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from wustore.backends.base import RECOGNISED, Backend, Reader
-from wustore.errors import IncompleteError, StoreNotFoundError, UnknownFormatError, WuStoreError
+from wustore.errors import IncompleteError, StoreNotFoundError, UnknownFormatError, UsageError, WuStoreError
 from wustore.storage.files import check_regular, open_regular
 from wustore.storage.staging import partial_path
 from wustore.storage.stores import address_of
-from wustore.storage.url import is_remote, redact
+from wustore.storage.url import UrlWithOptions, is_remote, redact
 
 __all__ = [
     "GROUP",
@@ -128,7 +128,13 @@ def _check_exists(path: str) -> None:
     raise StoreNotFoundError("there is nothing at this path", path=path, hint="Check the name.")
 
 
-def open_reader(path: Any, *, format: str | None = None, **options: Any) -> Reader:  # noqa: A002
+def open_reader(
+    path: Any,
+    *,
+    format: str | None = None,  # noqa: A002
+    storage_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Reader:
     """Open a store of any format as the `wustore.backends.base.Reader` that its backend gives.
 
     Parameters
@@ -138,6 +144,8 @@ def open_reader(path: Any, *, format: str | None = None, **options: Any) -> Read
         is made absolute: what is read later, or in another process, does not depend on the current directory.
     format
         Format name, if the content must not decide.
+    storage_options
+        Options of fsspec for a URL, such as ``{"anon": True}``. They are in no message, but in a pickle.
     options
         Of the backend (``workers``); an unknown one is refused.
 
@@ -153,6 +161,10 @@ def open_reader(path: Any, *, format: str | None = None, **options: Any) -> Read
         If the store, or a URL, needs an extra that is not installed.
     """
     address = address_of(path)
+    if storage_options:
+        if not isinstance(address, str) or not is_remote(address):
+            raise UsageError("storage_options are for URLs", path=str(address), hint="Leave them out.")
+        address = UrlWithOptions(address, storage_options)
     if not isinstance(address, str):
         return backend_named(format or "zarr").open(address, **options)
     if address.startswith("ram:"):

@@ -23,6 +23,7 @@ __all__ = [
     "CONVENTIONS",
     "FORMAT",
     "MIN_READER",
+    "NAMES",
     "READER",
     "VERSION",
     "arrays_of",
@@ -39,6 +40,21 @@ READER = 1
 MIN_READER = 1
 """The oldest reader that understands what this code writes."""
 CONVENTIONS = "CF-1.12"
+NAMES = frozenset(
+    (
+        *LAYERS,
+        "time",
+        "image_shape",
+        "psf_shape",
+        "link_start",
+        "link_index",
+        "checksum",
+        "packed",
+        "constituents",
+        "fits",
+    )
+)
+"""What the root of a store may hold, in any container; everything else there is somebody else's."""
 
 
 _MOST_ROWS = 1_000_000

@@ -11,7 +11,8 @@ from wustore.backends.registry import backend_for_writing, open_reader
 from wustore.errors import UsageError, WuStoreError
 from wustore.ops.copy import workers_within, write
 from wustore.ops.dask import run_on_cluster
-from wustore.ops.jobs import discard, has_begun, plan, run
+from wustore.ops.jobs import discard, plan, run
+from wustore.ops.plans import has_begun
 from wustore.storage.stores import address_of
 
 __all__ = ["PARTS_ON_A_CLUSTER", "THREADS_AT_MOST", "convert", "refuse_same"]
@@ -96,7 +97,7 @@ def convert(
     OuterChangedWarning
         Where it is that one, but was in a .gz, .bz2 or .zip file that does not come back with the same bytes.
     """
-    source, target = address_of(source), address_of(target)
+    source, target = address_of(source), address_of(target, to_write=True)
     refuse_same(source, target)
     with open_reader(source, format=source_format) as reader:
         workers = workers_within(reader.meta, workers, max_memory)

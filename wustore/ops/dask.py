@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from wustore.backends.base import Progress
 from wustore.errors import MissingDependencyError
-from wustore.ops.jobs import Job, finish, part
+from wustore.ops.jobs import finish, part
+from wustore.ops.plans import Job
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -23,7 +23,7 @@ from wustore.errors import UsageError
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.ops.copy import copy
 from wustore.storage.staging import alone, lock_of
-from wustore.storage.stores import address_of
+from wustore.storage.stores import address_of, name_of
 
 __all__ = ["EditedReader", "append", "drop", "history_entry", "repack"]
 
@@ -185,12 +185,12 @@ def append(path: Any, *sources: Any, progress: Progress | None = None) -> int:
         For another format, images that do not belong into this store, or where another process is changing it.
     StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError, OSError
     """
-    address = address_of(path)
+    address = address_of(path, to_write=True)
     if not sources:
-        raise UsageError("nothing to append", path=address, hint="Name at least one source.")
+        raise UsageError("nothing to append", path=name_of(address), hint="Name at least one source.")
     with open_reader(address) as store:
         backend = backend_named(store.format)
-    names = [str(address_of(source)) for source in sources]
+    names = [name_of(address_of(source)) for source in sources]
     with ExitStack() as stack:
         readers = [CheckedReader(stack.enter_context(open_reader(source))) for source in sources]
         return backend.append(
@@ -210,7 +210,7 @@ def _settings(reader: Reader) -> dict[str, Any]:
 @contextmanager
 def _editing(path: Any) -> Iterator[Reader]:
     """Open a store that nobody else changes meanwhile."""
-    address = address_of(path)
+    address = address_of(path, to_write=True)
     if not isinstance(address, str) or not address or not Path(address).exists():
         with open_reader(address) as reader:  # or it says what is wrong
             raise UsageError(

@@ -2,41 +2,37 @@
 
 A conversion that can be resumed writes into one fixed place beside its target
 (`wustore.storage.staging.partial_path`): a Zarr store into itself, any other format a file for each image
-(`wustore.backends.pieces`). What is being done stands there in ``.wustore-journal/job.json``, the FITS leftovers of
-the whole beside it, and one entry per finished image. So any process that knows the target can help (`part`)
-and any one can end it (`finish`); doing something twice does no harm, because the same image gives the same
-bytes.
+(`wustore.backends.pieces`). The plan (`wustore.ops.plans`) is kept there, and one entry for each finished image. So any
+process that knows the target can help (`part`) and any one can end it (`finish`). Doing something twice does no harm,
+because the same image gives the same bytes.
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from wustore.backends.base import Progress, Reader, ResumableWriter
 from wustore.backends.registry import backend_for_writing, backend_named, open_reader
 from wustore.backends.state import replaced
-from wustore.errors import CorruptError, IncompleteError, UsageError, WuStoreError
+from wustore.errors import UsageError, WuStoreError
 from wustore.model.meta import Capsule
 from wustore.ops.copy import copy_images
+from wustore.ops.plans import Job, absolute, check_same, has_begun, keys_of, load_plan, save_plan
 from wustore.storage.journal import JOURNAL, Journal
-from wustore.storage.staging import Staging, alone, partial_path, retire
-from wustore.storage.stores import address_of, is_local, writable_keys
-from wustore.storage.zarr_store import DirectoryKeys, Keys
+from wustore.storage.processes import safe_path
+from wustore.storage.staging import Staging, alone, partial_path
+from wustore.storage.stores import address_of, is_local
 
 __all__ = [
-    "Job",
     "discard",
     "finish",
-    "has_begun",
     "part",
     "parts_left",
     "plan",
@@ -44,132 +40,7 @@ __all__ = [
     "run",
 ]
 
-_JOB = f"{JOURNAL}job.json"
-_CAPSULE = f"{JOURNAL}capsule.bin"
 _LOCK = f"{JOURNAL}lock"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a resumable conversion does.
-
-    Attributes
-    ----------
-    source, source_format
-        Where the images come from; an absolute path, or a URL.
-    target, format
-        Where the store will appear.
-    options
-        Of the target's backend.
-    overwrite
-        Whether a store at the target may be replaced.
-    keep_capsule
-        Whether FITS leftovers are kept, where there are any.
-    capsule
-        The capsule's document, or None where there is none, or it is not kept.
-    n_images
-        The number of images.
-    parts
-        Into how many parts a cluster job divides them.
-    state
-        Of the source (`wustore.backends.base.Reader.state`): a source that has changed is refused.
-    """
-
-    source: str
-    source_format: str
-    target: str
-    format: str
-    n_images: int
-    state: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    overwrite: bool = False
-    keep_capsule: bool = True
-    capsule: Mapping[str, Any] | None = None
-    parts: int = 1
-
-    def images_of(self, k: int) -> range:
-        """Return the images of part ``k``: neighbours, so that a part reads its source in one sweep.
-
-        Raises
-        ------
-        UsageError
-            Where there is no such part.
-        """
-        if not 0 <= k < self.parts:
-            raise UsageError("no such part", path=self.target, expected=f"0 … {self.parts - 1}", found=k)
-        return range(k * self.n_images // self.parts, (k + 1) * self.n_images // self.parts)
-
-
-def _keys(target: str, *, must_exist: bool = True) -> Keys:
-    """Return the keys of the unfinished store for ``target``."""
-    if not is_local(target):
-        keys = writable_keys(target)
-        done = keys.size("zarr.json") is not None
-        if done:
-            Journal(keys).drop()  # killed after the root document was written: it is finished
-        if done and must_exist:
-            raise _nothing_to_do(target, done=True)
-        return keys
-    place = partial_path(target)
-    journal = Path(target, JOURNAL)
-    if journal.is_dir() and Path(target, "zarr.json").exists():
-        # Killed after the store took its place: it is finished, and what it took the place of may be left.
-        retire(journal, Path(target))
-        if place.is_dir() and not (place / _JOB).exists():
-            retire(place, Path(target))
-    if must_exist and not place.is_dir():
-        raise _nothing_to_do(target, done=Path(target).exists())
-    return DirectoryKeys(place, target)
-
-
-def _nothing_to_do(target: str, *, done: bool) -> WuStoreError:
-    return (UsageError if done else IncompleteError)(
-        "there is no unfinished conversion to this target",
-        path=target,
-        found="a finished store" if done else None,
-        hint="Nothing is left to do." if done else "Start it with wustore plan, or wustore convert --resume.",
-    )
-
-
-def has_begun(target: str) -> bool:
-    """Return whether a conversion to ``target`` is planned and not finished."""
-    return _keys(target, must_exist=False).get(_JOB) is not None
-
-
-def _load(target: str) -> tuple[Job, Capsule | None]:
-    keys = _keys(target)
-    text = keys.get(_JOB)
-    if text is None:
-        raise _nothing_to_do(target, done=False)
-    try:
-        job = Job(**json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise CorruptError("the plan of a conversion is damaged", path=target, where=_JOB, found=error) from error
-    if job.capsule is None:
-        return job, None
-    head = keys.get(_CAPSULE)
-    if head is None:
-        raise CorruptError("the plan of a conversion lacks its capsule", path=target, where=_CAPSULE)
-    return job, Capsule(job.capsule, head)
-
-
-def _same_job(found: Job, wanted: Job, target: str) -> None:
-    """Refuse to go on with a conversion of something else."""
-    place = f"{partial_path(target).name} beside the target" if is_local(target) else "what is at the target"
-    for name in ("source", "source_format", "format", "n_images", "options", "keep_capsule", "state"):
-        left, right = getattr(found, name), getattr(wanted, name)
-        if left != right:
-            changed = name == "state"
-            raise UsageError(
-                "the source has changed since the conversion began"
-                if changed
-                else "an unfinished conversion of something else stands at this target",
-                path=target,
-                where=name,
-                expected=None if changed else left,
-                found=None if changed else right,
-                hint=("Remove " if changed else "Go on as it was begun, or remove ") + f"{place} and start again.",
-            )
 
 
 def plan(
@@ -226,9 +97,9 @@ def plan(
     opened = open_reader(source, format=source_format) if source_reader is None else nullcontext(source_reader)
     with opened as reader:
         wanted = Job(
-            source=os.path.abspath(source) if is_local(source) else source,  # noqa: PTH100 - links stay links
+            source=absolute(source),
             source_format=reader.format,
-            target=os.path.abspath(target) if is_local(target) else target,  # noqa: PTH100
+            target=absolute(target),
             format=backend.name,
             n_images=reader.meta.n_images,
             state=reader.state(),
@@ -237,10 +108,9 @@ def plan(
             keep_capsule=capsule,
             parts=max(1, min(parts or 1, reader.meta.n_images)),
         )
-        keys = _keys(target, must_exist=False)
-        if keys.get(_JOB) is not None:
-            found, _ = _load(target)
-            _same_job(found, wanted, target)
+        if has_begun(target):
+            found, _ = load_plan(target)
+            check_same(found, wanted, target)
             if parts is not None and found.parts != wanted.parts:
                 raise UsageError(
                     "this conversion is planned in another number of parts",
@@ -252,21 +122,14 @@ def plan(
             if found.overwrite != overwrite:
                 # Not what the images depend on: whoever goes on says it anew, having seen what is at the target.
                 found = replace(found, overwrite=overwrite)
-                keys.set(_JOB, _text(found))
+                save_plan(found)
             return found
         leftovers = reader.capsule() if capsule else None
         if leftovers is not None:
             wanted = replace(wanted, capsule=dict(leftovers.document))
         _create(wanted, reader, leftovers)
-        if leftovers is not None:
-            keys.set(_CAPSULE, leftovers.head)
-        keys.set(_JOB, _text(wanted))  # last: with this file the plan stands
+        save_plan(wanted, leftovers)
     return wanted
-
-
-def _text(job: Job) -> bytes:
-    # Keys in their order: HDF5 keeps that of the capsule's document.
-    return json.dumps(asdict(job)).encode()
 
 
 def _may_stand(target: str) -> bool:
@@ -292,7 +155,7 @@ def _create(job: Job, reader: Reader, capsule: Capsule | None, workers: int | No
 
 def _open_both(target: str, workers: int | None = 1) -> tuple[Job, Reader, ResumableWriter]:
     """Open source and unfinished store of a conversion that is under way."""
-    job, capsule = _load(target)
+    job, capsule = load_plan(target)
     reader = backend_named(job.source_format).open(job.source)
     try:
         if reader.state() != job.state:
@@ -373,7 +236,7 @@ def finish(target: str) -> None:
 @contextmanager
 def _alone_at_the_end(target: str) -> Iterator[None]:
     """Let one process end a conversion: a second one would go on where the first has moved everything away."""
-    _load(target)  # where nothing is to be ended, this says so
+    load_plan(target)  # where nothing is to be ended, this says so
     if not is_local(target):
         yield  # there is no lock to be had; nor is anything moved away
         return
@@ -406,8 +269,8 @@ def parts_left(target: str) -> tuple[list[int], int]:
 
 
 def _recorded(target: str) -> tuple[Job, set[int]]:
-    job, _ = _load(target)
-    return job, Journal(_keys(target)).recorded(job.n_images)
+    job, _ = load_plan(target)
+    return job, Journal(keys_of(target)).recorded(job.n_images)
 
 
 def discard(target: str) -> None:
@@ -418,7 +281,7 @@ def discard(target: str) -> None:
     IncompleteError, UsageError
         Where there is none.
     """
-    _keys(target).delete_below("")
+    keys_of(target).delete_below("")
     if is_local(target):
         Staging(target, overwrite=True, keep=True).abort(keep=False)
 
@@ -446,7 +309,9 @@ def _in_processes(target: str, indices: Iterable[int], workers: int, report: Cal
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(target,)) as pool:
         try:
-            for future in as_completed([pool.submit(_write_one, i) for i in indices]):
+            with safe_path():  # here the processes are started
+                futures = [pool.submit(_write_one, i) for i in indices]
+            for future in as_completed(futures):
                 report(future.result())
         except BrokenProcessPool as error:
             raise WuStoreError(
@@ -484,9 +349,11 @@ def run(job: Job, reader: Reader, *, workers: int, processes: bool = False, prog
         A worker process was killed; what is written stays for a resume.
     OSError
     """
-    writer = _create(job, reader, _load(job.target)[1], workers)
+    writer = _create(job, reader, load_plan(job.target)[1], workers)
     left = writer.unwritten(range(job.n_images))
     done = job.n_images - len(left)
+    # Workers of a pool may have no processes of their own.
+    processes = processes and not multiprocessing.current_process().daemon
     if not processes or workers == 1 or len(left) < 2:
         copy_images(reader, writer, indices=left, workers=workers, progress=progress)
     else:

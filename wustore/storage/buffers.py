@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["Spool", "empty"]
+__all__ = ["Spool", "empty", "release"]
 
 _PAGE = 1 << 21
 """A large page of Linux on x86-64 and most ARM machines."""
@@ -86,3 +87,22 @@ class Spool:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+_AROUND = 1 << 16
+"""Bytes that Linux maps around a page that is touched (``fault_around_bytes``)."""
+
+
+def release(data: object, start: int = 0, stop: int | None = None) -> None:
+    """Give back the memory of mapped bytes that are not needed again soon; they are read anew where they are.
+
+    The pages of a mapped file count as this process's memory as long as nobody needs them, so that a conversion
+    would seem to hold the whole file.
+    """
+    advice = getattr(mmap, "MADV_DONTNEED", None)
+    if advice is None or not isinstance(data, mmap.mmap):
+        return
+    stop = len(data) if stop is None else min(stop + _AROUND, len(data))
+    first = max(start - _AROUND, 0) // mmap.PAGESIZE * mmap.PAGESIZE
+    if stop > first:
+        data.madvise(advice, first, stop - first)

@@ -1,8 +1,8 @@
 """What a conversion has written so far: one small document per image, so that it can be resumed or shared.
 
 Below ``.wustore-journal/`` of an unfinished store: ``plan.json`` says what is being written, and
-``images/<i>.json`` is written when image i is whole, with size and CRC-32C of each of its shards. ``sealed`` takes
-their place when the store has only to appear. The journal is dropped when the store is finished.
+``images/<i>.json`` is written when image i is whole, with size and CRC-32C of each of its shards, and a CRC-32C of its
+own. ``sealed`` takes their place when the store has only to appear. The journal is dropped when the store is finished.
 """
 
 from __future__ import annotations
@@ -37,6 +37,30 @@ class Entry:
 
     written: Mapping[str, tuple[int, int]]
     checksums: tuple[int, ...] = ()
+
+
+def sealed_text(document: Mapping[str, Any]) -> bytes:
+    """Return a document as JSON with a checksum over the rest, in the order of its keys."""
+    text = json.dumps(dict(document))
+    return json.dumps({"crc32c": crc32c(text.encode()), **document}).encode()
+
+
+def unsealed(text: bytes) -> dict[str, Any]:
+    """Return the document of `sealed_text` without its checksum.
+
+    Raises
+    ------
+    ValueError
+        If it is no such document, or was changed.
+    """
+    try:
+        document = json.loads(text)
+        checksum = document.pop("crc32c")
+    except (RecursionError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError("not a document with a checksum") from error
+    if checksum != crc32c(json.dumps(document).encode()):
+        raise ValueError("the checksum does not match")
+    return dict(document)
 
 
 class Journal:
@@ -85,10 +109,11 @@ class Journal:
         """Record that image ``i`` is whole."""
         document = {
             "plan": self._plan,
+            "image": i,
             "written": {key: list(value) for key, value in entry.written.items()},
             "checksums": list(entry.checksums),
         }
-        self._keys.set(f"{_IMAGES}{i}.json", json.dumps(document).encode())
+        self._keys.set(f"{_IMAGES}{i}.json", sealed_text(document))
 
     def entry(self, i: int) -> Entry | None:
         """Return what was recorded of image ``i``; None where nothing (whole) was, or it was for another plan.
@@ -99,8 +124,8 @@ class Journal:
         if text is None:
             return None
         try:
-            document = json.loads(text)
-            if document["plan"] != self._plan:
+            document = unsealed(text)
+            if document["plan"] != self._plan or document["image"] != i:
                 return None
             written = {key: (int(size), int(crc)) for key, (size, crc) in document["written"].items()}
             return Entry(written, tuple(map(int, document["checksums"])))

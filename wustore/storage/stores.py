@@ -13,9 +13,9 @@ from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys
 from wustore.storage.zip import ZipKeys
 
 if TYPE_CHECKING:
-    pass
+    from zarr.abc.store import Store
 
-__all__ = ["ZIP_SIGNATURES", "address_of", "is_local", "open_keys", "writable_keys"]
+__all__ = ["ZIP_SIGNATURES", "address_of", "is_local", "name_of", "open_keys", "writable_keys"]
 
 
 def is_local(address: Any) -> bool:
@@ -89,28 +89,37 @@ def _is_zip(path: str) -> bool:
         return False
 
 
-_FILE_URL = "file://"
+# --- what users give --------------------------------------------------------------------------------------
 
 
-def address_of(path: Any) -> Any:
-    """Return a path as text; names in memory, URLs and zarr Store objects as they are.
+def address_of(path: Any, *, to_write: bool = False) -> Any:
+    """Return what a user gave as a path, as it is used everywhere: the one place that tells kinds of places apart.
 
-    A ``file://`` URL is the path in it, and a zarr group at the root of its store is that store.
+    Paths, ``file://`` URLs and zarr's LocalStore and ZipStore give the text of a local path; other URLs, and ``ram:``
+    names, are texts as they are; any other zarr Store object stays, and a zarr group at the root of its store is that
+    store.
+
+    Parameters
+    ----------
+    path
+        What was given.
+    to_write
+        Whether something is to be written there.
 
     Raises
     ------
     UsageError
-        If it is none of these: None, an open file, or some other object.
+        If it is none of these: None, an open file, or some other object; or a Store that cannot be written to.
     """
     if isinstance(path, bytes | str | os.PathLike):
         text = os.fsdecode(path)
-        return text[len(_FILE_URL) :] if text.startswith(f"{_FILE_URL}/") else text
+        return _path_of(text) if text.lower().startswith(_LOCAL_URLS) else text
     # What comes from a package that is not imported cannot be one of its objects.
     zarr, zarr_store = sys.modules.get("zarr"), sys.modules.get("zarr.abc.store")
     if zarr is not None and isinstance(path, zarr.Group) and path.path == "":
-        return path.store
+        path = path.store
     if zarr_store is not None and isinstance(path, zarr_store.Store):
-        return path
+        return _address_of_store(path, to_write)
     raise UsageError(
         "this is no path",
         expected="a path, a URL, a ram: name, or a zarr Store",
@@ -121,3 +130,44 @@ def address_of(path: Any) -> Any:
         if hasattr(path, "close")
         else None,
     )
+
+
+_LOCAL_URLS = ("file://", "local://")
+
+
+def _path_of(url: str) -> str:
+    """Return the path in a ``file://`` URL (RFC 8089)."""
+    from urllib.request import url2pathname
+
+    host, slash, rest = url.partition("://")[2].partition("/")
+    if host not in {"", "localhost"}:
+        raise UsageError(
+            "a file URL that names a server",
+            path=url,
+            expected="file:///path",
+            hint="Three slashes begin a local path.",
+        )
+    return url2pathname(slash + rest)
+
+
+def _address_of_store(store: Store, to_write: bool) -> Any:
+    from zarr.storage import LocalStore, ZipStore
+
+    if to_write and store.read_only:
+        raise UsageError("the zarr Store is open for reading only", found=str(store), hint="Open it for writing.")
+    if isinstance(store, LocalStore):
+        return os.fspath(store.root)
+    if isinstance(store, ZipStore):
+        if to_write:
+            raise UsageError(
+                "a ZipStore is not written to: a zip file is packed when its store is whole",
+                path=store.path,
+                hint="Give its path, which ends in .zarr.zip, instead.",
+            )
+        return os.fspath(store.path)
+    return store
+
+
+def name_of(address: Any) -> str:
+    """Return what to call a place in messages and in the history of a store: without user, password and query."""
+    return remote.redact(str(address))

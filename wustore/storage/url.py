@@ -12,7 +12,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +26,7 @@ T = TypeVar("T")
 __all__ = [
     "CONCURRENCY",
     "RemoteFile",
+    "UrlWithOptions",
     "coalesce",
     "errors_of",
     "gather",
@@ -36,6 +37,7 @@ __all__ = [
     "refuse_writing",
     "retried",
     "system_of",
+    "with_options_of",
 ]
 
 CONCURRENCY = 16
@@ -153,11 +155,44 @@ def errors_of(url: str) -> Iterator[None]:
     raise failed from None
 
 
+class UrlWithOptions(str):
+    """A URL and the options of its file system that the user gave; its text is that of the URL alone.
+
+    Parameters
+    ----------
+    url
+        The URL.
+    storage_options
+        As fsspec takes them. They are pickled with it, and appear in no message and no stored document.
+    """
+
+    __slots__ = ("storage_options",)
+    storage_options: Mapping[str, Any]
+
+    def __new__(cls, url: str, storage_options: Mapping[str, Any]) -> UrlWithOptions:  # noqa: D102
+        self = super().__new__(cls, url)
+        self.storage_options = dict(storage_options)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return UrlWithOptions, (str(self), self.storage_options)
+
+
+def with_options_of(url: str, other: str) -> str:
+    """Return ``url`` with the options that another URL of the same file system has, if it has any."""
+    return UrlWithOptions(url, other.storage_options) if isinstance(other, UrlWithOptions) else url
+
+
 def options_for(url: str) -> dict[str, Any]:
-    """Return options of the file system for this URL: no cache of listings, time limits where the library has none.
+    """Return options of the file system for this URL: the user's, no cache of listings, time limits.
 
     A cached listing would hide what another process has written or deleted since.
     """
+    given = dict(url.storage_options) if isinstance(url, UrlWithOptions) else {}
+    return _defaults_for(url) | given
+
+
+def _defaults_for(url: str) -> dict[str, Any]:
     options: dict[str, Any] = {"use_listings_cache": False}
     protocol = url.partition("://")[0]
     if protocol in {"s3", "s3a"}:

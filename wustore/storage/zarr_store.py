@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["DirectoryKeys", "Keys", "OpenValue", "StoreKeys"]
+__all__ = ["DirectoryKeys", "Keys", "OpenValue", "StoreKeys", "is_half_written"]
 
 _WHOLE = 16 << 20
 """Bytes asked for at once of an object of unknown length: no shard of 2048 x 2048 float32 pixels is longer."""
@@ -113,6 +113,11 @@ class Keys(ABC):
 
     def close(self) -> None:  # noqa: B027 - most hold nothing open
         """Release files."""
+
+
+def is_half_written(name: str) -> bool:
+    """Return whether a file is the unfinished value of a key, which a killed process left."""
+    return name.startswith(".") and "~" in name
 
 
 class DirectoryKeys(Keys):
@@ -226,7 +231,7 @@ class DirectoryKeys(Keys):
         """Remove the halves of values that killed processes left; nobody else may be writing."""
         for folder, _, names in os.walk(self.root):
             for name in names:
-                if name.startswith(".") and "~" in name:
+                if is_half_written(name):
                     os.unlink(f"{folder}/{name}")  # noqa: PTH108
 
     def settle(self) -> None:

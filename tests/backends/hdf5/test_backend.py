@@ -17,7 +17,6 @@ from hypothesis.extra import numpy as hnp
 from in_memory import in_memory
 
 from wustore.backends.hdf5.backend import LAYOUTS, PROFILES, Hdf5Backend
-from wustore.backends.hdf5.filters import BLOSC, DEFLATE, FLETCHER32, SHUFFLE, Pipeline
 from wustore.backends.memory import MemoryReader
 from wustore.errors import FormatError, MissingDependencyError, UsageError, VersionError
 from wustore.format import tagged_json
@@ -213,39 +212,6 @@ def test_same_bytes_for_any_order_and_number_of_threads(tmp_path, monkeypatch):
     assert len({Path(path).read_bytes() for path in paths}) == 1
 
 
-@pytest.mark.parametrize("n_bytes", [0, 1, 2, 3, 4, 718, 720, 722, 65536, 100_001])
-def test_fletcher32_is_the_library_s(tmp_path, n_bytes):
-    """The library checks what we write, and we what the library writes."""
-    if not n_bytes:
-        return
-    values = np.frombuffer(np.random.default_rng(1).bytes(n_bytes), np.uint8)
-    for data in (values, np.full(n_bytes, 255, np.uint8), np.zeros(n_bytes, np.uint8)):
-        with h5py.File(tmp_path / "a.h5", "w") as file:
-            ours = file.create_dataset("a", (n_bytes,), "u1", chunks=(n_bytes,), fletcher32=True)
-            pipeline = Pipeline((FLETCHER32,), np.dtype("u1"), (n_bytes,))
-            skipped, stored = pipeline.encode(data)
-            ours.id.write_direct_chunk((0,), stored, skipped)
-            theirs = file.create_dataset("b", data=data, chunks=(n_bytes,), fletcher32=True)
-            file.flush()
-            assert theirs.id.read_direct_chunk((0,))[1] == stored
-        with h5py.File(tmp_path / "a.h5") as file:
-            assert np.array_equal(file["a"][()], data)
-
-
-@pytest.mark.parametrize(
-    "filters", [(FLETCHER32,), (SHUFFLE, DEFLATE, FLETCHER32), (DEFLATE,), (BLOSC, FLETCHER32), (SHUFFLE, FLETCHER32)]
-)
-def test_pipelines_are_their_own_inverse(filters):
-    rng = np.random.default_rng(2)
-    for values in (rng.normal(size=(7, 5)).astype("f4"), np.zeros((7, 5), "f4")):
-        pipeline = Pipeline(filters, values.dtype, values.shape, level=1)
-        skipped, stored = pipeline.encode(values)
-        out = np.empty((3, 4), "f4")
-        part = (slice(1, 4), slice(0, 4))
-        pipeline.decode(stored, skipped, [(out.view(np.uint8).reshape(3, 4, 4), part)])
-        assert same_bits(out, np.ascontiguousarray(values[part]))
-
-
 def test_noise_is_not_made_larger(tmp_path):
     """A chunk that deflate would enlarge is stored without it, marked for every reader."""
     rng = np.random.default_rng(0)
@@ -261,30 +227,6 @@ def test_noise_is_not_made_larger(tmp_path):
 
 
 # --- counts -------------------------------------------------------------------------------------------
-
-
-def test_opening_reads_no_chunk_and_a_box_its_own_only(tmp_path, monkeypatch):
-    decoded: list[int] = []
-    decode = Pipeline.decode
-    monkeypatch.setattr(Pipeline, "decode", lambda self, *a: (decoded.append(1), decode(self, *a))[1])
-    path = save(tmp_path / "a.h5", sample("chunked"), chunks=(100, 100))
-    with Hdf5Backend().open(path) as reader:
-        assert reader.meta.n_images == 3
-        assert not decoded
-        reader.read("science", (slice(0, 3), slice(195, 205), slice(110, 120)))
-        assert len(decoded) == 3 * 2
-        decoded.clear()
-        reader.image(1, ("science",))
-        assert len(decoded) == 6 * 6
-        decoded.clear()
-        before = reader.chunks_read
-        boxes = [(slice(0, 2), slice(y, y + 21), slice(y, y + 21)) for y in range(150, 190, 3)]
-        boxes.append((slice(1, 1), slice(0, 0), slice(0, 5)))
-        out = reader.read_boxes("science", boxes)
-        assert len(decoded) == 2 * 4  # shared chunks once
-        assert reader.chunks_read == before + 8
-        for box, values in zip(boxes, out, strict=True):
-            assert same_bits(values, reader.read("science", box))
 
 
 def test_layouts_and_chunks(tmp_path):

@@ -257,4 +257,4 @@ class TestStoreObjects:
         counted = LoggingStore(store, log_level="CRITICAL")
         with ZarrBackend().open(counted) as reader:
             assert reader.meta.n_images == 4
-        assert dict(counted.counter) == {"get": 2}
+        assert {name: count for name, count in counted.counter.items() if name != "_ensure_open"} == {"get": 2}

@@ -35,7 +35,7 @@ from wustore.errors import CorruptError, FidelityError, WuStoreError
 from wustore.format.document import arrays_of, document_of
 from wustore.format.planes import plane_checksums
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
-from wustore.storage.mapping import release
+from wustore.storage.buffers import release
 from wustore.storage.url import redact
 
 __all__ = ["ENCODING", "Block", "ChangedError", "Head", "build", "meta_digest", "piece", "regenerate"]

@@ -17,9 +17,8 @@ from wustore.backends.hdf5.reader import Hdf5Reader
 from wustore.backends.hdf5.writer import Hdf5Writer
 from wustore.errors import CorruptError, UsageError
 from wustore.model.concat import appended
-from wustore.model.meta import Meta
+from wustore.model.meta import LAYERS, Meta
 from wustore.storage.staging import Staging, alone, lock_of
-from wustore.storage.threads import default_workers
 
 __all__ = ["append_images"]
 
@@ -33,7 +32,7 @@ def append_images(
 ) -> int:
     """Append every image of ``sources`` to the file at ``path``; see `wustore.backends.base.Backend.append`."""
     place = Path(path).resolve()  # a link goes on leading to the store
-    with alone(lock_of(place), path), Hdf5Reader(path, workers=default_workers()) as old:
+    with alone(lock_of(place), path), Hdf5Reader(path) as old:
         meta = old.meta
         for source in sources:
             meta = appended(meta, source.meta, path=source.path)
@@ -67,14 +66,18 @@ def _encoder(old: Hdf5Reader, meta: Meta) -> Encoder:
         need_plugins()
     chunks = (int(layout[-2]), int(layout[-1])) if isinstance(layout, list) else None
     name = "images" if chunks is not None else str(layout)
-    return Encoder(old.path, meta, profile, name, chunks, default_workers())
+    stored = {layer: old.chunks(layer)[1:] for layer in LAYERS if old.meta.has_layer(layer)}
+    return Encoder(old.path, meta, profile, name, chunks, None, stored)
 
 
 def _check_chunks(old: Hdf5Reader, encoder: Encoder) -> None:
-    """Refuse where the new file's chunks would not be those that stand in the old one."""
+    """Refuse if the new file's chunks would not be those of the old one."""
     for layer in encoder.layers:
         name = layer.spec.name
-        if layer.corners and (old.chunks(name), old.filters(name)) != (layer.chunks, layer.pipeline.filters):
+        if not layer.corners:
+            continue
+        here = old.meta.has_layer(name) and old.meta.layer_shape(name)[1:] == layer.spec.shape[1:]
+        if not here or (old.chunks(name), old.filters(name)) != (layer.chunks, layer.pipeline.filters):
             raise UsageError(
                 "the store cannot take these images as it is", path=old.path, where=name, hint="Convert it first."
             )

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 from wustore.backends.base import Backend, Reader
 from wustore.backends.hdf5.append import append_images
-from wustore.backends.hdf5.chunks import thread_count
 from wustore.backends.hdf5.encoder import Encoder
 from wustore.backends.hdf5.file import has_signature
 from wustore.backends.hdf5.presets import LAYOUTS, PROFILES, need_plugins
@@ -21,6 +20,7 @@ from wustore.backends.pieces import PieceWriter
 from wustore.errors import UsageError
 from wustore.model.meta import Capsule, Meta
 from wustore.storage.staging import Staging
+from wustore.storage.threads import worker_count
 from wustore.storage.url import CONCURRENCY, is_remote, refuse_writing
 
 __all__ = ["LAYOUTS", "PROFILES", "Hdf5Backend", "Hdf5Reader"]
@@ -54,9 +54,11 @@ class Hdf5Backend(Backend):
             `wustore.storage.url.CONCURRENCY`, because each waits for a request most of the time).
         """
         workers = options.pop("workers", None)
-        if workers is None and is_remote(path):
-            workers = CONCURRENCY
-        reader = Hdf5Reader(path, workers=thread_count(workers))
+        if workers is None:
+            workers = CONCURRENCY if is_remote(path) else None
+        else:
+            worker_count(workers)
+        reader = Hdf5Reader(path, workers=workers)
         if options:
             reader.close()
             _refuse(options, path, "workers")
@@ -130,7 +132,8 @@ def _encoder(path: str, meta: Meta, **options: Any) -> Encoder:
     profile = options.pop("profile", None) or "portable"
     layout = options.pop("layout", None) or "images"
     chunks = options.pop("chunks", None)
-    workers = thread_count(options.pop("workers", None))
+    workers = options.pop("workers", None)
+    worker_count(workers)
     _refuse(options, path, "profile, layout, chunks, workers")
     if profile not in PROFILES:
         raise UsageError("no such profile", where="hdf5", expected=", ".join(PROFILES), found=profile)

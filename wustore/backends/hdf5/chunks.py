@@ -1,35 +1,30 @@
 """Boxes of a chunked HDF5 dataset, read around the library: known offsets, pread, decoding in threads.
 
-h5py serves one thread at a time, so it gives only the places of the chunks; bytes are read and decoded here.
+h5py serves one thread at a time, so it gives only the places of the chunks. Their bytes are read and decoded here, many
+chunks a job, with a constant number of Python calls for a job and at most three for each further chunk.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
-from itertools import product
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.hdf5.filters import DamagedChunkError, Pipeline, Target, filters_of, pipeline_of
+from wustore.backends.hdf5.file import RawFile
+from wustore.backends.hdf5.filters import DamagedChunkError, Decoded, Pipeline, Scratch, filters_of, pipeline_of
 from wustore.backends.hdf5.netcdf import wrapped
-from wustore.errors import CorruptError, UsageError
-from wustore.storage.threads import default_workers
-from wustore.storage.url import RemoteFile, coalesce
+from wustore.errors import CorruptError
+from wustore.storage.url import coalesce
 
-__all__ = ["ChunkReader", "Job", "RawFile", "Work", "run", "split_axis", "thread_count"]
-
-_BATCHES_PER_THREAD = 4
-"""Batches of chunks handed to each thread: enough to even out chunks of unequal cost, few enough that
-handing over (30 us a batch) stays below 2 % of decoding a 256 x 256 chunk (0.6 ms)."""
+__all__ = ["ChunkReader", "Job", "Places", "Plan", "bounds_of", "parts_of", "places_in", "split_axis"]
 
 Job = Callable[[], None]
 Box = tuple[slice, ...]
@@ -37,61 +32,16 @@ Box = tuple[slice, ...]
 Place = tuple[int, ...]
 """Number of a chunk along each axis."""
 
-
-class Work:
-    """Jobs in progress in up to ``workers`` threads."""
-
-    def __init__(self, jobs: Sequence[Job], workers: int) -> None:
-        self._jobs: Sequence[Job] = ()
-        self._futures: list[Future[None]] = []
-        if workers <= 1 or len(jobs) <= 1:
-            self._jobs = jobs  # in the thread that waits
-            return
-        size = -(-len(jobs) // (workers * _BATCHES_PER_THREAD))
-        pool = _pool(os.getpid(), workers)
-        self._futures = [pool.submit(_finish, jobs[k : k + size]) for k in range(0, len(jobs), size)]
-
-    def wait(self) -> None:
-        """Return when all jobs have ended; raise the first error."""
-        _finish(self._jobs)
-        wait(self._futures)
-        for future in self._futures:
-            future.result()
-
-    def cancel(self) -> None:
-        """Drop what has not begun, without waiting for the rest."""
-        for future in self._futures:
-            future.cancel()
-
-
-def _finish(jobs: Sequence[Job]) -> None:
-    for job in jobs:
-        job()
-
-
-def run(jobs: Sequence[Job], workers: int) -> None:
-    """Run jobs in up to ``workers`` threads; the first error is raised when all have ended."""
-    Work(jobs, workers).wait()
-
-
-@cache
-def _pool(process: int, workers: int) -> ThreadPoolExecutor:
-    """Return the threads shared by all files of this process (a forked child needs its own)."""
-    return ThreadPoolExecutor(workers, thread_name_prefix=f"wustore-hdf5-{process}")
-
-
-def thread_count(value: int | None) -> int:
-    """Return how many threads are meant: the number of processors where nothing is said.
-
-    Raises
-    ------
-    UsageError
-    """
-    if value is None:
-        return default_workers()
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError("not a number of threads", where="workers", expected="an integer above 0", found=value)
-    return value
+_JOB_BYTES = 1 << 20, 1 << 23
+"""Decoded bytes of a job: at the least (2 ms of work, of which planning and handing over take a tenth) and at most."""
+_JOBS_PER_THREAD = 2
+"""Into how many jobs a thread's part is cut, so that chunks of unequal cost even out."""
+_GAP = 1 << 15
+"""Bytes between two chunks that are read with them rather than by a second call."""
+_FEW = 8
+"""The whole chunk index is read (1 us a chunk) unless fewer than one chunk in this many is wanted (9 us each)."""
+_LEAST_BYTES = 8
+"""Bytes that each chunk takes in a file, its entry in the index included, at the least."""
 
 
 def split_axis(size: int, target: int) -> int:
@@ -100,52 +50,13 @@ def split_axis(size: int, target: int) -> int:
     return max(1, -(-size // parts))
 
 
-class RawFile:
-    """The bytes of an open HDF5 file, readable from any thread until nobody needs them.
-
-    It opens the file once more, so that work in progress when the HDF5 file is closed cannot read from
-    another file that got the same handle, and does not prolong HDF5's lock. False where the library must
-    do the reading: on systems without ``pread``, for other file drivers and behind a user block.
-    """
-
-    def __init__(self, file: h5py.File, remote: RemoteFile | None = None) -> None:
-        self._handle = -1
-        self._remote = None if file.userblock_size else remote
-        if remote is not None:
-            return
-        if not hasattr(os, "pread") or file.driver != "sec2" or file.userblock_size:
-            return
-        self._handle = os.open(file.filename, os.O_RDONLY)
-        if not os.path.sameopenfile(self._handle, file.id.get_vfd_handle()):
-            os.close(self._handle)  # replaced since the library opened it
-            self._handle = -1
-
-    def __bool__(self) -> bool:
-        return self._handle >= 0 or self._remote is not None
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether a read is a request, so that chunks that lie side by side are better read at once."""
-        return self._remote is not None
-
-    def __del__(self) -> None:
-        if self._handle >= 0:
-            os.close(self._handle)
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Return ``size`` bytes at ``offset``, fewer where the file ends before."""
-        if self._remote is not None:
-            return self._remote.read(offset, size)
-        return os.pread(self._handle, size, offset)
-
-
 class ChunkReader:
     """The chunks of one dataset of an open file.
 
     Parameters
     ----------
     dataset
-        Open h5py dataset with at least one axis; axis 0 counts images where there are three.
+        Open h5py dataset with one to three axes; axis 0 counts images if there are three.
     raw
         The bytes of its file.
     path
@@ -163,11 +74,13 @@ class ChunkReader:
         self.name = dataset.name.lstrip("/")
         self.path = path
         self.shape: tuple[int, ...] = dataset.shape
+        self._is_chunked = dataset.chunks is not None
         self.chunks: tuple[int, ...] = dataset.chunks or (1, *dataset.shape[1:])
         self.chunks_read = 0
         self._dataset = dataset
         self._raw = raw
         self._lock = threading.Lock()
+        self._grid = tuple(-(-size // step) for size, step in zip(self.shape, self.chunks, strict=True))
         self._table: _Table | None = None
         self._pipeline: Pipeline | None = pipeline_of(dataset) if raw else None
 
@@ -191,7 +104,7 @@ class ChunkReader:
         Raises
         ------
         CorruptError
-            Where it is missing.
+            If it is missing.
         """
         where = f"{self.name}, chunk at {corner}"
         with self._lock, wrapped(self.path, where):
@@ -200,169 +113,352 @@ class ChunkReader:
             skipped, data = self._dataset.id.read_direct_chunk(corner)
             return int(skipped), bytes(data)
 
-    def jobs(self, boxes: Sequence[Box], outs: Sequence[NDArray[Any]]) -> list[Job]:
-        """Return the work of filling ``outs`` with ``boxes``: one job for each chunk that any of them touches.
+    def plan(self, bounds: NDArray[np.int64], places: Places | None = None) -> Plan:
+        """Return which chunks are needed for boxes, after making sure that they are there.
 
         Parameters
         ----------
-        boxes
-            Slices within `shape`, step 1.
-        outs
-            C-contiguous arrays of the boxes' shapes and the dataset's dtype, native.
+        bounds
+            (start, stop) of each box along each axis of the dataset, within its shape: shape (n, axes, 2).
+        places
+            Where the values go, by default one box after the other in C order.
 
         Raises
         ------
         CorruptError
-            Where a chunk is missing.
+            If a chunk is missing, or cannot hold what it should.
         """
-        wanted: dict[Place, list[tuple[int, Box, Box]]] = {}
-        for k, box in enumerate(boxes):
-            for place, source, destination in _parts(box, self.chunks):
-                wanted.setdefault(place, []).append((k, source, destination))
-        places = sorted(wanted)
-        table = self._chunk_table(places)
+        missing = 3 - len(self.shape)
+        if missing:  # as if there were axes of length 1 before
+            extra = np.broadcast_to(np.array([0, 1]), (len(bounds), missing, 2))
+            bounds = np.concatenate([extra, bounds], axis=1)
+        ones = (1,) * missing
+        parts, numbers = parts_of(bounds, ones + self.chunks, ones + self._grid, places)
+        table = self._chunk_table(numbers)
         if table is not None:
-            for place in places:
-                if not table.sizes[place]:
-                    raise CorruptError("a chunk is missing", path=self.path, where=self._where(place))
-        with self._lock:
-            self.chunks_read += len(places)
-        views = [out.view(np.uint8).reshape(*out.shape, out.dtype.itemsize) for out in outs]
-        targets = {place: [(views[k][inside], source) for k, source, inside in wanted[place]] for place in places}
-        if table is not None and self._pipeline is not None and self._raw.is_remote:
-            return self._requests(table, targets)
-        return [partial(self._fill, place, table, targets[place]) for place in places]
+            self._check(table, numbers)
+        self.chunks_read += numbers.size
+        return Plan(self, table, numbers, parts)
 
-    def _requests(self, table: _Table, targets: dict[Place, list[Target]]) -> list[Job]:
-        """Return one job for each request: chunks that lie side by side come together."""
-        spans = {place: (int(table.offsets[place]), int(table.sizes[place])) for place in targets}
-        order = sorted(targets, key=lambda place: spans[place])
-        jobs: list[Job] = []
-        k = 0
-        for start, stop in coalesce([(offset, offset + size) for offset, size in spans.values()]):
-            inside = []
-            while k < len(order) and spans[order[k]][0] < stop:
-                inside.append(order[k])
-                k += 1
-            jobs.append(partial(self._fill_together, start, stop, table, {place: targets[place] for place in inside}))
-        return jobs
+    def _check(self, table: _Table, numbers: NDArray[np.int64]) -> None:
+        sizes = table.sizes[numbers]
+        absent = (sizes == 0).nonzero()[0]
+        if absent.size:
+            raise CorruptError("a chunk is missing", path=self.path, where=self._where(numbers[absent[0]]))
+        if self._pipeline is not None:
+            small = (~self._pipeline.is_plausible(sizes)).nonzero()[0]
+            if small.size:
+                raise CorruptError(
+                    "a chunk is damaged",
+                    path=self.path,
+                    where=self._where(numbers[small[0]]),
+                    expected=f"{self._pipeline.nbytes} bytes of values",
+                    found=f"{int(sizes[small[0]])} stored bytes, which cannot hold them",
+                )
 
-    def _fill_together(self, start: int, stop: int, table: _Table, targets: dict[Place, list[Target]]) -> None:
-        data = memoryview(self._raw.read(start, stop - start))
-        for place, wanted in targets.items():
-            offset = int(table.offsets[place]) - start
-            self._decode(place, bytes(data[offset : offset + int(table.sizes[place])]), table, wanted)
-
-    def _chunk_table(self, places: Sequence[Place]) -> _Table | None:
+    def _chunk_table(self, numbers: NDArray[np.int64]) -> _Table | None:
         """Return where these chunks, at least, lie; None for a dataset without chunks."""
-        with self._lock:
-            if self._dataset.chunks is None:
-                return None
-            with wrapped(self.path, self.name):
-                if self._table is None:
-                    self._table = _empty_table(self._dataset)
-                table = self._table
-                unknown = [place for place in places if not table.known[place]]
-                if len(unknown) * _FEW > table.known.size:
-                    _read_all(self._dataset, table)
-                else:
-                    for place in unknown:
-                        _read_one(self._dataset, table, place)
-            return table
+        if not self._is_chunked or (self._table is not None and self._table.is_whole):
+            return self._table
+        with self._lock, wrapped(self.path, self.name):
+            if self._table is None:
+                self._table = _Table(self._dataset, self._grid)
+            self._table.load(numbers)
+            return self._table
 
-    def _where(self, place: Place) -> str:
-        corner = [k * step for k, step in zip(place, self.chunks, strict=True)]
+    def _where(self, number: Any) -> str:
+        place = np.unravel_index(int(number), self._grid)
+        corner = [int(k) * step for k, step in zip(place, self.chunks, strict=True)]
         if len(corner) == 3:
             return f"{self.name}, image {corner[0]}, chunk at (y, x) = ({corner[1]}, {corner[2]})"
         return f"{self.name}, chunk at {tuple(corner)}"
 
-    def _fill(self, place: Place, table: _Table | None, targets: list[Target]) -> None:
-        if self._pipeline is None or table is None:
-            self._fill_with_library(place, targets)
-            return
-        self._decode(place, self._raw.read(int(table.offsets[place]), int(table.sizes[place])), table, targets)
+    # --- filling ------------------------------------------------------------------------------------------
 
-    def _decode(self, place: Place, stored: bytes, table: _Table, targets: list[Target]) -> None:
+    def jobs(self, plan: Plan, out: NDArray[Any], workers: int = 1) -> list[Job]:
+        """Return the work of filling ``out``: some chunks a job.
+
+        Parameters
+        ----------
+        plan
+            What `plan` gave.
+        out
+            The memory for which the plan was made: one axis, the dataset's dtype, native.
+        workers
+            Threads that will do it.
+        """
+        values = out.view(f"u{out.dtype.itemsize}") if self._pipeline is not None else out
+        table, numbers = plan.table, plan.numbers
+        if table is None or self._pipeline is None:
+            return [
+                partial(self._fill_with_library, number, plan.of(np.array([k])), values)
+                for k, number in enumerate(numbers.tolist())
+            ]
+        order = table.offsets[numbers].argsort(kind="stable")
+        numbers = numbers[order]
+        bounds = self._batches(table.offsets[numbers], table.sizes[numbers], workers)
+        return [
+            partial(self._fill, table, numbers[low:high], plan.of(order[low:high]), values)
+            for low, high in pairwise(bounds)
+        ]
+
+    def _batches(self, offsets: NDArray[np.int64], sizes: NDArray[np.int64], workers: int) -> list[int]:
+        """Return where each job begins in a list of chunks, and where the last one ends."""
         assert self._pipeline is not None
-        size = int(table.sizes[place])
+        if not self._raw.is_remote:
+            least, most = _JOB_BYTES
+            nbytes = max(self._pipeline.nbytes, 1)
+            step = min(max(offsets.size * nbytes // (workers * _JOBS_PER_THREAD), least), most) // nbytes
+            count = -(-offsets.size // max(step, 1))
+            return [offsets.size * k // count for k in range(count)] + [offsets.size] if count else [0]
+        # One job for each request: chunks that lie side by side come together.
+        ranges = coalesce(list(zip(offsets.tolist(), (offsets + sizes).tolist(), strict=True)))
+        return [*np.searchsorted(offsets, [start for start, _ in ranges]).tolist(), offsets.size]
+
+    def _fill(self, table: _Table, numbers: NDArray[np.int64], parts: NDArray[np.int64], out: NDArray[Any]) -> None:
+        self._decoded(table, numbers).place(parts, out)
+
+    def _decoded(self, table: _Table, numbers: NDArray[np.int64]) -> Decoded:
+        assert self._pipeline is not None
+        offsets, sizes = table.offsets[numbers], table.sizes[numbers]
         try:
-            if len(stored) != size:
-                raise DamagedChunkError(f"{len(stored)} of {size} bytes in the file")
-            self._pipeline.decode(stored, int(table.skipped[place]), targets)
+            raw, starts = self._read(offsets, sizes)
+            return self._pipeline.decode(raw, starts, sizes, table.skipped[numbers])
         except DamagedChunkError as error:
             raise CorruptError(
-                "a chunk is damaged", path=self.path, where=self._where(place), found=str(error)
+                "a chunk is damaged", path=self.path, where=self._where(numbers[error.k]), found=str(error)
             ) from error
 
-    def _fill_with_library(self, place: Place, targets: list[Target]) -> None:
-        box = tuple(slice(k * step, (k + 1) * step) for k, step in zip(place, self.chunks, strict=True))
-        with wrapped(self.path, self._where(place)):
-            values = np.ascontiguousarray(self._dataset[box])
+    def _read(
+        self, offsets: NDArray[np.int64], sizes: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Return the bytes of chunks that are sorted by offset, and where each begins in them."""
+        ends = offsets + sizes
+        outside = (ends > self._raw.size).nonzero()[0]
+        if outside.size:
+            k = int(outside[0])
+            found = max(self._raw.size - int(offsets[k]), 0)
+            raise DamagedChunkError(k, f"{found} of {int(sizes[k])} bytes in the file")
+        # Chunks that overlap, which only a damaged index says, may end before the one ahead of them does.
+        ends = np.maximum.accumulate(ends)
+        gap = math.inf if self._raw.is_remote else _GAP
+        breaks = (offsets[1:] - ends[:-1] > gap).nonzero()[0].tolist()
+        lengths = [
+            (int(offsets[first]), int(ends[last] - offsets[first]))
+            for first, last in zip([0, *(k + 1 for k in breaks)], [*breaks, offsets.size - 1], strict=True)
+        ]
+        memory = _RAW.of(sum(length for _, length in lengths))
+        starts, begin = offsets.copy(), 0
+        for (offset, length), first in zip(lengths, [0, *(k + 1 for k in breaks)], strict=True):
+            if self._raw.read_into(memory[begin : begin + length], offset) != length:
+                raise DamagedChunkError(first, "the file has become shorter since it was opened")
+            starts[first:] = offsets[first:] - offset + begin
+            begin += length
+        return memory, starts
+
+    def _fill_with_library(self, number: int, parts: NDArray[np.int64], out: NDArray[Any]) -> None:
+        place = np.unravel_index(number, self._grid)
+        box = tuple(slice(int(k) * step, (int(k) + 1) * step) for k, step in zip(place, self.chunks, strict=True))
+        with wrapped(self.path, self._where(number)):
+            values = np.asarray(self._dataset[box])
             values = values.astype(values.dtype.newbyteorder("="), copy=False)
-        data = values.view(np.uint8).reshape(*values.shape, values.dtype.itemsize)
-        for destination, part in targets:
-            destination[...] = data[part]
+        chunk = np.empty((1,) * (3 - values.ndim) + self.chunks, values.dtype)
+        chunk[tuple(slice(size) for size in (1,) * (3 - values.ndim) + values.shape)] = values
+        item, (_, height, width) = chunk.itemsize, chunk.shape
+        for _, source, target, nz, ny, nx, plane, row in parts.tolist():
+            strides = (height * width * item, width * item, item)
+            data = np.ndarray((nz, ny, nx), chunk.dtype, chunk.data, source * item, strides)
+            np.ndarray((nz, ny, nx), out.dtype, out.data, target * item, (plane * item, row * item, item))[...] = data
 
 
-@dataclass(frozen=True)
+_RAW = Scratch()
+
+
 class _Table:
-    """Where the chunks of a dataset lie: one entry for each place of the grid, size 0 where there is none."""
+    """Where the chunks of a dataset lie: one entry for each place of the grid, size 0 for a chunk that is not there."""
 
-    offsets: NDArray[np.uint64]
-    sizes: NDArray[np.uint32]
-    skipped: NDArray[np.uint32]
-    known: NDArray[np.bool_]
+    def __init__(self, dataset: h5py.Dataset, grid: Place) -> None:
+        expected, limit = math.prod(grid), dataset.file.id.get_filesize()
+        if expected * _LEAST_BYTES > limit:
+            # A false shape must not decide how much memory the table takes.
+            raise CorruptError(
+                "chunks are missing",
+                where=dataset.name.lstrip("/"),
+                expected=f"{expected} chunks",
+                found=f"{dataset.id.get_num_chunks()} chunks in a file of {limit} bytes",
+            )
+        self.offsets = np.zeros(expected, np.int64)
+        self.sizes = np.zeros(expected, np.int64)
+        self.skipped = np.zeros(expected, np.uint32)
+        self.is_whole = False
+        self._known = np.zeros(expected, bool)
+        self._dataset = dataset
+        self._grid = grid
 
-    def note(self, place: Place, chunk: Any) -> None:
-        """Enter what the library says of a chunk."""
-        self.known[place] = True
-        if chunk.byte_offset is not None:
-            self.offsets[place] = chunk.byte_offset
-            self.sizes[place] = chunk.size
-            self.skipped[place] = chunk.filter_mask
+    def load(self, numbers: NDArray[np.int64]) -> None:
+        """Make sure that the entries of these chunks are there."""
+        unknown = numbers[~self._known[numbers]]
+        found: list[Any] = []
+        if unknown.size * _FEW > self._known.size:
+            self._dataset.id.chunk_iter(found.append)
+            unknown = np.arange(self._known.size)
+        else:
+            steps = self._dataset.chunks
+            for place in np.stack(np.unravel_index(unknown, self._grid), axis=-1).tolist():
+                corner = tuple(k * step for k, step in zip(place, steps, strict=True))
+                found.append(self._dataset.id.get_chunk_info_by_coord(corner))
+        self._note([chunk for chunk in found if chunk.byte_offset is not None])
+        self._known[unknown] = True
+        self.is_whole = unknown.size == self._known.size
+
+    def _note(self, found: Sequence[Any]) -> None:
+        if not found:
+            return
+        corners = np.array([chunk.chunk_offset for chunk in found], np.uint64)
+        places = corners // np.array(self._dataset.chunks, np.uint64)
+        inside = (places < np.array(self._grid, np.uint64)).all(axis=1)
+        offsets = np.array([chunk.byte_offset for chunk in found], np.uint64)
+        if not inside.all() or (offsets > np.uint64(1 << 62)).any():
+            raise CorruptError("the index of chunks is damaged", where=self._dataset.name.lstrip("/"))
+        numbers = np.ravel_multi_index(tuple(places.astype(np.int64).T), self._grid)
+        self.offsets[numbers] = offsets.astype(np.int64)
+        self.sizes[numbers] = [chunk.size for chunk in found]
+        self.skipped[numbers] = [chunk.filter_mask for chunk in found]
 
 
-_FEW = 8
-"""The whole chunk index is read (1.1 us a chunk) unless fewer than one chunk in this many is wanted (9 us each)."""
+class Plan:
+    """The chunks that boxes need, and which parts of them go where.
+
+    Attributes
+    ----------
+    table
+        Where the chunks lie; None for a dataset without chunks.
+    numbers
+        The chunks, in ascending order.
+    parts
+        As `parts_of` makes them.
+    """
+
+    def __init__(
+        self, reader: ChunkReader, table: _Table | None, numbers: NDArray[np.int64], parts: NDArray[np.int64]
+    ) -> None:
+        self.reader = reader
+        self.table = table
+        self.numbers = numbers
+        self.parts = parts
+        self._ends: NDArray[np.int64] | None = None
+
+    def of(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the parts of some of the chunks, which count from 0 in the order of ``chosen``."""
+        if self._ends is None:
+            self.parts = self.parts[self.parts[:, 0].argsort(kind="stable")]
+            self._ends = self.parts[:, 0].searchsorted(np.arange(self.numbers.size + 1))
+        starts = self._ends[chosen]
+        counts = self._ends[chosen + 1] - starts
+        ends = counts.cumsum()
+        parts: NDArray[np.int64] = self.parts[(starts - ends + counts).repeat(counts) + np.arange(ends[-1])]
+        parts[:, 0] = np.arange(chosen.size).repeat(counts)
+        return parts
 
 
-def _empty_table(dataset: h5py.Dataset) -> _Table:
-    grid = tuple(-(-size // step) for size, step in zip(dataset.shape, dataset.chunks, strict=True))
-    expected, limit = math.prod(grid), dataset.file.id.get_filesize()
-    if expected > limit:
-        # A false shape must not decide how much memory the table takes; every chunk has some bytes.
-        raise CorruptError(
-            "chunks are missing",
-            where=dataset.name.lstrip("/"),
-            expected=f"{expected} chunks",
-            found=f"{dataset.id.get_num_chunks()} chunks in a file of {limit} bytes",
-        )
-    return _Table(np.zeros(grid, np.uint64), np.zeros(grid, np.uint32), np.zeros(grid, np.uint32), np.zeros(grid, bool))
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where the values of boxes go in memory, counted in values.
+
+    Attributes
+    ----------
+    first
+        The first value of each box.
+    plane, row
+        From one plane of a box to the next, and from one row to the next.
+    """
+
+    first: NDArray[np.int64]
+    plane: NDArray[np.int64]
+    row: NDArray[np.int64]
 
 
-def _read_all(dataset: h5py.Dataset, table: _Table) -> None:
-    steps = dataset.chunks
+def places_in(arrays: Sequence[NDArray[Any]], dtype: np.dtype[Any]) -> tuple[NDArray[Any], Places] | None:
+    """Return the memory that arrays with three axes share, with one axis, and their places in it.
 
-    def note(chunk: Any) -> None:
-        table.note(tuple(start // step for start, step in zip(chunk.chunk_offset, steps, strict=True)), chunk)
+    None if values have another dtype, if those of a row are not adjacent, or if the arrays do not share memory.
+    """
+    size = dtype.itemsize
+    owners = {id(array if array.base is None else array.base) for array in arrays}
+    filled = [array for array in arrays if array.size]
+    if len(owners) != 1 or not filled or any(array.dtype != dtype for array in arrays):
+        return None
+    strides = np.array([array.strides for array in arrays], np.int64)
+    if (strides < 0).any() or (strides[:, 2] != size).any() or (strides % size).any():
+        return None
+    strides //= size
+    addresses = [array.__array_interface__["data"][0] for array in arrays]
+    low, first = min(zip(addresses, arrays, strict=True), key=lambda pair: pair[0])
+    if any((address - low) % size for address in addresses):
+        return None
+    places = np.array([(address - low) // size for address in addresses], np.int64)
+    shapes = np.array([array.shape for array in arrays], np.int64)
+    last = ((shapes - 1) * strides).sum(axis=1) + places
+    span = int(last[shapes.all(axis=1)].max()) + 1
+    memory = np.lib.stride_tricks.as_strided(first, (span,), (size,))
+    return memory, Places(places, strides[:, 0], strides[:, 1])
 
-    dataset.id.chunk_iter(note)
-    table.known[...] = True
+
+def parts_of(
+    bounds: NDArray[np.int64], chunk: tuple[int, ...], grid: tuple[int, ...], places: Places | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the parts of chunks that make up boxes, and the chunks.
+
+    Parameters
+    ----------
+    bounds
+        (start, stop) of each box along three axes: shape (n, 3, 2).
+    chunk, grid
+        Shape of a chunk, and number of chunks along each axis.
+    places
+        Where the values go, by default one box after the other in C order.
+
+    Returns
+    -------
+    parts
+        One row for each part: which chunk; its first value in the chunk, and in memory; its shape (three values); and
+        the values from one plane and from one row of its box to the next in memory.
+    chunks
+        The numbers of the chunks in C order, ascending; ``parts`` counts in this list.
+    """
+    start, stop = bounds[:, :, 0], bounds[:, :, 1]
+    shape = stop - start
+    volume = shape[:, 0] * shape[:, 1] * shape[:, 2]
+    first = start // chunk
+    cells = (-(-stop // chunk) - first) * (volume > 0)[:, None]
+    counts = cells[:, 0] * cells[:, 1] * cells[:, 2]
+    box = np.arange(len(bounds)).repeat(counts)
+    ends = counts.cumsum()
+    within = np.arange(box.size) - (ends - counts).repeat(counts)
+    cells, start = cells[box], start[box]
+    place = np.empty((box.size, 3), np.int64)
+    place[:, 0] = within // (cells[:, 1] * cells[:, 2])
+    place[:, 1] = within // cells[:, 2] % cells[:, 1]
+    place[:, 2] = within % cells[:, 2]
+    place += first[box]
+    corner = place * chunk
+    low = np.maximum(start, corner)
+    size = np.minimum(stop[box], corner + chunk) - low
+    inside, target = low - corner, low - start
+    if places is None:
+        places = Places(volume.cumsum() - volume, shape[:, 1] * shape[:, 2], shape[:, 2])
+    base, plane, row = places.first[box], places.plane[box], places.row[box]
+    chunks, k = np.unique((place[:, 0] * grid[1] + place[:, 1]) * grid[2] + place[:, 2], return_inverse=True)
+    parts: NDArray[np.int64] = np.empty((box.size, 8), np.int64)
+    parts[:, 0] = k
+    parts[:, 1] = (inside[:, 0] * chunk[1] + inside[:, 1]) * chunk[2] + inside[:, 2]
+    parts[:, 2] = base + target[:, 0] * plane + target[:, 1] * row + target[:, 2]
+    parts[:, 3:6] = size
+    parts[:, 6], parts[:, 7] = plane, row
+    return parts, chunks
 
 
-def _read_one(dataset: h5py.Dataset, table: _Table, place: Place) -> None:
-    corner = tuple(k * step for k, step in zip(place, dataset.chunks, strict=True))
-    table.note(place, dataset.id.get_chunk_info_by_coord(corner))
-
-
-def _parts(box: Box, chunks: tuple[int, ...]) -> Iterator[tuple[Place, Box, Box]]:
-    """Yield (chunk, part of the chunk, part of the box) for every chunk that a box touches."""
-    axes = []
-    for part, step in zip(box, chunks, strict=True):
-        pieces = []
-        for k in range(part.start // step, -(-part.stop // step) if part.stop > part.start else 0):
-            low, high = max(part.start, k * step), min(part.stop, (k + 1) * step)
-            pieces.append((k, slice(low - k * step, high - k * step), slice(low - part.start, high - part.start)))
-        axes.append(pieces)
-    for cell in product(*axes):
-        yield tuple(k for k, _, _ in cell), tuple(s for _, s, _ in cell), tuple(d for _, _, d in cell)
+def bounds_of(boxes: Sequence[Box]) -> NDArray[np.int64]:
+    """Return (start, stop) of each slice of each box: shape (n, axes, 2)."""
+    bounds: NDArray[np.int64] = np.array([[(part.start, part.stop) for part in box] for box in boxes], np.int64)
+    return bounds

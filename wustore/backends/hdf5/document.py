@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +19,7 @@ from wustore.format import tagged_json
 from wustore.format.arrays import ArraySpec
 from wustore.format.packed import PACKED, unpack
 from wustore.model.compare import same_bits
+from wustore.storage.processes import command
 
 __all__ = ["DOCUMENT_ARRAY", "check_copies", "document_spec", "parse_document", "read_document"]
 
@@ -83,9 +83,8 @@ def check_copies(path: str) -> Iterator[tuple[str, str]]:
 
     A process of its own reads them: damage in text of variable length can keep the HDF5 library busy for ever.
     """
-    command = [sys.executable, "-c", f"from {__name__} import report; import sys; report(sys.argv[1])", path]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=_PATIENCE, check=False)
+        done = subprocess.run(command(__name__, "report", path), capture_output=True, timeout=_PATIENCE, check=False)
     except subprocess.TimeoutExpired:
         yield "text for other programs", f"it could not be read within {_PATIENCE:.0f} s; most likely it is damaged"
         return

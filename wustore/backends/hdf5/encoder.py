@@ -6,7 +6,7 @@ one piece of bytes (`Encoder.encode`) and taken apart again (`Encoder.parse`), w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from wustore.backends import base
 from wustore.backends.hdf5 import netcdf
-from wustore.backends.hdf5.chunks import Job, run, split_axis
+from wustore.backends.hdf5.chunks import Job, split_axis
 from wustore.backends.hdf5.presets import LAYOUTS, pipeline_for
 from wustore.errors import CorruptError, FormatError, UsageError
 from wustore.format.arrays import ArraySpec
 from wustore.format.packed import pack, unpack
 from wustore.format.planes import LayerSpec, cast_plane, layers_of, plane_checksums, plane_problems
 from wustore.model.meta import LAYERS, Image, Meta
+from wustore.storage.threads import in_threads
 
 __all__ = ["Chunk", "EncodedImage", "Encoder", "LayerEncoder"]
 
@@ -63,7 +64,9 @@ class LayerEncoder:
     profile
         A profile's name.
     chunks
-        Exact (y, x) of a chunk, or the side to aim at.
+        (y, x) of a chunk.
+    exact
+        Whether these are the sides; by default an axis is cut into equal parts of about so many pixels.
 
     Attributes
     ----------
@@ -75,14 +78,14 @@ class LayerEncoder:
         The filters.
     """
 
-    def __init__(self, spec: LayerSpec, profile: str, chunks: tuple[int, int] | int) -> None:
+    def __init__(self, spec: LayerSpec, profile: str, chunks: tuple[int, int], *, exact: bool) -> None:
         self.spec = spec
         _, height, width = spec.shape
         rows, columns = max(height, 1), max(width, 1)
-        if isinstance(chunks, int):
-            sides = split_axis(rows, chunks), split_axis(columns, chunks)
-        else:
+        if exact:
             sides = min(chunks[0], rows), min(chunks[1], columns)
+        else:
+            sides = split_axis(rows, chunks[0]), split_axis(columns, chunks[1])
         self.chunks = (1, *sides)
         self.corners = [(y, x) for y in range(0, height, sides[0]) for x in range(0, width, sides[1])]
         self.pipeline = pipeline_for(profile, spec.name, netcdf.stored_layer_dtype(spec.dtype), self.chunks)
@@ -126,6 +129,8 @@ class Encoder(base.Encoder):
         See `wustore.backends.hdf5.backend.Hdf5Backend.create`.
     workers
         Threads that encode the chunks of an image.
+    stored
+        Sides (y, x) of the chunks of layers that are stored already.
 
     Attributes
     ----------
@@ -138,12 +143,16 @@ class Encoder(base.Encoder):
     profile: str
     layout: str
     chunks: tuple[int, int] | None
-    workers: int
+    workers: int | None
+    stored: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     layers: list[LayerEncoder] = field(init=False)
 
     def __post_init__(self) -> None:
-        sides = self.chunks or LAYOUTS[self.layout]
-        self.layers = [LayerEncoder(spec, self.profile, sides) for spec in layers_of(self.meta)]
+        self.layers = []
+        for spec in layers_of(self.meta):
+            exact = self.stored.get(spec.name, self.chunks)
+            sides = LAYOUTS[self.layout] if exact is None else exact
+            self.layers.append(LayerEncoder(spec, self.profile, sides, exact=exact is not None))
 
     def make(self, i: int, image: Image, capsule: bytes | None = None) -> EncodedImage:
         """Encode image ``i``, and carry along its part of the FITS reconstruction data.
@@ -163,7 +172,7 @@ class Encoder(base.Encoder):
             more, chunks = layer.jobs(image.layer(layer.spec.name))
             jobs += more
             layers.append(chunks)
-        run(jobs, self.workers)
+        in_threads(_do, jobs, self.workers)
         return EncodedImage(layers, list(plane_checksums(image)), capsule or b"")
 
     def check_index(self, i: int) -> None:
@@ -230,3 +239,7 @@ class Encoder(base.Encoder):
             k += count
             layers.append(chunks)
         return EncodedImage(layers, checksums, capsule)
+
+
+def _do(job: Job) -> None:
+    job()

@@ -1,4 +1,4 @@
-"""Opening an HDF5 file or object, and the names of what wustore keeps at fixed places in it."""
+"""Opening an HDF5 file or object, its bytes, and the names of what wustore keeps at fixed places in it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import IO
 
 import h5py
+import numpy as np
+from numpy.typing import NDArray
 
 from wustore.backends.hdf5 import netcdf
 from wustore.errors import OtherFormatError
@@ -20,6 +22,7 @@ __all__ = [
     "DOCUMENT",
     "DOCUMENT_CHECKSUM",
     "METADATA_BLOCK",
+    "RawFile",
     "has_signature",
     "open_file",
 ]
@@ -73,3 +76,56 @@ def open_file(path: str, remote: RemoteFile | None = None) -> h5py.File:
             # Some network file systems know no locks. A store is never changed in place, so none is needed;
             # not without need, because the same process could then not open the file with a lock.
             return h5py.File(path, "r", locking=False)
+
+
+class RawFile:
+    """The bytes of an open HDF5 file, readable from any thread until nobody needs them.
+
+    It opens the file once more, so that work in progress when the HDF5 file is closed cannot read from
+    another file that got the same handle, and does not prolong HDF5's lock. False if the library must
+    do the reading: on systems without ``preadv``, with other file drivers and after a user block.
+
+    Attributes
+    ----------
+    size
+        Length of the file [byte].
+    """
+
+    def __init__(self, file: h5py.File, remote: RemoteFile | None = None) -> None:
+        self._handle = -1
+        self._remote = None if file.userblock_size else remote
+        self.size = int(file.id.get_filesize())
+        if remote is not None:
+            return
+        if not hasattr(os, "preadv") or file.driver != "sec2" or file.userblock_size:
+            return
+        self._handle = os.open(file.filename, os.O_RDONLY)
+        if not os.path.sameopenfile(self._handle, file.id.get_vfd_handle()):
+            os.close(self._handle)  # replaced since the library opened it
+            self._handle = -1
+
+    def __bool__(self) -> bool:
+        return self._handle >= 0 or self._remote is not None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a read is a request, so that chunks that lie side by side are better read at once."""
+        return self._remote is not None
+
+    def __del__(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+
+    def read_into(self, memory: NDArray[np.uint8], offset: int) -> int:
+        """Fill ``memory`` with the bytes from ``offset`` on; return how many there were."""
+        if self._remote is not None:
+            data = self._remote.read(offset, memory.size)
+            memory[: len(data)] = np.frombuffer(data, np.uint8)
+            return len(data)
+        done = 0
+        while done < memory.size:
+            count = os.preadv(self._handle, [memory[done:].data], offset + done)
+            if not count:
+                break
+            done += count
+        return done

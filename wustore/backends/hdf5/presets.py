@@ -31,8 +31,10 @@ _LEVELS: dict[str, dict[str, int]] = {
     "none": dict.fromkeys(LAYERS, 0),
 }
 
-LAYOUTS = {"images": 256, "balanced": 128, "cutouts": 64}
-"""Side of a chunk [pixel] by the name of the layout."""
+LAYOUTS = {"images": (256, 512), "balanced": (128, 128), "cutouts": (64, 64)}
+"""Sides (y, x) of a chunk [pixel] by the name of the layout. Measured on images of 2048 x 2048 in the default profile,
+one core: a whole image and a stamp of 21 x 21 in one layer take 56 and 0.7 ms with 256 x 256, 53 and 1.4 with 256 x
+512, 48 and 2.7 with 512 x 512, 48 and 2.9 with 128 x 2048. The first three give files of the same size (0.1 %)."""
 
 
 def need_plugins() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import h5py
 import numpy as np
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from wustore.backends.base import Index, Reader
 from wustore.backends.hdf5 import filters as h5filters
 from wustore.backends.hdf5 import netcdf
-from wustore.backends.hdf5.chunks import ChunkReader, Job, RawFile, Work, run, thread_count
+from wustore.backends.hdf5.chunks import ChunkReader, Job, Places, Plan, bounds_of, places_in
 from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, parse_document, read_document
-from wustore.backends.hdf5.file import CAPSULE_BOUND, CAPSULE_DATA, DOCUMENT, METADATA_BLOCK, open_file
+from wustore.backends.hdf5.file import CAPSULE_BOUND, CAPSULE_DATA, DOCUMENT, METADATA_BLOCK, RawFile, open_file
 from wustore.backends.hdf5.presets import need_plugins
 from wustore.backends.state import content_state, one_state, reopen, replaced
 from wustore.errors import (
@@ -34,6 +34,8 @@ from wustore.format.document import arrays_of, meta_from
 from wustore.format.packed import PACKED, unpack
 from wustore.format.planes import LayerSpec, cast_plane, layers_of
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
+from wustore.storage.buffers import empty
+from wustore.storage.threads import in_threads, worker_count
 from wustore.storage.url import RemoteFile, is_remote
 
 __all__ = ["Hdf5Reader"]
@@ -47,7 +49,7 @@ class Hdf5Reader(Reader):
     path
         The file, or the URL of an object.
     workers
-        Threads that decode chunks.
+        Threads that decode chunks; see `wustore.storage.threads.worker_count`.
 
     Attributes
     ----------
@@ -57,7 +59,7 @@ class Hdf5Reader(Reader):
 
     format = "hdf5"
 
-    def __init__(self, path: str, *, workers: int) -> None:
+    def __init__(self, path: str, *, workers: int | None = None) -> None:
         self._workers = workers
         self._address = path
         remote = RemoteFile(path, METADATA_BLOCK) if is_remote(path) else None
@@ -95,7 +97,7 @@ class Hdf5Reader(Reader):
                 raise OtherFormatError(
                     "an HDF5 file, but not a wustore store", path=self.path, expected=f"root attribute {DOCUMENT!r}"
                 )
-            is_packed = PACKED in file
+            is_packed = file.get(PACKED, getlink=True) is not None
         if not is_packed:
             return read_document(file, self.path)
         self._packed = unpack(netcdf.read_array(file, PACKED, self.path), self.path)
@@ -127,12 +129,10 @@ class Hdf5Reader(Reader):
                 if spec is None:
                     raise FormatError("no image has this layer", path=self.path, where=layer)
                 with netcdf.wrapped(self.path, layer):
-                    self._readers[layer] = self._checked(file.get(layer), spec)
+                    self._readers[layer] = self._checked(netcdf.dataset_at(file, layer, self.path), spec)
             return self._readers[layer]
 
-    def _checked(self, dataset: Any, spec: LayerSpec) -> ChunkReader:
-        if not isinstance(dataset, h5py.Dataset):
-            raise CorruptError("a layer is missing", path=self.path, where=spec.name)
+    def _checked(self, dataset: h5py.Dataset, spec: LayerSpec) -> ChunkReader:
         dtype = dataset.dtype.newbyteorder("=")
         if dataset.shape != spec.shape or dtype != netcdf.stored_layer_dtype(spec.dtype).newbyteorder("="):
             raise CorruptError(
@@ -157,94 +157,84 @@ class Hdf5Reader(Reader):
                 "no plug-in has the HDF5 filters of this layer", path=self.path, where=layer, found=missing
             )
 
-    @one_state
     def read(self, layer: str, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Read a box; see `wustore.backends.base.Reader.read`."""
-        dtype = self._meta.layer_dtype(layer)
-        direct = out if out is not None and out.flags.c_contiguous and out.dtype == dtype else None
-        jobs, boxes = self._jobs(layer, [index], None if direct is None else [direct])
-        run(jobs, self._workers)
-        if out is None:
-            return boxes[0]
-        if direct is None:
-            out[...] = boxes[0]
-        return out
+        return self.read_boxes(layer, [index], None if out is None else [out])[0]
 
     @one_state
     def read_boxes(
         self, layer: str, boxes: Sequence[Index], out: Sequence[NDArray[Any]] | None = None
     ) -> list[NDArray[Any]]:
         """Read several boxes, every chunk once; see `wustore.backends.base.Reader.read_boxes`."""
-        direct = out if out is not None and all(array.flags.c_contiguous for array in out) else None
-        jobs, found = self._jobs(layer, boxes, direct)
-        run(jobs, self._workers)
-        if out is None or direct is not None:
+        if not boxes:
+            return []
+        bounds = bounds_of(boxes)
+        direct = None if out is None else places_in(out, self._meta.layer_dtype(layer))
+        values = self._fill([_Wanted(layer, bounds, direct)])[0]
+        if direct is not None and out is not None:
+            return list(out)
+        shapes = bounds[:, :, 1] - bounds[:, :, 0]
+        ends = shapes.prod(axis=1).cumsum().tolist()
+        found = [
+            values[start:end].reshape(shape)
+            for start, end, shape in zip([0, *ends], ends, shapes.tolist(), strict=False)
+        ]
+        if out is None:
             return found
-        for array, values in zip(out, found, strict=True):
-            array[...] = values
+        for array, data in zip(out, found, strict=True):
+            array[...] = data
         return list(out)
 
-    def _jobs(
-        self, layer: str, boxes: Sequence[Index], outs: Sequence[NDArray[Any]] | None = None
-    ) -> tuple[list[Job], list[NDArray[Any]]]:
-        reader = self._chunks(layer)
-        dtype = self._meta.layer_dtype(layer)
-        shape = reader.shape
-        for box in boxes:
-            if any(not 0 <= part.start <= part.stop <= size for part, size in zip(box, shape, strict=True)):
-                raise UsageError("a box outside the layer", path=self.path, where=layer, expected=shape, found=box)
-        if outs is None:
-            outs = [np.empty([part.stop - part.start for part in box], dtype) for box in boxes]
-        return reader.jobs(boxes, outs), list(outs)
+    def _fill(self, wanted: Sequence[_Wanted]) -> list[NDArray[Any]]:
+        """Return the values of boxes of layers, for each layer in one array."""
+        plans: list[Plan] = []
+        outs: list[NDArray[Any]] = []
+        for want in wanted:
+            reader = self._chunks(want.layer)
+            low, high = want.bounds[:, :, 0], want.bounds[:, :, 1]
+            if ((low < 0) | (low > high) | (high > reader.shape)).any():
+                raise UsageError(
+                    "a box outside the layer",
+                    path=self.path,
+                    where=want.layer,
+                    expected=reader.shape,
+                    found=want.bounds.tolist(),
+                )
+            # Before memory is taken: what is not there needs none.
+            plans.append(reader.plan(want.bounds, None if want.target is None else want.target[1]))
+            if want.target is None:
+                size = int((high - low).prod(axis=1).sum())
+                outs.append(empty([size], self._meta.layer_dtype(want.layer)))
+            else:
+                outs.append(want.target[0])
+        workers = self._workers or worker_count(work=sum(out.nbytes for out in outs))
+        jobs = [job for plan, out in zip(plans, outs, strict=True) for job in plan.reader.jobs(plan, out, workers)]
+        in_threads(_do, jobs, workers)
+        return outs
 
     @one_state
     def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read one image; see `wustore.backends.base.Reader.image`."""
-        return _PendingImage(self, i, layers).start(self._workers).image()
-
-    def images(
-        self,
-        indices: Iterable[int] | None = None,
-        layers: Sequence[str] = LAYERS,
-        *,
-        workers: int | None = None,
-    ) -> Iterator[tuple[int, Image]]:
-        """Yield images in order; see `wustore.backends.base.Reader.images`.
-
-        The chunks of the next image are decoded while the caller has the last one; two images are held.
-        """
-        workers = thread_count(workers)
-        ahead: deque[tuple[int, _PendingImage]] = deque()
-        try:
-            for i in range(self._meta.n_images) if indices is None else indices:
-                ahead.append((i, _PendingImage(self, i, layers).start(workers)))
-                if len(ahead) > 1:
-                    ready, pending = ahead.popleft()
-                    yield ready, self._finished(pending)
-            while ahead:
-                ready, pending = ahead.popleft()
-                yield ready, self._finished(pending)
-        finally:
-            for _, pending in ahead:
-                pending.cancel()
-
-    @one_state
-    def _finished(self, pending: _PendingImage) -> Image:
-        return pending.image()
-
-    def image_jobs(self, i: int, layers: Sequence[str]) -> tuple[list[Job], dict[str, NDArray[Any]]]:
-        """Return the work of reading image ``i``, and the planes that it fills."""
         if not 0 <= i < self._meta.n_images:
             raise UsageError("no such image", path=self.path, expected=f"0 … {self._meta.n_images - 1}", found=i)
-        planes: dict[str, NDArray[Any]] = {}
-        jobs: list[Job] = []
-        for layer in LAYERS:
-            if layer in layers and self._meta.dtypes[layer][i] is not None:
-                height, width = self._meta.shape_of(layer, i)
-                more, (box,) = self._jobs(layer, [(slice(i, i + 1), slice(0, height), slice(0, width))])
-                planes[layer] = box[0]
-                jobs += more
-        return jobs, planes
+        present = [layer for layer in LAYERS if layer in layers and self._meta.dtypes[layer][i] is not None]
+        shapes = [self._meta.shape_of(layer, i) for layer in present]
+        wanted = [
+            _Wanted(layer, np.array([[(i, i + 1), (0, height), (0, width)]]))
+            for layer, (height, width) in zip(present, shapes, strict=True)
+        ]
+        planes = {}
+        for layer, shape, plane in zip(present, shapes, self._fill(wanted), strict=True):
+            dtype = self._meta.dtypes[layer][i]
+            assert dtype is not None
+            planes[layer] = cast_plane(plane.reshape(shape), dtype)
+        nothing = np.empty((0, 0), np.float32)
+        return Image(
+            science=planes.get("science", nothing),
+            variance=planes.get("variance", nothing),
+            mask=planes.get("mask"),
+            psf=planes.get("psf"),
+        )
 
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return the shape of a chunk of a layer."""
@@ -281,12 +271,13 @@ class Hdf5Reader(Reader):
         with self._lock:
             if self._capsule is None:
                 bound = self._array(CAPSULE_BOUND)
-                if len(bound) != self._meta.n_images + 2 or bound[0] != 0 or np.any(np.diff(bound) < 0):
+                whole = bound.shape == (self._meta.n_images + 2,) and bound.dtype.kind in "iu"
+                if not whole or bound[0] != 0 or np.any(np.diff(bound) < 0):
                     raise CorruptError(
                         "the bounds of the FITS leftovers are wrong", path=self.path, where=CAPSULE_BOUND
                     )
                 with netcdf.wrapped(self.path, CAPSULE_DATA):
-                    data = file[CAPSULE_DATA]
+                    data = netcdf.dataset_at(file, CAPSULE_DATA, self.path)
                     if data.shape != (bound[-1],) or data.dtype != np.uint8:
                         raise CorruptError(
                             "the FITS leftovers have the wrong length",
@@ -304,7 +295,7 @@ class Hdf5Reader(Reader):
         start, stop = int(bound[k]), int(bound[k + 1])
         piece = np.empty(stop - start, np.uint8)
         if start < stop:
-            run(data.jobs([(slice(start, stop),)], [piece]), self._workers)
+            in_threads(_do, data.jobs(data.plan(np.array([[(start, stop)]])), piece), self._workers)
         return piece.tobytes()
 
     @one_state
@@ -391,36 +382,27 @@ class Hdf5Reader(Reader):
         return reopen, (_reopen, (self._address, self._workers), self.state())
 
 
-class _PendingImage:
-    """An image whose chunks are being decoded."""
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """Boxes of a layer.
 
-    def __init__(self, reader: Hdf5Reader, i: int, layers: Sequence[str]) -> None:
-        self._jobs, self._planes = reader.image_jobs(i, layers)
-        self._dtypes = {layer: reader.meta.dtypes[layer][i] for layer in LAYERS}
-        self._work: Work | None = None
+    Attributes
+    ----------
+    layer
+        One of `wustore.model.meta.LAYERS`.
+    bounds
+        (start, stop) of each box along (time, y, x): shape (n, 3, 2).
+    target
+        Where the values go, as `places_in` gives it; None for new memory, one box after the other.
+    """
 
-    def start(self, workers: int) -> Self:
-        self._work = Work(self._jobs, workers)
-        return self
+    layer: str
+    bounds: NDArray[np.int64]
+    target: tuple[NDArray[Any], Places] | None = None
 
-    def cancel(self) -> None:
-        if self._work is not None:
-            self._work.cancel()
 
-    def image(self) -> Image:
-        if self._work is not None:
-            self._work.wait()
-        planes = {}
-        for layer, plane in self._planes.items():
-            dtype = self._dtypes[layer]
-            planes[layer] = plane if dtype is None else cast_plane(plane, dtype)
-        empty = np.empty((0, 0), np.float32)
-        return Image(
-            science=planes.get("science", empty),
-            variance=planes.get("variance", empty),
-            mask=planes.get("mask"),
-            psf=planes.get("psf"),
-        )
+def _do(job: Job) -> None:
+    job()
 
 
 def _facts(status: os.stat_result) -> tuple[Any, ...]:
@@ -435,7 +417,7 @@ def _identity(file: h5py.File, remote: RemoteFile | None) -> tuple[Any, ...]:
     return _facts(status)
 
 
-def _reopen(path: str, workers: int) -> Hdf5Reader:
+def _reopen(path: str, workers: int | None) -> Hdf5Reader:
     return Hdf5Reader(path, workers=workers)
 
 

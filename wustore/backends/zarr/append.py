@@ -32,7 +32,7 @@ from wustore.storage.zarr_store import DirectoryKeys, Keys
 __all__ = ["append_images"]
 
 
-def _alone(path: str) -> AbstractContextManager[None]:
+def _alone(path: Any) -> AbstractContextManager[None]:
     """Hold the store's lock: two appends at a time would both write the same image numbers."""
     # At a URL there is no lock to be had: docs/scale.md says that one process appends at a time.
     return alone(lock_of(Path(path)), path) if is_local(path) else nullcontext()
@@ -59,7 +59,7 @@ def _structure_of(document: dict[str, Any], reader: ZarrReader, generation: int,
 
 
 def append_images(
-    path: str,
+    path: Any,
     sources: Sequence[Reader],
     history: Callable[[int], dict[str, Any]],
     *,
@@ -70,7 +70,7 @@ def append_images(
     Parameters
     ----------
     path
-        A Zarr store: directory or URL.
+        A Zarr store: directory, URL or zarr Store object.
     sources
         Open stores of any format.
     history
@@ -97,7 +97,7 @@ def append_images(
         meta = replace(meta, history=(*meta.history, history(count)))
         generation = int(document.get("generation", 0)) + 1
         structure = _structure_of(document, old, generation, meta)
-        _check_grids(structure, _structure_of(document, old, generation, old.meta), path)
+        _check_grids(structure, _structure_of(document, old, generation, old.meta), old.path)
         checksums, bindings = old.checksums(), old.bindings()
         before = np.hstack([checksums, np.zeros_like(checksums) if bindings is None else bindings])
         keys = _keys(path)
@@ -108,7 +108,7 @@ def append_images(
     return count
 
 
-def _keys(path: str) -> Keys:
+def _keys(path: Any) -> Keys:
     return DirectoryKeys(path) if is_local(path) else writable_keys(path)
 
 

@@ -18,10 +18,13 @@ from wustore.backends.zarr.writer import (
     ZipTarget,
     options_from,
 )
-from wustore.errors import StoreExistsError, UsageError
+from wustore.errors import CorruptError, StoreExistsError, UsageError
+from wustore.format.document import NAMES
+from wustore.format.tagged_json import parse
 from wustore.model.meta import Capsule, Meta
 from wustore.storage.staging import Staging
 from wustore.storage.stores import ZIP_SIGNATURES, is_local, writable_keys
+from wustore.storage.zarr_store import DirectoryKeys, Keys, is_half_written
 
 __all__ = ["ZarrBackend", "ZarrZipBackend"]
 
@@ -96,13 +99,13 @@ class ZarrBackend(Backend):
         *,
         progress: Callable[[int, int], None] | None = None,
     ) -> int:
-        """Append images to a directory or URL; see `wustore.backends.base.Backend.append`."""
-        if not isinstance(path, str):
-            return super().append(str(path), sources, history, progress=progress)
+        """Append images to a directory, URL or Store; see `wustore.backends.base.Backend.append`."""
         return append_images(path, sources, history, progress=progress)
 
     def _target(self, path: Any, overwrite: bool, options: Options) -> Target:
         if is_local(path):
+            if overwrite and Path(path, "zarr.json").is_file():
+                _refuse_others(DirectoryKeys(path))
             return DirectoryTarget(Staging(path, overwrite=overwrite, keep=options.resume))
         keys = writable_keys(path)
         if keys.size("zarr.json") is not None:
@@ -112,10 +115,29 @@ class ZarrBackend(Backend):
                     path=keys.name,
                     hint="Choose another name, or overwrite it (--overwrite, overwrite=True).",
                 )
+            _refuse_others(keys)
             # Nothing can be exchanged in an object store: the old store goes before the new one comes.
             keys.delete("zarr.json")
             keys.delete_below("")
         return StoreTarget(keys, keep=options.resume)
+
+
+def _refuse_others(keys: Keys) -> None:
+    """Refuse to replace what is not a store of ours, or holds what somebody else put into it: it would be gone."""
+    try:
+        root = parse(keys.get("zarr.json") or b"")
+    except CorruptError:
+        root = {"attributes": {"wustore": None}}  # a damaged store may be replaced
+    attributes = root.get("attributes") if isinstance(root, dict) else None
+    names = {key.partition("/")[0] for key in keys.list("")} - NAMES - {"zarr.json"}
+    names = {name for name in names if not name.startswith(".wustore-") and not is_half_written(name)}
+    if not isinstance(attributes, dict) or "wustore" not in attributes or names:
+        raise StoreExistsError(
+            "the target holds something else, which is not overwritten",
+            path=keys.name,
+            found=", ".join(sorted(names)[:5]) or "a Zarr group that is no wustore store",
+            hint="Choose another name, or remove it yourself.",
+        )
 
 
 class ZarrZipBackend(ZarrBackend):

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from wustore.backends.fits.files.container import repack_outer
+from wustore.backends.fits.files.open_files import shard_name
 from wustore.errors import StoreExistsError
 from wustore.storage.staging import Staging, remove, sync_tree
 
-__all__ = ["Output", "shard_name"]
+__all__ = ["Output"]
 
 _STEP = 1 << 20
 _SYNC_STEP = 16 << 20
@@ -28,11 +29,6 @@ _SYNC_STEP = 16 << 20
 _SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".zip": "zip"}
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
 """Clock in zip files: a fixed one, so that the same WorkUnit gives the same file."""
-
-
-def shard_name(primary: str, i: int) -> str:
-    """Return the name of the file of image ``i`` beside a primary file of that name."""
-    return f"{i}_{primary}"
 
 
 def _existing_shards(primary: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from wustore.backends.fits.hdu.scan import Buffer, Hdu
-from wustore.storage.mapping import release
+from wustore.storage.buffers import release
 
 __all__ = ["wrong_sums"]
 

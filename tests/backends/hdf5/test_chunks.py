@@ -1,0 +1,135 @@
+"""Boxes of chunked datasets: which chunks, which parts of them, and how many calls that takes."""
+
+from __future__ import annotations
+
+import cProfile
+import pstats
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wustore.backends.hdf5 import chunks as h5chunks
+from wustore.backends.hdf5.backend import Hdf5Backend
+from wustore.backends.hdf5.chunks import ChunkReader, parts_of
+from wustore.model.compare import same_bits
+from wustore.ops.copy import copy
+from wustore.testing import sample
+
+
+def save(path: Path, **options: object) -> str:
+    source = sample("chunked")
+    copy(source, Hdf5Backend().create(str(path), source.meta, **options))
+    return str(path)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=3, max_size=3), min_size=1, max_size=5
+    ),
+    st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 13)),
+)
+def test_parts_make_up_the_boxes(sides: list[list[tuple[int, int]]], chunk: tuple[int, int, int]) -> None:
+    values = np.arange(12**3).reshape(12, 12, 12)
+    bounds = np.array([[sorted(axis) for axis in box] for box in sides], np.int64)
+    grid = tuple(-(-12 // step) for step in chunk)
+    parts, numbers = parts_of(bounds, chunk, grid)
+    padded = np.full([n * step for n, step in zip(grid, chunk, strict=True)], -1)
+    padded[:12, :12, :12] = values
+    expected = [values[tuple(slice(*axis) for axis in box)].ravel() for box in bounds.tolist()]
+    out = np.full(sum(box.size for box in expected), -2)
+    touched = set()
+    for k, source, target, nz, ny, nx, plane, row in parts.tolist():
+        corner = [n * step for n, step in zip(np.unravel_index(numbers[k], grid), chunk, strict=True)]
+        data = padded[tuple(slice(low, low + step) for low, step in zip(corner, chunk, strict=True))].ravel()
+        touched.add(k)
+        for z, y, x in np.ndindex(nz, ny, nx):
+            out[target + z * plane + y * row + x] = data[source + (z * chunk[1] + y) * chunk[2] + x]
+    assert out.tolist() == np.concatenate([*expected, []]).tolist()
+    assert touched == set(range(numbers.size))
+    assert (np.diff(numbers) > 0).all()
+
+
+def test_opening_reads_no_chunk_and_a_box_its_own_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    fill = ChunkReader._fill
+    monkeypatch.setattr(
+        ChunkReader,
+        "_fill",
+        lambda self, table, numbers, *a: (decoded.extend(numbers), fill(self, table, numbers, *a))[1],
+    )
+    with Hdf5Backend().open(save(tmp_path / "a.h5", chunks=(100, 100))) as reader:
+        assert reader.meta.n_images == 3
+        assert not decoded
+        reader.read("science", (slice(0, 3), slice(195, 205), slice(110, 120)))
+        assert len(decoded) == 3 * 2
+        decoded.clear()
+        reader.image(1, ("science",))
+        assert len(decoded) == 6 * 6
+        decoded.clear()
+        before = reader.chunks_read
+        boxes = [(slice(0, 2), slice(y, y + 21), slice(y, y + 21)) for y in range(150, 190, 3)]
+        boxes.append((slice(1, 1), slice(0, 0), slice(0, 5)))
+        out = reader.read_boxes("science", boxes)
+        assert len(decoded) == 2 * 4  # shared chunks once
+        assert reader.chunks_read == before + 8
+        for box, values in zip(boxes, out, strict=True):
+            assert same_bits(values, reader.read("science", box))
+        assert reader.read_boxes("science", []) == []
+
+
+def calls(path: str) -> int:
+    """Return how many calls from Python, in this thread, reading an image takes."""
+    with Hdf5Backend().open(path, workers=1) as reader:
+        reader.image(0)
+        profile = cProfile.Profile()
+        profile.enable()
+        reader.image(1)
+        profile.disable()
+        return pstats.Stats(profile).total_calls
+
+
+def test_calls_are_few_for_an_image_and_fewer_for_a_chunk(tmp_path: Path) -> None:
+    few = calls(save(tmp_path / "a.h5", chunks=(600, 530)))
+    many = calls(save(tmp_path / "b.h5", chunks=(20, 53)))
+    assert few < 800
+    assert (many - few) / (3 * (30 * 10 - 1)) < 2.5
+
+
+@pytest.mark.parametrize("limits", [(1, 1), (1 << 40, 1 << 40)], ids=["a chunk a job", "all in one"])
+@pytest.mark.parametrize("gap", [0, 1 << 40])
+def test_any_grouping_gives_the_same_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], gap: int
+) -> None:
+    monkeypatch.setattr(h5chunks, "_JOB_BYTES", limits)
+    monkeypatch.setattr(h5chunks, "_GAP", gap)
+    source = sample("chunked")
+    with Hdf5Backend().open(save(tmp_path / "a.h5", chunks=(100, 100))) as reader:
+        box = (slice(0, 3), slice(90, 450), slice(10, 400))
+        assert same_bits(reader.read("science", box), source.read("science", box))
+        image = reader.image(2)
+        assert image.mask is not None
+        assert same_bits(image.variance, source.image(2).variance)
+
+
+def test_into_arrays_of_the_caller(tmp_path: Path) -> None:
+    """Whatever they look like: parts of one array are filled in place, anything else by a copy."""
+    source = sample("chunked")
+    boxes = [(slice(0, 2), slice(95, 140), slice(3, 210)), (slice(2, 3), slice(0, 45), slice(7, 214))]
+    expected = [source.read("science", box) for box in boxes]
+    large = np.zeros((4, 60, 300), np.float32)
+    targets = {
+        "parts of one": [large[:2, 5:50, 11:218], large[3:, 5:50, 11:218]],
+        "of their own": [np.zeros(data.shape, np.float32) for data in expected],
+        "backwards": [np.zeros(data.shape, np.float32)[:, ::-1] for data in expected],
+        "wider": [np.zeros(data.shape, np.float64) for data in expected],
+    }
+    with Hdf5Backend().open(save(tmp_path / "a.h5", chunks=(100, 100))) as reader:
+        for name, out in targets.items():
+            assert all(a is b for a, b in zip(reader.read_boxes("science", boxes, out), out, strict=True)), name
+            for array, data in zip(out, expected, strict=True):
+                assert np.array_equal(array, data, equal_nan=True), name
+        assert np.count_nonzero(large) == sum(np.count_nonzero(data) for data in expected)

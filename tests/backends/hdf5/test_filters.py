@@ -1,0 +1,103 @@
+"""The filters of HDF5 chunks: ours against the library's, many chunks a call, with the compiled loops and without."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from wustore.backends.hdf5 import filters as h5filters
+from wustore.backends.hdf5.chunks import parts_of
+from wustore.backends.hdf5.filters import BLOSC, DEFLATE, FLETCHER32, SHUFFLE, DamagedChunkError, Decoded, Pipeline
+from wustore.model.compare import same_bits
+from wustore.storage.compiling import Loops
+
+
+@pytest.fixture(params=[True, False], ids=["compiled", "numpy"])
+def _loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    loops = Loops("wustore.backends.hdf5.loops", 0 if request.param else 1 << 60)
+    if request.param and loops.get(1) is None:
+        pytest.skip("there is no numba for this Python")
+    monkeypatch.setattr(h5filters, "_LOOPS", loops)
+
+
+def decode(pipeline: Pipeline, chunks: list[tuple[int, bytes]], gap: bytes = b"") -> Decoded:
+    """Decode stored chunks that lie one after the other, with ``gap`` before each."""
+    raw = np.frombuffer(b"".join(gap + data for _, data in chunks), np.uint8)
+    sizes = np.array([len(data) for _, data in chunks], np.int64)
+    starts = np.cumsum(sizes + len(gap)) - sizes
+    return pipeline.decode(raw, starts, sizes, np.array([skipped for skipped, _ in chunks], np.uint32))
+
+
+@pytest.mark.parametrize("n_bytes", [1, 2, 3, 4, 718, 720, 722, 65536, 100_001])
+def test_fletcher32_is_the_library_s(tmp_path: Any, n_bytes: int) -> None:
+    """The library checks what we write, and we what the library writes."""
+    values = np.frombuffer(np.random.default_rng(1).bytes(n_bytes), np.uint8)
+    for data in (values, np.full(n_bytes, 255, np.uint8), np.zeros(n_bytes, np.uint8)):
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            ours = file.create_dataset("a", (n_bytes,), "u1", chunks=(n_bytes,), fletcher32=True)
+            pipeline = Pipeline((FLETCHER32,), np.dtype("u1"), (n_bytes,))
+            skipped, stored = pipeline.encode(data)
+            ours.id.write_direct_chunk((0,), stored, skipped)
+            theirs = file.create_dataset("b", data=data, chunks=(n_bytes,), fletcher32=True)
+            file.flush()
+            assert theirs.id.read_direct_chunk((0,))[1] == stored
+        with h5py.File(tmp_path / "a.h5") as file:
+            assert np.array_equal(file["a"][()], data)
+
+
+@pytest.mark.usefixtures("_loops")
+@pytest.mark.parametrize("dtype", ["u1", "i2", "f4", "f8"])
+@pytest.mark.parametrize(
+    "filters",
+    [
+        (),
+        (FLETCHER32,),
+        (DEFLATE,),
+        (SHUFFLE, DEFLATE, FLETCHER32),
+        (BLOSC, FLETCHER32),
+        (SHUFFLE, FLETCHER32),
+        (DEFLATE, FLETCHER32),
+    ],
+)
+def test_decoded_is_what_was_encoded(filters: tuple[int, ...], dtype: str) -> None:
+    """Boxes over several chunks, one of which is noise that deflate is left out of."""
+    rng = np.random.default_rng(2)
+    values: NDArray[Any] = rng.integers(0, 256, (2, 21, 20), dtype="u1").astype(dtype)
+    values[0, :7, :5] = rng.integers(0, 256, (7, 5 * values.itemsize), dtype="u1").view(dtype)
+    values[1] = 0
+    pipeline = Pipeline(filters, values.dtype, (1, 7, 5))
+    boxes = np.array([[(0, 2), (0, 21), (0, 20)], [(0, 1), (3, 12), (4, 6)], [(1, 1), (0, 0), (0, 3)]])
+    parts, chunks = parts_of(boxes, (1, 7, 5), (2, 3, 4))
+    assert chunks.tolist() == list(range(24))
+    stored = [
+        pipeline.encode(values[z : z + 1, y : y + 7, x : x + 5])
+        for z in (0, 1)
+        for y in (0, 7, 14)
+        for x in range(0, 20, 5)
+    ]
+    out = np.empty(values.size + 18, f"u{values.itemsize}")
+    decode(pipeline, stored, b"gap").place(parts, out)
+    assert same_bits(out[: values.size].view(dtype).reshape(values.shape), values)
+    assert same_bits(out[values.size :].view(dtype).reshape(9, 2), np.ascontiguousarray(values[0, 3:12, 4:6]))
+
+
+@pytest.mark.parametrize("filters", [(FLETCHER32,), (SHUFFLE, DEFLATE, FLETCHER32), (DEFLATE,), (BLOSC, FLETCHER32)])
+def test_bytes_that_are_no_chunk(filters: tuple[int, ...]) -> None:
+    good = Pipeline(filters, np.dtype("<f4"), (4, 4)).encode(np.ones((4, 4), "f4"))
+    whole = Pipeline(filters, np.dtype("<f4"), (4, 5)).encode(np.ones((4, 5), "f4"))[1]
+    less = Pipeline(filters, np.dtype("<f4"), (4, 3)).encode(np.ones((4, 3), "f4"))[1]
+    for stored in (b"", b"abc", b"xyz1" * 17, whole, less):
+        with pytest.raises(DamagedChunkError) as raised:
+            decode(Pipeline(filters, np.dtype("<f4"), (4, 4)), [good, (0, stored), good])
+        assert raised.value.k == 1
+
+
+def test_what_so_few_bytes_cannot_hold() -> None:
+    sizes = np.array([1, 1 << 20])
+    assert Pipeline((DEFLATE,), np.dtype("u1"), (1, 1 << 14, 1 << 14)).is_plausible(sizes).tolist() == [False, True]
+    assert Pipeline((BLOSC,), np.dtype("u1"), (1, 1 << 14, 1 << 14)).is_plausible(sizes).tolist() == [False, True]
+    assert Pipeline((BLOSC,), np.dtype("u1"), (1, 1 << 10, 1 << 10)).is_plausible(sizes).all()
