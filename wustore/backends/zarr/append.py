@@ -24,7 +24,8 @@ from wustore.backends.zarr.metadata import to_json
 from wustore.backends.zarr.reader import ZarrReader
 from wustore.errors import CorruptError, UsageError, WuStoreError
 from wustore.model.concat import appended
-from wustore.storage.staging import alone, lock_of, sync_tree
+from wustore.storage.locks import alone, lock_of
+from wustore.storage.staging import sync_tree
 from wustore.storage.stores import is_local, writable_keys
 from wustore.storage.threads import worker_count
 from wustore.storage.zarr_store import DirectoryKeys, Keys
@@ -152,7 +153,7 @@ def _switch(keys: Keys, structure: Structure, rows: NDArray[np.uint32]) -> None:
         sync_tree(Path(keys.root))
     nodes = structure.nodes(small, {})
     document = structure.document(None, small[-1])
-    keys.set("zarr.json", to_json(structure.root(document, nodes)))
+    keys.set_durably("zarr.json", to_json(structure.root(document, nodes)))
     for name, node in nodes.items():
         keys.set(f"{name}/zarr.json", to_json(node))
     # The original FITS files are not those of this content any more.

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from wustore.backends.zarr.codecs import RESIDUE, Chain, DamagedChunk, Hints, Part, parse_chain, with_crc
 from wustore.errors import CorruptError
 from wustore.storage.checksum import crc32c
-from wustore.storage.pread import pread
+from wustore.storage.files import pread
 from wustore.storage.threads import in_threads
 from wustore.storage.zarr_store import Keys
 

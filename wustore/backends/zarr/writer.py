@@ -84,6 +84,7 @@ class DirectoryTarget(Target):
 
     def __init__(self, staging: Staging) -> None:
         self.staging = staging
+        staging.make_directory()
         self._directory = DirectoryKeys(staging.path, str(staging.target))
         self.keys = self._directory
 
