@@ -18,7 +18,8 @@ from typing import IO, Any
 from wustore.backends.fits.files.container import repack_outer
 from wustore.backends.fits.files.open_files import shard_name
 from wustore.errors import StoreExistsError
-from wustore.storage.staging import Staging, remove, sync_tree
+from wustore.storage.files import sync
+from wustore.storage.staging import Staging, remove, sync_tree, take_mode
 
 __all__ = ["Output"]
 
@@ -91,9 +92,10 @@ class Output:
         self._pool: ThreadPoolExecutor | None = None
         if self.sharded:
             self._check_shards()
-            self._staging.path.mkdir()
+            self._staging.make_directory()
         elif self._packing(0) is None:
             self._file = self._staging.path.open("w+b")
+            self._staging.protect()
         else:
             self._file = self._inner(0).open("w+b")
 
@@ -171,8 +173,8 @@ class Output:
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
-        for sync in self._syncs:
-            sync.result()
+        for pending in self._syncs:
+            pending.result()
 
     def read_at(self, number: int, offset: int, size: int) -> bytes:
         """Read what was written."""
@@ -265,8 +267,12 @@ class Output:
                     path.rename(aside / path.name)
             for number in range(self.n_files - 1, -1, -1):
                 new = self.target.with_name(self.name(number))
+                if old:
+                    was = aside / new.name
+                    take_mode(self._inner(number), was if was.exists() else aside / old[0].name)
                 self._inner(number).rename(new)
                 moved.append(new)
+            sync(self.target.parent)
         except BaseException:
             for path in moved:
                 path.unlink(missing_ok=True)
