@@ -19,7 +19,7 @@ def test_export_for_kbmod(run, tmp_path) -> None:
     assert (code, said) == (0, f"{tmp_path / 'few.fits'}: 2 images\n")
     with fits.open(tmp_path / "few.fits") as file:
         assert file[0].header["NUMIMG"] == 2
-        assert {"SCI_1", "VAR_1", "MSK_1", "PSF_1", "KBMOD_CONFIG", "IMG_META"} <= {hdu.name for hdu in file}
+        assert {"SCI_1", "VAR_1", "PSF_1", "KBMOD_CONFIG", "IMG_META"} <= {hdu.name for hdu in file}
         assert np.array_equal(file["SCI_1"].data, sci[3])
     code, _, error = run("export", tmp_path / "a.zarr", tmp_path / "b.fits")
     assert code == 2
