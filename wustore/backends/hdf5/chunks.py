@@ -24,7 +24,7 @@ from wustore.backends.hdf5.netcdf import wrapped
 from wustore.errors import CorruptError
 from wustore.storage.url import coalesce
 
-__all__ = ["ChunkReader", "Job", "Places", "Plan", "bounds_of", "parts_of", "places_in", "split_axis"]
+__all__ = ["Binding", "ChunkReader", "Job", "Places", "Plan", "bounds_of", "parts_of", "places_in", "split_axis"]
 
 Job = Callable[[], None]
 Box = tuple[slice, ...]
@@ -61,6 +61,8 @@ class ChunkReader:
         The bytes of its file.
     path
         For messages.
+    binding
+        What binds the chunks to their places; None if nothing is known of them.
 
     Attributes
     ----------
@@ -70,7 +72,7 @@ class ChunkReader:
         How many chunks have been asked for so far.
     """
 
-    def __init__(self, dataset: h5py.Dataset, raw: RawFile, path: str) -> None:
+    def __init__(self, dataset: h5py.Dataset, raw: RawFile, path: str, binding: Binding | None = None) -> None:
         self.name = dataset.name.lstrip("/")
         self.path = path
         self.shape: tuple[int, ...] = dataset.shape
@@ -79,6 +81,7 @@ class ChunkReader:
         self.chunks_read = 0
         self._dataset = dataset
         self._raw = raw
+        self._binding = binding
         self._lock = threading.Lock()
         self._grid = tuple(-(-size // step) for size, step in zip(self.shape, self.chunks, strict=True))
         self._table: _Table | None = None
@@ -216,7 +219,24 @@ class ChunkReader:
         return [*np.searchsorted(offsets, [start for start, _ in ranges]).tolist(), offsets.size]
 
     def _fill(self, table: _Table, numbers: NDArray[np.int64], parts: NDArray[np.int64], out: NDArray[Any]) -> None:
-        self._decoded(table, numbers).place(parts, out)
+        decoded = self._decoded(table, numbers)
+        if self._binding is not None:
+            strangers = self._binding.strangers(numbers, decoded.checksums)
+            if strangers.size:
+                self._check_places(numbers[strangers])
+                decoded = self._decoded(table, numbers)  # the check has used this thread's memory
+        decoded.place(parts, out)
+
+    def _check_places(self, strangers: NDArray[np.int64]) -> None:
+        """Refuse chunks that are not those that were written there, unless their plane as a whole is."""
+        assert self._binding is not None
+        for number in strangers.tolist():
+            if not self._binding.is_confirmed(number // math.prod(self._grid[1:])):
+                raise CorruptError(
+                    "a chunk does not belong here: it is that of another place, image, layer or store",
+                    path=self.path,
+                    where=self._where(number),
+                )
 
     def _decoded(self, table: _Table, numbers: NDArray[np.int64]) -> Decoded:
         assert self._pipeline is not None
@@ -257,6 +277,8 @@ class ChunkReader:
         return memory, starts
 
     def _fill_with_library(self, number: int, parts: NDArray[np.int64], out: NDArray[Any]) -> None:
+        if self._binding is not None:
+            self._check_places(np.array([number]))
         place = np.unravel_index(number, self._grid)
         box = tuple(slice(int(k) * step, (int(k) + 1) * step) for k, step in zip(place, self.chunks, strict=True))
         with wrapped(self.path, self._where(number)):
@@ -272,6 +294,38 @@ class ChunkReader:
 
 
 _RAW = Scratch()
+
+
+class Binding:
+    """What binds the chunks of a layer to their places.
+
+    Parameters
+    ----------
+    checksums
+        The fletcher32 of each chunk in C order; None if they are not known for chunks as they are now, because another
+        program has written the layer in other chunks.
+    confirm
+        Function that returns whether all values of an image are those that were written: it decides on chunks that
+        another program has encoded again.
+    """
+
+    def __init__(self, checksums: NDArray[np.uint32] | None, confirm: Callable[[int], bool]) -> None:
+        self._checksums = checksums
+        self._confirm = confirm
+        self._confirmed: dict[int, bool] = {}
+
+    def strangers(self, numbers: NDArray[np.int64], checksums: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """Return which of some chunks, which have these checksums, are not those that were written there."""
+        if self._checksums is None:
+            return np.arange(numbers.size)
+        strangers: NDArray[np.int64] = (self._checksums[numbers] != checksums).nonzero()[0]
+        return strangers
+
+    def is_confirmed(self, i: int) -> bool:
+        """Return whether all values of image ``i`` are those that were written."""
+        if i not in self._confirmed:
+            self._confirmed[i] = self._confirm(i)
+        return self._confirmed[i]
 
 
 class _Table:
