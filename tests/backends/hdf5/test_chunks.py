@@ -145,7 +145,9 @@ def test_into_arrays_of_the_caller(tmp_path: Path) -> None:
 # --- chunks and their places ----------------------------------------------------------------------------
 
 
-def put(path: str, layer: str, place: tuple[int, int, int], other: str, other_layer: str, source: tuple[int, int, int]) -> None:
+def put(
+    path: str, layer: str, place: tuple[int, int, int], other: str, other_layer: str, source: tuple[int, int, int]
+) -> None:
     """Put a stored chunk of one file into the place of one of another file, with its own checksum."""
     with h5py.File(other) as file:
         skipped, data = file[other_layer].id.read_direct_chunk(source)
@@ -155,10 +157,17 @@ def put(path: str, layer: str, place: tuple[int, int, int], other: str, other_la
 
 @pytest.mark.parametrize(
     ("other", "layer", "source"),
-    [("a.h5", "science", (1, 0, 100)), ("a.h5", "science", (0, 100, 100)), ("a.h5", "variance", (1, 100, 100)), ("b.h5", "science", (1, 100, 100))],
+    [
+        ("a.h5", "science", (1, 0, 100)),
+        ("a.h5", "science", (0, 100, 100)),
+        ("a.h5", "variance", (1, 100, 100)),
+        ("b.h5", "science", (1, 100, 100)),
+    ],
     ids=["another place", "another image", "another layer", "another store"],
 )
-def test_a_chunk_that_does_not_belong_here(tmp_path: Path, other: str, layer: str, source: tuple[int, int, int]) -> None:
+def test_a_chunk_that_does_not_belong_here(
+    tmp_path: Path, other: str, layer: str, source: tuple[int, int, int]
+) -> None:
     path = save(tmp_path / "a.h5", chunks=(100, 100))
     store = sample("chunked")
     images = [replace(store.image(i), science=store.image(i).science[::-1].copy()) for i in range(3)]

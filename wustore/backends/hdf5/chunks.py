@@ -230,8 +230,10 @@ class ChunkReader:
     def _check_places(self, strangers: NDArray[np.int64]) -> None:
         """Refuse chunks that are not those that were written there, unless their plane as a whole is."""
         assert self._binding is not None
+        step = self.chunks[0]
         for number in strangers.tolist():
-            if not self._binding.is_confirmed(number // math.prod(self._grid[1:])):
+            first = number // math.prod(self._grid[1:]) * step
+            if not all(map(self._binding.is_confirmed, range(first, min(first + step, self.shape[0])))):
                 raise CorruptError(
                     "a chunk does not belong here: it is that of another place, image, layer or store",
                     path=self.path,

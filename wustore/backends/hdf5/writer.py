@@ -88,6 +88,7 @@ class Hdf5Writer(Writer):
                 self._pieces = _Pieces(meta.n_images, staging.target.parent)
             self._output = Output(staging.path)
             self._file = netcdf.create_file(self._output)
+            staging.protect()
             netcdf.set_text(self._file, "Conventions", CONVENTIONS)
             # Variable-length, because a text inside the object header is limited to 64 kB; the checksum
             # beside it is inside, where HDF5 protects it.
