@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from wustore.backends.hdf5.file import RawFile
 from wustore.backends.hdf5.filters import DamagedChunkError, Decoded, Pipeline, Scratch, filters_of, pipeline_of
+from wustore.backends.hdf5.integrity import Binding
 from wustore.backends.hdf5.netcdf import wrapped
 from wustore.errors import CorruptError
 from wustore.storage.url import coalesce
 
-__all__ = ["Binding", "ChunkReader", "Job", "Places", "Plan", "bounds_of", "parts_of", "places_in", "split_axis"]
+__all__ = ["ChunkReader", "Job", "Places", "Plan", "bounds_of", "parts_of", "places_in", "split_axis"]
 
 Job = Callable[[], None]
 Box = tuple[slice, ...]
@@ -296,38 +297,6 @@ class ChunkReader:
 
 
 _RAW = Scratch()
-
-
-class Binding:
-    """What binds the chunks of a layer to their places.
-
-    Parameters
-    ----------
-    checksums
-        The fletcher32 of each chunk in C order; None if they are not known for chunks as they are now, because another
-        program has written the layer in other chunks.
-    confirm
-        Function that returns whether all values of an image are those that were written: it decides on chunks that
-        another program has encoded again.
-    """
-
-    def __init__(self, checksums: NDArray[np.uint32] | None, confirm: Callable[[int], bool]) -> None:
-        self._checksums = checksums
-        self._confirm = confirm
-        self._confirmed: dict[int, bool] = {}
-
-    def strangers(self, numbers: NDArray[np.int64], checksums: NDArray[np.uint32]) -> NDArray[np.int64]:
-        """Return which of some chunks, which have these checksums, are not those that were written there."""
-        if self._checksums is None:
-            return np.arange(numbers.size)
-        strangers: NDArray[np.int64] = (self._checksums[numbers] != checksums).nonzero()[0]
-        return strangers
-
-    def is_confirmed(self, i: int) -> bool:
-        """Return whether all values of image ``i`` are those that were written."""
-        if i not in self._confirmed:
-            self._confirmed[i] = self._confirm(i)
-        return self._confirmed[i]
 
 
 class _Table:

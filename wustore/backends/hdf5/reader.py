@@ -17,14 +17,19 @@ from numpy.typing import NDArray
 from wustore.backends.base import Index, Reader
 from wustore.backends.hdf5 import filters as h5filters
 from wustore.backends.hdf5 import netcdf
-from wustore.backends.hdf5.chunks import Binding, ChunkReader, Job, Places, Plan, bounds_of, places_in
-from wustore.backends.hdf5.digest import changed_blocks, is_cut
+from wustore.backends.hdf5.chunks import ChunkReader, Job, Places, Plan, bounds_of, places_in
+from wustore.backends.hdf5.integrity import Binding, changed_blocks, is_cut
 from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, parse_document, read_document
 from wustore.backends.hdf5.file import (
     CAPSULE_BOUND,
     CAPSULE_DATA,
+<<<<<<< HEAD
     CHUNK_CHECKSUM,
     DOCUMENT,
+=======
+    DOCUMENT,
+    DOCUMENT_CHECKSUM,
+>>>>>>> main
     METADATA_BLOCK,
     RawFile,
     open_file,
@@ -399,6 +404,10 @@ class Hdf5Reader(Reader):
         yield from found
         if not found and self._packed and not is_remote(self._address):
             yield from check_copies(self.path)
+
+    def foreign(self) -> Iterator[str]:
+        """Yield in words what others added; see `wustore.backends.base.Reader.foreign`."""
+        return netcdf.foreign(self._open(), self._meta, {DOCUMENT, DOCUMENT_CHECKSUM, "Conventions"}, self.path)
 
     def describe(self) -> dict[str, Any]:
         """Return profile and layout, filters and stored sizes of the layers, and whether FITS leftovers are kept."""

@@ -17,11 +17,11 @@ import numpy as np
 
 from wustore.backends.base import Writer
 from wustore.backends.hdf5 import filters, netcdf
-from wustore.backends.hdf5.digest import digest_of
 from wustore.backends.hdf5.document import document_spec
 from wustore.backends.hdf5.encoder import EncodedImage, Encoder, LayerEncoder
 from wustore.backends.hdf5.file import CAPSULE_BOUND, CAPSULE_DATA, CHUNK_CHECKSUM, DOCUMENT, DOCUMENT_CHECKSUM, Output
 from wustore.backends.hdf5.filters import Pipeline
+from wustore.backends.hdf5.integrity import digest_of
 from wustore.backends.hdf5.presets import declared
 from wustore.errors import IncompleteError, UsageError
 from wustore.format import tagged_json

@@ -1,4 +1,6 @@
-"""The digest of a whole HDF5 file: what finds damage in bytes that nobody reads.
+"""What the checksums of single objects leave open: whether a chunk is in its place, and bytes that nobody reads.
+
+A chunk of another place is whole in itself. So its fletcher32 is compared with the one that is recorded for the place.
 
 The checksums of HDF5 and of wustore cover what readers use. Left over are bytes between objects, text in the global
 heap, and copies that only other programs read. So behind the end that HDF5 knows, where no reader looks, stands one
@@ -11,12 +13,13 @@ import struct
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wustore.backends.hdf5.file import RawFile
 from wustore.storage.checksum import crc32c
 from wustore.storage.threads import in_threads
 
-__all__ = ["changed_blocks", "digest_of", "is_cut"]
+__all__ = ["Binding", "changed_blocks", "digest_of", "is_cut"]
 
 _MAGIC = b"WUDIGEST"
 _HEAD = struct.Struct("<8sQQ")
@@ -28,6 +31,38 @@ _END_ADDRESS = struct.Struct("<8sB3x16xQ")
 
 Read = Callable[[int, int], bytes]
 """Function of offset and length that gives bytes, fewer at the end of the file."""
+
+
+class Binding:
+    """What binds the chunks of a layer to their places.
+
+    Parameters
+    ----------
+    checksums
+        The fletcher32 of each chunk in C order; None if they are not known for chunks as they are now, because another
+        program has written the layer in other chunks.
+    confirm
+        Function that returns whether all values of an image are those that were written: it decides on chunks that
+        another program has encoded again.
+    """
+
+    def __init__(self, checksums: NDArray[np.uint32] | None, confirm: Callable[[int], bool]) -> None:
+        self._checksums = checksums
+        self._confirm = confirm
+        self._confirmed: dict[int, bool] = {}
+
+    def strangers(self, numbers: NDArray[np.int64], checksums: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """Return which of some chunks, which have these checksums, are not those that were written there."""
+        if self._checksums is None:
+            return np.arange(numbers.size)
+        strangers: NDArray[np.int64] = (self._checksums[numbers] != checksums).nonzero()[0]
+        return strangers
+
+    def is_confirmed(self, i: int) -> bool:
+        """Return whether all values of image ``i`` are those that were written."""
+        if i not in self._confirmed:
+            self._confirmed[i] = self._confirm(i)
+        return self._confirmed[i]
 
 
 def digest_of(read: Read, size: int) -> bytes:

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from wustore.backends.hdf5 import digest as h5digest
+from wustore.backends.hdf5 import integrity
 from wustore.backends.hdf5.backend import Hdf5Backend
 from wustore.errors import CorruptError, WuStoreError
 from wustore.ops.copy import copy
@@ -19,7 +19,7 @@ from wustore.testing import assert_same, sample, with_capsule
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(h5digest, "_BLOCK", 1 << 12)
+    monkeypatch.setattr(integrity, "_BLOCK", 1 << 12)
     source = with_capsule(sample("rich"))
     copy(source, Hdf5Backend().create(str(tmp_path / "a.h5"), source.meta, capsule=source.capsule()))
     return tmp_path / "a.h5"
@@ -28,7 +28,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def found(path: Path) -> list[tuple[str, str]]:
     """Return what the digest of a file says of it."""
     with Hdf5Backend().open(str(path)) as reader:
-        return list(h5digest.changed_blocks(reader._raw))
+        return list(integrity.changed_blocks(reader._raw))
 
 
 def test_every_bit_counts(path: Path) -> None:
