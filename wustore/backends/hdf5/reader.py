@@ -18,22 +18,18 @@ from wustore.backends.base import Index, Reader
 from wustore.backends.hdf5 import filters as h5filters
 from wustore.backends.hdf5 import netcdf
 from wustore.backends.hdf5.chunks import ChunkReader, Job, Places, Plan, bounds_of, places_in
-from wustore.backends.hdf5.integrity import Binding, changed_blocks, is_cut
 from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, parse_document, read_document
 from wustore.backends.hdf5.file import (
     CAPSULE_BOUND,
     CAPSULE_DATA,
-<<<<<<< HEAD
     CHUNK_CHECKSUM,
     DOCUMENT,
-=======
-    DOCUMENT,
     DOCUMENT_CHECKSUM,
->>>>>>> main
     METADATA_BLOCK,
     RawFile,
     open_file,
 )
+from wustore.backends.hdf5.integrity import Binding, changed_blocks, is_cut
 from wustore.backends.hdf5.presets import need_plugins
 from wustore.backends.state import content_state, one_state, reopen, replaced
 from wustore.errors import (
