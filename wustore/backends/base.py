@@ -186,6 +186,13 @@ class Reader(ABC):
         """
         return iter(())
 
+    def foreign(self) -> Iterator[str]:
+        """Yield in words what others added to the store: arrays, groups, attributes, files.
+
+        An edit that would lose it is refused. The default knows of nothing.
+        """
+        return iter(())
+
     def places(self) -> list[str]:
         """Return the files or URLs this store consists of, as far as they tell whether it has changed."""
         return [self.path]
