@@ -7,8 +7,11 @@ import warnings
 
 import numpy as np
 import pytest
+from astropy import units as u
+from astropy.coordinates import SkyCoord
 from astropy.io import fits
-from astropy.table import Column, MaskedColumn, Table
+from astropy.table import Column, MaskedColumn, QTable, Table
+from astropy.time import Time
 from astropy.wcs import WCS
 
 from wustore.compat.table import (
@@ -101,14 +104,23 @@ def through_fits(hdu: fits.BinTableHDU) -> fits.BinTableHDU:
     return fits.open(io.BytesIO(buffer.getvalue()))[1]
 
 
+def test_columns_that_mean_more_than_their_numbers() -> None:
+    kept = table_to_constituents(QTable({"q": [1.0, 2.0] * u.km}))
+    assert (kept.columns[0].unit, kept.columns[0].values.tolist()) == ("km", [1.0, 2.0])
+    for column in (Time([60000.0], format="mjd", scale="tai"), SkyCoord([1.0], [2.0], unit="deg")):
+        with pytest.raises(FormatError, match="column 'c'"):
+            table_to_constituents(Table({"c": column}))
+
+
 def test_kbmod_hdu(table: Table) -> None:
     table.remove_columns(["odd", "Filter"])
-    hdu = through_fits(image_metadata_table_to_hdu(table, "IMG_META"))
+    with pytest.warns(UserWarning, match="'i8': KBMOD writes int8 as logical values"):
+        hdu = through_fits(image_metadata_table_to_hdu(table, "IMG_META"))
     assert hdu.name == "IMG_META"
+    assert hdu.columns["i8"].format == "L"
     back = hdu_to_image_metadata_table(hdu)
     assert back.colnames == table.colnames
-    assert back["i8"].dtype == np.int8
-    assert back["i8"].tolist() == [-7, 3, 0]
+    assert back["i8"].tolist() == [True, True, False]
     assert back["u64"].tolist() == [2**64 - 1, 0, 1]
     assert back["wcs"][0] is None
     assert wcs_fits_equal(back["wcs"][2], hdu_to_image_metadata_table(hdu)["wcs"][2])
