@@ -210,7 +210,7 @@ def test_an_appended_store_follows_the_schemas(tmp_path):
         source = sample("simple")
         copy_store(source, backend_for_writing(path).create(path, source.meta))
     for _ in range(2):
-        assert main(["append", *paths]) == 0
+        assert main(["append", *paths, "--duplicates"]) == 0
         listed, stored = zarr_listing(paths[0])
         assert schema.violation(stored) is None
         assert not wrong(listed)

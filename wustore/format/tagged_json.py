@@ -258,7 +258,7 @@ _VALUES = 1 << 21
 
 
 def parse(
-    text: str | bytes,
+    text: str | bytes | bytearray,
     *,
     stored: int | None = None,
     what: str = "a text",

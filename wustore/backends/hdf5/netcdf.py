@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from wustore.errors import CorruptError, WuStoreError
 from wustore.format.arrays import ArraySpec
+from wustore.format.content import foreign_content, own_content
+from wustore.model.meta import Meta
 from wustore.model.sizes import check_size
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "attach_dimensions",
     "create_file",
     "dataset_at",
+    "foreign",
     "read_array",
     "set_attributes",
     "set_text",
@@ -309,3 +312,39 @@ def unreadable(file: h5py.File, path: str) -> Iterator[tuple[str, str]]:
                     file[name].attrs.get_id(key)
         except CorruptError as error:
             yield name, str(error)
+
+
+_INFRASTRUCTURE = {
+    TEXT_CHECKSUM,
+    ESCAPED,
+    *("CLASS", "NAME", "REFERENCE_LIST", "DIMENSION_LIST", "DIMENSION_LABELS"),
+    *("_Netcdf4Dimid", "_Netcdf4Coordinates", "_NCProperties", "_nc3_strict", "_FillValue"),
+}
+"""Attributes that HDF5's dimension scales and netCDF put onto arrays."""
+
+
+def foreign(file: h5py.File, meta: Meta, root_attributes: set[str], path: str) -> Iterator[str]:
+    """Yield in words what others added to a file: arrays, groups, attributes."""
+    own = own_content(meta)
+    found: list[tuple[str, str, list[str]]] = []
+    with wrapped(path, "links"):
+        names: list[str] = []
+        file.visit_links(names.append)
+        for name in names:
+            link = file.get(name, getlink=True)
+            if not isinstance(link, h5py.HardLink):
+                found.append((name, "link", []))
+                continue
+            node = file[name]
+            kind = "array" if isinstance(node, h5py.Dataset) else "group"
+            if kind == "group" or not _is_dimension(node):
+                found.append((name, kind, list(node.attrs)))
+        at_root = set(file.attrs) - root_attributes - _INFRASTRUCTURE
+    yield from (f"root attribute {name}" for name in sorted(at_root))
+    yield from foreign_content(own, found, _INFRASTRUCTURE)
+
+
+def _is_dimension(dataset: h5py.Dataset) -> bool:
+    """Return whether a dataset is a dimension without coordinate values, which `add_dimension` makes."""
+    name = dataset.attrs.get("NAME", b"")
+    return bool(dataset.is_scale) and bytes(np.bytes_(name)).startswith(_PLACEHOLDER[:40].encode())

@@ -18,7 +18,15 @@ from wustore.backends.hdf5 import filters as h5filters
 from wustore.backends.hdf5 import netcdf
 from wustore.backends.hdf5.chunks import ChunkReader, Job, Places, Plan, bounds_of, places_in
 from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, parse_document, read_document
-from wustore.backends.hdf5.file import CAPSULE_BOUND, CAPSULE_DATA, DOCUMENT, METADATA_BLOCK, RawFile, open_file
+from wustore.backends.hdf5.file import (
+    CAPSULE_BOUND,
+    CAPSULE_DATA,
+    DOCUMENT,
+    DOCUMENT_CHECKSUM,
+    METADATA_BLOCK,
+    RawFile,
+    open_file,
+)
 from wustore.backends.hdf5.presets import need_plugins
 from wustore.backends.state import content_state, one_state, reopen, replaced
 from wustore.errors import (
@@ -354,6 +362,10 @@ class Hdf5Reader(Reader):
         yield from found
         if not found and self._packed and not is_remote(self._address):
             yield from check_copies(self.path)
+
+    def foreign(self) -> Iterator[str]:
+        """Yield in words what others added; see `wustore.backends.base.Reader.foreign`."""
+        return netcdf.foreign(self._open(), self._meta, {DOCUMENT, DOCUMENT_CHECKSUM, "Conventions"}, self.path)
 
     def describe(self) -> dict[str, Any]:
         """Return profile and layout, filters and stored sizes of the layers, and whether FITS leftovers are kept."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.base import Index, Reader
 from wustore.backends.state import content_state, one_state, reopen, replaced
-from wustore.backends.zarr.audit import audit
+from wustore.backends.zarr.audit import audit, foreign
 from wustore.backends.zarr.capsule import BOUND, DATA, CapsuleBytes
 from wustore.backends.zarr.codecs import DamagedChunk
 from wustore.backends.zarr.foreign import ForeignArray
@@ -391,6 +391,10 @@ class ZarrReader(Reader):
         return audit(
             self._keys, self._nodes, {spec.name: spec.data for spec in arrays_of(self._meta)} | packed, self._small
         )
+
+    def foreign(self) -> Iterator[str]:
+        """Yield in words what others added; see `wustore.backends.base.Reader.foreign`."""
+        return foreign(self._keys, self._nodes, self._meta)
 
     def describe(self) -> dict[str, Any]:
         """Return profile, layout and the cut of every layer."""
