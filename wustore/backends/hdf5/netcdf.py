@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.errors import CorruptError, WuStoreError
+from wustore.errors import CorruptError, WuStoreError, located
 from wustore.format.arrays import ArraySpec
 from wustore.format.content import foreign_content, own_content
 from wustore.model.meta import Meta
@@ -267,7 +267,8 @@ def read_array(file: h5py.File, name: str, path: str) -> NDArray[Any]:
     with wrapped(path, name):
         if dataset.dtype.kind in "biuf":
             stored = int(dataset.id.get_storage_size())
-            check_size(dataset.size * dataset.dtype.itemsize, stored, path=path, where=name)
+            with located(path, name):
+                check_size(dataset.size * dataset.dtype.itemsize, stored)
             data: NDArray[Any] = dataset[()]
             return np.asarray(data.astype(data.dtype.newbyteorder("="), copy=False), order="C")
         if h5py.check_string_dtype(dataset.dtype) is None:

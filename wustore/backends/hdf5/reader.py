@@ -36,6 +36,7 @@ from wustore.errors import (
     OtherFormatError,
     StoreNotFoundError,
     UsageError,
+    located,
 )
 from wustore.format import tagged_json
 from wustore.format.document import arrays_of, meta_from
@@ -108,7 +109,8 @@ class Hdf5Reader(Reader):
             is_packed = file.get(PACKED, getlink=True) is not None
         if not is_packed:
             return read_document(file, self.path)
-        self._packed = unpack(netcdf.read_array(file, PACKED, self.path), self.path)
+        with located(self.path):
+            self._packed = unpack(netcdf.read_array(file, PACKED, self.path))
         text = self._packed.pop(DOCUMENT_ARRAY, None)
         if text is None or text.shape != (1,):
             raise CorruptError("the packed metadata hold no document", path=self.path, where=PACKED)
