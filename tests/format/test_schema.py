@@ -169,9 +169,8 @@ def test_mutated_documents_do_not(name):
     mutated = copy.deepcopy(document("rich"))
     MUTATIONS[name](mutated)
     with pytest.raises(CorruptError) as caught:
-        schema.check(mutated, path="here")
+        schema.check(mutated)
     assert caught.value.where.startswith("$")
-    assert caught.value.path == "here"
     with pytest.raises(FormatError, match="does not hold"):
         schema.check(mutated, written=True)
 
