@@ -6,8 +6,8 @@ Guide, appendix B) and the HDF5 Dimension Scales specification.
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -77,10 +77,16 @@ def wrapped(path: str, where: str) -> Iterator[None]:
 # --- writing ------------------------------------------------------------------------------------------
 
 
-def create_file(path: str) -> h5py.File:
+def create_file(target: io.RawIOBase) -> h5py.File:
     """Create an HDF5 file whose bytes depend on its content only: no times of creation.
 
     The file format is that of HDF5 1.10: superblock 3, so that all metadata carries checksums.
+
+    Parameters
+    ----------
+    target
+        Empty, open for reading and writing. None of its methods may raise: HDF5 crashes the process when it ends if
+        what it has in memory could not be written.
     """
     properties = h5py.h5p.create(h5py.h5p.FILE_CREATE)
     order = h5py.h5p.CRT_ORDER_TRACKED | h5py.h5p.CRT_ORDER_INDEXED
@@ -90,8 +96,8 @@ def create_file(path: str) -> h5py.File:
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
     access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
-    access.set_file_locking(False, True)  # the file is private until it is renamed
-    return h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_EXCL, fcpl=properties, fapl=access))
+    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, target)
+    return h5py.File(h5py.h5f.create(b"wustore", h5py.h5f.ACC_TRUNC, fcpl=properties, fapl=access))
 
 
 def add_group(file: h5py.File, name: str) -> h5py.Group:
@@ -140,8 +146,8 @@ def set_text(target: h5py.HLObject, name: str, text: str) -> None:
         target.attrs.create(name, data.decode(), dtype=h5py.string_dtype())
 
 
-def add_array(file: h5py.File, spec: ArraySpec) -> h5py.Dataset:
-    """Write a small array whole: numbers under fletcher32, text as variable-length UTF-8."""
+def add_array(file: h5py.File, spec: ArraySpec, *, compress: bool = True) -> h5py.Dataset:
+    """Write a small array whole: numbers under fletcher32 (compressed if large), text as variable-length UTF-8."""
     group, _, _ = spec.name.rpartition("/")
     if group:
         add_group(file, group)
@@ -152,7 +158,7 @@ def add_array(file: h5py.File, spec: ArraySpec) -> h5py.Dataset:
         filters: dict[str, Any] = {}
         if data.size:
             filters = {"chunks": _small_chunks(data), "fletcher32": True}
-            if data.nbytes > _COMPRESS_FROM:
+            if compress and data.nbytes > _COMPRESS_FROM:
                 filters |= {"compression": "gzip", "compression_opts": 6, "shuffle": data.dtype.itemsize > 1}
         dataset = file.create_dataset(spec.name, data=data, track_times=False, **filters)
     set_attributes(dataset, spec.attributes)
