@@ -7,8 +7,11 @@ import warnings
 
 import numpy as np
 import pytest
+from astropy import units as u
+from astropy.coordinates import SkyCoord
 from astropy.io import fits
-from astropy.table import Column, MaskedColumn, Table
+from astropy.table import Column, MaskedColumn, QTable, Table
+from astropy.time import Time
 from astropy.wcs import WCS
 
 from wustore.compat.table import (
@@ -99,6 +102,14 @@ def through_fits(hdu: fits.BinTableHDU) -> fits.BinTableHDU:
     buffer = io.BytesIO()
     fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(buffer)
     return fits.open(io.BytesIO(buffer.getvalue()))[1]
+
+
+def test_columns_that_mean_more_than_their_numbers() -> None:
+    kept = table_to_constituents(QTable({"q": [1.0, 2.0] * u.km}))
+    assert (kept.columns[0].unit, kept.columns[0].values.tolist()) == ("km", [1.0, 2.0])
+    for column in (Time([60000.0], format="mjd", scale="tai"), SkyCoord([1.0], [2.0], unit="deg")):
+        with pytest.raises(FormatError, match="column 'c'"):
+            table_to_constituents(Table({"c": column}))
 
 
 def test_kbmod_hdu(table: Table) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import enum
 import json
 import math
 import struct
 
 import numpy as np
 import pytest
+from astropy import units
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,6 +76,31 @@ def test_damage(text):
 def test_no_json_form():
     with pytest.raises(FormatError):
         tagged_json.dumps(object())
+
+
+class Band(str, enum.Enum):  # noqa: UP042 - a StrEnum has another __str__
+    G = "g"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.ma.array([1, 2], mask=[0, 1]),
+        np.ma.masked,
+        np.zeros(2, [("a", "f4"), ("b", "i2")]),
+        np.zeros(1, [("a", "f4")])[0],
+        np.arange(4).view(np.matrix),
+        5 * units.deg,
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_means_more_than_its_numbers_is_refused(value):
+    with pytest.raises(FormatError, match="has no JSON form"):
+        tagged_json.encode([value])
+
+
+def test_a_member_of_an_enum_of_texts_is_its_text():
+    assert tagged_json.loads(tagged_json.dumps({"band": Band.G})) == {"band": "g"}
 
 
 def test_errors_are_builtins():

@@ -23,6 +23,7 @@ from wustore.backends.state import reopen, state_of_files
 from wustore.compat.wcs import kbmod_json_to_text
 from wustore.compat.yaml import load_mapping
 from wustore.errors import CorruptError, OtherFormatError, UsageError, WuStoreError
+from wustore.format.tagged_json import RawYaml
 from wustore.model.meta import LAYERS, Capsule, Column, ConstituentTable, Image, Meta
 from wustore.storage.files import open_regular
 
@@ -31,6 +32,8 @@ __all__ = ["YamlDumpBackend", "YamlDumpReader"]
 _SECTION = re.compile(r"^([A-Za-z_]\w*):", re.MULTILINE)
 _MARKS = (b"num_images:", b"sci_imgs:", b"times:")
 _PIXELS = {"science": "sci_imgs", "variance": "var_imgs", "mask": "msk_imgs"}
+_LARGE = frozenset({*_PIXELS.values(), "psfs"})
+"""Parts with pixels: read by a faster parser, and checked plane by plane."""
 _MOST_IMAGES = 1_000_000
 _NO_DATA = -9999.0
 _EMPTY = np.empty((0, 0), dtype=np.float32)
@@ -68,9 +71,13 @@ class _Dump:
         """Return the value under a top-level name, None where it is not there."""
         if name not in self.parts:
             return None
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         try:
-            return yaml.load(self.parts[name], Loader=loader)[name]
+            if name not in _LARGE:
+                value = load_mapping(self.parts[name])[name]
+                if isinstance(value, RawYaml):
+                    raise self.error("a part of the dump is not plain values", name)
+                return value
+            return yaml.load(self.parts[name], Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))[name]
         except (yaml.YAMLError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise self.error(
                 "a part of the dump is not YAML text", name, found=str(error).replace("\n", " ")[:200]

@@ -140,11 +140,14 @@ def table_to_constituents(table: Table) -> ConstituentTable:
     FidelityError
         For a WCS that header text cannot hold.
     """
+    from astropy.units import Quantity
+
     texts = _WcsTexts()
     columns = []
     for name in table.colnames:
         column = table[name]
-        values = getattr(column, "data", None) if not hasattr(column, "value") else np.asarray(column.value)
+        # A column of quantities has a unit, which is kept; other mixin columns (times, coordinates) mean more.
+        values = np.asarray(column.value) if isinstance(column, Quantity) else getattr(column, "data", None)
         mask = None
         if isinstance(values, np.ma.MaskedArray):
             mask = np.ma.getmaskarray(values).copy()

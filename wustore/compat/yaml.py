@@ -1,8 +1,8 @@
 """YAML of configuration values: what KBMOD writes is written the same, and reading never runs anything.
 
 KBMOD dumps each parameter with PyYAML's full dumper, so tuples, complex numbers and numpy values become
-Python-specific tags that its own safe loader then refuses. `load_value` rebuilds those few kinds from
-their bytes and keeps the text of every other foreign object as `wustore.format.tagged_json.RawYaml`.
+Python-specific tags that its own safe loader then refuses. `load_value` takes tuples, complex numbers and texts, and
+keeps any other object, numpy's included, as its text (`wustore.format.tagged_json.RawYaml`).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ __all__ = ["dump_mapping", "dump_value", "load_mapping", "load_value", "plain"]
 _MAX_NODES = 1_000_000
 """Values an aliased document may expand to; KBMOD's largest configuration has a few hundred."""
 
-_SAFE_KINDS = frozenset("biufcUSMm")
-_NUMPY_SCALAR = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-_NUMPY_ARRAY = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
+_LONGEST_INTEGER = 1000
+"""Characters of an integer."""
+
 _TAG = "tag:yaml.org,2002:python/"
 
 
 class _ForeignError(Exception):
-    """A node that stands for an object which is not rebuilt."""
+    """A node of an object that is not rebuilt."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -58,54 +58,11 @@ def _text(loader: _Loader, node: yaml.Node) -> str:
     return str(loader.construct_scalar(node))
 
 
-def _call(loader: _Loader, node: yaml.Node) -> tuple[list[Any], Any]:
-    """Return the arguments and the state of a ``python/object/apply`` node, in either of its forms."""
-    if isinstance(node, yaml.SequenceNode):
-        return loader.construct_sequence(node, deep=True), None
-    if not isinstance(node, yaml.MappingNode):
+def _integer(loader: _Loader, node: yaml.Node) -> int:
+    # Sexagesimal digits make numbers of any length, which Python itself refuses to print.
+    if not isinstance(node, yaml.ScalarNode) or len(node.value) > _LONGEST_INTEGER:
         raise _ForeignError
-    parts = loader.construct_mapping(node, deep=True)
-    if not set(parts) <= {"args", "state"}:
-        raise _ForeignError
-    return list(parts.get("args", [])), parts.get("state")
-
-
-def _dtype(loader: _Loader, node: yaml.Node) -> np.dtype[Any]:
-    arguments, state = _call(loader, node)
-    if not arguments or not isinstance(arguments[0], str):
-        raise _ForeignError
-    dtype = np.dtype(arguments[0])
-    if dtype.kind not in _SAFE_KINDS:
-        raise _ForeignError
-    if dtype.kind in "Mm":
-        # state[8] = (metadata, (unit as bytes, count, numerator, denominator)), see numpy's dtype.__reduce__
-        unit, count = state[8][1][:2]
-        dtype = np.dtype(f"{dtype.kind}8[{int(count)}{unit.decode('ascii')}]")
-    return dtype.newbyteorder(state[1]) if state is not None else dtype
-
-
-def _numpy_scalar(loader: _Loader, node: yaml.Node) -> Any:
-    arguments, _ = _call(loader, node)
-    dtype, data = arguments
-    if not isinstance(dtype, np.dtype) or not isinstance(data, bytes):
-        raise _ForeignError
-    array = np.frombuffer(data, dtype=dtype, count=1)
-    return array.astype(dtype.newbyteorder("="))[0]
-
-
-def _numpy_array(loader: _Loader, node: yaml.Node) -> Any:
-    _, state = _call(loader, node)
-    _, shape, dtype, fortran, data = state
-    if not isinstance(dtype, np.dtype) or not isinstance(data, bytes):
-        raise _ForeignError
-    array = np.frombuffer(data, dtype=dtype).reshape(shape, order="F" if fortran else "C")
-    return np.array(array.astype(dtype.newbyteorder("=")))
-
-
-def _no_name(loader: _Loader, suffix: str, node: yaml.Node) -> None:
-    """Accept the class named inside a numpy array; it is fixed by the kind of value, so the name is not used."""
-    if suffix != "numpy.ndarray":
-        raise _ForeignError
+    return int(loader.construct_yaml_int(node))
 
 
 def _foreign(loader: _Loader, node: yaml.Node) -> Any:
@@ -121,16 +78,11 @@ for _name, _constructor in (
     ("bool", _Loader.construct_yaml_bool),
     ("float", _Loader.construct_yaml_float),
     ("bytes", _Loader.construct_yaml_binary),
-    ("int", _Loader.construct_yaml_int),
-    ("long", _Loader.construct_yaml_int),
+    ("int", _integer),
+    ("long", _integer),
 ):
-    _Loader.add_constructor(_TAG + _name, _constructor)  # type: ignore[type-var]
-for _name in _NUMPY_SCALAR:
-    _Loader.add_constructor(_TAG + "object/apply:" + _name, _numpy_scalar)
-for _name in _NUMPY_ARRAY:
-    _Loader.add_constructor(_TAG + "object/apply:" + _name, _numpy_array)
-_Loader.add_constructor(_TAG + "object/apply:numpy.dtype", _dtype)
-_Loader.add_multi_constructor(_TAG + "name:", _no_name)
+    _Loader.add_constructor(_TAG + _name, _constructor)
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 _Loader.add_constructor(None, _foreign)
 
 
@@ -158,7 +110,7 @@ def _compose(text: str) -> tuple[_Loader, yaml.Node | None]:
 
 
 def _construct(loader: _Loader, node: yaml.Node | None, text: str | None) -> Any:
-    """Return the value of ``node``, or its text (``text`` where that is the whole document)."""
+    """Return the value of ``node``, or its text (``text`` if that is the whole document)."""
     if node is None:
         return None
     try:
@@ -182,14 +134,14 @@ def load_value(text: str) -> Any:
     Returns
     -------
     Any
-        The value PyYAML's safe loader gives; tuples, complex numbers and numpy scalars and arrays are
-        rebuilt from their Python tags; a value that holds any other object is returned whole as `RawYaml`.
+        The value PyYAML's safe loader gives, and tuples and complex numbers; a value that holds any other object
+        is returned whole as `RawYaml`.
         Of a key that occurs twice the last one counts, as in PyYAML.
 
     Raises
     ------
     FormatError
-        Where the text is not YAML.
+        If the text is not YAML.
     """
     return _construct(*_compose(text), text)
 
@@ -200,7 +152,7 @@ def load_mapping(text: str) -> dict[str, Any]:
     Raises
     ------
     FormatError
-        Where the text is not YAML or its top is not a mapping with text keys.
+        If the text is not YAML or its top is not a mapping with text keys.
     """
     loader, node = _compose(text)
     if node is None:
@@ -257,7 +209,7 @@ def plain(value: Any) -> Any:
     """Return ``value`` in terms that every safe YAML reader knows: what KBMOD can read back.
 
     Tuples and arrays become lists, numpy scalars Python numbers, complex numbers and unknown objects text.
-    The value itself is returned where nothing had to change.
+    The value itself is returned if nothing had to change.
     """
     if value is None or type(value) in {bool, int, float, str, bytes, datetime.date, datetime.datetime}:
         return value

@@ -42,6 +42,7 @@ __all__ = ["DEEPEST", "RawYaml", "decode", "dtype_from", "dumps", "encode", "loa
 DEEPEST = 50
 """Levels of objects and arrays in a value or document: no configuration needs them, and Python's stack holds them."""
 
+_ARRAY_KINDS = "biufcSUmM"
 _DTYPE = re.compile(r"[<|][biufcSUmM][0-9]+(\[[0-9]*[a-zA-Z]+\])?")
 
 
@@ -86,8 +87,10 @@ def _decode_float(text: str) -> float:
 
 
 def _encode_array(value: np.ndarray[Any, Any]) -> Any:
-    if value.dtype.hasobject:
-        raise FormatError("an array of Python objects has no JSON form", found=value.dtype)
+    if type(value) is not np.ndarray:  # a subclass means more than its numbers: units, a mask, fields
+        raise FormatError("an array with units or a mask has no JSON form", found=type(value).__name__)
+    if value.dtype.kind not in _ARRAY_KINDS:
+        raise FormatError("an array of this dtype has no JSON form", found=value.dtype)
     little = np.ascontiguousarray(value).astype(value.dtype.newbyteorder("<"), copy=False)
     data = base64.b64encode(little.tobytes()).decode("ascii")
     return {"$ndarray": [value.dtype.newbyteorder("<").str, list(value.shape), data]}
@@ -105,6 +108,8 @@ def _from_base64(data: str, dtype: Any) -> np.ndarray[Any, Any]:
 
 
 def _encode_scalar(value: np.generic) -> Any:
+    if value.dtype.kind not in _ARRAY_KINDS:
+        raise FormatError("a value of this dtype has no JSON form", found=value.dtype)
     # The dtype is kept beside the bits: datetime64, float16 and uint64 have no JSON form of their own.
     little = np.asarray(value).astype(value.dtype.newbyteorder("<"))
     return {"$numpy": [little.dtype.str, base64.b64encode(little.tobytes()).decode("ascii")]}
@@ -158,7 +163,7 @@ _ENCODERS: tuple[tuple[type | tuple[type, ...], Callable[[Any, int], Any]], ...]
     (RawYaml, lambda value, _: {"$yaml": str(value)}),
     (int, lambda value, _: int(value)),
     (float, lambda value, _: _encode_float(float(value))),
-    (str, lambda value, _: str(value)),
+    (str, lambda value, _: str.__str__(value)),  # a member of an Enum of texts is its text
     (list, _encode_items),
     (dict, _encode_mapping),
     ((bytes, bytearray), lambda value, _: {"$bytes": base64.b64encode(bytes(value)).decode("ascii")}),

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from wustore.errors import CorruptError, WuStoreError
 from wustore.format.arrays import ArraySpec
+from wustore.model.sizes import check_size
 
 __all__ = [
     "add_array",
@@ -25,6 +26,7 @@ __all__ = [
     "add_group",
     "attach_dimensions",
     "create_file",
+    "dataset_at",
     "read_array",
     "set_attributes",
     "set_text",
@@ -216,21 +218,57 @@ def attach_dimensions(file: h5py.File, dims: Mapping[str, tuple[str, ...]]) -> N
 # --- reading ------------------------------------------------------------------------------------------
 
 
+def dataset_at(file: h5py.File, name: str, path: str) -> h5py.Dataset:
+    """Return a dataset whose values are in this file.
+
+    Raises
+    ------
+    CorruptError
+        If there is none, if a link leads to it from elsewhere, or if its values are in other files or nowhere.
+    """
+    with wrapped(path, name):
+        group: Any = file
+        for part in name.split("/"):
+            link = group.get(part, getlink=True) if isinstance(group, h5py.Group) else None
+            if link is None:
+                raise CorruptError("an array is missing", path=path, where=name)
+            if not isinstance(link, h5py.HardLink):
+                raise CorruptError("a link stands in the place of an array", path=path, where=name, found=link.path)
+            group = group[part]
+        if not isinstance(group, h5py.Dataset):
+            raise CorruptError("an array is missing", path=path, where=name, found=type(group).__name__)
+        # HDF5 2.0 crashes when the process ends if the property list of a virtual dataset is still open then.
+        properties = group.id.get_create_plist()
+        elsewhere = properties.get_layout() == h5py.h5d.VIRTUAL or properties.get_external_count() > 0
+        is_chunked = properties.get_layout() == h5py.h5d.CHUNKED
+        properties.close()
+        if elsewhere:
+            raise CorruptError("the values of an array are in other files", path=path, where=name)
+        stored, size = int(group.id.get_storage_size()), int(group.size or 0)
+        # Without chunks every value takes its bytes. What was never written would read as fill values.
+        least = 1 if is_chunked else size * group.id.get_type().get_size()
+        if size and stored < least:
+            raise CorruptError("an array has no storage", path=path, where=name, found=f"{stored} bytes")
+        return group
+
+
 def read_array(file: h5py.File, name: str, path: str) -> NDArray[Any]:
     """Return a small array: native numbers, or an object array of `str`.
 
     Raises
     ------
     CorruptError
-        Where it is missing or damaged.
+        If it is missing or damaged, or claims more values than its bytes can hold.
     """
+    dataset = dataset_at(file, name, path)
     with wrapped(path, name):
-        dataset = file.get(name)
-        if not isinstance(dataset, h5py.Dataset):
-            raise CorruptError("an array is missing", path=path, where=name)
-        if h5py.check_string_dtype(dataset.dtype) is None:
+        if dataset.dtype.kind in "biuf":
+            stored = int(dataset.id.get_storage_size())
+            check_size(dataset.size * dataset.dtype.itemsize, stored, path=path, where=name)
             data: NDArray[Any] = dataset[()]
             return np.asarray(data.astype(data.dtype.newbyteorder("="), copy=False), order="C")
+        if h5py.check_string_dtype(dataset.dtype) is None:
+            raise CorruptError("an array of neither numbers nor text", path=path, where=name, found=dataset.dtype)
         return _read_text(dataset, name, path)
 
 

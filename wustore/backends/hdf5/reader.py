@@ -97,7 +97,7 @@ class Hdf5Reader(Reader):
                 raise OtherFormatError(
                     "an HDF5 file, but not a wustore store", path=self.path, expected=f"root attribute {DOCUMENT!r}"
                 )
-            is_packed = PACKED in file
+            is_packed = file.get(PACKED, getlink=True) is not None
         if not is_packed:
             return read_document(file, self.path)
         self._packed = unpack(netcdf.read_array(file, PACKED, self.path), self.path)
@@ -129,12 +129,10 @@ class Hdf5Reader(Reader):
                 if spec is None:
                     raise FormatError("no image has this layer", path=self.path, where=layer)
                 with netcdf.wrapped(self.path, layer):
-                    self._readers[layer] = self._checked(file.get(layer), spec)
+                    self._readers[layer] = self._checked(netcdf.dataset_at(file, layer, self.path), spec)
             return self._readers[layer]
 
-    def _checked(self, dataset: Any, spec: LayerSpec) -> ChunkReader:
-        if not isinstance(dataset, h5py.Dataset):
-            raise CorruptError("a layer is missing", path=self.path, where=spec.name)
+    def _checked(self, dataset: h5py.Dataset, spec: LayerSpec) -> ChunkReader:
         dtype = dataset.dtype.newbyteorder("=")
         if dataset.shape != spec.shape or dtype != netcdf.stored_layer_dtype(spec.dtype).newbyteorder("="):
             raise CorruptError(
@@ -273,12 +271,13 @@ class Hdf5Reader(Reader):
         with self._lock:
             if self._capsule is None:
                 bound = self._array(CAPSULE_BOUND)
-                if len(bound) != self._meta.n_images + 2 or bound[0] != 0 or np.any(np.diff(bound) < 0):
+                whole = bound.shape == (self._meta.n_images + 2,) and bound.dtype.kind in "iu"
+                if not whole or bound[0] != 0 or np.any(np.diff(bound) < 0):
                     raise CorruptError(
                         "the bounds of the FITS leftovers are wrong", path=self.path, where=CAPSULE_BOUND
                     )
                 with netcdf.wrapped(self.path, CAPSULE_DATA):
-                    data = file[CAPSULE_DATA]
+                    data = netcdf.dataset_at(file, CAPSULE_DATA, self.path)
                     if data.shape != (bound[-1],) or data.dtype != np.uint8:
                         raise CorruptError(
                             "the FITS leftovers have the wrong length",
