@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from kbmod_stand_in import kbmod_stand_in  # noqa: F401 - a fixture
 
-from wustore.backends.fits.tiles import compiling
+from wustore.backends.fits.tiles import rice
+from wustore.storage.compiling import Loops
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,11 +33,10 @@ def data() -> Path:
 @pytest.fixture(scope="module", params=["cfitsio", "compiled"])
 def coder(request: pytest.FixtureRequest) -> Iterator[str]:
     """Which of the two coders works on Rice tiles, however few there are."""
-    state = compiling._State()
-    state.is_missing = request.param == "cfitsio"
-    state.coded = compiling._WORTHWHILE
-    if request.param == "compiled" and state.load(0) is None:
+    loops = Loops("wustore.backends.fits.tiles.rice_numba", 0)
+    loops.is_missing = request.param == "cfitsio"
+    if request.param == "compiled" and loops.get() is None:
         pytest.skip("there is no numba for this Python")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiling, "_state", state)
+        patch.setattr(rice, "_loops", loops)
         yield request.param

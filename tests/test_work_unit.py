@@ -18,6 +18,7 @@ from astropy.table import Table
 from astropy.wcs import WCS, Sip
 
 import wustore
+from wustore.backends.fits.fidelity import FitsLossWarning
 from wustore.backends.memory import MemoryReader
 from wustore.compat.configuration import SearchConfiguration
 from wustore.compat.image_stack import ImageStack
@@ -677,6 +678,23 @@ def test_metadata_hdus() -> None:
     header = hdul[0].header
     assert list(header)[4:12] == ["NUMIMG", "NCON", "REPRJCTD", "REPFRAME", "BARY", "OBS_LAT", "OBS_LON", "OBS_ELEV"]
     assert header["CTYPE1"] == "RA---TAN"
+
+
+def test_metadata_hdus_are_those_of_a_file(tmp_path: Path) -> None:
+    """One builder: also where columns do not fit, as int8, which KBMOD writes as logical values."""
+    rich = table()
+    rich["i8"] = np.array([-7, 3, 0, 1], np.int8)
+    rich["angle"] = np.arange(4.0) * u.deg
+    rich["visit"] = np.array([5, 6, 7, 8], np.uint16)
+    work_unit = made(org_image_meta=rich, observatory=None)
+    with pytest.warns(FitsLossWarning, match="'i8'"):
+        work_unit.to_fits(tmp_path / "a.fits")
+    buffer = io.BytesIO()
+    work_unit.metadata_to_hdul().writeto(buffer)
+    assert (tmp_path / "a.fits").read_bytes().startswith(buffer.getvalue())
+    hdul = work_unit.metadata_to_hdul()
+    assert hdul["IMG_META"].columns["i8"].format == "L"
+    assert hdul["IMG_META"].columns["angle"].unit == "deg"
 
 
 def test_damaged_shards(tmp_path: Path) -> None:

@@ -28,11 +28,11 @@ from wustore.backends.registry import backend_named, open_reader
 from wustore.compat.configuration import SearchConfiguration
 from wustore.compat.hdus import add_image_data_to_hdul, load_layered_image_from_shard, read_image_data_from_hdul
 from wustore.compat.image_stack import ImageStack, match_times
-from wustore.compat.observatory import default_observatory, location_of, observatory_of
+from wustore.compat.observatory import default_observatory, location_of
 from wustore.compat.plane_list import PlaneList
 from wustore.compat.reprojection import image_positions_to_original_icrs, offline
 from wustore.compat.table import create_image_metadata, hdu_to_image_metadata_table, image_metadata_table_to_hdu
-from wustore.compat.wcs import append_wcs_to_hdu_header, calc_ecliptic_angle, sky_to_pixel
+from wustore.compat.wcs import calc_ecliptic_angle, sky_to_pixel
 from wustore.errors import FormatError, StoreExistsError, UsageError
 from wustore.format.wcs import text_to_wcs
 from wustore.model.units import in_unit, mjd
@@ -886,24 +886,12 @@ class WorkUnit:
         self._write("sharded-fits", path, overwrite=overwrite, kbmod=not lossless, capsule=False, **options)
 
     def metadata_to_hdul(self) -> HDUList:
-        """Return PRIMARY, KBMOD_CONFIG and IMG_META as KBMOD writes them."""
+        """Return PRIMARY, KBMOD_CONFIG and IMG_META as KBMOD, and `to_fits`, write them."""
         from astropy.io import fits
 
-        primary = fits.PrimaryHDU()
-        header = primary.header
-        header["NUMIMG"] = self.get_num_images()
-        header["NCON"] = self.n_constituents
-        header["REPRJCTD"] = self.reprojected
-        header["REPFRAME"] = self.reprojection_frame
-        header["BARY"] = self.barycentric_distance
-        place = observatory_of(self.observatory).geodetic
-        for keyword, value in zip(("OBS_LAT", "OBS_LON", "OBS_ELEV"), place, strict=True):
-            header[keyword] = value
-        append_wcs_to_hdu_header(self.wcs, header)
-        configuration = SearchConfiguration.of({} if self.config is None else self.config).to_hdu()
-        configuration.name = "kbmod_config"
-        table = image_metadata_table_to_hdu(self.org_img_meta, "IMG_META")
-        return fits.HDUList([primary, configuration, table])
+        from wustore.backends.fits.kbmod_layout import head_hdus
+
+        return fits.HDUList.fromstring(b"".join(head_hdus(_as_kbmod(store_view.reader_of(self).meta))))
 
     # -- Zarr and HDF5 --
 
@@ -995,13 +983,7 @@ class WorkUnit:
     ) -> None:
         target = address_of(path, to_write=True)
         reader = store_view.reader_of(self)
-        meta = reader.meta
-        if kbmod:
-            # KBMOD writes the place it assumes, and a configuration in any case.
-            if meta.observatory is None:
-                meta = replace(meta, observatory=default_observatory())
-            if meta.configuration is None:
-                meta = replace(meta, configuration=SearchConfiguration().to_dict())
+        meta = _as_kbmod(reader.meta) if kbmod else reader.meta
         leftovers = reader.capsule() if capsule else None
         writer = backend_named(format_name).create(target, meta, capsule=leftovers, overwrite=overwrite, **options)
         copy_store(reader, writer)
@@ -1078,6 +1060,15 @@ def _completed(table: Table, wcs: WCS | None, per_image_wcs: Sequence[WCS | None
     if any(entry is None for entry in table["per_image_wcs"]):
         warnings.warn("At least one image does not have a WCS.", UserWarning, stacklevel=3)
     return table
+
+
+def _as_kbmod(meta: Meta) -> Meta:
+    """Return what KBMOD writes: the place that it assumes, and a configuration in any case."""
+    if meta.observatory is None:
+        meta = replace(meta, observatory=default_observatory())
+    if meta.configuration is None:
+        meta = replace(meta, configuration=SearchConfiguration().to_dict())
+    return meta
 
 
 def _fits_options(compression_type: str, quantize_level: float, *, lossless: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from wustore.backends.fits.tiles import TileLayout
-from wustore.backends.fits.tiles.decode import Table
+from wustore.backends.fits.tiles.layout import Table
 
 CLOCK = 1_700_000_000
 

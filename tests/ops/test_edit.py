@@ -25,7 +25,7 @@ from wustore.model.meta import Column, ConstituentTable, Image
 from wustore.ops import edit
 from wustore.ops.copy import copy
 from wustore.ops.diff import differences
-from wustore.storage.staging import alone, lock_of
+from wustore.storage.locks import alone, lock_of
 from wustore.testing import assert_same, sample, with_capsule
 
 

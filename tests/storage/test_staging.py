@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import socket
+import stat
 import subprocess
 import sys
 import time
 
 import pytest
 
-from wustore.errors import StoreExistsError, StoreNotFoundError
+from wustore.errors import StoreExistsError, StoreNotFoundError, UsageError
+from wustore.storage import locks
 from wustore.storage import staging as atomic
 from wustore.storage.staging import Staging, partial_path, sync_tree
 
@@ -101,7 +102,7 @@ def test_appeared_in_the_last_instant(tmp_path, directory, monkeypatch, error):
         monkeypatch.setattr(atomic, "_rename", lambda *arguments, **keywords: error)  # as on a network
     staging = Staging(tmp_path / "store")
     fill(staging.path, "new", directory=directory)
-    monkeypatch.setattr(staging, "_check", lambda: fill(tmp_path / "store", "other", directory=directory))
+    monkeypatch.setattr(atomic, "_check", lambda *_: fill(tmp_path / "store", "other", directory=directory))
     with pytest.raises(StoreExistsError):
         staging.commit()
     assert read(tmp_path / "store") == "other"
@@ -151,18 +152,121 @@ def test_keep(tmp_path):
     assert not staging.path.exists()
 
 
-def test_stale_stagings_of_dead_processes_go(tmp_path):
+def dead_process():
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    return int(gone.stdout)
+
+
+def test_stale_stagings_go(tmp_path):
+    """One whose lock nobody holds; without a lock one of a process of this machine that is gone."""
     name = "store[1]"
-    dead = tmp_path / f".{name}~{socket.gethostname()}~{int(gone.stdout)}-0123abcd.wustore-partial"
-    mine = tmp_path / f".{name}~{socket.gethostname()}~{os.getpid()}-0123abcd.wustore-partial"
-    elsewhere = tmp_path / f".{name}~another.host~1-0123abcd.wustore-partial"
-    for path in (dead, mine, elsewhere):
+
+    def staged(machine, process, *, lock):
+        path = tmp_path / f".{name}~{machine}~{process}-0123abcd{len(machine)}.wustore-partial"
         path.write_text("x")
-    Staging(tmp_path / name)
+        if lock:
+            path.with_name(f"{path.name}-lock").touch()
+        return path
+
+    here, gone = locks.machine(), dead_process()
+    stale = [staged(here, gone, lock=False), staged("another.host", 1, lock=True)]
+    kept = [staged(here, os.getpid(), lock=False), staged("a.third.host", gone, lock=False)]
+    orphan = tmp_path / f".{name}~{here}~{gone}-4567abcd.wustore-partial-lock"
+    orphan.touch()
+    writing = Staging(tmp_path / name)
+    writing.path.touch()
+    other = Staging(tmp_path / name)
+    other.path.touch()
+    assert not any(path.exists() for path in [*stale, orphan])
+    assert all(path.exists() for path in [*kept, writing.path, other.path])
+    writing.commit()
+    other.abort()
+    assert {path.name for path in tmp_path.iterdir()} == {name, *(path.name for path in kept)}
+
+
+def test_a_staging_of_another_container_is_left_alone(tmp_path, monkeypatch):
+    """Its process has a number that no process has here; its lock says that it lives."""
+    monkeypatch.setattr(os, "getpid", dead_process)
+    living = Staging(tmp_path / "store")
+    living.path.touch()
+    monkeypatch.undo()
+    Staging(tmp_path / "store").abort()
+    assert living.path.exists()
+    living.commit()
+
+
+def test_without_locks_of_the_file_system_processes_are_asked_for(tmp_path, monkeypatch):
+    import fcntl
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    living = Staging(tmp_path / "store")
+    living.path.touch()
+    dead = tmp_path / f".store~{locks.machine()}~{dead_process()}-0123abcd.wustore-partial"
+    dead.touch()
+    Staging(tmp_path / "store").abort()
+    assert living.path.exists()
     assert not dead.exists()
-    assert mine.exists()
-    assert elsewhere.exists()
+    living.abort()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("below", ["", ".wustore-journal", ".wustore-journal/lock", "science", "science/c.0.0.0"])
+def test_links_at_known_names_are_refused(tmp_path, below):
+    """Somebody else has put them where a conversion that can be resumed writes."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    place = tmp_path / ".store.wustore-partial" / below if below else tmp_path / ".store.wustore-partial"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(elsewhere)
+    with pytest.raises(UsageError, match="link"):
+        Staging(tmp_path / "store", keep=True)
+    assert not list(elsewhere.iterdir())
+
+
+def modes(path):
+    return {p.relative_to(path).as_posix(): stat.S_IMODE(p.stat().st_mode) for p in [path, *path.rglob("*")]}
+
+
+def test_permissions_of_what_is_replaced(tmp_path):
+    for name, mode in (("store", 0o700), ("shared", 0o775)):
+        target = tmp_path / name
+        target.mkdir()
+        (target / "zarr.json").touch()
+        (target / "zarr.json").chmod(mode & 0o666)
+        target.chmod(mode)
+        staging = Staging(target, overwrite=True)
+        staging.make_directory()
+        assert mode != 0o700 or stat.S_IMODE(staging.path.stat().st_mode) == 0o700  # private while it is written
+        (staging.path / "science").mkdir()
+        for file in ("zarr.json", "science/c.0.0.0"):
+            (staging.path / file).write_text("new")
+        staging.commit()
+        assert modes(target) == {
+            ".": mode,
+            "science": mode,
+            "zarr.json": mode & 0o666,
+            "science/c.0.0.0": mode & 0o666,
+        }
+
+
+def test_permissions_of_a_file_that_is_replaced(tmp_path):
+    target = tmp_path / "store"
+    target.touch()
+    target.chmod(0o600)
+    staging = Staging(target, overwrite=True)
+    staging.path.touch()
+    staging.protect()
+    assert stat.S_IMODE(staging.path.stat().st_mode) == 0o600
+    staging.path.chmod(0o666)
+    staging.commit()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    with_directory = Staging(target, overwrite=True)
+    with_directory.make_directory()
+    with_directory.commit()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o700
 
 
 WRITER = """

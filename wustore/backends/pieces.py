@@ -22,8 +22,9 @@ from wustore.format.document import arrays_of, document_of
 from wustore.format.packed import pack
 from wustore.model.meta import Capsule, Image, Meta
 from wustore.storage.checksum import crc32c
+from wustore.storage.files import sync
 from wustore.storage.journal import Entry, Journal
-from wustore.storage.staging import partial_path, remove, retire, sync
+from wustore.storage.staging import partial_path, remove, retire
 from wustore.storage.zarr_store import DirectoryKeys
 
 __all__ = ["PieceWriter"]

@@ -279,10 +279,10 @@ def _show_estimate(
     """
     from wustore.backends.registry import open_reader
     from wustore.ops.estimate import estimate, refuse_if_too_large
-    from wustore.storage.staging import Staging
+    from wustore.storage.staging import check_target
 
     if "://" not in target and not target.startswith("ram:"):
-        Staging(target, overwrite=overwrite)  # the same refusals as the conversion itself
+        check_target(target, overwrite=overwrite)  # the same refusals as the conversion itself
     with open_reader(source, format=source_format) as reader:
         found = estimate(reader, target, format=format, workers=workers, max_memory=max_memory, options=options)
     if as_json:

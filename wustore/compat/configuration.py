@@ -13,9 +13,13 @@ from os import PathLike
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from wustore.compat.parameters import PARAMETER_BY_NAME, PARAMETERS, SECTIONS
+from wustore.compat.table import fits_text
 from wustore.compat.yaml import dump_mapping, dump_value, load_mapping, load_value, plain
 from wustore.errors import FormatError, UsageError
+from wustore.format.tagged_json import RawYaml
 from wustore.model.compare import same_value
 from wustore.storage.files import open_regular
 
@@ -23,7 +27,13 @@ if TYPE_CHECKING:
     from astropy.io.fits import BinTableHDU
     from astropy.table import Table
 
-__all__ = ["SearchConfiguration", "configuration_to_hdu", "hdu_to_configuration"]
+__all__ = [
+    "SearchConfiguration",
+    "cells_to_hdu",
+    "configuration_cells",
+    "configuration_to_hdu",
+    "hdu_to_configuration",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +189,7 @@ class SearchConfiguration:
         """Return a table of one row, one column of YAML text for each parameter."""
         from astropy.table import Table
 
-        return Table(rows=[_cells(self._params)])
+        return Table(rows=[configuration_cells(self._params)])
 
     @classmethod
     def from_table(cls, t: Table) -> Self:
@@ -257,10 +267,6 @@ class SearchConfiguration:
         return cls.from_yaml(text)
 
 
-def _cells(values: Mapping[str, Any]) -> dict[str, str]:
-    return {key: dump_value(plain(value)) for key, value in values.items()}
-
-
 def _load_cell(name: str, cell: Any) -> Any:
     text = cell.decode("utf-8", "replace") if isinstance(cell, bytes) else str(cell)
     try:
@@ -271,15 +277,26 @@ def _load_cell(name: str, cell: Any) -> Any:
         ) from error
 
 
-def configuration_to_hdu(values: Mapping[str, Any]) -> BinTableHDU:
-    """Return KBMOD's configuration table: one row, one column of YAML text for each parameter, in order.
+def configuration_cells(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the cells of KBMOD's configuration table: YAML text for each parameter, in order.
 
     Values that KBMOD could not read back are written in plain terms (tuples as lists, numpy values as numbers).
     """
+    return {key: dump_value(value if isinstance(value, RawYaml) else plain(value)) for key, value in values.items()}
+
+
+def cells_to_hdu(cells: Mapping[str, str]) -> BinTableHDU:
+    """Return KBMOD's configuration table, of one row, with these cells (`configuration_cells`), in ASCII."""
     from astropy.io import fits
     from astropy.table import Table
 
-    return fits.table_to_hdu(Table(rows=[_cells(values)]))
+    row = {fits_text(name): np.array([fits_text(text)], dtype=np.str_) for name, text in cells.items()}
+    return fits.BinTableHDU(Table(row))
+
+
+def configuration_to_hdu(values: Mapping[str, Any]) -> BinTableHDU:
+    """Return KBMOD's configuration table: one row, one column of YAML text for each parameter, in order."""
+    return cells_to_hdu(configuration_cells(values))
 
 
 def hdu_to_configuration(hdu: BinTableHDU) -> dict[str, Any]:

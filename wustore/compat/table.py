@@ -27,6 +27,7 @@ __all__ = [
     "constituents_to_hdu",
     "constituents_to_table",
     "create_image_metadata",
+    "fits_text",
     "hdu_to_constituents",
     "hdu_to_image_metadata_table",
     "image_metadata_table_to_hdu",
@@ -255,41 +256,41 @@ def create_image_metadata(n_images: int, data: Table | None = None) -> Table:
 # --- KBMOD's FITS form --------------------------------------------------------------------------------
 
 
-def _fits_text(values: list[str], name: str) -> NDArray[Any]:
-    """Return text as FITS can hold it: printable ASCII."""
-    safe = [value.encode("ascii", "backslashreplace").decode("ascii") for value in values]
-    if safe != values:
-        warnings.warn(
-            f"column {name!r}: FITS tables hold ASCII only; other characters are written as \\x.. escapes",
-            UserWarning,
-            stacklevel=4,
-        )
-    return np.array(safe, dtype=str)
+def fits_text(text: str) -> str:
+    """Return a text as FITS can hold it: other characters than ASCII become escapes."""
+    return text if text.isascii() else text.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def _fits_texts(values: NDArray[Any]) -> NDArray[Any]:
+    texts = np.array([fits_text(str(value)) for value in values.ravel()], dtype=np.str_).reshape(values.shape)
+    return texts if texts.dtype.itemsize else texts.astype("U1")
 
 
 def _fits_values(column: Column) -> tuple[str, NDArray[Any]] | None:
     """Return name and values of a column in KBMOD's table, or None for one that it leaves out."""
-    name, values = column.name, column.values
+    name, values = fits_text(column.name), column.values
     if column.kind == "wcs":
-        if all(text is None for text in values):
+        if all(not text for text in values):
             return None
-        return _WCS_PREFIX + name, np.array([text_to_kbmod_json(text) for text in values], dtype=str)
+        jsons = np.array([text_to_kbmod_json(text or None) for text in values], dtype=np.str_)
+        return _WCS_PREFIX + name, _fits_texts(jsons)
     if column.kind == "json":
         if all(cell is None for cell in values):
             return None
-        return name, _fits_text([_object_text(cell) for cell in values], name)
+        texts = np.empty(len(values), object)
+        texts[:] = [_object_text(cell) for cell in values]
+        return name, _fits_texts(texts)
     if values.dtype.kind == "U":
-        return name, _fits_text(values.tolist(), name) if values.ndim == 1 and not _is_ascii(values) else values
+        return name, _fits_texts(values)
     if values.dtype.kind in "Mm":
-        return name, values.astype(str)
+        return name, _fits_texts(values.astype(str))
+    if values.dtype.kind == "S" and values.dtype.itemsize == 0:
+        return name, values.astype("S1")
+    if values.dtype == np.float16:
+        return name, values.astype(np.float32)
     if values.dtype.itemsize > 8 * (1 + (values.dtype.kind == "c")) and values.dtype.kind in "fc":
         return name, values.astype(np.complex128 if values.dtype.kind == "c" else np.float64)
     return name, values
-
-
-def _is_ascii(values: NDArray[Any]) -> bool:
-    codes = np.ascontiguousarray(values).reshape(-1).view(np.uint32) if values.dtype.itemsize else np.zeros(0)
-    return not np.any(codes > 127)
 
 
 def _object_text(cell: Any) -> str:
@@ -311,8 +312,8 @@ def constituents_to_hdu(constituents: ConstituentTable, layer_name: str | None =
     Notes
     -----
     WCS columns become JSON text named ``_WCSSTR_<name>``, other object columns text, columns of None are
-    left out. Better than KBMOD: a WCS column may start with None, int8 stays int8, text that is not
-    ASCII is escaped (with a warning).
+    left out, int8 becomes logical values. Better than KBMOD: a WCS column may start with None, and text that is not
+    ASCII is escaped.
     """
     from astropy.io import fits
     from astropy.table import Table
@@ -328,36 +329,9 @@ def constituents_to_hdu(constituents: ConstituentTable, layer_name: str | None =
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # astropy: column names differing only in case; units outside the standard
         hdu = fits.BinTableHDU(saved)
-        if any(saved[name].dtype == np.int8 for name in saved.colnames):
-            hdu = _with_signed_bytes(hdu, saved)
     if layer_name is not None:
         hdu.name = layer_name
     return hdu
-
-
-def _with_signed_bytes(hdu: BinTableHDU, saved: Table) -> BinTableHDU:
-    """Return ``hdu`` with int8 columns as unsigned bytes with a zero point of -128 (FITS standard, table 19)."""
-    from astropy.io import fits
-
-    columns = []
-    for made, name in zip(hdu.columns, saved.colnames, strict=True):
-        values = saved[name]
-        if values.dtype != np.int8:
-            columns.append(made)
-            continue
-        repeat = int(np.prod(values.shape[1:], dtype=int))
-        dim = None if values.ndim < 3 else str(tuple(reversed(values.shape[1:])))
-        columns.append(
-            fits.Column(
-                name=name,
-                format="B" if repeat == 1 else f"{repeat}B",
-                dim=dim,
-                bzero=-128,
-                unit=made.unit,
-                array=np.asarray(values),
-            )
-        )
-    return fits.BinTableHDU.from_columns(columns)
 
 
 def hdu_to_constituents(hdu: BinTableHDU) -> ConstituentTable:
@@ -407,8 +381,24 @@ def _native(data: Any, name: str) -> NDArray[Any]:
 
 
 def image_metadata_table_to_hdu(data: Table, layer_name: str | None = None) -> BinTableHDU:
-    """Return the HDU that KBMOD writes for an astropy table of constituent images (`constituents_to_hdu`)."""
-    return constituents_to_hdu(table_to_constituents(data), layer_name)
+    """Return the HDU that KBMOD writes for an astropy table of constituent images (`constituents_to_hdu`).
+
+    Warns
+    -----
+    UserWarning
+        If the HDU cannot hold a column's values: text that is not ASCII, and int8, which becomes logical values.
+    """
+    constituents = table_to_constituents(data)
+    for column in constituents.columns:
+        if column.kind != "wcs" and column.values.dtype == np.int8:
+            warnings.warn(f"column {column.name!r}: KBMOD writes int8 as logical values", UserWarning, stacklevel=2)
+        elif column.kind != "wcs" and not all(str(value).isascii() for value in column.values.ravel()):
+            warnings.warn(
+                f"column {column.name!r}: FITS tables hold ASCII only; other characters are written as \\x.. escapes",
+                UserWarning,
+                stacklevel=2,
+            )
+    return constituents_to_hdu(constituents, layer_name)
 
 
 def hdu_to_image_metadata_table(hdu: BinTableHDU) -> Table:

@@ -22,7 +22,7 @@ from wustore.backends.registry import backend_named, open_reader
 from wustore.errors import UsageError
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.ops.copy import copy
-from wustore.storage.staging import alone, lock_of
+from wustore.storage.locks import alone, lock_of
 from wustore.storage.stores import address_of, name_of
 
 __all__ = ["EditedReader", "append", "drop", "history_entry", "repack"]

@@ -26,8 +26,9 @@ from wustore.model.meta import Capsule
 from wustore.ops.copy import copy_images
 from wustore.ops.plans import Job, absolute, check_same, has_begun, keys_of, load_plan, save_plan
 from wustore.storage.journal import JOURNAL, Journal
+from wustore.storage.locks import alone
 from wustore.storage.processes import safe_path
-from wustore.storage.staging import Staging, alone, partial_path
+from wustore.storage.staging import Staging, check_target, partial_path
 from wustore.storage.stores import address_of, is_local
 
 __all__ = [
@@ -93,7 +94,7 @@ def plan(
             hint="Write to a local path, or convert to Zarr; or leave out --resume.",
         )
     if is_local(target) and not _may_stand(target):
-        Staging(target, overwrite=overwrite)  # refuses an existing target before anything is read
+        check_target(target, overwrite=overwrite)  # before anything is read
     opened = open_reader(source, format=source_format) if source_reader is None else nullcontext(source_reader)
     with opened as reader:
         wanted = Job(

@@ -1,14 +1,16 @@
-"""Opening local files for reading: only regular files, since a named pipe makes a reader wait and a device may act."""
+"""Local files: opening regular ones only (a pipe makes a reader wait, a device may act), reading, making durable."""
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
+import threading
 
 from wustore.errors import FormatError, OtherFormatError, StoreNotFoundError
 
-__all__ = ["check_regular", "open_handle", "open_regular"]
+__all__ = ["check_regular", "open_handle", "open_regular", "pread", "sync"]
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 """O_NONBLOCK: what becomes a pipe between the look and the opening does not block either."""
@@ -75,3 +77,56 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
         os.close(handle)
         raise OtherFormatError("a directory, not a file", path=path)
     return io.BufferedReader(io.FileIO(handle))
+
+
+_LOCK = threading.Lock()
+
+
+def _seek_and_read(handle: int, length: int, offset: int) -> bytes:
+    """Do `os.pread` without it (Windows): the position of the file is shared, so one thread at a time."""
+    with _LOCK:
+        os.lseek(handle, offset, os.SEEK_SET)
+        return os.read(handle, length)
+
+
+_once = getattr(os, "pread", _seek_and_read)
+
+
+def pread(handle: int, length: int, offset: int) -> bytes:
+    """Return ``length`` bytes at ``offset``, fewer only at the end of the file.
+
+    The system may give fewer at a time: Linux at most 2 GiB, network file systems and interrupted calls whatever
+    they have.
+    """
+    data: bytes = _once(handle, length, offset)
+    if len(data) >= length or not data:
+        return data
+    parts, have = [data], len(data)
+    while have < length:
+        data = _once(handle, length - have, offset + have)
+        if not data:
+            break
+        parts.append(data)
+        have += len(data)
+    return b"".join(parts)
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Make a file, or the entries of a directory, durable.
+
+    Raises
+    ------
+    OSError
+        If the system could not write it.
+    """
+    if os.name != "posix" and os.path.isdir(path):  # noqa: PTH112
+        return  # Windows cannot open a directory
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some file systems (FUSE, network) refuse to sync a directory; there is nothing more to do then.
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise
+    finally:
+        os.close(handle)

@@ -1,7 +1,7 @@
 """All or nothing: write beside the target, make it durable, then let it appear in one step.
 
-A `Staging` is a file or directory next to its target, on the same file system. Whatever dies before
-`commit` leaves the target as it was. Overwriting swaps old and new in one step where the system can
+A `Staging` is a file or directory next to its target, on the same file system, whose lock its process holds. Whatever
+dies before `commit` leaves the target as it was. Overwriting swaps old and new in one step where the system can
 (Linux ``renameat2``, macOS ``renamex_np``); elsewhere the old one is set aside first, and put back if
 the new one cannot take its place.
 """
@@ -11,21 +11,26 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import os
 import shutil
-import socket
+import stat
 import sys
 import uuid
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 from wustore.errors import StoreExistsError, StoreNotFoundError, UsageError
+from wustore.storage.files import sync
+from wustore.storage.journal import JOURNAL
+from wustore.storage.locks import is_alive, is_open_file, machine, open_lock, refuse_link
 
-__all__ = ["Staging", "alone", "lock_of", "partial_path", "remove", "retire", "sync", "sync_tree"]
+__all__ = ["Staging", "check_target", "partial_path", "remove", "retire", "sync_tree", "take_mode"]
 
 _MARK = ".wustore-partial"
-_LOCK = ".wustore-lock"
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_LOCK = "-lock"
+"""What the lock of a private staging adds to its name."""
 _SYNC_WHOLE_FILE_SYSTEM = 64
 """Above this many files one ``syncfs`` is cheaper than an ``fsync`` each (about 1 ms a file on ext4)."""
 
@@ -36,7 +41,7 @@ def partial_path(target: str | os.PathLike[str]) -> Path:
     Raises
     ------
     UsageError
-        Where the path names nothing.
+        If the path names nothing, or somebody has put a symbolic link there, at its journal or at the lock in it.
     """
     path = Path(target)
     if not path.name:
@@ -45,7 +50,10 @@ def partial_path(target: str | os.PathLike[str]) -> Path:
             found=repr(os.fspath(target)),
             hint="Give the name of a store; is a variable empty?",
         )
-    return path.with_name(f".{path.name}{_MARK}")
+    partial = path.with_name(f".{path.name}{_MARK}")
+    for place in (partial, partial / JOURNAL, partial / JOURNAL / "lock"):
+        refuse_link(place)
+    return partial
 
 
 def _rename(a: Path, b: Path, linux: int, mac: int) -> int:
@@ -79,21 +87,6 @@ def _rename_to_new(a: Path, b: Path) -> bool:
     return error != errno.EEXIST
 
 
-def sync(path: Path) -> None:
-    """Make a file, or the entries of a directory, durable."""
-    if os.name != "posix" and path.is_dir():
-        return  # Windows cannot open a directory
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        # Some file systems (FUSE, network) refuse to sync a directory; there is nothing more to do then.
-        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
-            raise
-    finally:
-        os.close(handle)
-
-
 def sync_tree(path: Path) -> None:
     """Make a file, or a directory with all below it, durable."""
     if not path.is_dir():
@@ -122,84 +115,6 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def lock_of(store: Path) -> Path:
-    """Return the file that who changes a local store locks: below a directory, beside a file."""
-    return store / _LOCK if store.is_dir() else store.with_name(f".{store.name}{_LOCK}")
-
-
-@contextlib.contextmanager
-def alone(lock: Path, path: str) -> Iterator[None]:
-    """Hold a lock while a store is changed: two processes at a time would undo each other's work.
-
-    Where the file system has no locks, nothing is held.
-
-    Parameters
-    ----------
-    lock
-        The file to lock; it goes when the lock is given back.
-    path
-        The store, for messages.
-
-    Raises
-    ------
-    UsageError
-        Where another process holds it.
-    """
-    if os.name != "posix":
-        yield
-        return
-    import fcntl
-
-    busy = UsageError("another process is changing this store", path=path, hint="Wait for it.")
-    try:
-        handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o644)
-    except FileNotFoundError:
-        raise busy from None  # it has moved away the directory of the lock
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = True
-        except OSError as error:
-            free = error.errno in _NO_LOCKS
-        # Who had it may have removed it, or have moved it away with the store, between the two calls above.
-        if not free or not _is_open_file(lock, handle):
-            raise busy
-        try:
-            yield
-        finally:
-            # Where the store was exchanged, the lock in the new one belongs to the next process.
-            if _is_open_file(lock, handle):
-                lock.unlink(missing_ok=True)
-    finally:
-        os.close(handle)
-
-
-def _is_open_file(path: Path, handle: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(handle))
-    except OSError:
-        return False
-
-
-def _is_stale(name: str) -> bool:
-    """Return whether a private staging belongs to a process of this machine that is gone."""
-    if not name.endswith(_MARK):
-        return False
-    parts = name.removesuffix(_MARK).rsplit("~", 2)
-    if len(parts) != 3 or not parts[2].split("-")[0].isdigit() or parts[1] != socket.gethostname():
-        return False
-    process = int(parts[2].split("-")[0])
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
 _ROOTS = ("zarr.json", ".zgroup", ".zarray")
 """One of these is right below a directory that is a Zarr store, of any version."""
 
@@ -219,8 +134,85 @@ def _refuse_foreign_directory(target: Path) -> None:
 
 
 def _private(target: Path) -> Path:
-    """Return a name beside a target that nobody else has, and that tells whether its process is gone."""
-    return target.with_name(f".{target.name}~{socket.gethostname()}~{os.getpid()}-{uuid.uuid4().hex[:8]}{_MARK}")
+    """Return a name beside a target that nobody else has, and that tells whose it is."""
+    return target.with_name(f".{target.name}~{machine()}~{os.getpid()}-{uuid.uuid4().hex[:8]}{_MARK}")
+
+
+def _lock_name(private: Path) -> Path:
+    return private.with_name(f"{private.name}{_LOCK}")
+
+
+def _locked_private(target: Path) -> tuple[Path, Callable[[], None]]:
+    """Return a private name whose lock is held, and what gives it back."""
+    while True:
+        path = _private(target)
+        if os.name != "posix":
+            return path, lambda: None
+        lock = _lock_name(path)
+        handle, locked = open_lock(lock)
+        # Another writer may have taken the file for a leftover before it was locked.
+        if locked is not False and is_open_file(lock, handle):
+            return path, functools.partial(_give_back, lock, handle)
+        os.close(handle)
+
+
+def _give_back(lock: Path, handle: int) -> None:
+    with contextlib.suppress(OSError):
+        lock.unlink(missing_ok=True)
+    os.close(handle)
+
+
+def _is_stale(path: Path) -> bool:
+    """Return whether a private staging, or its lock, belongs to a process that is gone."""
+    name = path.name.removesuffix(_LOCK)
+    parts = name.removesuffix(_MARK).rsplit("~", 2)
+    process = parts[-1].partition("-")[0]
+    if not name.endswith(_MARK) or len(parts) != 3 or not process.isdigit():
+        return False
+    return not is_alive(_lock_name(path.with_name(name)), parts[1], int(process))
+
+
+def take_mode(path: Path, old: Path) -> None:
+    """Give what is to take the place of a store the permissions and the group of that store.
+
+    Parameters
+    ----------
+    path
+        The new file or directory; of a directory everything below is meant as well.
+    old
+        What it replaces; nothing is done if there is nothing, or a link.
+    """
+    try:
+        status = old.lstat()
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(status.st_mode) or os.name != "posix":
+        return
+    mode = stat.S_IMODE(status.st_mode)
+    if not path.is_dir():
+        _change(path, mode & 0o666 if stat.S_ISDIR(status.st_mode) else mode, status.st_gid)
+        return
+    if not stat.S_ISDIR(status.st_mode):
+        mode |= (mode & 0o444) >> 2
+    files = mode & 0o666
+    with contextlib.suppress(OSError):
+        files = stat.S_IMODE((old / _ROOTS[0]).lstat().st_mode)
+    now = path.stat()
+    inner = path / _ROOTS[0]
+    same = stat.S_IMODE(now.st_mode) == mode and now.st_gid == status.st_gid
+    if same and inner.is_file() and stat.S_IMODE(inner.stat().st_mode) == files:
+        return
+    for folder, _, names in os.walk(path, topdown=False):
+        for name in names:
+            _change(Path(folder, name), files, status.st_gid)
+        _change(Path(folder), mode, status.st_gid)
+
+
+def _change(path: Path, mode: int, group: int) -> None:
+    with contextlib.suppress(OSError):  # a group that the user is not in, a file system without groups
+        if path.stat().st_gid != group:
+            os.chown(path, -1, group)
+    path.chmod(mode)
 
 
 def retire(path: Path, target: Path) -> None:
@@ -234,6 +226,22 @@ def retire(path: Path, target: Path) -> None:
     except FileNotFoundError:
         return  # another process was faster
     remove(aside)
+
+
+def _exists(target: Path) -> StoreExistsError:
+    return StoreExistsError(
+        "the target exists already",
+        path=target,
+        hint="Choose another name, or overwrite it (--overwrite, overwrite=True).",
+    )
+
+
+def _check(target: Path, overwrite: bool) -> None:
+    if os.path.lexists(target) and not overwrite:
+        raise _exists(target)
+    _refuse_foreign_directory(target)
+    if not target.parent.is_dir():
+        raise StoreNotFoundError("the target's directory does not exist", path=target.parent, hint="Create it first.")
 
 
 class Staging:
@@ -268,43 +276,47 @@ class Staging:
         self.overwrite = overwrite
         self.keep = keep
         if not keep or not partial_path(self.target).exists():
-            self._check()
+            _check(self.target, self.overwrite)
+        self._release: Callable[[], object] = _nothing
         if keep:
             self.path = partial_path(self.target)
+            _refuse_links_below(self.path)
         else:
             self._remove_stale()
-            self.path = _private(self.target)
+            self.path, give_back = _locked_private(self.target)
+            # A staging that is dropped without commit or abort is a leftover, which the next writer removes.
+            self._release = weakref.finalize(self, give_back)
 
-    def _check(self) -> None:
-        if os.path.lexists(self.target) and not self.overwrite:
-            raise self._exists()
-        _refuse_foreign_directory(self.target)
-        if not self.target.parent.is_dir():
-            raise StoreNotFoundError(
-                "the target's directory does not exist", path=self.target.parent, hint="Create it first."
-            )
+    def make_directory(self) -> None:
+        """Make `path` a directory, private from the start if what it replaces is; nothing happens if it is there."""
+        self.path.mkdir(exist_ok=True)
+        self.protect()
 
-    def _exists(self) -> StoreExistsError:
-        return StoreExistsError(
-            "the target exists already",
-            path=self.target,
-            hint="Choose another name, or overwrite it (--overwrite, overwrite=True).",
-        )
+    def protect(self) -> None:
+        """Keep others from reading what has just been created at `path`, if they cannot read what it replaces."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.name == "posix" and self.overwrite and not self.target.lstat().st_mode & 0o077:
+                self.path.chmod(0o700 if self.path.is_dir() else 0o600)
 
     def _remove_stale(self) -> None:
         with contextlib.suppress(OSError):
-            for entry in self.target.parent.iterdir():
-                if entry.name.startswith(f".{self.target.name}~") and _is_stale(entry.name):
+            entries = [e for e in self.target.parent.iterdir() if e.name.startswith(f".{self.target.name}~")]
+            # Longer names last: a lock goes after what it belongs to.
+            for entry in sorted(entries, key=lambda entry: len(entry.name)):
+                if _is_stale(entry):
                     remove(entry)
+                    _lock_name(entry.with_name(entry.name.removesuffix(_LOCK))).unlink(missing_ok=True)
 
     def commit(self) -> None:
-        """Make what is at `path` durable and let it take the target's place in one step."""
+        """Make what is at `path` durable and let it take the target's place in one step, with its permissions."""
+        if self.overwrite:
+            take_mode(self.path, self.target)
         sync_tree(self.path)
-        self._check()
+        _check(self.target, self.overwrite)
         if _rename_to_new(self.path, self.target):
             pass
         elif not self.overwrite:
-            raise self._exists()
+            raise _exists(self.target)
         elif not self.path.is_dir() and not self.target.is_dir():
             self.path.replace(self.target)
         elif _swap(self.path, self.target):
@@ -312,6 +324,7 @@ class Staging:
         else:
             self._replace_in_two_steps()
         sync(self.target.parent)
+        self._release()
 
     def _replace_in_two_steps(self) -> None:
         aside = self.path.with_name(f"{self.path.name}-old")
@@ -327,3 +340,25 @@ class Staging:
         """Drop what was written, unless it is to be kept for a resume (default: as constructed)."""
         if not (self.keep if keep is None else keep):
             remove(self.path)
+        self._release()
+
+
+def check_target(target: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Refuse a target as `Staging` does, without creating anything.
+
+    Raises
+    ------
+    StoreExistsError, StoreNotFoundError
+    """
+    _check(Path(os.path.abspath(target)), overwrite)  # noqa: PTH100 - as in `Staging`
+
+
+def _nothing() -> None:
+    pass
+
+
+def _refuse_links_below(path: Path) -> None:
+    """Refuse a staging that others could have prepared: what is written below a link goes elsewhere."""
+    for folder, folders, names in os.walk(path):
+        for name in (*folders, *names):
+            refuse_link(Path(folder, name))

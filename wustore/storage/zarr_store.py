@@ -7,14 +7,14 @@ import itertools
 import os
 import shutil
 import stat
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from wustore.errors import CorruptError
-from wustore.storage.files import open_handle
-from wustore.storage.pread import pread
+from wustore.storage.files import open_handle, pread, sync
 from wustore.storage.threads import Background
 from wustore.storage.url import CONCURRENCY, LARGEST, errors_of, gather, redact, retried
 
@@ -102,6 +102,10 @@ class Keys(ABC):
     def delete(self, key: str) -> None:
         """Remove the key; nothing happens where it is missing."""
 
+    def set_durably(self, key: str, value: bytes) -> None:
+        """Write the value in one step, so that after a power failure it is the old or the new one."""
+        self.set(key, value)
+
     def delete_below(self, prefix: str) -> None:
         """Remove all keys that start with ``prefix``, which ends in a slash."""
         for key in [*self.list(prefix)]:
@@ -143,6 +147,7 @@ class DirectoryKeys(Keys):
         if hold and os.open in os.supports_dir_fd and os.stat in os.supports_dir_fd:
             self._held = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
             self._base = ""
+        self._token = uuid.uuid4().hex[:12]
         self._serial = itertools.count()
         self._made: set[str] = set()
         self._flusher = Background("flush")
@@ -205,27 +210,35 @@ class DirectoryKeys(Keys):
 
     def set(self, key: str, value: bytes) -> None:
         """Write the value; see `Keys.set`."""
+        path = self._written(key, value, durable=False)
+        if len(value) >= _FLUSHED_BYTES:
+            self._flusher.start(_flush, path)
+
+    def set_durably(self, key: str, value: bytes) -> None:
+        """Write the value, and make it and its name durable; see `Keys.set_durably`."""
+        _flush(str(Path(self._written(key, value, durable=True)).parent))
+
+    def _written(self, key: str, value: bytes, *, durable: bool) -> str:
         path = self._path(key)
         folder, _, leaf = path.rpartition("/")
         if folder not in self._made:
             Path(folder).mkdir(parents=True, exist_ok=True)
             self._made.add(folder)
         # The name is private to this call: parts of a cluster job may write the same key at the same time.
-        beside = (
-            f"{folder}/.{leaf}~{os.uname().nodename if hasattr(os, 'uname') else ''}~{os.getpid()}-{next(self._serial)}"
-        )
+        beside = f"{folder}/.{leaf}~{self._token}-{next(self._serial)}"
         try:
-            with open(beside, "wb", buffering=0) as file:  # noqa: PTH123 - unbuffered, hot path
+            with open(beside, "xb", buffering=0) as file:  # noqa: PTH123 - unbuffered, hot path
                 view = memoryview(value)
                 while view:
                     view = view[file.write(view) :]
+                if durable:
+                    os.fsync(file.fileno())
             os.replace(beside, path)  # noqa: PTH105
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(beside)  # noqa: PTH108
             raise
-        if len(value) >= _FLUSHED_BYTES:
-            self._flusher.start(_flush, path)
+        return path
 
     def sweep(self) -> None:
         """Remove the halves of values that killed processes left; nobody else may be writing."""
@@ -275,11 +288,7 @@ class DirectoryKeys(Keys):
 
 def _flush(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):  # aborted, or replaced by another part of the same job
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync(path)
 
 
 class StoreKeys(Keys):

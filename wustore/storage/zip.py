@@ -11,8 +11,7 @@ from typing import NamedTuple, NoReturn
 
 from wustore.errors import CorruptError, FormatError, StoreNotFoundError
 from wustore.model.sizes import check_size
-from wustore.storage.files import open_handle
-from wustore.storage.pread import pread
+from wustore.storage.files import open_handle, pread
 from wustore.storage.zarr_store import Keys, OpenValue
 
 __all__ = ["ZipKeys"]

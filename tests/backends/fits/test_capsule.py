@@ -27,7 +27,7 @@ from wustore.backends.fits.backend import FitsBackend, ShardedFitsBackend
 from wustore.backends.fits.files import input as source
 from wustore.backends.fits.files.container import describe_outer, repack_outer
 from wustore.backends.fits.hdu.header import BLOCK
-from wustore.backends.fits.writer import OuterChangedWarning, StoreChangedWarning
+from wustore.backends.fits.restore import OuterChangedWarning, StoreChangedWarning
 from wustore.backends.memory import MemoryReader
 from wustore.errors import CorruptError, FidelityError, FormatError, WuStoreError
 from wustore.model.meta import Capsule

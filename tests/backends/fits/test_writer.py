@@ -18,8 +18,9 @@ from in_memory import in_memory
 
 from wustore.backends.base import Backend, Reader
 from wustore.backends.fits.backend import FitsBackend, ShardedFitsBackend
-from wustore.backends.fits.writer import FitsLossWarning, StoreChangedWarning
-from wustore.backends.fits.wustore_hdu import NAME, read_wustore_hdu
+from wustore.backends.fits.hdu.wustore_hdu import NAME, read_wustore_hdu
+from wustore.backends.fits.restore import StoreChangedWarning
+from wustore.backends.fits.writer import FitsLossWarning
 from wustore.backends.memory import MemoryReader
 from wustore.errors import CorruptError, StoreExistsError, UsageError
 from wustore.ops.copy import copy

@@ -14,13 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+from unbound import unbind
 
 from wustore.backends.memory import MemoryReader
 from wustore.backends.zarr.backend import ZarrBackend, ZarrZipBackend
 from wustore.backends.zarr.codecs import Hints
 from wustore.backends.zarr.presets import LAYOUTS, PROFILES, grid_for, hints_for
 from wustore.backends.zarr.shards import Box, ShardedLayer, encode_shard
-from wustore.errors import UsageError
+from wustore.errors import CorruptError, UsageError
 from wustore.model.compare import same_bits
 from wustore.model.meta import LAYERS, ConstituentTable, Image, Meta
 from wustore.ops.copy import copy
@@ -215,6 +216,9 @@ class TestPipelines:
             with zarr.config.set({"array.write_empty_chunks": True}):
                 array = zarr.open_array(path, path="science", mode="r+")
                 array[:] = np.asarray(array[:])
+        with ZarrBackend().open(path) as reader, pytest.raises(CorruptError, match="does not belong here"):
+            reader.image(0)
+        unbind(path)
         with ZarrBackend().open(path) as reader:
             assert_same(source, reader)
             assert reader.counters["science"] > 0, "the shards were not read by our own reader"

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import cProfile
 import pstats
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from unbound import unbind
 
 import wustore
-from wustore.backends.base import Reader
+from wustore.backends.memory import MemoryReader
 from wustore.backends.zarr.backend import ZarrBackend
+from wustore.backends.zarr.codecs import with_crc
 from wustore.backends.zarr.shards import _parts
+from wustore.errors import CorruptError
 from wustore.ops.copy import copy
 from wustore.store_view import reader_of
 
+HERE = (slice(0, 10), slice(0, 10))
 
-def night() -> Reader:
-    """Return two images of 512 x 512 with noise and a mask."""
-    science = (np.round(np.random.default_rng(2).normal(0, 5, (2, 512, 512)) / 0.01) * 0.01).astype("f4")
-    science[:, 10:40, 20:60] = np.nan
-    stack = wustore.ImageStack(times=[60000.0, 60001.0], sci=list(science), var=list(25 + 0 * science))
+
+def night(seed: int = 2) -> MemoryReader:
+    """Return two images of 512 x 512: noise, in multiples of 0.01, and a mask."""
+    rng = np.random.default_rng(seed)
+    science = (np.round(rng.normal(0, 5, (2, 512, 512)) / 0.01) * 0.01).astype("f4")
+    mask = (rng.random(science.shape) < 0.01).astype("i1")
+    stack = wustore.ImageStack(times=[60000.0, 60001.0], sci=list(science), var=list(25 + science**2))
     with pytest.warns(UserWarning, match="WCS"):
-        return reader_of(wustore.WorkUnit(stack, wustore.SearchConfiguration()))
+        reader = reader_of(wustore.WorkUnit(stack, wustore.SearchConfiguration()))
+    meta = replace(reader.meta, dtypes={**reader.meta.dtypes, "mask": (mask.dtype,) * 2})
+    return MemoryReader(meta, [replace(reader.image(i), mask=mask[i]) for i in range(2)])
 
 
 def calls(path: Path) -> int:
@@ -37,8 +47,8 @@ def calls(path: Path) -> int:
     return int(pstats.Stats(profile).total_calls)
 
 
-def write(path: Path, **options: object) -> Path:
-    source = night()
+def write(path: Path, seed: int = 2, **options: object) -> Path:
+    source = night(seed)
     copy(source, ZarrBackend().create(str(path), source.meta, **options))
     return path
 
@@ -74,3 +84,80 @@ def test_parts_of_a_range(side: int) -> None:
                 if target.stop - target.start == source.stop - source.start and source.stop <= side
             ]
             assert taken == [(start + n, n) for n in range(stop - start)]
+
+
+class TestBinding:
+    """A chunk of another place, image, layer or store is an error, although its own checksum is right."""
+
+    @pytest.fixture(params=["compact", "none"])
+    def store(self, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+        return write(tmp_path / "x.zarr", profile=request.param)
+
+    def refused(self, store: Path, layer: str, pattern: str, place: tuple[slice, slice] = HERE) -> None:
+        for workers in (1, 3):
+            with ZarrBackend().open(str(store), workers=workers) as reader:
+                assert reader.image(0).science.shape == (512, 512), "the other image is whole"
+                with pytest.raises(CorruptError, match=pattern):
+                    reader.image(1)
+                with pytest.raises(CorruptError, match=pattern):
+                    reader.read(layer, (slice(1, 2), *place))
+                with pytest.raises(CorruptError, match=pattern):
+                    reader.read_boxes(layer, [(slice(1, 2), *place)])
+
+    @pytest.mark.parametrize("layer", ["science", "variance", "mask"])
+    def test_shard_of_another_image(self, store: Path, layer: str) -> None:
+        shutil.copy(store / layer / "c.0.0.0", store / layer / "c.1.0.0")
+        self.refused(store, layer, f"does not belong here.*array {layer}, image 1")
+
+    def test_shard_of_another_layer(self, store: Path) -> None:
+        shutil.copy(store / "science" / "c.1.0.0", store / "variance" / "c.1.0.0")
+        self.refused(store, "variance", "does not belong here")
+
+    def test_shard_of_another_store(self, store: Path, tmp_path: Path) -> None:
+        other = write(tmp_path / "other.zarr", seed=3)
+        shutil.copy(other / "science" / "c.1.0.0", store / "science" / "c.1.0.0")
+        self.refused(store, "science", "does not belong here")
+
+    def test_chunks_that_changed_places(self, store: Path) -> None:
+        """The index is wrong and has the right checksum; or the bytes of two chunks of one length are swapped."""
+        path = store / "science" / "c.1.0.0"
+        whole = path.read_bytes()
+        index = np.frombuffer(whole[-68:-4], "<u8").reshape(4, 2)
+        if len({*index[:, 1].tolist()}) == 1:
+            (a, n), b = index[0].tolist(), int(index[1, 0])
+            swapped = whole[b : b + n] + whole[a : a + n] + whole[2 * n :]
+            path.write_bytes(swapped)
+            self.refused(store, "science", r"does not belong here.*chunk \(0, 0\)")
+        path.write_bytes(whole[:-68] + with_crc(index[[1, 0, 2, 3]].tobytes()))
+        self.refused(store, "science", "does not belong here")
+
+    def test_small_arrays_of_another_store(self, store: Path, tmp_path: Path) -> None:
+        other = write(tmp_path / "other.zarr", seed=3, profile="none")
+        shutil.copy(other / "packed" / "c.0", store / "packed" / "c.0")
+        with pytest.raises(CorruptError, match="not the one that the root document names"):
+            ZarrBackend().open(str(store))
+
+    def test_a_store_without_it_is_read(self, store: Path) -> None:
+        unbind(store)
+        with ZarrBackend().open(str(store)) as reader:
+            assert reader.bindings() is None
+            assert reader.image(1).science.tobytes() == night().image(1).science.tobytes()
+        append(store, night())
+        with ZarrBackend().open(str(store)) as reader:
+            assert reader.bindings() is None, "it goes on as it was begun"
+            assert reader.image(3).science.tobytes() == night().image(1).science.tobytes()
+
+    def test_appended_images_are_bound(self, store: Path) -> None:
+        append(store, night(seed=3))
+        with ZarrBackend().open(str(store)) as reader:
+            bindings = reader.bindings()
+            assert bindings is not None
+            assert len({*bindings[:, 0].tolist()}) == 4
+            assert reader.image(3).science.tobytes() == night(seed=3).image(1).science.tobytes()
+            assert reader.image(1).science.tobytes() == night().image(1).science.tobytes()
+        shutil.copy(store / "science" / "c.3.0.0", store / "science" / "c.1.0.0")
+        self.refused(store, "science", "does not belong here")
+
+
+def append(store: Path, source: MemoryReader) -> None:
+    ZarrBackend().append(str(store), [source], lambda count: {"action": "append", "images": count})

@@ -158,7 +158,7 @@ def test_killed_writer(tmp_path: Path, existing: bool) -> None:
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    (left,) = tmp_path.glob(".x.zarr~*")
+    (left,) = tmp_path.glob(".x.zarr~*.wustore-partial")
     with pytest.raises(IncompleteError):
         ZarrBackend().open(str(left))
     if existing:

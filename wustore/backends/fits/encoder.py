@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from wustore.backends.base import Encoder
 from wustore.backends.fits.capsule import Block, ChangedError, regenerate
 from wustore.backends.fits.fidelity import image_losses
-from wustore.backends.fits.kbmod_layout import image_hdus
-from wustore.backends.fits.options import FitsOptions
+from wustore.backends.fits.kbmod_layout import FitsOptions, image_hdus
 from wustore.errors import CorruptError, FormatError
 from wustore.format.arrays import ArraySpec
 from wustore.format.packed import pack, unpack

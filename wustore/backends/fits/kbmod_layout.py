@@ -8,24 +8,29 @@ astropy 8, whatever astropy is installed: headers are built as text, pixels by `
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wustore.backends.fits.hdu.header import BLOCK
 from wustore.backends.fits.hdu.header_writer import HeaderText, card, padding
-from wustore.backends.fits.options import KBMOD_COLUMNS, FitsOptions
 from wustore.backends.fits.tiles import EncodedPlane, encode_plane
-from wustore.compat.wcs import kbmod_header_cards, text_to_kbmod_json
-from wustore.compat.yaml import dump_value, plain
+from wustore.backends.fits.tiles.dtypes import big_endian, to_stored
+from wustore.compat.configuration import cells_to_hdu, configuration_cells
+from wustore.compat.table import constituents_to_hdu
+from wustore.compat.wcs import kbmod_header_cards
 from wustore.errors import UsageError
-from wustore.format.tagged_json import RawYaml
 from wustore.model.kbmod_rules import identity_psf, is_masked
-from wustore.model.meta import Column, Image, Meta
+from wustore.model.meta import Column, ConstituentTable, Image, Meta
 
-__all__ = ["FitsOptions", "head_hdus", "image_hdus", "image_wcs"]
+if TYPE_CHECKING:
+    from astropy.io.fits import BinTableHDU
+
+__all__ = ["COMPRESSION_TYPES", "KBMOD_COLUMNS", "FitsOptions", "head_hdus", "image_hdus"]
 
 _PARAMETER_COMMENTS = {
     "BLOCKSIZE": ("compression block size", "pixels per block"),
@@ -34,7 +39,6 @@ _PARAMETER_COMMENTS = {
     "SMOOTH": ("HCOMPRESS smooth option",) * 2,
     "NOISEBIT": ("floating point quantization level",) * 2,
 }
-_BITPIX = {"f4": -32, "f8": -64, "u1": 8, "i1": 8, "i2": 16, "u2": 16, "i4": 32, "u4": 32, "i8": 64, "u8": 64}
 
 
 _BLOCK = 65536
@@ -42,15 +46,6 @@ _BLOCK = 65536
 
 
 # --- metadata HDUs ------------------------------------------------------------------------------------
-
-
-def _ascii(text: str) -> str:
-    return text if text.isascii() else text.encode("ascii", "backslashreplace").decode("ascii")
-
-
-def _ascii_array(values: NDArray[Any]) -> NDArray[Any]:
-    texts = np.array([_ascii(str(value)) for value in values.ravel()], dtype=np.str_).reshape(values.shape)
-    return texts if texts.dtype.itemsize else texts.astype("U1")
 
 
 @lru_cache(maxsize=512)
@@ -81,32 +76,18 @@ def _primary(meta: Meta) -> bytes:
     return header.block()
 
 
-def _table_bytes(table: Any, name: str) -> bytes:
+def _table_bytes(hdu: BinTableHDU) -> bytes:
     """Return a binary table HDU of small metadata; astropy's bytes for these are the same in all versions."""
-    from astropy.io import fits
-
-    hdu = table if isinstance(table, fits.BinTableHDU) else fits.BinTableHDU(table)
-    hdu.name = name
     buffer = io.BytesIO()
     hdu.writeto(buffer, checksum=False)
-    raw = buffer.getvalue()
-    return raw[2880:]  # without the empty PRIMARY that writeto puts before it
-
-
-def _configuration(meta: Meta) -> bytes:
-    cells = {}
-    for key, value in (meta.configuration or {}).items():
-        # A tuple or a numpy number, dumped as such, makes a file that KBMOD can never read again.
-        text = dump_value(value if isinstance(value, RawYaml) else plain(value))
-        cells[_ascii(key)] = _ascii(text)
-    return _configuration_hdu(tuple(cells.items()))
+    return buffer.getvalue()[BLOCK:]  # without the empty PRIMARY that writeto puts before it
 
 
 @lru_cache(maxsize=4)  # astropy takes 20 ms for the 60 columns, which are the same in file after file
-def _configuration_hdu(cells: tuple[tuple[str, str], ...]) -> bytes:
-    from astropy.table import Table
-
-    return _table_bytes(Table({key: np.array([text], dtype=np.str_) for key, text in cells}), "KBMOD_CONFIG")
+def _configuration(cells: tuple[tuple[str, str], ...]) -> bytes:
+    hdu = cells_to_hdu(dict(cells))
+    hdu.name = "KBMOD_CONFIG"
+    return _table_bytes(hdu)
 
 
 @lru_cache(maxsize=2)  # by identity: asked once for every image
@@ -119,50 +100,18 @@ def _per_image_wcs(meta: Meta) -> tuple[str | None, ...]:
     return tuple(texts)
 
 
-def _cells(column: Column, exact: bool) -> NDArray[Any] | None:
-    """Return a column's values as KBMOD writes them, None where it leaves the column out."""
-    values = column.values
-    if column.kind == "json":
-        if all(value is None for value in values):
-            return None
-        texts = np.empty(len(values), object)
-        texts[:] = [str(value) for value in values]
-        return _ascii_array(texts)
-    kind = values.dtype.kind
-    if kind == "U":
-        return _ascii_array(values)
-    if kind in "mM":
-        return _ascii_array(values.astype(str))
-    if kind == "S" and values.dtype.itemsize == 0:
-        return values.astype("S1")
-    if values.dtype == np.float16:
-        return values.astype(np.float32)
-    if values.dtype == np.int8 and exact:
-        return values.astype(np.int16)  # KBMOD writes int8 as logical values
-    return values
-
-
-def _image_metadata(meta: Meta, *, exact: bool) -> bytes:
-    from astropy.table import Table
-
+def _table(meta: Meta, *, exact: bool) -> ConstituentTable:
+    """Return the table of constituent images with KBMOD's columns first, as its WorkUnit holds it."""
     named = {column.name: column for column in meta.constituents.columns}
-    order = [*KBMOD_COLUMNS, *(name for name in named if name not in KBMOD_COLUMNS)]
-    table = Table()
-    for name in order:
-        column = named.get(name)
-        if name == "per_image_wcs" and (column is None or column.kind == "wcs"):
-            texts: Sequence[str | None] = _per_image_wcs(meta)
-        elif column is not None and column.kind == "wcs":
-            texts = [value or None for value in column.values.tolist()]
-        elif column is not None and (values := _cells(column, exact)) is not None:
-            table[_ascii(name)] = values
-            continue
-        else:
-            continue
-        if any(text is not None for text in texts):
-            jsons = np.array([text_to_kbmod_json(text) for text in texts], dtype=np.str_)
-            table[_ascii(f"_WCSSTR_{name}")] = _ascii_array(jsons)
-    return _table_bytes(table, "IMG_META")
+    if "per_image_wcs" not in named or named["per_image_wcs"].kind == "wcs":
+        texts = np.array(_per_image_wcs(meta), dtype=object)
+        named["per_image_wcs"] = Column("per_image_wcs", "wcs", texts)
+    if exact:
+        for name, column in named.items():
+            if column.values.dtype == np.int8:  # which KBMOD writes as logical values
+                named[name] = replace(column, values=column.values.astype(np.int16))
+    order = [name for name in KBMOD_COLUMNS if name in named] + [name for name in named if name not in KBMOD_COLUMNS]
+    return ConstituentTable(meta.n_constituents, tuple(named[name] for name in order))
 
 
 def head_hdus(meta: Meta, *, exact: bool = False, configuration: bool = True) -> list[bytes]:
@@ -179,15 +128,15 @@ def head_hdus(meta: Meta, *, exact: bool = False, configuration: bool = True) ->
     """
     hdus = [_primary(meta)]
     if configuration or meta.configuration is not None:
-        hdus.append(_configuration(meta))
-    hdus.append(_image_metadata(meta, exact=exact))
+        hdus.append(_configuration(tuple(configuration_cells(meta.configuration or {}).items())))
+    hdus.append(_table_bytes(constituents_to_hdu(_table(meta, exact=exact), "IMG_META")))
     return hdus
 
 
 # --- image HDUs ---------------------------------------------------------------------------------------
 
 
-def image_wcs(meta: Meta, i: int) -> str | None:
+def _header_wcs(meta: Meta, i: int) -> str | None:
     """Return the WCS that KBMOD puts in the headers of image ``i``: the global one, else row ``i`` of the table."""
     if meta.wcs is not None:
         return meta.wcs
@@ -204,23 +153,9 @@ def _storable(plane: NDArray[Any]) -> NDArray[Any]:
     return plane
 
 
-def big_endian(plane: NDArray[Any]) -> tuple[int, int, bytes]:
-    """Return BITPIX, BZERO and the bytes of an uncompressed image."""
-    kind = plane.dtype.str[1:]
-    if kind not in _BITPIX:
-        raise UsageError("FITS has no image of this dtype", found=plane.dtype)
-    bitpix, bits = _BITPIX[kind], 8 * plane.dtype.itemsize
-    plane = np.ascontiguousarray(plane)
-    if kind == "i1":
-        return bitpix, -128, (plane.view(np.uint8) ^ np.uint8(128)).tobytes()
-    if plane.dtype.kind == "u" and bits > 8:
-        signed = (plane ^ plane.dtype.type(1 << (bits - 1))).view(f"i{bits // 8}")
-        return bitpix, 1 << (bits - 1), signed.astype(signed.dtype.newbyteorder(">")).tobytes()
-    return bitpix, 0, plane.astype(plane.dtype.newbyteorder(">"), copy=False).tobytes()
-
-
 def _plain_hdu(plane: NDArray[Any], name: str, cards: dict[str, str], *, primary: bool = False) -> Iterator[bytes]:
-    bitpix, bzero, data = big_endian(plane)
+    stored, bitpix, bzero = to_stored(np.ascontiguousarray(plane))
+    data = big_endian(stored)
     header = HeaderText(
         [("SIMPLE", True, "conforms to FITS standard")] if primary else [("XTENSION", "IMAGE", "Image extension")]
     )
@@ -317,7 +252,7 @@ def image_hdus(meta: Meta, i: int, image: Image, options: FitsOptions, *, sharde
         astropy (from version 7) makes of a compressed image that comes first.
     """
     time = {"MJD": card("MJD", float(meta.times[i]))}
-    wcs = image_wcs(meta, i)
+    wcs = _header_wcs(meta, i)
     cards = time if wcs is None else time | _wcs_cards(wcs)
     links = meta.links_of(i)
     index_cards = {"NIND": card("NIND", len(links))}
@@ -337,3 +272,43 @@ def image_hdus(meta: Meta, i: int, image: Image, options: FitsOptions, *, sharde
         yield from _plain_hdu(_storable(image.mask), f"MSK_{i}", cards)
     psf = identity_psf(np.float64) if image.psf is None else image.psf  # KBMOD fails on files without a PSF
     yield from _plain_hdu(_storable(psf), f"PSF_{i}", {})
+
+
+COMPRESSION_TYPES = ("NOCOMPRESS", "RICE_1", "GZIP_1", "GZIP_2", "HCOMPRESS_1")
+
+
+KBMOD_COLUMNS = ("data_loc", "ebd_wcs", "geocentric_distance", "per_image_wcs")
+"""The columns that every WorkUnit of KBMOD has, in its order."""
+
+
+@dataclass(frozen=True)
+class FitsOptions:
+    """How the pixels are written.
+
+    Attributes
+    ----------
+    compression_type, quantize_level
+        As KBMOD's ``to_fits`` takes them.
+    exact
+        Write every layer with its own dtype and values, and none that is absent (except the PSF, without which KBMOD
+        cannot read the file), instead of what KBMOD makes of them.
+    """
+
+    compression_type: str = "RICE_1"
+    quantize_level: float = -0.01
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        if self.compression_type not in COMPRESSION_TYPES:
+            raise UsageError(
+                "an unknown compression type",
+                where="compression_type",
+                expected=", ".join(COMPRESSION_TYPES),
+                found=repr(self.compression_type),
+            )
+        if self.compression_type == "HCOMPRESS_1" and self.quantize_level == 0:
+            raise UsageError(
+                "HCOMPRESS_1 without quantisation gives a file that nobody can read",
+                where="quantize_level",
+                hint="Use lossless=True (GZIP_2).",
+            )

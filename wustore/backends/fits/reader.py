@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.base import Index, Reader
-from wustore.backends.fits import wustore_hdu
 from wustore.backends.fits.capsule import meta_digest
-from wustore.backends.fits.eras import Layout, interpret
 from wustore.backends.fits.files.open_files import Cache, FitsFile, has_shards, shard_path
+from wustore.backends.fits.hdu import wustore_hdu
 from wustore.backends.fits.hdu.checksum import wrong_sums
+from wustore.backends.fits.interpret import Layout, interpret
 from wustore.backends.state import digest, reopen
 from wustore.errors import CorruptError, FormatError, OtherFormatError, StoreNotFoundError
 from wustore.format.planes import fill_value

@@ -23,6 +23,7 @@ from wustore.backends.fits.tiles import (
     differing_tiles,
     reencode_plane,
 )
+from wustore.backends.fits.tiles.dtypes import PIXEL_TYPES, big_endian, to_stored
 from wustore.backends.fits.tiles.gzip import GzipParameters, recognise_gzip
 from wustore.errors import CorruptError, WuStoreError
 
@@ -285,15 +286,13 @@ def _rebuild_tiles(header: Header, control: dict[str, Any], blobs: _Blobs, plane
 
 def _plain_data(header: Header, plane: Array) -> bytes:
     """Return the data of an uncompressed image, as far as its pixels determine them."""
-    from wustore.backends.fits.kbmod_layout import big_endian
-
     bitpix, scale, zero = header.get("BITPIX"), header.get("BSCALE", 1), header.get("BZERO", 0)
     if plane.dtype.kind != "f" or (scale, zero) == (1, 0):
-        stored, offset, data = big_endian(plane)
+        pixels, stored, offset = to_stored(np.ascontiguousarray(plane))
         if stored == bitpix and scale == 1 and zero == offset:
-            return data
+            return big_endian(pixels)
     # BSCALE, BZERO and BLANK were applied: undo them; what rounds to another number is patched afterwards.
-    kind = np.dtype({8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}[bitpix])
+    kind = np.dtype(PIXEL_TYPES[bitpix])
     with np.errstate(all="ignore"):
         numbers = (plane.astype(np.float64) - float(zero)) / float(scale)
         if kind.kind != "f":

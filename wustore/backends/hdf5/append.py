@@ -18,7 +18,8 @@ from wustore.backends.hdf5.writer import Hdf5Writer
 from wustore.errors import CorruptError, UsageError
 from wustore.model.concat import appended
 from wustore.model.meta import LAYERS, Meta
-from wustore.storage.staging import Staging, alone, lock_of
+from wustore.storage.locks import alone, lock_of
+from wustore.storage.staging import Staging
 
 __all__ = ["append_images"]
 

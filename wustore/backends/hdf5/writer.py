@@ -83,6 +83,7 @@ class Hdf5Writer(Writer):
             if capsule is not None:
                 self._pieces = _Pieces(meta.n_images, staging.target.parent)
             self._file = netcdf.create_file(str(staging.path))
+            staging.protect()
             netcdf.set_text(self._file, "Conventions", CONVENTIONS)
             # Variable-length, because a text inside the object header is limited to 64 kB; the checksum
             # beside it is inside, where HDF5 protects it.

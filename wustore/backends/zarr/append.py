@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wustore.backends.base import Progress, Reader
 from wustore.backends.zarr.encoder import Structure
 from wustore.backends.zarr.metadata import to_json
 from wustore.backends.zarr.reader import ZarrReader
 from wustore.errors import CorruptError, UsageError, WuStoreError
-from wustore.format.arrays import checksum_array
-from wustore.format.planes import plane_checksums
 from wustore.model.concat import appended
-from wustore.storage.staging import alone, lock_of, sync_tree
+from wustore.storage.locks import alone, lock_of
+from wustore.storage.staging import sync_tree
 from wustore.storage.stores import is_local, writable_keys
-from wustore.storage.threads import default_workers
+from wustore.storage.threads import worker_count
 from wustore.storage.zarr_store import DirectoryKeys, Keys
 
 __all__ = ["append_images"]
@@ -49,7 +49,14 @@ def _structure_of(document: dict[str, Any], reader: ZarrReader, generation: int,
     layout = storage.get("layout", "images")
     chunks = layout if isinstance(layout, list) else None
     name = "images" if chunks is not None else str(layout)
-    return Structure(meta, profile=str(storage["profile"]), layout=name, chunks=chunks, generation=generation)
+    return Structure(
+        meta,
+        profile=str(storage["profile"]),
+        layout=name,
+        chunks=chunks,
+        generation=generation,
+        bound=reader.bindings() is not None,
+    )
 
 
 def append_images(
@@ -92,9 +99,8 @@ def append_images(
         generation = int(document.get("generation", 0)) + 1
         structure = _structure_of(document, old, generation, meta)
         _check_grids(structure, _structure_of(document, old, generation, old.meta), old.path)
-        before = old.checksums()
-        if before is None:
-            raise UsageError("the store has no checksums", path=old.path, hint="Convert it into a new store first.")
+        checksums, bindings = old.checksums(), old.bindings()
+        before = np.hstack([checksums, np.zeros_like(checksums) if bindings is None else bindings])
         keys = _keys(path)
         if isinstance(keys, DirectoryKeys):
             keys.sweep()  # what an append that was killed left
@@ -119,14 +125,15 @@ def _check_grids(new: Structure, old: Structure, path: str) -> None:
 
 def _write(
     keys: Keys, structure: Structure, first: int, sources: Sequence[Reader], progress: Progress | None
-) -> Iterator[list[int]]:
-    """Write the shards of the new images; yield the checksums of their planes."""
+) -> Iterator[tuple[int, ...]]:
+    """Write the shards of the new images; yield their rows."""
     i = first
     for source in sources:
         for _, image in source.images():
-            for key, value in structure.shards(i, image, default_workers()):
+            shards, row = structure.encode(i, image, worker_count())
+            for key, value in shards.items():
                 keys.set(key, value)
-            yield list(plane_checksums(image))
+            yield row
             i += 1
             if progress is not None:
                 progress(i - first, structure.meta.n_images - first)
@@ -134,9 +141,9 @@ def _write(
         raise CorruptError("a source gave fewer images than it said", expected=structure.meta.n_images, found=i)
 
 
-def _switch(keys: Keys, structure: Structure, rows: Any) -> None:
+def _switch(keys: Keys, structure: Structure, rows: NDArray[np.uint32]) -> None:
     """Write the small arrays, make all durable, then replace the root document in one step."""
-    small = [*structure.small, checksum_array(rows), structure.packed]
+    small = structure.arrays(rows)
     for spec in small:
         key, chunk = structure.small_chunk(spec)
         if chunk is not None:
@@ -145,8 +152,8 @@ def _switch(keys: Keys, structure: Structure, rows: Any) -> None:
         keys.settle()
         sync_tree(Path(keys.root))
     nodes = structure.nodes(small, {})
-    document = structure.document(None)
-    keys.set("zarr.json", to_json(structure.root(document, nodes)))
+    document = structure.document(None, small[-1])
+    keys.set_durably("zarr.json", to_json(structure.root(document, nodes)))
     for name, node in nodes.items():
         keys.set(f"{name}/zarr.json", to_json(node))
     # The original FITS files are not those of this content any more.

@@ -9,10 +9,8 @@ from numpy.typing import NDArray
 
 from wustore.backends.zarr.zip import audit_zip
 from wustore.errors import CorruptError, WuStoreError
-from wustore.format.document import arrays_of
 from wustore.format.tagged_json import parse
 from wustore.model.compare import same_bits
-from wustore.model.meta import Meta
 from wustore.storage.zarr_store import Keys
 from wustore.storage.zip import ZipKeys
 
@@ -20,7 +18,7 @@ __all__ = ["audit"]
 
 
 def audit(
-    keys: Keys, nodes: Mapping[str, Any], meta: Meta, small: Callable[[str], NDArray[Any]]
+    keys: Keys, nodes: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], small: Callable[[str], NDArray[Any]]
 ) -> Iterator[tuple[str, str]]:
     """Yield (place, what is wrong) of the metadata documents and small arrays that opening does not read.
 
@@ -30,8 +28,8 @@ def audit(
         The store.
     nodes
         Its consolidated metadata, by path; empty where it has none.
-    meta
-        What the store says of itself when it is opened.
+    arrays
+        The small arrays as the store was opened with them.
     small
         Function that reads a small array from its own chunk.
     """
@@ -50,11 +48,11 @@ def audit(
             continue
         if document != node:
             yield where, "the metadata document differs from the consolidated metadata of the root"
-    for spec in arrays_of(meta):
+    for name, data in arrays.items():
         try:
-            data = small(spec.name)
+            found = small(name)
         except (WuStoreError, OSError) as error:
-            yield f"array {spec.name}", str(error)
+            yield f"array {name}", str(error)
             continue
-        if not same_bits(data, spec.data):
-            yield f"array {spec.name}", "its values are not those the store is opened with"
+        if not same_bits(found, data):
+            yield f"array {name}", "its values are not those the store is opened with"

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wustore.backends.zarr.codecs import Hints
 from wustore.backends.zarr.metadata import (
+    BINDING,
+    PACKED_CHECKSUM,
     SEPARATOR,
     array_metadata,
     chunk_key,
     document_checksum,
     encode_small,
     group_metadata,
+    packed_checksum,
     small_metadata,
 )
 from wustore.backends.zarr.presets import grid_for, hints_for
-from wustore.backends.zarr.shards import encode_shard
-from wustore.format.arrays import ArraySpec
+from wustore.backends.zarr.shards import binding_of, encode_shard
+from wustore.format.arrays import CHECKSUM_DIMS, ArraySpec, checksum_array
 from wustore.format.document import CONVENTIONS, arrays_of, document_of
 from wustore.format.packed import pack
-from wustore.format.planes import LayerSpec, cast_plane, layers_of
-from wustore.model.meta import Image, Meta
+from wustore.format.planes import LayerSpec, cast_plane, layers_of, plane_checksums
+from wustore.model.meta import LAYERS, Image, Meta
 
 __all__ = ["Structure"]
 
@@ -39,6 +43,8 @@ class Structure:
         What the store holds.
     profile, layout, chunks
         See `wustore.backends.zarr.writer.Options`.
+    bound
+        Whether shards are bound to their places; a store that was begun without it goes on without it.
     generation
         How often the store was appended to. Neighbouring generations keep their small arrays under different
         keys, so that who has read the old root document finds what it speaks of.
@@ -49,8 +55,6 @@ class Structure:
         The big arrays.
     small
         The small arrays that follow from ``meta`` alone.
-    packed
-        These in one array.
     """
 
     def __init__(
@@ -61,22 +65,46 @@ class Structure:
         layout: str,
         chunks: Sequence[int] | None = None,
         generation: int = 0,
+        bound: bool = True,
     ) -> None:
         self.meta = meta
         self.layers = layers_of(meta)
         self.small = arrays_of(meta)
         self._storage = {"profile": profile, "layout": layout if chunks is None else list(chunks)}
         self._generation = generation
+        self._bound = bound
         self.separator = SEPARATOR if generation % 2 == 0 else "/"
         self._grids = {
             spec.name: grid_for(spec.name, spec.shape[1:], spec.dtype, profile=profile, layout=layout, chunks=chunks)
             for spec in self.layers
         }
-        self.packed = pack(self.small)
 
-    def document(self, capsule: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Return the root document."""
+    def arrays(self, rows: NDArray[np.uint32]) -> list[ArraySpec]:
+        """Return the small arrays; the last one is `packed`, which holds the others and what binds the shards.
+
+        Parameters
+        ----------
+        rows
+            What `encode` says of each image.
+        """
+        arrays = [*self.small, checksum_array(rows[:, : len(LAYERS)])]
+        if not self._bound:
+            return [*arrays, pack(self.small)]
+        return [*arrays, pack([*arrays, ArraySpec(BINDING, rows[:, len(LAYERS) :], CHECKSUM_DIMS)])]
+
+    def document(self, capsule: Mapping[str, Any] | None, packed: ArraySpec | None = None) -> dict[str, Any]:
+        """Return the root document.
+
+        Parameters
+        ----------
+        capsule
+            The document of the FITS reconstruction data.
+        packed
+            The packed array, once it is known.
+        """
         document = document_of(self.meta)
+        if self._bound and packed is not None:
+            document[PACKED_CHECKSUM] = packed_checksum(packed.data)
         document["storage"] = self._storage
         document["packed"] = True
         if self._generation:
@@ -99,8 +127,14 @@ class Structure:
             attributes=spec.attributes,
         )
 
-    def shards(self, i: int, image: Image, workers: int) -> Iterator[tuple[str, bytes]]:
-        """Yield key and bytes of each shard of an image; the same for the same image, whoever asks."""
+    def encode(self, i: int, image: Image, workers: int) -> tuple[dict[str, bytes], tuple[int, ...]]:
+        """Return the shards of an image by key, and its row: the same whoever asks.
+
+        A row has the checksums of the planes, then what binds the chunks of each shard (0 without a shard), both in
+        the order of `wustore.model.meta.LAYERS`.
+        """
+        shards: dict[str, bytes] = {}
+        bindings = dict.fromkeys(LAYERS, 0)
         for spec in self.layers:
             if 0 in spec.shape:
                 continue
@@ -108,7 +142,11 @@ class Structure:
             stored = _EMPTY_PLANE.astype(spec.dtype) if plane is None else cast_plane(plane, spec.dtype)
             grid = self._grids[spec.name]
             hints = hints_for(stored) if grid.chain.method == "pcodec" else Hints()
-            yield chunk_key(spec.name, (i, 0, 0)), encode_shard(stored, grid, spec.fill, hints, workers)
+            shard = encode_shard(stored, grid, spec.fill, hints, workers, bound=self._bound)
+            shards[chunk_key(spec.name, (i, 0, 0))] = shard
+            if self._bound:
+                bindings[spec.name] = binding_of(shard, grid)
+        return shards, (*plane_checksums(image), *bindings.values())
 
     def small_chunk(self, spec: ArraySpec) -> tuple[str, bytes | None]:
         """Return key and bytes of the one chunk of a small array; no bytes where it has no values."""

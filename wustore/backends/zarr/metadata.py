@@ -19,6 +19,8 @@ from wustore.model.sizes import check_size
 from wustore.storage.checksum import crc32c
 
 __all__ = [
+    "BINDING",
+    "PACKED_CHECKSUM",
     "SEPARATOR",
     "array_metadata",
     "chunk_key",
@@ -26,6 +28,7 @@ __all__ = [
     "document_checksum",
     "encode_small",
     "group_metadata",
+    "packed_checksum",
     "small_metadata",
     "to_json",
 ]
@@ -215,3 +218,15 @@ def document_checksum(document: Mapping[str, Any]) -> str:
     except RecursionError as error:
         raise CorruptError("the root document is nested too deeply") from error
     return f"{crc32c(text.encode()):08x}"
+
+
+BINDING = "binding"
+"""Name in the packed array of what binds the chunks of each shard (`wustore.backends.zarr.shards.binding_of`)."""
+
+PACKED_CHECKSUM = "packed_crc32c"
+"""Key of the root document: it binds the packed array, and by it all shards, to the document."""
+
+
+def packed_checksum(packed: NDArray[np.uint8]) -> str:
+    """Return what the root document says of the packed array: the CRC-32C of its values, in hexadecimal."""
+    return f"{crc32c(packed.tobytes()):08x}"

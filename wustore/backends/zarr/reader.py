@@ -16,7 +16,14 @@ from wustore.backends.zarr.audit import audit
 from wustore.backends.zarr.capsule import BOUND, DATA, CapsuleBytes
 from wustore.backends.zarr.codecs import DamagedChunk
 from wustore.backends.zarr.foreign import ForeignArray
-from wustore.backends.zarr.metadata import chunk_key, decode_small, document_checksum
+from wustore.backends.zarr.metadata import (
+    BINDING,
+    PACKED_CHECKSUM,
+    chunk_key,
+    decode_small,
+    document_checksum,
+    packed_checksum,
+)
 from wustore.backends.zarr.shards import Box, ShardedLayer, parse_grid
 from wustore.errors import (
     CorruptError,
@@ -85,7 +92,7 @@ class ZarrReader(Reader):
         try:
             self._root = keys.get("zarr.json")
             self._document, self._nodes = _root(keys, self._root)
-            packed = unpack(self._small(PACKED), keys.name) if self._document.get("packed") else {}
+            packed = self._packed = self._read_packed()
             self._meta = meta_from(
                 self._document, lambda name: packed[name] if name in packed else self._small(name), path=self.path
             )
@@ -115,6 +122,33 @@ class ZarrReader(Reader):
                 counted[name] = layer.chunks_read
                 counted["shards"] += layer.shards_opened
         return counted
+
+    def _read_packed(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays of the packed one by name; none if the store has none that is to be used."""
+        if not self._document.get("packed"):
+            return {}
+        stored = self._small(PACKED)
+        expected = self._document.get(PACKED_CHECKSUM)
+        found = packed_checksum(stored)
+        if expected is not None and expected != found:
+            raise CorruptError(
+                "the packed array is not the one that the root document names: it is that of another store or state",
+                path=self.path,
+                where=f"array {PACKED}",
+                expected=expected,
+                found=found,
+            )
+        return unpack(stored, self.path)
+
+    def bindings(self) -> NDArray[np.uint32] | None:
+        """Return what binds the chunks of each shard, shape (n_images, 4), or None in a store that lacks it."""
+        bindings = self._packed.get(BINDING) if PACKED_CHECKSUM in self._document else None
+        return None if bindings is None else self._rows(bindings, BINDING)
+
+    def _rows(self, rows: NDArray[Any], name: str) -> NDArray[np.uint32]:
+        if rows.shape != (self._meta.n_images, len(LAYERS)) or rows.dtype != np.uint32:
+            raise CorruptError("an array has the wrong shape or dtype", path=self.path, where=f"array {name}")
+        return rows
 
     # --- metadata -----------------------------------------------------------------------------------------
 
@@ -171,7 +205,9 @@ class ZarrReader(Reader):
                 )
             grid = parse_grid(node, spec.dtype)
             if grid is not None and all(a >= b for a, b in zip(grid.shape, spec.shape[1:], strict=True)):
-                layer = ShardedLayer(self._keys, name, grid, _separator(node))
+                bindings = self.bindings()
+                column = None if bindings is None else bindings[:, LAYERS.index(name)]
+                layer = ShardedLayer(self._keys, name, grid, _separator(node), column)
             else:
                 layer = ForeignArray(self._keys, name)
             # Two threads may both come here; one of the two layers stays, and both read the same.
@@ -312,11 +348,9 @@ class ZarrReader(Reader):
         return self._checksums()
 
     def _checksums(self) -> NDArray[np.uint32]:
-        sums = self._small("checksum")
-        expected = (self._meta.n_images, len(LAYERS))
-        if sums.shape != expected or sums.dtype != np.uint32:
-            raise CorruptError("the array of checksums has the wrong shape", path=self.path, where="checksum")
-        return sums
+        return self._rows(
+            self._packed["checksum"] if "checksum" in self._packed else self._small("checksum"), "checksum"
+        )
 
     def document(self) -> Mapping[str, Any]:
         """Return the root document as it is stored."""
@@ -353,7 +387,10 @@ class ZarrReader(Reader):
 
     def audit(self) -> Iterator[tuple[str, str]]:
         """Yield what is wrong with the copies that other readers of Zarr use; see `Reader.audit`."""
-        return audit(self._keys, self._nodes, self._meta, self._small)
+        packed = {name: self._packed[name] for name in ("checksum",) if name in self._packed}
+        return audit(
+            self._keys, self._nodes, {spec.name: spec.data for spec in arrays_of(self._meta)} | packed, self._small
+        )
 
     def describe(self) -> dict[str, Any]:
         """Return profile, layout and the cut of every layer."""

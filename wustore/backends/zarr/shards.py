@@ -3,6 +3,10 @@
 Format: codec ``sharding_indexed`` of Zarr v3 (ZEP 2): the chunks one behind the other, then for every
 chunk in C order its offset and length (uint64, little-endian; both 2^64 - 1 for a missing chunk), then
 the CRC-32C of that index.
+
+Before the index stand the CRC-32C of all chunks, which other readers of Zarr do not look at. The store keeps
+one CRC-32C over these and that of the index for every shard (`binding_of`). So a chunk that belongs to another place,
+image, layer or store is found, although its own checksum is right.
 """
 
 from __future__ import annotations
@@ -20,18 +24,18 @@ from numpy.typing import NDArray
 from wustore.backends.zarr.codecs import RESIDUE, Chain, DamagedChunk, Hints, Part, parse_chain, with_crc
 from wustore.errors import CorruptError
 from wustore.storage.checksum import crc32c
-from wustore.storage.pread import pread
+from wustore.storage.files import pread
 from wustore.storage.threads import in_threads
 from wustore.storage.zarr_store import Keys
 
-__all__ = ["Box", "ShardGrid", "ShardedLayer", "encode_shard", "parse_grid"]
+__all__ = ["Box", "ShardGrid", "ShardedLayer", "binding_of", "encode_shard", "parse_grid"]
 
 _MISSING = 2**64 - 1
 _INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 _LARGEST = 1 << 62
 """No offset or length in an index is as large."""
 
-_BLOCK_BYTES = 1 << 22
+_BLOCK_BYTES = 1 << 23
 """Neighbouring chunks are read and decoded together up to this decoded size, which the cache of a core holds."""
 
 _CACHED_INDICES = 4096
@@ -70,6 +74,11 @@ class ShardGrid:
     def block(self) -> int:
         """How many chunks are decoded at a time."""
         return max(_BLOCK_BYTES // (self.chunk[0] * self.chunk[1] * self.chain.dtype.itemsize), 1)
+
+    @cached_property
+    def table_size(self) -> int:
+        """Length of the checksums of the chunks [byte]."""
+        return 4 * self.n_chunks
 
     @cached_property
     def index_size(self) -> int:
@@ -115,7 +124,9 @@ def parse_grid(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> ShardGrid |
     return ShardGrid((chunk[1], chunk[2]), (shard[1] // chunk[1], shard[2] // chunk[2]), chain)
 
 
-def encode_shard(plane: NDArray[Any], grid: ShardGrid, fill: float, hints: Hints, workers: int) -> bytes:
+def encode_shard(
+    plane: NDArray[Any], grid: ShardGrid, fill: float, hints: Hints, workers: int, *, bound: bool = True
+) -> bytes:
     """Return the bytes of a shard; they do not depend on ``workers``.
 
     Parameters
@@ -130,6 +141,8 @@ def encode_shard(plane: NDArray[Any], grid: ShardGrid, fill: float, hints: Hints
         For pcodec.
     workers
         Threads that encode.
+    bound
+        Whether the checksums of the chunks stand before the index.
     """
     height, width = grid.chunk
 
@@ -147,7 +160,13 @@ def encode_shard(plane: NDArray[Any], grid: ShardGrid, fill: float, hints: Hints
     index = np.empty((len(chunks), 2), dtype="<u8")
     index[:, 0] = np.cumsum(lengths) - lengths
     index[:, 1] = lengths
-    return b"".join([*itertools.chain.from_iterable(chunks), with_crc(index.tobytes())])
+    table = [checksum for _, checksum in chunks] if bound else []
+    return b"".join([*itertools.chain.from_iterable(chunks), *table, with_crc(index.tobytes())])
+
+
+def binding_of(shard: bytes, grid: ShardGrid) -> int:
+    """Return the CRC-32C that binds the chunks of a shard: of their checksums and that of the index."""
+    return crc32c(shard[-grid.table_size - grid.index_size : -grid.index_size] + shard[-4:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,6 +226,8 @@ class ShardedLayer:
         How they are cut.
     separator
         Of the chunk keys.
+    bindings
+        What binds the chunks of each shard; None in stores that lack it.
     chunks_read, shards_opened
         Counters, exact: every inner chunk that was fetched and decoded, every shard that was asked for.
     """
@@ -215,9 +236,10 @@ class ShardedLayer:
     name: str
     grid: ShardGrid
     separator: str
+    bindings: NDArray[np.uint32] | None = None
     chunks_read: int = 0
     shards_opened: int = 0
-    _indices: dict[int, NDArray[np.int64]] = field(default_factory=dict, repr=False)
+    _indices: dict[int, tuple[NDArray[np.int64], bytes]] = field(default_factory=dict, repr=False)
     _lock: Lock = field(default_factory=Lock, repr=False)
 
     def key(self, i: int) -> str:
@@ -235,19 +257,33 @@ class ShardedLayer:
     def _missing(self, i: int) -> CorruptError:
         return self._corrupt(i, "a shard is missing", expected=self.key(i))
 
-    def _index(self, i: int, tail: bytes) -> NDArray[np.int64]:
-        """Return start and stop of every inner chunk, shape (chunks, 2), from the end of the shard.
+    @cached_property
+    def _tail_size(self) -> int:
+        """Length of what is read from the end of a shard before its chunks [byte]."""
+        return self.grid.index_size + (0 if self.bindings is None else self.grid.table_size)
+
+    def _index(self, i: int, tail: bytes) -> tuple[NDArray[np.int64], bytes]:
+        """Return start and stop of every inner chunk, shape (chunks, 2), and the checksums that they must have.
+
+        Parameters
+        ----------
+        i
+            The image.
+        tail
+            The end of the shard.
 
         Raises
         ------
         CorruptError
         """
-        size = self.grid.index_size
+        size, start = self._tail_size, self._tail_size - self.grid.index_size
         if len(tail) < size:
             raise self._corrupt(i, "a shard is truncated", expected=f"at least {size} bytes", found=len(tail))
-        if crc32c(tail) != RESIDUE:
+        if crc32c(tail[start:]) != RESIDUE:
             raise self._corrupt(i, "the index of a shard is damaged", found="its checksum (crc32c) does not match")
-        stored = np.frombuffer(tail, "<u8", 2 * self.grid.n_chunks).reshape(-1, 2)
+        if self.bindings is not None and crc32c(tail[:start] + tail[-4:]) != self.bindings[i]:
+            raise self._corrupt(i, "a shard does not belong here: it is that of another image, layer or store")
+        stored = np.frombuffer(tail, "<u8", 2 * self.grid.n_chunks, start).reshape(-1, 2)
         index = stored.astype(np.int64)  # a missing chunk has -1 twice
         if stored.max() >= _LARGEST:
             wild = (stored >= _LARGEST).any(axis=1) & (index != -1).any(axis=1)
@@ -258,8 +294,8 @@ class ShardedLayer:
         index[:, 1] += index[:, 0]
         if len(self._indices) >= _CACHED_INDICES:
             self._indices.clear()
-        self._indices[i] = index
-        return index
+        self._indices[i] = found = index, tail[:start]
+        return found
 
     def _blocks(self, i: int, index: NDArray[np.int64], numbers: list[int], workers: int) -> list[_Block]:
         """Return the chunks in the order in which they are stored, neighbours together.
@@ -313,31 +349,31 @@ class ShardedLayer:
         if shard is None:
             raise self._missing(i)
         with shard:
-            index = self._indices.get(i)
-            if index is None:
-                start = shard.size - self.grid.index_size if shard.size > self.grid.index_size else 0
-                index = self._index(i, pread(shard.handle, shard.size - start, shard.start + start))
-            blocks = self._blocks(i, index, numbers, workers)
+            known = self._indices.get(i)
+            if known is None:
+                start = shard.size - self._tail_size if shard.size > self._tail_size else 0
+                known = self._index(i, pread(shard.handle, shard.size - start, shard.start + start))
+            blocks = self._blocks(i, known[0], numbers, workers)
 
             def fill(block: _Block) -> None:
                 if block.stop > shard.size:  # wild lengths must not decide how much memory is taken
                     self._truncated(i, block, shard.size)
                 stored = pread(shard.handle, block.stop - block.start, shard.start + block.start)
-                self._decode(i, block, stored, targets)
+                self._decode(i, block, stored, known[1], targets)
 
             in_threads(fill, blocks, workers)
 
     def _fill_from_requests(self, i: int, numbers: list[int], targets: _Targets, workers: int) -> None:
         key = self.key(i)
-        index = self._indices.get(i)
+        known = self._indices.get(i)
         # A whole shard is one request.
         shard = self.keys.get(key) if len(numbers) == self.grid.n_chunks and self.keys.by_url else None
-        if index is None:
-            tail = self.keys.get_tail(key, self.grid.index_size) if shard is None else shard[-self.grid.index_size :]
+        if known is None:
+            tail = self.keys.get_tail(key, self._tail_size) if shard is None else shard[-self._tail_size :]
             if tail is None:
                 raise self._missing(i)
-            index = self._index(i, tail)
-        blocks = self._blocks(i, index, numbers, workers)
+            known = self._index(i, tail)
+        blocks = self._blocks(i, known[0], numbers, workers)
         if shard is not None:
             found: list[bytes] | None = [shard[block.start : block.stop] for block in blocks]
         else:
@@ -347,7 +383,8 @@ class ShardedLayer:
         for block, stored in zip(blocks, found, strict=True):
             if len(stored) != block.stop - block.start:
                 self._truncated(i, block, block.start + len(stored))
-        in_threads(lambda work: self._decode(i, *work, targets), list(zip(blocks, found, strict=True)), workers)
+        work = list(zip(blocks, found, strict=True))
+        in_threads(lambda item: self._decode(i, *item, known[1], targets), work, workers)
 
     def _truncated(self, i: int, block: _Block, size: int) -> NoReturn:
         for number, (start, stop) in zip(block.numbers, block.bounds, strict=True):
@@ -356,8 +393,14 @@ class ShardedLayer:
                 raise self._corrupt(i, "a shard is truncated", number, expected=expected, found=found)
         raise AssertionError("no chunk of the block ends behind the shard")
 
-    def _decode(self, i: int, block: _Block, stored: bytes, targets: _Targets) -> None:
-        """Decode the chunks of a block and put each into the arrays that want it."""
+    def _decode(self, i: int, block: _Block, stored: bytes, table: bytes, targets: _Targets) -> None:
+        """Decode the chunks of a block and put each into the arrays that want it.
+
+        Raises
+        ------
+        CorruptError
+            If a chunk is damaged, or its checksum is not the one of ``table`` (empty: nothing is known of them).
+        """
         start = block.start
         pieces = [stored] if block.count == 1 else [stored[a - start : b - start] for a, b in block.bounds]
         wanted = [targets[number] for number in block.numbers]
@@ -365,6 +408,10 @@ class ShardedLayer:
             self.grid.chain.decode_into(pieces, self.grid.chunk, wanted)
         except DamagedChunk as error:
             raise self._corrupt(i, "a chunk is damaged", block.numbers[error.number], found=error) from error
+        if table:
+            for piece, number in zip(pieces, block.numbers, strict=True):
+                if piece[-4:] != table[4 * number : 4 * number + 4]:
+                    raise self._corrupt(i, "a chunk does not belong here: it is that of another place", number)
 
     def _targets(self, boxes: Sequence[Box]) -> _Targets:
         """Return for each chunk that boxes touch what of it goes where."""

@@ -20,8 +20,8 @@ from wustore.backends.zarr.metadata import (
 )
 from wustore.backends.zarr.zip import pack_directory
 from wustore.errors import StoreExistsError, UsageError
-from wustore.format.arrays import ArraySpec, checksum_array
-from wustore.format.planes import plane_checksums
+from wustore.format.arrays import ArraySpec
+from wustore.format.packed import pack
 from wustore.model.meta import Capsule, Image, Meta
 from wustore.storage.buffers import Spool
 from wustore.storage.checksum import crc32c
@@ -84,6 +84,7 @@ class DirectoryTarget(Target):
 
     def __init__(self, staging: Staging) -> None:
         self.staging = staging
+        staging.make_directory()
         self._directory = DirectoryKeys(staging.path, str(staging.target))
         self.keys = self._directory
 
@@ -175,16 +176,16 @@ class ZarrWriter(ResumableWriter):
         self._options = options
         self._workers = worker_count(options.workers)
         self._structure = Structure(meta, profile=options.profile, layout=options.layout, chunks=options.chunks)
-        self._document = self._structure.document(None if capsule is None else capsule.document)
         self._kept = _Journaled(self._keys, self._plan()) if options.resume else _Remembered(self._keys.name)
 
     def _plan(self) -> dict[str, Any]:
         """Return what is written, and from what: only the same conversion is resumed."""
         structure, capsule = self._structure, self._capsule
         return {
-            "document": self._document,
+            "document": structure.document(None if capsule is None else capsule.document),
             "fingerprint": self._options.fingerprint,
-            "arrays": crc32c(structure.packed.data.tobytes()),
+            "arrays": crc32c(pack(structure.small).data.tobytes()),
+            "bound": True,
             "layers": {spec.name: structure.layer_metadata(spec) for spec in structure.layers},
             "capsule_head": None if capsule is None else crc32c(capsule.head),
         }
@@ -197,11 +198,10 @@ class ZarrWriter(ResumableWriter):
 
     def write(self, i: int, image: Image, capsule: bytes | None = None) -> None:
         """Write an image; the same image written twice, by whomever, gives the same bytes."""
-        checksums = plane_checksums(image)
-        shards = dict(self._structure.shards(i, image, self._workers))
+        shards, row = self._structure.encode(i, image, self._workers)
         for key, value in shards.items():
             self._keys.set(key, value)
-        self._kept.add(i, checksums, shards, capsule or b"" if self._capsule is not None else b"")
+        self._kept.add(i, row, shards, capsule or b"" if self._capsule is not None else b"")
 
     # --- the end ------------------------------------------------------------------------------------------
 
@@ -214,12 +214,12 @@ class ZarrWriter(ResumableWriter):
         self._kept.close()
 
     def _write_metadata(self) -> None:
-        rows = self._kept.finish(self._meta.n_images)
-        structure = self._structure
-        small = [*structure.small, checksum_array(np.array(rows, np.uint32)), structure.packed]
-        others: dict[str, Any] = {}
-        if self._capsule is not None:
-            small.append(self._write_capsule(self._capsule, others))
+        structure, others = self._structure, dict[str, Any]()
+        small = structure.arrays(np.array(self._kept.finish(self._meta.n_images), np.uint32))
+        capsule = self._capsule
+        document = structure.document(None if capsule is None else capsule.document, small[-1])
+        if capsule is not None:
+            small.append(self._write_capsule(capsule, others))
         for spec in small:
             key, chunk = structure.small_chunk(spec)
             if chunk is not None:
@@ -228,7 +228,7 @@ class ZarrWriter(ResumableWriter):
         for name, node in nodes.items():
             self._keys.set(f"{name}/zarr.json", to_json(node))
         # Last of all: without it nothing here opens as a store.
-        self._keys.set("zarr.json", to_json(structure.root(self._document, nodes)))
+        self._keys.set("zarr.json", to_json(structure.root(document, nodes)))
 
     def _write_capsule(self, capsule: Capsule, nodes: dict[str, Any]) -> ArraySpec:
         images = range(self._meta.n_images)
@@ -257,13 +257,13 @@ class _Remembered:
     def is_written(self, i: int) -> bool:
         return i in self._rows
 
-    def add(self, i: int, checksums: tuple[int, ...], shards: Mapping[str, bytes], piece: bytes) -> None:
+    def add(self, i: int, row: tuple[int, ...], shards: Mapping[str, bytes], piece: bytes) -> None:
         if piece:
             self._pieces.add(i, piece)
-        self._rows[i] = checksums
+        self._rows[i] = row
 
     def finish(self, n_images: int) -> list[tuple[int, ...]]:
-        """Return the checksums of all images."""
+        """Return the rows of all images; see `Structure.encode`."""
         check_complete(self._path, [i in self._rows for i in range(n_images)])
         return [self._rows[i] for i in range(n_images)]
 
@@ -289,14 +289,14 @@ class _Journaled:
     def is_written(self, i: int) -> bool:
         return self.journal.is_sealed() or self.journal.is_whole(i)
 
-    def add(self, i: int, checksums: tuple[int, ...], shards: Mapping[str, bytes], piece: bytes) -> None:
+    def add(self, i: int, row: tuple[int, ...], shards: Mapping[str, bytes], piece: bytes) -> None:
         values = dict(shards)
         if piece:
             key = self.journal.capsule_key(i)
             self._keys.set(key, piece)
             values[key] = piece
         written = {key: (len(value), crc32c(value)) for key, value in values.items()}
-        self.journal.record(i, Entry(written, checksums))
+        self.journal.record(i, Entry(written, row))
 
     def finish(self, n_images: int) -> list[tuple[int, ...]]:
         self._entries = self.journal.inventory(n_images)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, cast
 
-from wustore.storage.pread import pread
+from wustore.storage.files import pread
 from wustore.storage.zip import ZipKeys
 
 __all__ = ["audit_zip", "pack_directory"]

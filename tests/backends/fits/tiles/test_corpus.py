@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from tile_reference import assert_same
 
 from wustore.backends.fits.tiles import LOSSLESS, TileLayout, decode_plane, reencode_plane, tile_bytes
-from wustore.backends.fits.tiles.decode import Table
 from wustore.backends.fits.tiles.gzip import GzipParameters, recognise_gzip
+from wustore.backends.fits.tiles.layout import Table
 
 pytestmark = pytest.mark.usefixtures("coder")
 

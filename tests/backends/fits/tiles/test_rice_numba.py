@@ -15,14 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from wustore.backends.fits.tiles import compiling, decode_plane, encode_plane, quantize, rice
+from wustore.backends.fits.tiles import decode_plane, encode_plane, quantize, rice
 from wustore.errors import CorruptError
 from wustore.storage.compiling import Loops
 
 
 def state() -> Loops:
     """Return the loops as a process has them that has coded nothing yet."""
-    return Loops("wustore.backends.fits.tiles.rice_numba", compiling._WORTHWHILE)
+    return Loops("wustore.backends.fits.tiles.rice_numba", rice._WORTHWHILE)
 
 
 loops: Any = state()._import()
@@ -171,7 +171,7 @@ def test_damaged_tiles(seed: int, cut: int) -> None:
 def test_the_error_names_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = state()
     fresh.module = loops
-    monkeypatch.setattr(compiling, "_state", fresh)
+    monkeypatch.setattr(rice, "_loops", fresh)
     rows = np.arange(3000, dtype=np.int32).reshape(3, 1000) ** 2
     whole = placed(rice.encode_rows(rows, 32), 32)
     short = rice.Tiles(whole.heap, whole.starts, whole.ends - np.array([0, 9, 0]), whole.names + 40, 32)
@@ -185,16 +185,16 @@ def test_the_error_names_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_small_work_is_left_to_cfitsio(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "_state", state())
-    assert compiling.loops(1000) is None
-    assert compiling.loops(compiling._WORTHWHILE) is loops
-    assert compiling.loops(1) is loops
+    monkeypatch.setattr(rice, "_loops", state())
+    assert rice.compiled_loops(1000) is None
+    assert rice.compiled_loops(rice._WORTHWHILE) is loops
+    assert rice.compiled_loops(1) is loops
 
 
 def test_pixels_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever way they are coded, and though the loops are asked for first."""
     fresh = state()
-    monkeypatch.setattr(compiling, "_state", fresh)
+    monkeypatch.setattr(rice, "_loops", fresh)
     encoded = encode_plane(floats((4, 1000), 1, "f4"))
     assert fresh.done == 4000
     decode_plane(encoded.layout, encoded.data)
@@ -203,11 +203,11 @@ def test_pixels_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("missing", ["numba", "llvmlite"])
 def test_without_numba(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "_state", state())
+    monkeypatch.setattr(rice, "_loops", state())
     monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.delitem(sys.modules, "wustore.backends.fits.tiles.rice_numba")
     monkeypatch.delattr("wustore.backends.fits.tiles.rice_numba")
-    assert compiling.loops(compiling._WORTHWHILE) is None
+    assert rice.compiled_loops(rice._WORTHWHILE) is None
     rows = np.arange(64, dtype=np.int32).reshape(2, 32)
     assert len(rice.encode_rows(rows, 32)) == 2
 
@@ -218,18 +218,18 @@ def test_a_library_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> Non
             if name == "numba":
                 raise OSError("Could not find/load shared object file 'libllvmlite.so'")  # what llvmlite says
 
-    monkeypatch.setattr(compiling, "_state", state())
+    monkeypatch.setattr(rice, "_loops", state())
     monkeypatch.delitem(sys.modules, "numba")
     monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
-    assert compiling.loops(compiling._WORTHWHILE) is None
+    assert rice.compiled_loops(rice._WORTHWHILE) is None
 
 
 def test_jit_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     import numba
 
-    monkeypatch.setattr(compiling, "_state", state())
+    monkeypatch.setattr(rice, "_loops", state())
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
-    assert compiling.loops(compiling._WORTHWHILE) is None
+    assert rice.compiled_loops(rice._WORTHWHILE) is None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no limits of file sizes")

@@ -30,8 +30,8 @@ from wustore.backends.fits.tiles import (
     tile_bytes,
 )
 from wustore.backends.fits.tiles import gzip as gzip_tiles
-from wustore.backends.fits.tiles.decode import Table
 from wustore.backends.fits.tiles.gzip import GzipParameters, gunzip, gzip_like_astropy, gzip_with, recognise_gzip
+from wustore.backends.fits.tiles.layout import Table
 from wustore.backends.fits.tiles.plio import decode_plio
 from wustore.errors import CorruptError, UsageError
 

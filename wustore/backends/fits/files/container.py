@@ -19,6 +19,7 @@ import numpy as np
 
 from wustore.backends.fits.files import input as source
 from wustore.backends.fits.hdu.scan import Buffer
+from wustore.backends.fits.tiles.gzip import gzip_header, likely_settings
 from wustore.errors import CorruptError
 
 __all__ = ["describe_outer", "repack_outer"]
@@ -27,7 +28,6 @@ _LARGEST = 1 << 28
 """Bytes of content up to which settings are looked for: each try compresses the content once."""
 
 _FLUSHED = b"\x00\x00\xff\xff"
-_LEVELS = (9, 6, 1, 5, 4, 3, 2, 7, 8)
 _TRAILER = 8
 
 
@@ -96,35 +96,19 @@ def _gzip_parts(outer: Mapping[str, Any], content: memoryview, flushes: list[int
     yield struct.pack("<II", zlib.crc32(content), len(content) & 0xFFFFFFFF)
 
 
-def _header_end(raw: bytes) -> int | None:
-    """Return where the deflate stream starts (RFC 1952, section 2.3); None for a header we do not repeat."""
-    if len(raw) < 18 or raw[:3] != b"\x1f\x8b\x08" or raw[3] & 0xE6:
-        return None
-    end = 10
-    for bit in (8, 16):
-        if raw[3] & bit:
-            end = raw.find(b"\0", end) + 1
-            if end == 0:
-                return None
-    return end
-
-
 def _gzip_settings(raw: bytes, content: memoryview) -> dict[str, Any] | None:
-    start = _header_end(raw)
-    if start is None:
+    header = gzip_header(raw)
+    if header is None:
         return None
-    flushes = _flush_points(raw, start)
+    flushes = _flush_points(raw, len(header))
     if flushes is None:
         return None
     packed = base64.b64encode(zlib.compress(np.diff(np.array(flushes, "<i8"), prepend=0).astype("<i8").tobytes(), 9))
-    base = {"format": "gzip", "header": raw[:start].hex(), "flushes": packed.decode("ascii")}
-    # The extra flags tell the best and the fastest level.
-    likely = {2: 9, 4: 1}.get(raw[8])
-    for level in sorted(_LEVELS, key=lambda level: level != likely):
-        for memory in (8, 9):
-            settings = base | {"level": level, "memory": memory}
-            if _same(_gzip_parts(settings, content, flushes), raw):
-                return {key: value for key, value in settings.items() if key != "format"}
+    base = {"format": "gzip", "header": header.hex(), "flushes": packed.decode("ascii")}
+    for level, memory, _, _ in likely_settings(raw[8]):
+        settings = base | {"level": level, "memory": memory}
+        if _same(_gzip_parts(settings, content, flushes), raw):
+            return {key: value for key, value in settings.items() if key != "format"}
     return None
 
 

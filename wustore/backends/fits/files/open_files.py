@@ -20,7 +20,7 @@ from wustore.errors import StoreNotFoundError, UsageError
 from wustore.storage.threads import read_ahead
 from wustore.storage.url import CONCURRENCY, RemoteFile, gather, is_remote, redact, with_options_of
 
-__all__ = ["Cache", "FitsFile", "has_shards", "shard_path"]
+__all__ = ["Cache", "FitsFile", "has_shards", "shard_name", "shard_path"]
 
 
 class Cache:
@@ -171,12 +171,17 @@ def _exists(url: str) -> bool:
     return True
 
 
+def shard_name(primary: str, i: int) -> str:
+    """Return the name of the file of image ``i`` beside a primary file of that name."""
+    return f"{i}_{primary}"
+
+
 def shard_path(primary: str, i: int) -> str:
     """Return where the file of image ``i`` of a sharded set lies."""
     directory, name = os.path.split(primary)  # of a URL too
     if is_remote(primary):
-        return with_options_of(f"{directory}/{i}_{name}", primary)
-    return str(Path(directory) / f"{i}_{name}") if directory else f"{i}_{name}"
+        return with_options_of(f"{directory}/{shard_name(name, i)}", primary)
+    return str(Path(directory, shard_name(name, i)))
 
 
 def has_shards(path: str, scanned: ScannedFile) -> bool:
@@ -188,4 +193,4 @@ def has_shards(path: str, scanned: ScannedFile) -> bool:
         return count > 0 and _exists(shard_path(path, 0))
     directory, name = os.path.split(path)
     beside = {entry.name for entry in os.scandir(directory or ".")}
-    return any(f"{i}_{name}" in beside for i in range(min(count, len(beside))))
+    return any(shard_name(name, i) in beside for i in range(min(count, len(beside))))

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from wustore.backends.fits.files.container import repack_outer
+from wustore.backends.fits.files.open_files import shard_name
 from wustore.errors import StoreExistsError
-from wustore.storage.staging import Staging, remove, sync_tree
+from wustore.storage.files import sync
+from wustore.storage.staging import Staging, remove, sync_tree, take_mode
 
-__all__ = ["Output", "shard_name"]
+__all__ = ["Output"]
 
 _STEP = 1 << 20
 _SYNC_STEP = 16 << 20
@@ -28,11 +30,6 @@ _SYNC_STEP = 16 << 20
 _SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".zip": "zip"}
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
 """Clock in zip files: a fixed one, so that the same WorkUnit gives the same file."""
-
-
-def shard_name(primary: str, i: int) -> str:
-    """Return the name of the file of image ``i`` beside a primary file of that name."""
-    return f"{i}_{primary}"
 
 
 def _existing_shards(primary: Path) -> list[Path]:
@@ -95,9 +92,10 @@ class Output:
         self._pool: ThreadPoolExecutor | None = None
         if self.sharded:
             self._check_shards()
-            self._staging.path.mkdir()
+            self._staging.make_directory()
         elif self._packing(0) is None:
             self._file = self._staging.path.open("w+b")
+            self._staging.protect()
         else:
             self._file = self._inner(0).open("w+b")
 
@@ -175,8 +173,8 @@ class Output:
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
-        for sync in self._syncs:
-            sync.result()
+        for pending in self._syncs:
+            pending.result()
 
     def read_at(self, number: int, offset: int, size: int) -> bytes:
         """Read what was written."""
@@ -269,8 +267,12 @@ class Output:
                     path.rename(aside / path.name)
             for number in range(self.n_files - 1, -1, -1):
                 new = self.target.with_name(self.name(number))
+                if old:
+                    was = aside / new.name
+                    take_mode(self._inner(number), was if was.exists() else aside / old[0].name)
                 self._inner(number).rename(new)
                 moved.append(new)
+            sync(self.target.parent)
         except BaseException:
             for path in moved:
                 path.unlink(missing_ok=True)

@@ -19,15 +19,13 @@ from numpy.typing import NDArray
 from wustore.backends.fits import tiles
 from wustore.backends.fits.hdu.header import BLOCK, CARD, Header
 from wustore.backends.fits.hdu.scan import Buffer, Hdu
+from wustore.backends.fits.tiles.dtypes import PIXEL_TYPES, UNSIGNED, flipped
 from wustore.errors import CorruptError, FormatError, WuStoreError
 
 __all__ = ["Fetch", "Plane"]
 
 Fetch = Callable[[Sequence[tuple[int, int]]], list[bytes]]
 """Function giving the bytes of ranges (start, stop) of a file."""
-
-_PIXEL_TYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
-_UNSIGNED = {(8, -128): "i1", (16, 1 << 15): "u2", (32, 1 << 31): "u4", (64, 1 << 63): "u8"}
 
 
 class Plane:
@@ -105,7 +103,7 @@ class Plane:
     def _from_image(self, header: Header) -> None:
         self.shape = self._axes(header, "")
         bitpix = header["BITPIX"]
-        raw = np.dtype(_PIXEL_TYPES[bitpix]).newbyteorder("=")
+        raw = np.dtype(PIXEL_TYPES[bitpix]).newbyteorder("=")
         scale, zero = header.get("BSCALE", 1), header.get("BZERO", 0)
         blank = header.get("BLANK") if bitpix > 0 else None
         self._way = "plain"
@@ -113,8 +111,8 @@ class Plane:
         if (scale, zero) == (1, 0) and blank is None:
             return
         self._way = "scaled"
-        if bitpix > 0 and scale == 1 and (bitpix, zero) in _UNSIGNED:
-            self.dtype = np.dtype(_UNSIGNED[bitpix, zero])
+        if bitpix > 0 and scale == 1 and (bitpix, zero) in UNSIGNED:
+            self.dtype = np.dtype(UNSIGNED[bitpix, zero])
             self._way = "unsigned" if blank is None else "scaled"
         elif bitpix > 0:
             self.dtype = np.dtype("f8" if bitpix > 16 else "f4")
@@ -248,7 +246,7 @@ class Plane:
         header = self.hdu.header
         if self._way == "scaled":
             return self._by_astropy(data)[rows, columns]
-        raw = np.dtype(_PIXEL_TYPES[header["BITPIX"]])
+        raw = np.dtype(PIXEL_TYPES[header["BITPIX"]])
         height, width = self.shape
         if raw.itemsize * height * width > self.hdu.data_length:
             raise CorruptError(
@@ -262,10 +260,7 @@ class Plane:
         window: NDArray[Any] = plane.reshape(height, width)[rows, columns]
         if self._way == "plain":
             return window
-        # Adding the offset of the unsigned convention flips the highest bit, whatever the width.
-        bits = raw.itemsize * 8
-        flipped: NDArray[Any] = window.astype(f"u{raw.itemsize}") ^ np.array(1 << (bits - 1), dtype=f"u{raw.itemsize}")
-        return flipped.view(self.dtype)
+        return flipped(window).view(self.dtype)
 
     def _by_astropy(self, data: Buffer) -> NDArray[Any]:
         from astropy.io import fits

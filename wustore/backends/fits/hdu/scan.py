@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from wustore.backends.fits.hdu.header import BLOCK, CARD, Header
+from wustore.backends.fits.tiles.dtypes import PIXEL_TYPES
 from wustore.errors import CorruptError, OtherFormatError
 from wustore.storage.buffers import release
 from wustore.storage.url import RemoteFile
 
 __all__ = ["Hdu", "ScannedFile", "Sliceable", "header_end", "is_fits", "scan"]
 
-_BITPIX = frozenset({8, 16, 32, 64, -32, -64})
 _MAX_AXES = 999
 _SIGNATURE = b"SIMPLE  ="
 
@@ -154,7 +154,7 @@ def _plane_length(text: str) -> int | None:
         bitpix, width, height, parameters, groups = map(int, match.groups())
     except ValueError:
         return None
-    if bitpix not in _BITPIX or width < 1 or min(height, parameters, groups) < 0:
+    if bitpix not in PIXEL_TYPES or width < 1 or min(height, parameters, groups) < 0:
         return None  # the long way says what is wrong
     return abs(bitpix) // 8 * groups * (parameters + width * height)
 
@@ -169,8 +169,8 @@ def _data_length(header: Header, path: str, where: str) -> int:
     """
     bitpix = header.integer("BITPIX", path=path, where=where)
     n_axes = header.integer("NAXIS", path=path, where=where)
-    if bitpix not in _BITPIX:
-        raise CorruptError("BITPIX is none of FITS", path=path, where=where, expected=sorted(_BITPIX), found=bitpix)
+    if bitpix not in PIXEL_TYPES:
+        raise CorruptError("BITPIX is none of FITS", path=path, where=where, expected=sorted(PIXEL_TYPES), found=bitpix)
     if not 0 <= n_axes <= _MAX_AXES:
         raise CorruptError("NAXIS is out of range", path=path, where=where, expected=f"0 … {_MAX_AXES}", found=n_axes)
     if n_axes == 0:

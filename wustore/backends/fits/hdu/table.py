@@ -15,14 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.fits.hdu.header import CARD, Header
+from wustore.backends.fits.tiles.dtypes import COLUMN_TYPES, UNSIGNED, column_format, flipped
 from wustore.errors import CorruptError
 
 __all__ = ["Field", "TableColumn", "fields_of", "read_table"]
-
-_FORM = re.compile(r"\s*(\d*)\s*([LXBIJKAEDCMPQ])")
-_KINDS = {"L": "u1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8", "C": ">c8", "M": ">c16"}
-# TZERO by which FITS stores what it has no code for (section 7.3.2, table 19).
-_UNSIGNED = {("B", -128): "i1", ("I", 1 << 15): "u2", ("J", 1 << 31): "u4", ("K", 1 << 63): "u8"}
 
 
 class TableColumn(NamedTuple):
@@ -104,22 +100,14 @@ def fields_of(header: Header, keyword: str, n_fields: int, row_size: int, path: 
         raise CorruptError("TFIELDS is out of range", path=path, where=where, expected="0 … 999", found=n_fields)
     fields, start = [], 0
     for number in range(1, n_fields + 1):
-        form = header.get(f"{keyword}{number}")
-        match = _FORM.match(form) if isinstance(form, str) else None
-        if match is None:
-            raise CorruptError(f"{keyword}{number} is none of FITS", path=path, where=where, found=repr(form)[:80])
-        repeat, code = int(match[1] or 1), match[2]
-        if code == "A":
-            width = repeat
-        elif code == "X":
-            width = -(-repeat // 8)
-        elif code in "PQ":
-            width = repeat * (8 if code == "P" else 16)
-        else:
-            width = repeat * np.dtype(_KINDS[code]).itemsize
+        text = header.get(f"{keyword}{number}")
+        form = column_format(text)
+        if form is None:
+            raise CorruptError(f"{keyword}{number} is none of FITS", path=path, where=where, found=repr(text)[:80])
         name = header.get(f"TTYPE{number}")
-        fields.append(Field(number, name if isinstance(name, str) else f"col{number}", code, repeat, start, width))
-        start += width
+        name = name if isinstance(name, str) else f"col{number}"
+        fields.append(Field(number, name, form.code, form.repeat, start, form.width))
+        start += form.width
     if start > row_size:
         raise CorruptError("the columns are wider than a row", path=path, where=where, expected=row_size, found=start)
     return fields
@@ -136,7 +124,13 @@ def _unusual(header: Header, field: Field) -> bool:
     if field.code in "AL":
         return False
     scale, zero = _number(header, f"TSCAL{field.number}", 1), _number(header, f"TZERO{field.number}", 0)
-    return scale != 1 or (zero != 0 and (field.code, zero) not in _UNSIGNED)
+    return scale != 1 or (zero != 0 and (_bits(field), zero) not in UNSIGNED)
+
+
+def _bits(field: Field) -> int:
+    """Return the bits of an integer; 0 for other types, which are not stored with an offset."""
+    kind = np.dtype(COLUMN_TYPES[field.code])
+    return 8 * kind.itemsize if kind.kind in "iu" else 0
 
 
 def _shape(header: Header, field: Field) -> tuple[int, ...]:
@@ -158,15 +152,12 @@ def _values(header: Header, field: Field, rows: NDArray[np.uint8]) -> NDArray[An
     if field.code == "L":
         true: NDArray[np.bool_] = cells == ord("T")
         return true.reshape(shape)
-    raw = cells.view(_KINDS[field.code]).reshape(shape) if cells.size else np.empty(shape, _KINDS[field.code])
+    kind = COLUMN_TYPES[field.code]
+    raw = cells.view(kind).reshape(shape) if cells.size else np.empty(shape, kind)
     zero = int(_number(header, f"TZERO{field.number}", 0))
     if zero == 0:
         return raw.astype(raw.dtype.newbyteorder("="))
-    # Adding the offset flips the highest bit, whatever the width.
-    target = np.dtype(_UNSIGNED[field.code, zero])
-    unsigned = raw.astype(raw.dtype.newbyteorder("=")).view(f"u{target.itemsize}")
-    flipped: NDArray[Any] = unsigned ^ unsigned.dtype.type(1 << (8 * target.itemsize - 1))
-    return flipped.view(target)
+    return flipped(raw).view(UNSIGNED[_bits(field), zero])
 
 
 def _strings(cells: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[Any]:

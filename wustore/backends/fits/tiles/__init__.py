@@ -10,17 +10,11 @@ plane at once costs three times as much, a tile at a time ten times as much.
 
 from __future__ import annotations
 
-from wustore.backends.fits.tiles.decode import (
-    Integers,
-    decode_integers,
-    decode_plane,
-    differing_tiles,
-    heap_ranges,
-    tile_bytes,
-)
-from wustore.backends.fits.tiles.encode import EncodedPlane, encode_plane, reencode_plane
+from wustore.backends.fits.tiles.decode import decode_plane, heap_ranges
+from wustore.backends.fits.tiles.encode import EncodedPlane, encode_plane
 from wustore.backends.fits.tiles.geometry import TileCount, count_tiles
 from wustore.backends.fits.tiles.layout import COMPRESSED, LOSSLESS, UNCOMPRESSED, Column, TileLayout
+from wustore.backends.fits.tiles.reencode import Integers, decode_integers, differing_tiles, reencode_plane, tile_bytes
 
 __all__ = [
     "COMPRESSED",

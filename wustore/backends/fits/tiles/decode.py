@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.fits.tiles import quantize, rice
+from wustore.backends.fits.tiles.dtypes import COLUMN_TYPES, NUMBERS
 from wustore.backends.fits.tiles.geometry import (
     Window,
     batches,
@@ -25,10 +26,10 @@ from wustore.backends.fits.tiles.gzip import MAXIMUM_RATIO, gunzip
 from wustore.backends.fits.tiles.layout import (
     COMPRESSED,
     LOSSLESS,
-    SCALAR_TYPES,
     UNCOMPRESSED,
     Array,
     Buffer,
+    Table,
     TileLayout,
 )
 from wustore.backends.fits.tiles.plio import decode_plio
@@ -36,67 +37,7 @@ from wustore.backends.fits.tiles.quantize import NO_DITHER
 from wustore.errors import CorruptError, FormatError, UsageError
 from wustore.storage import buffers
 
-__all__ = ["Integers", "Table", "decode_integers", "decode_plane", "differing_tiles", "stored_tile", "tile_bytes"]
-
-#: A plane may be at most this many times larger than its compressed bytes, plus `_FREE_BYTES`. The densest
-#: code is that of PLIO (one 2-byte word for 4095 pixels of 4 bytes, 8190); gzip reaches 1032, Rice 205.
-_LARGEST_RATIO = 8192
-_FREE_BYTES = 1 << 26
-
-
-class Table:
-    """The columns of a table as arrays, and its heap."""
-
-    def __init__(self, layout: TileLayout, table: Buffer) -> None:
-        raw = np.frombuffer(table, np.uint8)
-        if raw.size < layout.data_size:
-            raise CorruptError(
-                "the table is cut short", expected=f"{layout.data_size} bytes", found=f"{raw.size} bytes"
-            )
-        stored = math.prod(layout.shape) * layout.stored_dtype.itemsize
-        if stored > _LARGEST_RATIO * layout.data_size + _FREE_BYTES:
-            raise FormatError(
-                "the header claims an image that its compressed data cannot hold",
-                expected=f"at most {_LARGEST_RATIO} times {layout.data_size} bytes",
-                found=f"{stored} bytes",
-            )
-        self.layout = layout
-        self.heap = raw[layout.heap_start : layout.data_size]
-        self._main = raw[: layout.row_size * layout.n_rows].reshape(layout.n_rows, layout.row_size)[: layout.n_tiles]
-
-    def scalars(self, name: str) -> Array | None:
-        """Return a column of numbers in native byte order, or None."""
-        column = self.layout.column(name)
-        if column is None:
-            return None
-        kind = np.dtype(SCALAR_TYPES[column.form])
-        cells = np.ascontiguousarray(self._main[:, column.offset : column.offset + kind.itemsize])
-        return cells.view(kind)[:, 0].astype(kind.newbyteorder("="))
-
-    def spans(self, name: str, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        """Return first and last byte in the heap of the arrays of these rows, checked; None without the column."""
-        column = self.layout.column(name)
-        if column is None:
-            return None
-        kind = np.dtype(">i8" if column.form == "Q" else ">i4")
-        cells = np.ascontiguousarray(self._main[rows, column.offset : column.offset + 2 * kind.itemsize])
-        pairs = cells.view(kind).astype(np.int64)
-        counts, starts = pairs[:, 0], pairs[:, 1]
-        size = self.heap.size
-        # Compared before they are multiplied: nothing here can overflow.
-        bad = (counts < 0) | (starts < 0) | (counts > size // column.item_size)
-        counts = np.where(bad, 0, counts) * column.item_size
-        bad |= (counts > 0) & (starts > size - counts)
-        if bad.any():
-            first = int(np.flatnonzero(bad)[0])
-            raise CorruptError(
-                "a tile lies outside the heap",
-                where=f"{name}, tile {int(rows[first])}",
-                expected=f"within {size} bytes",
-                found=f"{int(pairs[first, 0])} elements at {int(pairs[first, 1])}",
-            )
-        starts = np.where(counts == 0, 0, starts)
-        return starts, starts + counts
+__all__ = ["decode_plane"]
 
 
 @dataclass
@@ -169,7 +110,7 @@ class Decoder:
             raise CorruptError("a tile has no data", where=f"tile {int(numbers[0])}")
         column = self.layout.column("UNCOMPRESSED_DATA")
         assert column is not None
-        kind = np.dtype(SCALAR_TYPES.get(column.element, "u1"))
+        kind = np.dtype(COLUMN_TYPES[column.element] if column.element in NUMBERS else "u1")
         for i, place in enumerate(places.tolist()):
             tile = self.table.heap[spans[0][i] : spans[1][i]].tobytes()
             if len(tile) != n_pixels * kind.itemsize:
@@ -505,97 +446,3 @@ def _scale(layout: TileLayout, raw: Array, out: Array, way: str) -> None:
     blank = layout.integer_blank()
     if blank:
         np.copyto(out, np.nan, where=raw == blank)
-
-
-@dataclass(frozen=True)
-class Integers:
-    """An image as its tiles hold it.
-
-    Attributes
-    ----------
-    integers
-        The stored integers, of the image's shape; 0 where a tile holds floats without quantisation.
-    scale, zero
-        ZSCALE and ZZERO of each tile, or None for an image of integers.
-    kinds
-        `COMPRESSED`, `LOSSLESS` or `UNCOMPRESSED` for each tile.
-    """
-
-    integers: Array
-    scale: NDArray[np.float64] | None
-    zero: NDArray[np.float64] | None
-    kinds: NDArray[np.uint8]
-
-
-def decode_integers(layout: TileLayout, table: Buffer) -> Integers:
-    """Decode an image only as far as its stored integers.
-
-    Parameters
-    ----------
-    layout, table
-        As given to `decode_plane`.
-
-    Raises
-    ------
-    UsageError
-        The image has floats that are not quantised.
-    CorruptError, FormatError
-        As `decode_plane`.
-    """
-    if layout.bitpix < 0 and not layout.quantised:
-        raise UsageError("the image holds floats that are not quantised: there are no integers")
-    decoder = Decoder(layout, table)
-    window = window_of(layout)
-    integers = np.zeros(layout.shape, np.int32 if layout.bitpix < 0 else layout.stored_dtype)
-    kinds = np.zeros(layout.n_tiles, np.uint8)
-    for shape, numbers in batches(layout, window) if integers.size else ():
-        batch = decoder.batch(numbers, shape)
-        kinds[numbers] = batch.kinds
-        if batch.integers.dtype.itemsize > integers.dtype.itemsize:
-            integers = integers.astype(batch.integers.dtype)
-        for place, pixels in batch.lossless:
-            batch.integers[place] = 0 if layout.bitpix < 0 else pixels
-        for number, tile in zip(numbers.tolist(), batch.integers, strict=True):
-            copy_tile(layout, window, number, tile.reshape(shape), integers)
-    scale = None if decoder.scale is None else decoder.scale.astype(np.float64)
-    zero = None if decoder.zero is None else decoder.zero.astype(np.float64)
-    return Integers(integers, scale, zero, kinds)
-
-
-def tile_bytes(layout: TileLayout, table: Buffer, number: int) -> tuple[int, bytes]:
-    """Return how a tile is stored (`COMPRESSED`, `LOSSLESS`, `UNCOMPRESSED`) and its bytes in the heap."""
-    return stored_tile(layout, Table(layout, table), number)
-
-
-def stored_tile(layout: TileLayout, table: Table, number: int) -> tuple[int, bytes]:
-    """Do `tile_bytes` for a table that was read already."""
-    names = ("COMPRESSED_DATA", "GZIP_COMPRESSED_DATA", "UNCOMPRESSED_DATA")
-    for kind, name in enumerate(names):
-        spans = table.spans(name, np.array([number]))
-        if spans is not None and spans[1][0] > spans[0][0]:
-            return kind, table.heap[spans[0][0] : spans[1][0]].tobytes()
-    return COMPRESSED, b""
-
-
-def differing_tiles(layout: TileLayout, original: Buffer, rebuilt: Buffer) -> list[int]:
-    """Return the numbers of the tiles whose stored bytes differ between two tables of one layout.
-
-    Parameters
-    ----------
-    layout
-        The layout of `original`. `rebuilt` may have a heap of another size.
-    original, rebuilt
-        Data of the two HDUs.
-    """
-    first = Table(layout, original)
-    other = _resized(layout, rebuilt)
-    second = Table(other, rebuilt)
-    return [
-        number
-        for number in range(layout.n_tiles)
-        if stored_tile(layout, first, number) != stored_tile(other, second, number)
-    ]
-
-
-def _resized(layout: TileLayout, table: Buffer) -> TileLayout:
-    return replace(layout, heap_size=max(0, memoryview(table).nbytes - layout.heap_start))

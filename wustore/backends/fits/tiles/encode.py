@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,24 +11,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.fits.tiles import quantize, rice
-from wustore.backends.fits.tiles.decode import Table, stored_tile
+from wustore.backends.fits.tiles.dtypes import COLUMN_TYPES, big_endian, to_stored
 from wustore.backends.fits.tiles.geometry import batches, blocks, follow, gather, window_of
-from wustore.backends.fits.tiles.gzip import ASTROPY_HEADER, GzipParameters, gzip_like_astropy, gzip_with
+from wustore.backends.fits.tiles.gzip import gzip_like_astropy
 from wustore.backends.fits.tiles.layout import (
     ALIASES,
-    COMPRESSED,
     LOSSLESS,
-    SCALAR_TYPES,
-    UNCOMPRESSED,
     Array,
     Column,
+    Table,
     TileLayout,
 )
-from wustore.backends.fits.tiles.noise import relative_steps
-from wustore.backends.fits.tiles.quantize import BLANK, NO_DITHER, SUBTRACTIVE_DITHER_1, SUBTRACTIVE_DITHER_2
-from wustore.errors import UsageError
+from wustore.backends.fits.tiles.quantize import (
+    BLANK,
+    NO_DITHER,
+    SUBTRACTIVE_DITHER_1,
+    SUBTRACTIVE_DITHER_2,
+    relative_steps,
+)
 
-__all__ = ["EncodedPlane", "encode_plane", "reencode_plane"]
+__all__ = ["EncodedPlane", "encode_plane"]
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def encode_plane(
         "dither_seed": dither_seed,
     }
     if not _is_known(array, **options):
-        return _encode_with_astropy(array, clock, hcomp_scale=hcomp_scale, hcomp_smooth=hcomp_smooth, **options)
+        return encode_with_astropy(array, clock, hcomp_scale=hcomp_scale, hcomp_smooth=hcomp_smooth, **options)
     raw, layout = _layout_like_astropy(array, **options)
     if quantize_level < 0 and (encoded := _encode_rice_floats(raw, layout, _step(quantize_level))) is not None:
         return encoded
@@ -139,7 +141,7 @@ def encode_plane(
                 if quantize_level > 0:
                     steps = relative_steps(values[block], quantize_level)
                 if steps is None:
-                    return _encode_with_astropy(array, clock, **options)
+                    return encode_with_astropy(array, clock, **options)
                 size = values[block].shape
                 if scratch is None or scratch.shape[1] != size[1] or scratch.shape[0] < size[0]:
                     scratch = quantize.Scratch(size)
@@ -151,7 +153,7 @@ def encode_plane(
                 scale[here], zero[here], kinds[here] = result.scale, result.zero, result.failed * LOSSLESS
                 has_blank |= result.has_blank
         good = np.flatnonzero(~failed)
-        streams = _encode_tiles(layout, integers if len(good) == len(numbers) else integers[good], clock)
+        streams = encode_tiles(layout, integers if len(good) == len(numbers) else integers[good], clock)
         for place, stream in zip(good.tolist(), streams, strict=True):
             tiles[int(numbers[place])] = stream
         for place in np.flatnonzero(failed).tolist():
@@ -159,8 +161,8 @@ def encode_plane(
             missing = np.isnan(tile)
             if missing.any():  # astropy loses which NaN it was
                 tile = np.where(missing, tile.dtype.type(np.nan), tile)
-            tiles[int(numbers[place])] = gzip_like_astropy(_big_endian(tile), clock)
-    main = _main_table(layout, _lengths(tiles), kinds, scale, zero)
+            tiles[int(numbers[place])] = gzip_like_astropy(big_endian(tile), clock)
+    main = main_table(layout, lengths(tiles), kinds, scale, zero)
     return _encoded(layout, main, b"".join(tiles), has_blank=has_blank)
 
 
@@ -174,7 +176,7 @@ def _encoded(layout: TileLayout, main: bytes, heap: bytes, *, has_blank: bool) -
     return EncodedPlane(layout, main, heap, _column_formats(layout, main))
 
 
-def _rows_of_floats(layout: TileLayout, raw: Array) -> Array | None:
+def rows_of_floats(layout: TileLayout, raw: Array) -> Array | None:
     """Return the pixels as (tile, pixel) where they are floats for Rice, without dithering, in tiles of one shape."""
     if not layout.in_rice_loops or not raw.size:
         return None
@@ -186,12 +188,12 @@ def _rows_of_floats(layout: TileLayout, raw: Array) -> Array | None:
 
 def _encode_rice_floats(raw: Array, layout: TileLayout, step: float) -> EncodedPlane | None:
     """Encode a plane in one go, where that can be done."""
-    values = _rows_of_floats(layout, raw)
+    values = rows_of_floats(layout, raw)
     found = None if values is None else rice.encode_floats(values, step, int(layout.parameter("BLOCKSIZE", 32)))
     if found is None:
         return None
     kinds, scale = np.zeros(layout.n_tiles, np.uint8), np.full(layout.n_tiles, step)
-    main = _main_table(layout, found.sizes, kinds, scale, found.zero)
+    main = main_table(layout, found.sizes, kinds, scale, found.zero)
     return _encoded(layout, main, found.tiles, has_blank=found.has_blank)
 
 
@@ -229,7 +231,7 @@ def _layout_like_astropy(
     dither_seed: int,
 ) -> tuple[Array, TileLayout]:
     """Return the pixels as they are stored, and the layout as far as it is known before encoding."""
-    raw, bitpix, bzero = _to_stored(array)
+    raw, bitpix, bzero = to_stored(array)
     parameters: list[tuple[str, Any]] = []
     if compression_type == "RICE_1":
         parameters = [("BLOCKSIZE", 32), ("BYTEPIX", {8: 1, 16: 2}.get(bitpix, 4))]
@@ -270,54 +272,18 @@ def _columns_like_astropy(descriptor: str, *, quantised: bool) -> tuple[tuple[Co
     return tuple(columns), 2 * width + 16
 
 
-def _to_stored(array: Array) -> tuple[Array, int, int]:
-    """Return the pixels as FITS stores them, with BITPIX and BZERO."""
-    kind = array.dtype
-    if kind.kind == "f":
-        return array, -8 * kind.itemsize, 0
-    bits = 8 * kind.itemsize
-    if kind == np.uint8 or (kind.kind == "i" and bits > 8):
-        return array, bits, 0
-    # Adding or subtracting half the range is flipping the highest bit.
-    if kind == np.int8:
-        return array.view(np.uint8) ^ np.uint8(128), 8, -128
-    flipped = array ^ kind.type(1 << (bits - 1))
-    return flipped.view(f"i{kind.itemsize}"), bits, 1 << (bits - 1)
-
-
-def _from_final(layout: TileLayout, array: Array) -> Array:
-    """Undo `_scale`: return the stored pixels of a decoded image."""
-    final, way = layout.scaling()
-    if array.dtype != final or array.shape != layout.shape:
-        raise UsageError(
-            "the array is not one that this layout decodes to",
-            expected=f"{final} {layout.shape}",
-            found=f"{array.dtype} {array.shape}",
-        )
-    array = np.ascontiguousarray(array)
-    if way == "none":
-        return array
-    if way == "scaled":
-        raise UsageError("pixels to which BSCALE, BZERO or BLANK were applied cannot be encoded again")
-    return _to_stored(array)[0]
-
-
-def _big_endian(pixels: Array) -> bytes:
-    return pixels.astype(pixels.dtype.newbyteorder(">"), copy=False).tobytes()
-
-
-def _encode_tiles(layout: TileLayout, values: Array, clock: int | None) -> list[bytes]:
+def encode_tiles(layout: TileLayout, values: Array, clock: int | None) -> list[bytes]:
     """Encode rows of pixels with one of the codecs that need no tile shape."""
     if layout.compression == "RICE_1":
         kind = f"i{int(layout.parameter('BYTEPIX', 4))}"
         return rice.encode_rows(values.astype(kind, copy=False), int(layout.parameter("BLOCKSIZE", 32)))
     return [
         tile if layout.compression == "NOCOMPRESS" else gzip_like_astropy(tile, clock)
-        for tile in _plain_tiles(layout, values)
+        for tile in plain_tiles(layout, values)
     ]
 
 
-def _plain_tiles(layout: TileLayout, values: Array) -> Iterator[bytes]:
+def plain_tiles(layout: TileLayout, values: Array) -> Iterator[bytes]:
     """Yield the bytes of each tile as they are before gzip: big-endian, for GZIP_2 sorted by significance."""
     big = values.astype(values.dtype.newbyteorder(">"), copy=False)
     if layout.compression == "GZIP_2":
@@ -327,11 +293,11 @@ def _plain_tiles(layout: TileLayout, values: Array) -> Iterator[bytes]:
         yield tile.tobytes()
 
 
-def _lengths(tiles: Sequence[bytes]) -> NDArray[np.int64]:
+def lengths(tiles: Sequence[bytes]) -> NDArray[np.int64]:
     return np.fromiter(map(len, tiles), np.int64, len(tiles))
 
 
-def _main_table(
+def main_table(
     layout: TileLayout,
     lengths: NDArray[np.int64],
     kinds: NDArray[np.uint8],
@@ -353,7 +319,7 @@ def _main_table(
     for name, numbers in (("ZSCALE", scale), ("ZZERO", zero), ("ZBLANK", zblank)):
         column = layout.column(name)
         if column is not None and numbers is not None:
-            _fill(cells, column, numbers[:, None], SCALAR_TYPES[column.form])
+            _fill(cells, column, numbers[:, None], COLUMN_TYPES[column.form])
     return main.tobytes()
 
 
@@ -375,7 +341,7 @@ def _column_formats(layout: TileLayout, main: bytes) -> tuple[tuple[str, str], .
     return tuple(formats)
 
 
-def _encode_with_astropy(array: Array, clock: int | None, **options: Any) -> EncodedPlane:
+def encode_with_astropy(array: Array, clock: int | None, **options: Any) -> EncodedPlane:
     from wustore.backends.fits.tiles.hcompress import encode_hdu
 
     cards, data = encode_hdu(array, **options)
@@ -404,176 +370,3 @@ def _with_clock(layout: TileLayout, data: bytes, clock: int) -> bytes:
                     place = layout.heap_start + start + 4
                     changed[place : place + 4] = clock.to_bytes(4, "little")
     return bytes(changed)
-
-
-def reencode_plane(
-    layout: TileLayout,
-    array: Array,
-    zscale: NDArray[np.float64] | None = None,
-    zzero: NDArray[np.float64] | None = None,
-    *,
-    kinds: NDArray[np.uint8] | None = None,
-    zblank: NDArray[np.int64] | None = None,
-    gzip: GzipParameters | Mapping[int, GzipParameters] | None = None,
-    kept: Mapping[int, bytes] | None = None,
-    corrections: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
-) -> bytes:
-    """Build the data of an HDU again from its decoded pixels.
-
-    Parameters
-    ----------
-    layout
-        The layout of the HDU.
-    array
-        What `decode_plane` returned.
-    zscale, zzero
-        ZSCALE and ZZERO of each tile, where the table has them.
-    kinds
-        How each tile is stored; by default `LOSSLESS` where ZSCALE is 0, else `COMPRESSED`.
-    zblank
-        The column ZBLANK, where the table has it.
-    gzip
-        Parameters of the gzip streams: one for all, or by tile number; by default astropy's with a clock of 0.
-    kept
-        Bytes of tiles that are known not to come out the same, by tile number.
-    corrections
-        Flat pixel indices and what to add there to the recovered integers, where several integers have the
-        same value.
-
-    Returns
-    -------
-    bytes
-        Main table and heap. They equal the original's when the pixels determine the bytes: compare them.
-
-    Raises
-    ------
-    UsageError
-        The arrays do not fit the layout, or BSCALE, BZERO or BLANK were applied to the pixels.
-    """
-    raw = _from_final(layout, array)
-    n_tiles = layout.n_tiles
-    if layout.quantised and (zscale is None or zzero is None):
-        raise UsageError("a quantised image needs its scales and zero points")
-    if kinds is None:
-        kinds = np.zeros(n_tiles, np.uint8)
-        if zscale is not None:
-            kinds[zscale == 0] = LOSSLESS
-    if not kinds.any() and zblank is None and not kept and corrections is None:
-        rebuilt = _reencode_rice_floats(layout, raw, zscale, zzero)
-        if rebuilt is not None:
-            return rebuilt
-    tiles: list[bytes] = [b""] * n_tiles
-    for number, stream in _tiles_again(layout, raw, zscale, zzero, kinds, zblank, gzip, kept or {}, corrections):
-        tiles[number] = stream
-    for number, stream in (kept or {}).items():
-        tiles[number] = stream
-    main = _main_table(layout, _lengths(tiles), kinds, zscale, zzero, zblank)
-    return b"".join((main, bytes(layout.heap_start - len(main)), *tiles))
-
-
-def _tiles_again(
-    layout: TileLayout,
-    raw: Array,
-    scale: NDArray[np.float64] | None,
-    zero: NDArray[np.float64] | None,
-    kinds: NDArray[np.uint8],
-    zblank: NDArray[np.int64] | None,
-    gzip: GzipParameters | Mapping[int, GzipParameters] | None,
-    left_out: Mapping[int, bytes],
-    corrections: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
-) -> Iterator[tuple[int, bytes]]:
-    """Yield number and bytes of each tile that is not left out; parameters as for `reencode_plane`."""
-    fixes = None
-    if corrections is not None:
-        fixes = np.zeros(layout.shape, np.int64)
-        fixes.reshape(-1)[corrections[0]] = corrections[1]
-    for shape, numbers in batches(layout, window_of(layout)) if raw.size else ():
-        values = gather(layout, raw, shape, numbers)
-        wanted = np.array([number not in left_out for number in numbers.tolist()])
-        good = np.flatnonzero((kinds[numbers] == COMPRESSED) & wanted)
-        if good.size:
-            chosen = numbers[good]
-            pixels = values if len(good) == len(numbers) else values[good]
-            if layout.quantised and layout.bitpix < 0:
-                assert scale is not None
-                assert zero is not None
-                pixels = _integers_again(layout, pixels, chosen, scale, zero, zblank)
-                if fixes is not None:
-                    pixels += gather(layout, fixes, shape, chosen).astype(np.int32)
-            yield from zip(chosen.tolist(), _encode_again(layout, pixels, shape, chosen, gzip), strict=True)
-        for place in np.flatnonzero((kinds[numbers] != COMPRESSED) & wanted).tolist():
-            number = int(numbers[place])
-            content = _big_endian(values[place])
-            yield number, content if kinds[number] == UNCOMPRESSED else _gzip_again(gzip, number, content)
-
-
-def _integers_again(
-    layout: TileLayout,
-    values: Array,
-    numbers: NDArray[np.int64],
-    scale: NDArray[np.float64],
-    zero: NDArray[np.float64],
-    zblank: NDArray[np.int64] | None,
-) -> NDArray[np.int32]:
-    """Recover the integers of quantised tiles, shape (tile, pixel)."""
-    integers = np.empty(values.shape, np.int32)
-    for block in blocks(*values.shape):
-        here = numbers[block]
-        blank = zblank[here] if zblank is not None else layout.zblank
-        quantize.requantise(
-            values[block],
-            scale[here],
-            zero[here],
-            integers[block],
-            blank=layout.blank if blank is None else blank,
-            dither=layout.dither,
-            rows=here + layout.dither_seed if layout.dither != NO_DITHER else None,
-        )
-    return integers
-
-
-def _reencode_rice_floats(
-    layout: TileLayout, raw: Array, scale: NDArray[np.float64] | None, zero: NDArray[np.float64] | None
-) -> bytes | None:
-    """Build the data of an HDU again in one go, where that can be done."""
-    values = _rows_of_floats(layout, raw)
-    if values is None or scale is None or zero is None:
-        return None
-    blank = layout.blank if layout.zblank is None else layout.zblank
-    found = rice.encode_floats_again(values, scale, zero, blank, int(layout.parameter("BLOCKSIZE", 32)))
-    if found is None:
-        return None
-    main = _main_table(layout, found.sizes, np.zeros(layout.n_tiles, np.uint8), scale, zero)
-    return b"".join((main, bytes(layout.heap_start - len(main)), found.tiles))
-
-
-def _gzip_again(gzip: GzipParameters | Mapping[int, GzipParameters] | None, number: int, content: bytes) -> bytes:
-    parameters = gzip if gzip is None or isinstance(gzip, GzipParameters) else gzip.get(number)
-    return gzip_with(parameters or GzipParameters(ASTROPY_HEADER), content)
-
-
-def _encode_again(
-    layout: TileLayout,
-    pixels: Array,
-    shape: tuple[int, ...],
-    numbers: NDArray[np.int64],
-    gzip: GzipParameters | Mapping[int, GzipParameters] | None,
-) -> list[bytes]:
-    """Encode rows of integers, with any of the codecs."""
-    if layout.compression in ("RICE_1", "NOCOMPRESS"):
-        return _encode_tiles(layout, pixels, None)
-    if layout.compression in ("GZIP_1", "GZIP_2"):
-        plain = _plain_tiles(layout, pixels)
-        return [_gzip_again(gzip, number, tile) for number, tile in zip(numbers.tolist(), plain, strict=True)]
-    options: dict[str, Any] = {}
-    size: tuple[int, ...] = (1, math.prod(shape))
-    if layout.compression == "HCOMPRESS_1":
-        size = tuple(n for n in shape if n != 1)
-        options = {"hcomp_scale": layout.parameter("SCALE", 0), "hcomp_smooth": layout.parameter("SMOOTH", 0)}
-    image = pixels.astype(np.int32, copy=False).reshape(-1, size[-1])
-    try:
-        encoded = _encode_with_astropy(image, None, compression_type=layout.compression, tile_shape=size, **options)
-    except UsageError:
-        return [b""] * len(numbers)
-    table = Table(encoded.layout, encoded.data)
-    return [stored_tile(encoded.layout, table, i)[1] for i in range(len(numbers))]

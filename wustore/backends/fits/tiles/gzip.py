@@ -22,8 +22,10 @@ __all__ = [
     "ASTROPY_LIKELY",
     "GzipParameters",
     "gunzip",
+    "gzip_header",
     "gzip_like_astropy",
     "gzip_with",
+    "likely_settings",
     "recognise_gzip",
 ]
 
@@ -180,7 +182,7 @@ def recognise_gzip(stream: bytes, data: bytes | None = None, *, thorough: bool =
     GzipParameters or None
         None if there are none: another library wrote it, or another version of zlib.
     """
-    header = _read_header(stream)
+    header = gzip_header(stream)
     if header is None:
         return None
     if data is None:
@@ -191,15 +193,15 @@ def recognise_gzip(stream: bytes, data: bytes | None = None, *, thorough: bool =
             return None
         if not member.eof or member.unused_data:
             return None
-    # The extra flags of the header tell the fastest and the best level, so those are tried first.
-    for level, memory_level, strategy, window_bits in _candidates(stream[8], thorough=thorough):
+    for level, memory_level, strategy, window_bits in likely_settings(stream[8], thorough=thorough):
         parameters = GzipParameters(header, level, memory_level, strategy, window_bits)
         if gzip_with(parameters, data) == stream:
             return parameters
     return None
 
 
-def _read_header(raw: bytes) -> bytes | None:
+def gzip_header(raw: bytes) -> bytes | None:
+    """Return the header of a gzip stream (RFC 1952, section 2.3), None if it is none."""
     if len(raw) < _HEADER_SIZE + _TRAILER_SIZE or raw[:3] != b"\x1f\x8b\x08" or raw[3] & 0xE0:
         return None
     flags = raw[3]
@@ -217,7 +219,16 @@ def _read_header(raw: bytes) -> bytes | None:
     return raw[:end] if end + _TRAILER_SIZE <= len(raw) else None
 
 
-def _candidates(extra_flags: int, *, thorough: bool) -> Iterable[tuple[int, int, int, int]]:
+def likely_settings(extra_flags: int, *, thorough: bool = False) -> Iterable[tuple[int, int, int, int]]:
+    """Yield settings of deflate (level, memory level, strategy, window bits), the likeliest first.
+
+    Parameters
+    ----------
+    extra_flags
+        Of the header: they tell the best and the fastest level.
+    thorough
+        As for `recognise_gzip`.
+    """
     tried = set()
     likely = sorted(ASTROPY_LIKELY, key=lambda item: {2: item[0] != 9, 4: item[0] != 1}.get(extra_flags, 0))
     plain = [(level, memory, 0, 15) for memory in (8, 9) for level in (9, 1, 6, 5, 4, 3, 2, 7, 8, 0)]

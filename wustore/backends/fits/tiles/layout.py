@@ -6,7 +6,6 @@ The keywords are those of section 10.1 of the FITS standard 4.0.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,30 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.fits.tiles import rice
+from wustore.backends.fits.tiles.dtypes import COLUMN_TYPES, NUMBERS, PIXEL_TYPES, UNSIGNED, column_format
 from wustore.backends.fits.tiles.quantize import NO_DITHER, SUBTRACTIVE_DITHER_1, SUBTRACTIVE_DITHER_2
-from wustore.errors import FormatError
+from wustore.errors import CorruptError, FormatError
 
-__all__ = [
-    "ALIASES",
-    "COMPRESSED",
-    "LOSSLESS",
-    "SCALAR_TYPES",
-    "UNCOMPRESSED",
-    "Array",
-    "Buffer",
-    "Column",
-    "TileLayout",
-]
+__all__ = ["ALIASES", "COMPRESSED", "LOSSLESS", "UNCOMPRESSED", "Array", "Buffer", "Column", "Table", "TileLayout"]
 
 #: How a tile is stored: in COMPRESSED_DATA, in GZIP_COMPRESSED_DATA, or in UNCOMPRESSED_DATA.
 COMPRESSED, LOSSLESS, UNCOMPRESSED = 0, 1, 2
 
-_PIXEL_TYPES = {8: "u1", 16: "i2", 32: "i4", 64: "i8", -32: "f4", -64: "f8"}
-_UNSIGNED = {(8, -128): "i1", (16, 1 << 15): "u2", (32, 1 << 31): "u4", (64, 1 << 63): "u8"}
-#: Bytes of an element by its letter in TFORMn; X counts bits.
-_COLUMN_SIZES = dict(zip("LXBAIJEKDCPMQ", (1, 0, 1, 1, 2, 4, 4, 8, 8, 8, 8, 16, 16), strict=True))
-SCALAR_TYPES = {"B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8"}
-_TFORM = re.compile(r"\s*(\d*)([LXBIJKAEDCMPQ])([BIJKEDLXACM]?)")
 ALIASES = {"RICE_ONE": "RICE_1"}
 _COMPRESSIONS = frozenset({"RICE_1", "GZIP_1", "GZIP_2", "HCOMPRESS_1", "PLIO_1", "NOCOMPRESS"})
 _DITHERS = frozenset({NO_DITHER, SUBTRACTIVE_DITHER_1, SUBTRACTIVE_DITHER_2})
@@ -75,8 +59,8 @@ class Column:
 
     @property
     def item_size(self) -> int:
-        """Bytes of one element of a variable-length array."""
-        return _COLUMN_SIZES[self.element]
+        """Bytes of one element of a variable-length array; 0 if they are bits."""
+        return 0 if self.element == "X" else np.dtype(COLUMN_TYPES[self.element]).itemsize
 
 
 @dataclass(frozen=True)
@@ -145,7 +129,7 @@ class TileLayout:
         if compression not in _COMPRESSIONS:
             raise _bad_card("ZCMPTYPE", "one of " + ", ".join(sorted(_COMPRESSIONS)), name)
         bitpix = _integer(cards, "ZBITPIX", -64, 64)
-        if bitpix not in _PIXEL_TYPES:
+        if bitpix not in PIXEL_TYPES:
             raise _bad_card("ZBITPIX", "one of 8, 16, 32, 64, -32, -64", bitpix)
         n_axes = _integer(cards, "ZNAXIS", 1, 999)
         axes = range(n_axes, 0, -1)
@@ -207,7 +191,7 @@ class TileLayout:
                 raise _bad_card(f"TFORM of {name}", "1PB, 1PI, 1PJ or the same with Q", column.form + column.element)
         for name in ("ZSCALE", "ZZERO", "ZBLANK"):
             column = self.column(name)
-            if column is not None and (column.form not in SCALAR_TYPES or column.repeat != 1):
+            if column is not None and (column.form not in NUMBERS or column.repeat != 1):
                 raise _bad_card(f"TFORM of {name}", "a single number", f"{column.repeat}{column.form}")
         if (self.column("ZSCALE") is None) != (self.column("ZZERO") is None):
             raise FormatError("the tile-compressed table has only one of the columns ZSCALE and ZZERO")
@@ -263,7 +247,7 @@ class TileLayout:
     @property
     def stored_dtype(self) -> np.dtype[Any]:
         """The pixel type of ZBITPIX, before BZERO and BSCALE."""
-        return np.dtype(_PIXEL_TYPES[self.bitpix])
+        return np.dtype(PIXEL_TYPES[self.bitpix]).newbyteorder("=")
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -282,8 +266,8 @@ class TileLayout:
             return self.stored_dtype, "none"
         if self.bitpix < 0:
             return self.stored_dtype, "scaled"
-        if self.bscale == 1 and (self.bitpix, self.bzero) in _UNSIGNED:
-            kind = np.dtype(_UNSIGNED[self.bitpix, int(self.bzero)])
+        if self.bscale == 1 and (self.bitpix, self.bzero) in UNSIGNED:
+            kind = np.dtype(UNSIGNED[self.bitpix, int(self.bzero)])
             return kind, "unsigned"
         return np.dtype("f8" if self.bitpix > 16 else "f4"), "scaled"
 
@@ -335,19 +319,78 @@ def _read_columns(cards: Mapping[str, object], row_size: int) -> tuple[Column, .
     columns = []
     offset = 0
     for i in range(1, _integer(cards, "TFIELDS", 1, 999) + 1):
-        form = cards.get(f"TFORM{i}")
-        match = _TFORM.match(form) if isinstance(form, str) else None
-        if match is None:
-            raise _bad_card(f"TFORM{i}", "a column format", form)
-        repeat, letter, element = int(match[1] or 1), match[2], match[3]
-        if letter in "PQ" and not element:
-            raise _bad_card(f"TFORM{i}", "a column format", form)
+        form = column_format(cards.get(f"TFORM{i}"))
+        if form is None or (form.code in "PQ" and not form.element):
+            raise _bad_card(f"TFORM{i}", "a column format", cards.get(f"TFORM{i}"))
         name = str(cards.get(f"TTYPE{i}", "")).strip().upper()  # their case means nothing (section 7.3.2)
-        columns.append(Column(name, offset, letter, element if letter in "PQ" else letter, repeat))
-        offset += -(-repeat // 8) if letter == "X" else repeat * _COLUMN_SIZES[letter]
+        columns.append(Column(name, offset, form.code, form.element if form.code in "PQ" else form.code, form.repeat))
+        offset += form.width
         for keyword in (f"TSCAL{i}", f"TZERO{i}"):
             if name in ("ZSCALE", "ZZERO", "ZBLANK") and cards.get(keyword) is not None:
                 raise _bad_card(keyword, "no scaling of a column of parameters", cards[keyword])
     if offset != row_size:
         raise _bad_card("NAXIS1", f"{offset}, the width of the columns", row_size)
     return tuple(columns)
+
+
+#: A plane may be at most this many times larger than its compressed bytes, plus `_FREE_BYTES`. The densest
+#: code is that of PLIO (one 2-byte word for 4095 pixels of 4 bytes, 8190); gzip reaches 1032, Rice 205.
+_LARGEST_RATIO = 8192
+
+
+_FREE_BYTES = 1 << 26
+
+
+class Table:
+    """The columns of a table as arrays, and its heap."""
+
+    def __init__(self, layout: TileLayout, table: Buffer) -> None:
+        raw = np.frombuffer(table, np.uint8)
+        if raw.size < layout.data_size:
+            raise CorruptError(
+                "the table is cut short", expected=f"{layout.data_size} bytes", found=f"{raw.size} bytes"
+            )
+        stored = math.prod(layout.shape) * layout.stored_dtype.itemsize
+        if stored > _LARGEST_RATIO * layout.data_size + _FREE_BYTES:
+            raise FormatError(
+                "the header claims an image that its compressed data cannot hold",
+                expected=f"at most {_LARGEST_RATIO} times {layout.data_size} bytes",
+                found=f"{stored} bytes",
+            )
+        self.layout = layout
+        self.heap = raw[layout.heap_start : layout.data_size]
+        self._main = raw[: layout.row_size * layout.n_rows].reshape(layout.n_rows, layout.row_size)[: layout.n_tiles]
+
+    def scalars(self, name: str) -> Array | None:
+        """Return a column of numbers in native byte order, or None."""
+        column = self.layout.column(name)
+        if column is None:
+            return None
+        kind = np.dtype(COLUMN_TYPES[column.form])
+        cells = np.ascontiguousarray(self._main[:, column.offset : column.offset + kind.itemsize])
+        return cells.view(kind)[:, 0].astype(kind.newbyteorder("="))
+
+    def spans(self, name: str, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        """Return first and last byte in the heap of the arrays of these rows, checked; None without the column."""
+        column = self.layout.column(name)
+        if column is None:
+            return None
+        kind = np.dtype(">i8" if column.form == "Q" else ">i4")
+        cells = np.ascontiguousarray(self._main[rows, column.offset : column.offset + 2 * kind.itemsize])
+        pairs = cells.view(kind).astype(np.int64)
+        counts, starts = pairs[:, 0], pairs[:, 1]
+        size = self.heap.size
+        # Compared before they are multiplied: nothing here can overflow.
+        bad = (counts < 0) | (starts < 0) | (counts > size // column.item_size)
+        counts = np.where(bad, 0, counts) * column.item_size
+        bad |= (counts > 0) & (starts > size - counts)
+        if bad.any():
+            first = int(np.flatnonzero(bad)[0])
+            raise CorruptError(
+                "a tile lies outside the heap",
+                where=f"{name}, tile {int(rows[first])}",
+                expected=f"within {size} bytes",
+                found=f"{int(pairs[first, 0])} elements at {int(pairs[first, 1])}",
+            )
+        starts = np.where(counts == 0, 0, starts)
+        return starts, starts + counts

@@ -13,20 +13,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.fits.tiles import compiling
 from wustore.backends.fits.tiles.quantize import BLANK
 from wustore.errors import CorruptError
+from wustore.storage.compiling import Loops
 
 __all__ = [
     "MAXIMUM_BLOCK_SIZE",
     "Encoded",
     "Tiles",
+    "compiled_loops",
     "decode_floats",
     "decode_rows",
     "encode_floats",
@@ -43,6 +45,22 @@ MAXIMUM_BLOCK_SIZE = 65536
 _SPAN_FACTOR = 4
 
 _SELECTOR_BITS = {1: 3, 2: 4, 4: 5}
+
+_WORTHWHILE = 1 << 23
+"""Pixels that a process codes before it imports numba: about 0.1 s of work without it."""
+
+_loops = Loops("wustore.backends.fits.tiles.rice_numba", _WORTHWHILE)
+
+
+def compiled_loops(n_pixels: int = 0) -> ModuleType | None:
+    """Return `wustore.backends.fits.tiles.rice_numba`, or None if so many pixels more are better coded without it.
+
+    Parameters
+    ----------
+    n_pixels
+        What the caller is to code; see `wustore.storage.compiling.Loops.get`.
+    """
+    return _loops.get(n_pixels)
 
 
 def size_limits(n_pixels: int, item_size: int, block_size: int) -> tuple[int, int]:
@@ -134,7 +152,7 @@ def decode_rows(tiles: Tiles, rows: Sequence[NDArray[np.integer]] | NDArray[np.i
     """
     if not len(tiles.starts):
         return
-    if isinstance(rows, np.ndarray) and rows.dtype == np.int32 and (loops := compiling.loops(rows.size)) is not None:
+    if isinstance(rows, np.ndarray) and rows.dtype == np.int32 and (loops := compiled_loops(rows.size)) is not None:
         padded = tiles.padded(loops.PADDING)
         if padded is not None:
             bad = loops.decode_integers(*padded, tiles.block_size, rows)
@@ -191,7 +209,7 @@ def decode_floats(
     CorruptError
         A tile ends before its last pixel.
     """
-    if not _finite(scale, zero) or (loops := compiling.loops()) is None:
+    if not _finite(scale, zero) or (loops := compiled_loops()) is None:
         return False
     padded = tiles.padded(loops.PADDING)
     if padded is None:
@@ -213,7 +231,7 @@ def room_for(n_pixels: int, item_size: int, block_size: int) -> int:
 def encode_rows(rows: NDArray[np.integer], block_size: int) -> list[bytes]:
     """Encode every row of a 2-D array of 1, 2 or 4-byte signed integers as one tile."""
     room = room_for(rows.shape[1], rows.dtype.itemsize, block_size)
-    if rows.dtype == np.int32 and rows.size and (loops := compiling.loops(rows.size)) is not None:
+    if rows.dtype == np.int32 and rows.size and (loops := compiled_loops(rows.size)) is not None:
         out, sizes = _output(rows, room)
         loops.encode_integers(np.ascontiguousarray(rows), block_size, out, sizes)
         ends = np.cumsum(sizes)
@@ -263,7 +281,7 @@ def encode_floats(values: NDArray[np.floating[Any]], step: float, block_size: in
         Pixels per coding block.
     """
     # cfitsio does not quantise tiles of one pixel.
-    if values.shape[1] < 2 or not step > 0 or (loops := compiling.loops()) is None:
+    if values.shape[1] < 2 or not step > 0 or (loops := compiled_loops()) is None:
         return None
     out, sizes = _output(values, room_for(values.shape[1], 4, block_size))
     zero = np.empty(len(values))
@@ -287,7 +305,7 @@ def encode_floats_again(
     scale, zero, blank
         As for `decode_floats`.
     """
-    if not _finite(scale, zero) or (loops := compiling.loops()) is None:
+    if not _finite(scale, zero) or (loops := compiled_loops()) is None:
         return None
     out, sizes = _output(values, room_for(values.shape[1], 4, block_size))
     blank = BLANK if blank is None else blank

@@ -1,7 +1,7 @@
 """The inner loops of Rice-coded tiles, compiled by numba: many rows a call, without the interpreter lock.
 
 They do what `tiles.rice` and `tiles.quantize` do by other means, for the most common tiles: 4-byte
-integers, and floats quantised without dithering. Results are equal bit for bit. `tiles.compiling` decides when
+integers, and floats quantised without dithering. Results are equal bit for bit. `tiles.rice` decides when
 this module is imported, because compiling has to pay.
 
 The coding is described in section 10.4.1 of the FITS standard 4.0. The choice of the split follows cfitsio's
