@@ -122,7 +122,9 @@ def test_reference_has_every_public_name():
     assert listed == {name.rpartition(".")[2] for name in public}
     assert set(directives) <= set(public)
     for name, value in public.items():
-        assert inspect.getdoc(value) or name.endswith((".Progress", ".Index")), name  # types: the page says what they are
+        assert inspect.getdoc(value) or name.endswith((".Progress", ".Index")), (
+            name
+        )  # types: the page says what they are
 
 
 def test_terms_are_used():
