@@ -23,6 +23,8 @@ Every leaf is also the builtin that a caller would catch. Damaged input raises o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike, fspath
 from typing import Any
 
@@ -108,6 +110,26 @@ def _rebuild(
     hint: str | None,
 ) -> WuStoreError:
     return kind(what, path=path, where=where, expected=expected, found=found, hint=hint)
+
+
+@contextmanager
+def located(path: str | PathLike[str] | None = None, where: str | None = None) -> Iterator[None]:
+    """Give an error of wustore that is raised inside the place that it does not say itself.
+
+    So functions that know bytes or documents, but not where they come from, need no parameters for messages.
+
+    Parameters
+    ----------
+    path, where
+        As in `WuStoreError`.
+    """
+    try:
+        yield
+    except WuStoreError as error:
+        if error.path is None and path is not None:
+            error.path = fspath(path)
+        error.where = error.where or where
+        raise
 
 
 class FormatError(WuStoreError, ValueError):

@@ -41,7 +41,7 @@ def append_into(swapped: Path) -> None:
     source = sample("simple")
     copy(source, backend_for_writing(str(other)).create(str(other), source.meta))
     try:
-        wustore.append(other, swapped)
+        wustore.append(other, swapped, duplicates=True)
     finally:
         with wustore.open_reader(other) as reader:
             assert_same(source, reader)
@@ -64,7 +64,7 @@ COPIES = {
     "save": lambda path: wustore.save(wustore.open(path), path.with_name("b.h5")),
     "save a selection": lambda path: wustore.save(wustore.open(path).select(images=[1]), path.with_name("b.h5")),
     "repack": lambda path: wustore.repack(path, profile="portable"),
-    "drop": lambda path: wustore.drop(path, ["mask"]),
+    "drop": lambda path: wustore.drop(path, ["mask", "capsule"]),
     "append": append_into,
     "part": in_parts,
 }

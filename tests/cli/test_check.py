@@ -47,7 +47,7 @@ def test_verify(store, run, monkeypatch):
     name, sums = store(sample("missing")), sums_of(sample("missing"))
     code, out, _ = run("verify", name)
     assert code == 0
-    assert "stores no checksums" in out
+    assert "carries no checksums" in out
     monkeypatch.setattr(MemoryReader, "checksums", lambda self: sums)
     code, out, _ = run("verify", name)
     assert code == 0

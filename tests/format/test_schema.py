@@ -169,9 +169,8 @@ def test_mutated_documents_do_not(name):
     mutated = copy.deepcopy(document("rich"))
     MUTATIONS[name](mutated)
     with pytest.raises(CorruptError) as caught:
-        schema.check(mutated, path="here")
+        schema.check(mutated)
     assert caught.value.where.startswith("$")
-    assert caught.value.path == "here"
     with pytest.raises(FormatError, match="does not hold"):
         schema.check(mutated, written=True)
 
@@ -210,7 +209,7 @@ def test_an_appended_store_follows_the_schemas(tmp_path):
         source = sample("simple")
         copy_store(source, backend_for_writing(path).create(path, source.meta))
     for _ in range(2):
-        assert main(["append", *paths]) == 0
+        assert main(["append", *paths, "--duplicates"]) == 0
         listed, stored = zarr_listing(paths[0])
         assert schema.violation(stored) is None
         assert not wrong(listed)

@@ -13,6 +13,5 @@ def test_what_is_believed():
     check_size(64 << 24, 1 << 24)
     assert most_believed(1 << 24) == 64 << 24
     for claimed, stored in (((1 << 27) + 1, 10), (-1, 10), (10**30, 1 << 20)):
-        with pytest.raises(CorruptError, match="cannot be") as caught:
-            check_size(claimed, stored, path="here", where="there")
-        assert (caught.value.path, caught.value.where) == ("here", "there")
+        with pytest.raises(CorruptError, match="cannot be"):
+            check_size(claimed, stored)

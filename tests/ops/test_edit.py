@@ -233,7 +233,7 @@ def test_append_several_at_once_and_pieces_of_columns(tmp_path, suffix):
         tmp_path / f"a{suffix}",
     )
     plain = save(sample("simple", 1), tmp_path / "b.zarr")
-    assert edit.append(path, plain, plain) == 6
+    assert edit.append(path, plain, plain, duplicates=True) == 6
     with wustore.open_reader(path) as reader:
         column = reader.meta.constituents.get("filter")
         assert column.values.tolist() == ["g", "r", "long name"] + [""] * 6
@@ -258,7 +258,12 @@ def test_plain_zarr_sees_the_new_store(tmp_path):
 @STORES
 def test_capsule_goes_with_an_append(tmp_path, suffix):
     path = save(with_capsule(sample("ragged")), tmp_path / f"a{suffix}")
-    edit.append(path, save(sample("ragged", 1), tmp_path / "b.zarr"))
+    other = save(sample("ragged", 1), tmp_path / "b.zarr")
+    before = chunks(path)
+    with pytest.raises(UsageError, match="ends the FITS reconstruction data"):
+        edit.append(path, other)
+    assert chunks(path) == before
+    edit.append(path, other, drop_capsule=True)
     with wustore.open_reader(path) as reader:
         assert reader.capsule() is None
     if suffix == ".zarr":
@@ -385,7 +390,9 @@ def test_repack_keeps_what_is_not_changed(tmp_path, suffix):
 def test_drop(tmp_path, suffix):
     source = with_capsule(sample("simple"))
     path = save(source, tmp_path / f"a{suffix}", profile="none")
-    edit.drop(path, ["mask"])
+    with pytest.raises(UsageError, match="ends the FITS reconstruction data"):
+        edit.drop(path, ["mask"])
+    edit.drop(path, ["mask", "capsule"])
     with wustore.open_reader(path) as reader:
         assert not reader.meta.has_layer("mask")
         assert {d.where.split(" of ")[-1] for d in differences(source, reader)} >= {"mask"}

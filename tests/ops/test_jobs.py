@@ -245,7 +245,7 @@ def test_other_conversion_at_the_same_target(source, target, tmp_path, kind):
 def test_changed_source(source, target, kind):
     jobs.plan(source, target, parts=2, **kind.options)
     jobs.part(target, 0)
-    wustore.append(source, source)
+    wustore.append(source, source, drop_capsule=True, duplicates=True)
     with pytest.raises(UsageError):
         jobs.plan(source, target, **kind.options)
     for act in (lambda: jobs.part(target, 1), lambda: jobs.finish(target)):

@@ -22,7 +22,7 @@ def fill(path, text, *, directory):
     if directory:
         (path / "deep").mkdir(parents=True)
         (path / "deep" / "file").write_text(text)
-        (path / "zarr.json").write_text("{}")
+        (path / "zarr.json").write_text('{"wustore": 1}')
     else:
         path.write_text(text)
 
@@ -234,7 +234,7 @@ def test_permissions_of_what_is_replaced(tmp_path):
     for name, mode in (("store", 0o700), ("shared", 0o775)):
         target = tmp_path / name
         target.mkdir()
-        (target / "zarr.json").touch()
+        (target / "zarr.json").write_text('{"wustore": 1}')
         (target / "zarr.json").chmod(mode & 0o666)
         target.chmod(mode)
         staging = Staging(target, overwrite=True)
@@ -242,7 +242,7 @@ def test_permissions_of_what_is_replaced(tmp_path):
         assert mode != 0o700 or stat.S_IMODE(staging.path.stat().st_mode) == 0o700  # private while it is written
         (staging.path / "science").mkdir()
         for file in ("zarr.json", "science/c.0.0.0"):
-            (staging.path / file).write_text("new")
+            (staging.path / file).write_text('{"wustore": 2}')
         staging.commit()
         assert modes(target) == {
             ".": mode,
@@ -275,7 +275,7 @@ from wustore.storage.staging import Staging
 for n in itertools.count():
     staging = Staging(sys.argv[1], overwrite=True)
     staging.path.mkdir()
-    (staging.path / "zarr.json").touch()
+    (staging.path / "zarr.json").write_text('{"wustore": 1}')
     for k in range(20):
         (staging.path / str(k)).write_text(str(n))
     staging.commit()

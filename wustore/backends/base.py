@@ -171,6 +171,10 @@ class Reader(ABC):
         """Return the stored CRC-32C of every plane, shape (n_images, 4), or None (`planes.plane_checksum`)."""
         return None
 
+    def protection(self) -> str:
+        """Return what protects the stored bytes, compared once all is read and audited; empty if nothing does."""
+        return "" if self.checksums() is None else "every plane matches its checksum"
+
     def document(self) -> Mapping[str, Any] | None:
         """Return the root document as it is stored, or None for a format that has none."""
         return None
@@ -179,6 +183,13 @@ class Reader(ABC):
         """Yield (place, what is wrong there) for stored parts that reading does not touch.
 
         Such are copies kept for other programs and metadata that only they look at; ``wustore verify`` asks.
+        """
+        return iter(())
+
+    def foreign(self) -> Iterator[str]:
+        """Yield in words what others added to the store: arrays, groups, attributes, files.
+
+        An edit that would lose it is refused. The default knows of nothing.
         """
         return iter(())
 

@@ -65,6 +65,9 @@ class ReaderProxy(Reader):
     def audit(self) -> Iterator[tuple[str, str]]:  # noqa: D102
         return self.source.audit()
 
+    def foreign(self) -> Iterator[str]:  # noqa: D102
+        return self.source.foreign()
+
     def places(self) -> list[str]:  # noqa: D102
         return self.source.places()
 

@@ -144,6 +144,7 @@ _TARGET_OPTIONS = (
         help="An option of DST's format, such as compression_type=GZIP_2; -o help lists them. May be repeated.",
     ),
     click.option("--overwrite", is_flag=True, help="Replace DST if it exists; it stays until the new one is whole."),
+    click.option("--checksum", is_flag=True, help="FITS: write the cards CHECKSUM and DATASUM into every HDU."),
     click.option("--no-capsule", is_flag=True, help="Do not keep what gives back the identical FITS files."),
 )
 
@@ -167,14 +168,16 @@ def many_options(command: F) -> F:
     return command
 
 
-def format_options(profile: str | None, layout: str | None, pairs: tuple[str, ...]) -> dict[str, Any]:
+def format_options(
+    profile: str | None, layout: str | None, pairs: tuple[str, ...], *, checksum: bool = False
+) -> dict[str, Any]:
     """Return the options of DST's format; a ``NAME=VALUE`` whose value is JSON is taken as such, else as text.
 
     Raises
     ------
     UsageError
     """
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"checksum": True} if checksum else {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name.isidentifier():

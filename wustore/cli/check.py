@@ -60,19 +60,29 @@ def verify(
             found = list(problems(reader, workers=workers, progress=progress))
             if with_fits and not found:
                 found = list(fits_problems(reader, workers=workers, progress=progress))
-            n_images, checked = reader.meta.n_images, reader.checksums() is not None
+            n_images, protection = reader.meta.n_images, reader.protection()
         if as_json:
             listed = [{"kind": p.kind, "where": p.where, "what": p.what} for p in found]
-            document = {"path": path, "ok": not found, "images": n_images, "checksums": checked, "problems": listed}
+            document = {
+                "path": path,
+                "ok": not found,
+                "images": n_images,
+                "checksums": bool(protection),
+                "protection": protection,
+                "problems": listed,
+            }
             click.echo(json.dumps(document, indent=2))
         elif not SETTINGS.quiet:
             several = f"{path}: " if len(paths) > 1 else ""
             for problem in found:
                 click.echo(f"{several}{problem}")
             if not found:
-                how = "every plane matches its checksum" if checked else "the format stores no checksums of planes"
-                how += "; the FITS files come back with their sha256" if with_fits else ""
-                click.echo(f"{path}: ok, {n_images} images read; {how}")
+                how = "; the FITS files come back with their sha256" if with_fits else ""
+                if protection:
+                    click.echo(f"{path}: ok, {n_images} images read; {protection}{how}")
+                else:
+                    nothing = "it carries no checksums, so changed values would not be noticed"
+                    click.echo(f"{path}: readable, {n_images} images read; {nothing}{how}")
         if not found:
             return OK
         return DAMAGED if any(problem.kind == "damaged" for problem in found) else DIFFERS

@@ -58,6 +58,7 @@ def convert(
     others: tuple[str, ...],
     overwrite: bool,
     no_capsule: bool,
+    checksum: bool,
     workers: int | None,
     processes: bool | None,
     max_memory: int | None,
@@ -78,7 +79,7 @@ def convert(
     """
     if "help" in others:
         return _show_options(target_format or _format_of_name(paths[-1]))
-    options = format_options(profile, layout, others)
+    options = format_options(profile, layout, others, checksum=checksum)
     if as_json and not dry_run:
         raise UsageError("--json goes with --dry-run", where="--json", hint="A conversion prints no data.")
     targets = _targets(paths, target_format)
@@ -330,6 +331,7 @@ def plan(
     others: tuple[str, ...],
     overwrite: bool,
     no_capsule: bool,
+    checksum: bool,
 ) -> int:
     """Plan the conversion of SRC into DST in N parts.
 
@@ -348,7 +350,7 @@ def plan(
         overwrite=overwrite,
         capsule=not no_capsule,
         parts=parts,
-        **format_options(profile, layout, others),
+        **format_options(profile, layout, others, checksum=checksum),
     )
     images = [len(job.images_of(k)) for k in range(job.parts)]
     click.echo(json.dumps({"target": job.target, "images": job.n_images, "parts": job.parts, "images_of_part": images}))

@@ -16,13 +16,15 @@ __all__ = ["append", "drop", "repack"]
 \b
 Examples:
   wustore append night.zarr late.fits
-  wustore append night.h5 late.fits
+  wustore append night.h5 late.fits --drop-capsule
   wustore append s3://bucket/night.zarr a.h5 b.h5
 """
 )
 @click.argument("store", type=STORE)
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...", type=STORE)
-def append(store: str, sources: tuple[str, ...]) -> None:
+@click.option("--drop-capsule", is_flag=True, help="Agree that STORE gives no original FITS files back any more.")
+@click.option("--duplicates", is_flag=True, help="Append images that are in STORE already, too.")
+def append(store: str, sources: tuple[str, ...], *, drop_capsule: bool, duplicates: bool) -> None:
     """Append the images of every SRC to STORE (Zarr or HDF5).
 
     Existing chunks stay as they are, and readers of STORE see the old or the new state. An HDF5 file is
@@ -31,7 +33,7 @@ def append(store: str, sources: tuple[str, ...]) -> None:
     from wustore.ops.edit import append as run
 
     with progress_bar("appending") as progress:
-        count = run(store, *sources, progress=progress)
+        count = run(store, *sources, drop_capsule=drop_capsule, duplicates=duplicates, progress=progress)
     report(f"{store}: {count} images appended")
 
 
@@ -63,7 +65,7 @@ def repack(store: str, *, profile: str | None, layout: str | None) -> None:
 \b
 Examples:
   wustore drop night.zarr capsule
-  wustore drop night.h5 mask psf
+  wustore drop night.h5 mask psf capsule
 """
 )
 @click.argument("store", type=STORE)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.errors import CorruptError, FormatError
+from wustore.errors import CorruptError, FormatError, located
 from wustore.format import tagged_json
 from wustore.format.arrays import ArraySpec, text_array
 from wustore.model.meta import Column, ConstituentTable
@@ -80,7 +80,8 @@ def _decode_plain(encoding: str, stored: NDArray[Any], dtype: np.dtype[Any], whe
         )
     if encoding == "text":
         texts = stored.tolist()
-        check_size(stored.size * dtype.itemsize, sum(map(len, stored.ravel())) * 4, where=where)
+        with located(where=where):
+            check_size(stored.size * dtype.itemsize, sum(map(len, stored.ravel())) * 4)
         return np.array(texts, dtype=dtype).reshape(stored.shape)
     if encoding == "bytes":
         flat: NDArray[Any] = np.ascontiguousarray(stored).view(f"S{stored.shape[-1]}").reshape(stored.shape[:-1])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.errors import CorruptError, FormatError, VersionError
+from wustore.errors import CorruptError, FormatError, VersionError, WuStoreError, located
 from wustore.format import schema, tagged_json
 from wustore.format.arrays import ArraySpec
 from wustore.format.columns import column_from, table_parts
@@ -110,7 +110,7 @@ def document_of(meta: Meta) -> dict[str, Any]:
     return document
 
 
-def check_version(document: Any, path: str | None = None) -> None:
+def check_version(document: Any) -> None:
     """Refuse a document that is not ours or that this code is too old for.
 
     Raises
@@ -118,22 +118,20 @@ def check_version(document: Any, path: str | None = None) -> None:
     FormatError, VersionError
     """
     if not isinstance(document, dict):
-        raise CorruptError("the root document is not an object", path=path, found=type(document).__name__)
+        raise CorruptError("the root document is not an object", found=type(document).__name__)
     if document.get("format") != FORMAT:
         raise FormatError(
             "not a wustore store",
-            path=path,
             where="root document",
             expected=FORMAT,
             found=document.get("format"),
         )
     minimum = document.get("min_reader")
     if not isinstance(minimum, int) or isinstance(minimum, bool):
-        raise CorruptError("the root document names no reader version", path=path, where="min_reader", found=minimum)
+        raise CorruptError("the root document names no reader version", where="min_reader", found=minimum)
     if minimum > READER:
         raise VersionError(
             "the store was written by a newer wustore",
-            path=path,
             expected=f"min_reader at most {READER} (format {VERSION})",
             found=f"min_reader {minimum} (format {document.get('version')})",
             hint="Update wustore to read it.",
@@ -159,17 +157,16 @@ def meta_from(document: Any, array: Callable[[str], NDArray[Any]], *, path: str 
     ------
     FormatError, VersionError, CorruptError
     """
-    check_version(document, path)
-    schema.check(document, path=path)
-    try:
-        return _meta_from(document, array)
-    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        if isinstance(error, FormatError):
-            error.path = error.path or path
+    with located(path):
+        check_version(document)
+        schema.check(document)
+        try:
+            return _meta_from(document, array)
+        except WuStoreError:
             raise
-        raise CorruptError(
-            "the metadata do not follow the format", path=path, found=f"{type(error).__name__}: {error}"[:200]
-        ) from error
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            found = f"{type(error).__name__}: {error}"[:200]
+            raise CorruptError("the metadata do not follow the format", found=found) from error
 
 
 def _dtypes_from(layers: Mapping[str, Any], n_images: int) -> dict[str, tuple[np.dtype[Any] | None, ...]]:

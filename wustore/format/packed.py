@@ -43,7 +43,7 @@ def pack(specs: Iterable[ArraySpec]) -> ArraySpec:
     return ArraySpec(PACKED, data, ("packed_byte",), {"long_name": "all small arrays, for a quick opening"})
 
 
-def unpack(packed: NDArray[np.uint8], path: str | None = None) -> dict[str, NDArray[Any]]:
+def unpack(packed: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
     """Return the arrays by name that `pack` was given.
 
     Raises
@@ -57,9 +57,7 @@ def unpack(packed: NDArray[np.uint8], path: str | None = None) -> dict[str, NDAr
         bodies = stored[8 + length :]
         return {name: _unpacked(bodies, *entry) for name, entry in table.items()}
     except (struct.error, ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
-        raise CorruptError(
-            "the packed metadata does not decode", path=path, where=f"array {PACKED}", found=error
-        ) from error
+        raise CorruptError("the packed metadata does not decode", where=f"array {PACKED}", found=error) from error
 
 
 def _unpacked(bodies: memoryview, dtype: str, shape: list[int], offset: int, size: int) -> NDArray[Any]:

@@ -57,15 +57,13 @@ def violation(document: Any) -> Violation | None:
     return None if found is None else Violation(f"${found.where}", found.what)
 
 
-def check(document: Any, *, path: str | None = None, written: bool = False) -> None:
+def check(document: Any, *, written: bool = False) -> None:
     """Refuse a root document that does not follow the schema.
 
     Parameters
     ----------
     document
         The document, JSON values only.
-    path
-        The store, for messages.
     written
         Whether it is about to be written, not read.
 
@@ -80,8 +78,8 @@ def check(document: Any, *, path: str | None = None, written: bool = False) -> N
     if found is None:
         return
     if written:
-        raise FormatError("the format does not hold a value", path=path, where=found.where, found=found.what)
-    raise CorruptError("the root document does not follow the format", path=path, where=found.where, found=found.what)
+        raise FormatError("the format does not hold a value", where=found.where, found=found.what)
+    raise CorruptError("the root document does not follow the format", where=found.where, found=found.what)
 
 
 # --- the validator ------------------------------------------------------------------------------------

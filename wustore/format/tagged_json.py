@@ -258,12 +258,10 @@ _VALUES = 1 << 21
 
 
 def parse(
-    text: str | bytes,
+    text: str | bytes | bytearray,
     *,
     stored: int | None = None,
     what: str = "a text",
-    path: str | None = None,
-    where: str | None = None,
 ) -> Any:
     """Return the JSON values of a text: the one place where JSON of a store is read.
 
@@ -273,8 +271,8 @@ def parse(
         JSON text; the tokens ``NaN`` and ``Infinity`` are refused.
     stored
         The length of what the text was unpacked from [byte], by default its own.
-    what, path, where
-        What it is and where it stands, for messages.
+    what
+        What it is, for messages.
 
     Raises
     ------
@@ -286,11 +284,11 @@ def parse(
     else:
         count = text.count(b",") + text.count(b"[") + text.count(b"{")
     if count > most:
-        raise CorruptError(f"{what} holds too many values", path=path, where=where, expected=most, found=count)
+        raise CorruptError(f"{what} holds too many values", expected=most, found=count)
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise CorruptError(f"{what} is not JSON", path=path, where=where, found=str(error)[:200]) from error
+        raise CorruptError(f"{what} is not JSON", found=str(error)[:200]) from error
 
 
 def _refuse_constant(name: str) -> Any:

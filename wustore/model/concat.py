@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.errors import FormatError, UsageError
-from wustore.model.meta import LAYERS, Column, ConstituentTable, Meta
+from wustore.model.meta import LAYERS, Column, ConstituentTable, Meta, Observatory
 
 __all__ = ["appended"]
 
@@ -19,7 +19,7 @@ def appended(base: Meta, other: Meta, *, path: str | None = None) -> Meta:
     """Return the metadata of the images of ``base`` followed by those of ``other``.
 
     Configuration, observatory and history are those of ``base``. The constituents of ``other`` follow
-    those of ``base``, and its links are moved along.
+    those of ``base``, in the units of its columns, and its links are moved along.
 
     Parameters
     ----------
@@ -31,8 +31,9 @@ def appended(base: Meta, other: Meta, *, path: str | None = None) -> Meta:
     Raises
     ------
     UsageError
-        Where they do not belong together: another global WCS or reprojection, images larger than the store's
-        arrays, layers or dtypes that these cannot hold.
+        If they do not belong together: another global WCS, reprojection or observatory, other meanings of the mask's
+        bits, images larger than the store's arrays, layers or dtypes that these cannot hold, columns in units that
+        cannot be converted exactly.
     """
     for name in ("wcs", "reprojected", "reprojection_frame", "barycentric_distance"):
         if getattr(base, name) != getattr(other, name):
@@ -43,6 +44,7 @@ def appended(base: Meta, other: Meta, *, path: str | None = None) -> Meta:
                 expected=_short(getattr(base, name)),
                 found=_short(getattr(other, name)),
             )
+    _check_observatory(base.observatory, other.observatory, path)
     dtypes = {layer: (*base.dtypes[layer], *other.dtypes[layer]) for layer in LAYERS}
     for layer in LAYERS:
         _check_layer(base, other, layer, path)
@@ -53,9 +55,49 @@ def appended(base: Meta, other: Meta, *, path: str | None = None) -> Meta:
         psf_shape=np.concatenate([base.psf_shape, other.psf_shape]),
         dtypes=dtypes,
         links=_links(base, other, path),
-        constituents=_table(base.constituents, other.constituents),
-        mask_flags={**other.mask_flags, **base.mask_flags},
+        constituents=_table(base.constituents, other.constituents, path),
+        mask_flags=_flags(base.mask_flags, other.mask_flags, path),
     )
+
+
+_DEGREES, _METRES = 1e-7, 0.01
+"""How far apart two observatories are the same one: FITS cards, and the way from one form to the other, round."""
+
+
+def _check_observatory(base: Observatory | None, other: Observatory | None, path: str | None) -> None:
+    """Refuse images of another observatory: a store has one, and the parallax correction uses it."""
+    if other is None or base == other:
+        return
+    if base is not None:
+        apart = [abs(a - b) for a, b in zip(base.geodetic, other.geodetic, strict=True)]
+        apart[1] = min(apart[1], abs(360 - apart[1]))
+        if apart[0] <= _DEGREES and apart[1] <= _DEGREES and apart[2] <= _METRES:
+            return
+    raise UsageError(
+        "the images are of another observatory than the store's",
+        path=path,
+        where="observatory",
+        expected=None if base is None else base.geodetic,
+        found=other.geodetic,
+        hint="Keep them in a store of their own.",
+    )
+
+
+def _flags(base: Mapping[str, int], other: Mapping[str, int], path: str | None) -> dict[str, int]:
+    """Return the meanings of the mask's bits on both sides; refuse a name or a bit that would mean two things."""
+    names = {bit: name for name, bit in base.items()}
+    for name, bit in other.items():
+        known, meaning = base.get(name, bit), names.get(bit, name)
+        if known != bit or (meaning != name and base.get(name) != bit):
+            raise UsageError(
+                "the mask flags of the images mean other things than the store's",
+                path=path,
+                where=f"mask flag {name!r}",
+                expected=f"value {known}" if known != bit else f"value {bit} is {meaning!r}",
+                found=f"value {bit}",
+                hint="Keep them in a store of their own.",
+            )
+    return {**other, **base}
 
 
 def _short(value: Any) -> str:
@@ -106,10 +148,10 @@ def _links(base: Meta, other: Meta, path: str | None) -> tuple[tuple[int, ...], 
 # --- the table ----------------------------------------------------------------------------------------
 
 
-def _table(a: ConstituentTable, b: ConstituentTable) -> ConstituentTable:
+def _table(a: ConstituentTable, b: ConstituentTable, path: str | None) -> ConstituentTable:
     names = [column.name for column in a.columns]
     names += [column.name for column in b.columns if column.name not in names]
-    columns = tuple(_column(a.get(name), b.get(name), a.n_rows, b.n_rows) for name in names)
+    columns = tuple(_column(a.get(name), b.get(name), a.n_rows, b.n_rows, path) for name in names)
     return ConstituentTable(a.n_rows + b.n_rows, columns, _meta(b.meta, a.meta))
 
 
@@ -117,12 +159,43 @@ def _meta(weak: Mapping[str, Any], strong: Mapping[str, Any]) -> dict[str, Any]:
     return {**strong, **{key: value for key, value in weak.items() if key not in strong}}
 
 
-def _column(a: Column | None, b: Column | None, n_a: int, n_b: int) -> Column:
+def _in_unit(column: Column, unit: str | None, path: str | None) -> Column:
+    """Return a column in another unit."""
+    if column.unit == unit:
+        return column
+    refusal = UsageError(
+        "a column has another unit than the store's, and cannot be converted exactly",
+        path=path,
+        where=f"column {column.name!r}",
+        expected=f"unit {unit}",
+        found=f"unit {column.unit}",
+        hint="Convert it in the source, or keep the images in a store of their own.",
+    )
+    if unit is None or column.unit is None:
+        raise refusal
+    from astropy.units import Unit, UnitConversionError, UnitTypeError
+
+    try:
+        here, there = Unit(column.unit), Unit(unit)
+        if here == there:
+            return replace(column, unit=unit)
+        if column.kind != "plain" or column.values.dtype.kind != "f":
+            raise refusal
+        values = np.asarray(here.to(there, column.values)).astype(column.values.dtype)
+    except (ValueError, TypeError, UnitConversionError, UnitTypeError) as error:
+        if error is refusal:
+            raise
+        raise refusal from error
+    return replace(column, values=values, unit=unit)
+
+
+def _column(a: Column | None, b: Column | None, n_a: int, n_b: int, path: str | None) -> Column:
     if a is None:
         assert b is not None
         a = _nothing(b, n_a)
     if b is None:
         b = _nothing(a, n_b)
+    b = _in_unit(b, a.unit, path)
     if a.kind != b.kind or (a.kind == "plain" and _common(a.values, b.values) is None):
         a, b = _as_objects(a), _as_objects(b)
     mask = None

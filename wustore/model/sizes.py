@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from os import PathLike
-
 from wustore.errors import CorruptError
 
 __all__ = ["check_size", "most_believed"]
@@ -19,15 +17,13 @@ def most_believed(stored: int) -> int:
     return max(_BELIEVED, _RATIO * stored)
 
 
-def check_size(claimed: int, stored: int, *, path: str | PathLike[str] | None = None, where: str | None = None) -> None:
+def check_size(claimed: int, stored: int) -> None:
     """Refuse a stated size that the bytes it comes from do not justify, before memory is taken for it.
 
     Parameters
     ----------
     claimed, stored
         What is to be taken, and what it comes from [byte].
-    path, where
-        For the message.
 
     Raises
     ------
@@ -35,6 +31,4 @@ def check_size(claimed: int, stored: int, *, path: str | PathLike[str] | None = 
     """
     most = most_believed(stored)
     if not 0 <= claimed <= most:
-        raise CorruptError(
-            "a size that cannot be", path=path, where=where, expected=f"at most {most} bytes", found=claimed
-        )
+        raise CorruptError("a size that cannot be", expected=f"at most {most} bytes", found=claimed)

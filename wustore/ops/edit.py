@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wustore._version import __version__
 from wustore.backends.base import Progress, Reader
 from wustore.backends.proxy import CheckedReader, ReaderProxy
 from wustore.backends.registry import backend_named, open_reader
 from wustore.errors import UsageError
+from wustore.format.planes import plane_checksums
+from wustore.model.concat import appended
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.ops.copy import copy
 from wustore.storage.locks import alone, lock_of
@@ -128,7 +131,7 @@ def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -
         A local Zarr or HDF5 store.
     names
         Of `DROPPABLE`. Without ``mask`` or ``psf`` the original FITS files cannot be given back, so the
-        capsule goes with them.
+        capsule, if there is one, must be named with them.
     progress
         Called with (images done, images in all).
 
@@ -146,10 +149,13 @@ def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -
     with _editing(path) as reader:
         meta = reader.meta
         there = {layer for layer in LAYERS if meta.has_layer(layer)}
-        there |= {"capsule"} if reader.capsule() is not None else set()
+        has_capsule = reader.capsule() is not None
+        there |= {"capsule"} if has_capsule else set()
         if not wanted <= there:
             missing = ", ".join(sorted(wanted - there))
             raise UsageError("there is nothing of this name to drop", path=reader.path, found=missing)
+        if has_capsule and "capsule" not in wanted:
+            raise _capsule_would_end(reader, "this", f"Name it as well: {', '.join(sorted(wanted))}, capsule.")
         dtypes = {layer: (None,) * meta.n_images if layer in wanted else kept for layer, kept in meta.dtypes.items()}
         psf_shape = np.zeros_like(meta.psf_shape) if "psf" in wanted else meta.psf_shape
         entry = history_entry("drop", names=sorted(wanted))
@@ -158,12 +164,17 @@ def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -
         _rewritten(reader, meta, keep_capsule=False, progress=progress, options=options)
 
 
-def append(path: Any, *sources: Any, progress: Progress | None = None) -> int:
+def append(
+    path: Any,
+    *sources: Any,
+    drop_capsule: bool = False,
+    duplicates: bool = False,
+    progress: Progress | None = None,
+) -> int:
     """Append the images of other WorkUnits to a Zarr or HDF5 store; no existing pixel chunk is encoded again.
 
     A Zarr store is added to; an HDF5 file is replaced by one that takes over the stored chunks as they are. The new
-    table rows follow the store's, and the new links point to these. The configuration stays the store's. Its FITS
-    leftovers go: the files it came from do not hold the new images.
+    table rows follow the store's, in its units, and the new links point to these. The configuration stays the store's.
 
     Parameters
     ----------
@@ -171,6 +182,10 @@ def append(path: Any, *sources: Any, progress: Progress | None = None) -> int:
         A Zarr store (directory or URL), or an HDF5 file.
     sources
         Stores of any format, in order.
+    drop_capsule
+        Give up the FITS reconstruction data of the store: the files it came from do not hold the new images.
+    duplicates
+        Append images that are in the store already, with the same time and the same pixels.
     progress
         Called with (images done, images to append).
 
@@ -182,20 +197,82 @@ def append(path: Any, *sources: Any, progress: Progress | None = None) -> int:
     Raises
     ------
     UsageError
-        For another format, images that do not belong into this store, or where another process is changing it.
+        For another format, images that do not belong into this store or are there already, FITS reconstruction data
+        that would be lost, content that wustore did not write, or if another process is changing it.
     StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError, OSError
     """
     address = address_of(path, to_write=True)
     if not sources:
         raise UsageError("nothing to append", path=name_of(address), hint="Name at least one source.")
-    with open_reader(address) as store:
-        backend = backend_named(store.format)
     names = [name_of(address_of(source)) for source in sources]
     with ExitStack() as stack:
-        readers = [CheckedReader(stack.enter_context(open_reader(source))) for source in sources]
+        with open_reader(address) as store:
+            backend = backend_named(store.format)
+            readers = [CheckedReader(stack.enter_context(open_reader(source))) for source in sources]
+            if store.document() is not None:  # of another format the backend says that it takes no images
+                _refuse_loss(store, readers, drop_capsule=drop_capsule, duplicates=duplicates)
         return backend.append(
             address, readers, lambda count: history_entry("append", images=count, sources=names), progress=progress
         )
+
+
+def _refuse_loss(store: Reader, sources: Sequence[Reader], *, drop_capsule: bool, duplicates: bool) -> None:
+    """Refuse an append that would lose something, or double it, which was not asked for."""
+    meta = store.meta
+    for source in sources:
+        meta = appended(meta, source.meta, path=source.path)
+    _refuse_foreign(store)
+    if not drop_capsule and store.capsule() is not None:
+        raise _capsule_would_end(store, "an append", "drop_capsule=True, or --drop-capsule, agrees to it.")
+    if not duplicates:
+        _refuse_duplicates(store, sources)
+
+
+def _refuse_foreign(reader: Reader) -> None:
+    """Refuse an edit of a store that others added something to: it would be lost."""
+    found = list(reader.foreign())
+    if found:
+        raise UsageError(
+            "the store holds what wustore did not write, and an edit would lose it",
+            path=reader.path,
+            found=", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else ""),
+            hint="Move it elsewhere, or convert the store into a new one, which leaves it out.",
+        )
+
+
+def _capsule_would_end(reader: Reader, what: str, hint: str) -> UsageError:
+    return UsageError(
+        f"{what} ends the FITS reconstruction data: the original files cannot be given back afterwards",
+        path=reader.path,
+        hint=hint,
+    )
+
+
+def _refuse_duplicates(store: Reader, sources: Sequence[Reader]) -> None:
+    """Refuse images that are in a store, or in a source before, already: the same time and the same pixels."""
+    by_time: dict[bytes, list[tuple[Reader, int]]] = {}
+    for reader in (store, *sources):
+        for i, time in enumerate(reader.meta.times):
+            by_time.setdefault(time.tobytes(), []).append((reader, i))
+    sums = {reader: reader.checksums() for reader in (store, *sources)}
+    for alike in by_time.values():
+        known: dict[object, tuple[Reader, int]] = {}
+        for reader, i in alike if alike[-1][0] is not store and len(alike) > 1 else ():
+            other, j = known.setdefault(_pixels(reader, i, sums[reader]), (reader, i))
+            if reader is not store and (other, j) != (reader, i):
+                raise UsageError(
+                    "an image is there already",
+                    path=reader.path,
+                    where=f"image {i}",
+                    found=f"the same time and pixels as image {j} of {other.path}",
+                    hint="duplicates=True, or --duplicates, appends it all the same.",
+                )
+
+
+def _pixels(reader: Reader, i: int, sums: NDArray[np.uint32] | None) -> object:
+    """Return what two images have in common that hold the same pixels."""
+    checksums = plane_checksums(reader.image(i)) if sums is None else tuple(sums[i].tolist())
+    return checksums, *((reader.meta.shape_of(layer, i), reader.meta.dtypes[layer][i]) for layer in LAYERS)
 
 
 def _settings(reader: Reader) -> dict[str, Any]:
@@ -228,4 +305,5 @@ def _editing(path: Any) -> Iterator[Reader]:
                 found=reader.format,
                 hint="Convert it first.",
             )
+        _refuse_foreign(reader)
         yield reader

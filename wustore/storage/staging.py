@@ -115,13 +115,21 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-_ROOTS = ("zarr.json", ".zgroup", ".zarray")
-"""One of these is right below a directory that is a Zarr store, of any version."""
+_ROOT = "zarr.json"
+"""The root document of a store in a directory."""
+
+
+def _is_store(directory: Path) -> bool:
+    """Return whether the root document of a Zarr store in a directory names wustore, damaged as it may be."""
+    try:
+        return b'"wustore"' in (directory / _ROOT).read_bytes()
+    except OSError:
+        return False
 
 
 def _refuse_foreign_directory(target: Path) -> None:
-    """Refuse to replace a directory with anything in it that is no Zarr store: all of it would be gone."""
-    if not target.is_dir() or any((target / name).exists() for name in _ROOTS):
+    """Refuse to replace a directory with anything in it that is no store of ours: all of it would be gone."""
+    if not target.is_dir() or _is_store(target):
         return
     names = sorted(entry.name for entry in target.iterdir())
     if names:
@@ -196,9 +204,9 @@ def take_mode(path: Path, old: Path) -> None:
         mode |= (mode & 0o444) >> 2
     files = mode & 0o666
     with contextlib.suppress(OSError):
-        files = stat.S_IMODE((old / _ROOTS[0]).lstat().st_mode)
+        files = stat.S_IMODE((old / _ROOT).lstat().st_mode)
     now = path.stat()
-    inner = path / _ROOTS[0]
+    inner = path / _ROOT
     same = stat.S_IMODE(now.st_mode) == mode and now.st_gid == status.st_gid
     if same and inner.is_file() and stat.S_IMODE(inner.stat().st_mode) == files:
         return
@@ -266,7 +274,7 @@ class Staging:
     Raises
     ------
     StoreExistsError
-        The target exists and ``overwrite`` is False, or it is a directory that is neither empty nor a Zarr store.
+        The target exists and ``overwrite`` is False, or it is a directory that is neither empty nor a wustore store.
     StoreNotFoundError
         The target's directory does not exist.
     """

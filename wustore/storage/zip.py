@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, NoReturn
 
-from wustore.errors import CorruptError, FormatError, StoreNotFoundError
+from wustore.errors import CorruptError, FormatError, StoreNotFoundError, located
 from wustore.model.sizes import check_size
 from wustore.storage.files import open_handle, pread
 from wustore.storage.zarr_store import Keys, OpenValue
@@ -143,7 +143,8 @@ class ZipKeys(Keys):
             if member.size != member.packed:
                 self._damaged("a member of the zip file has two sizes", key)
             return None
-        check_size(member.size, member.packed, path=self.name, where=key)
+        with located(self.name, key):
+            check_size(member.size, member.packed)
         engine = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
             value = engine.decompress(pread(self._handle, member.packed, self._start(key)), member.size + 1)

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import cProfile
 import pstats
+from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wustore.backends.hdf5 import chunks as h5chunks
+from wustore.backends.hdf5.append import append_images
 from wustore.backends.hdf5.backend import Hdf5Backend
 from wustore.backends.hdf5.chunks import ChunkReader, parts_of
+from wustore.backends.memory import MemoryReader
+from wustore.errors import CorruptError
 from wustore.model.compare import same_bits
+from wustore.model.meta import Image
 from wustore.ops.copy import copy
+from wustore.ops.verify import problems
 from wustore.testing import sample
 
 
@@ -133,3 +140,79 @@ def test_into_arrays_of_the_caller(tmp_path: Path) -> None:
             for array, data in zip(out, expected, strict=True):
                 assert np.array_equal(array, data, equal_nan=True), name
         assert np.count_nonzero(large) == sum(np.count_nonzero(data) for data in expected)
+
+
+# --- chunks and their places ----------------------------------------------------------------------------
+
+
+def put(
+    path: str, layer: str, place: tuple[int, int, int], other: str, other_layer: str, source: tuple[int, int, int]
+) -> None:
+    """Put a stored chunk of one file into the place of one of another file, with its own checksum."""
+    with h5py.File(other) as file:
+        skipped, data = file[other_layer].id.read_direct_chunk(source)
+    with h5py.File(path, "r+") as file:
+        file[layer].id.write_direct_chunk(place, data, skipped)
+
+
+@pytest.mark.parametrize(
+    ("other", "layer", "source"),
+    [
+        ("a.h5", "science", (1, 0, 100)),
+        ("a.h5", "science", (0, 100, 100)),
+        ("a.h5", "variance", (1, 100, 100)),
+        ("b.h5", "science", (1, 100, 100)),
+    ],
+    ids=["another place", "another image", "another layer", "another store"],
+)
+def test_a_chunk_that_does_not_belong_here(
+    tmp_path: Path, other: str, layer: str, source: tuple[int, int, int]
+) -> None:
+    path = save(tmp_path / "a.h5", chunks=(100, 100))
+    store = sample("chunked")
+    images = [replace(store.image(i), science=store.image(i).science[::-1].copy()) for i in range(3)]
+    turned = MemoryReader(store.meta, images)
+    copy(turned, Hdf5Backend().create(str(tmp_path / "b.h5"), turned.meta, chunks=(100, 100)))
+    put(path, "science", (1, 100, 100), str(tmp_path / other), layer, source)
+    with Hdf5Backend().open(path) as reader:
+        for box in ((1, 1), (100, 20)):
+            index = (slice(1, 2), slice(box[0], box[0] + 150), slice(100, 120))
+            with pytest.raises(CorruptError, match=r"belong here.*image 1, chunk at \(y, x\) = \(100, 100\)"):
+                reader.read("science", index)
+        assert same_bits(reader.image(0).science, store.image(0).science)
+        assert [problem.where for problem in problems(reader)] == ["image 1, science"]
+    with pytest.raises(CorruptError, match="belong"):
+        append_images(path, [store], lambda _: {})
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.h5", "b.h5"]
+
+
+def test_files_without_checksums_of_chunks(tmp_path: Path) -> None:
+    """Older ones, or if they were removed."""
+    path = save(tmp_path / "a.h5", chunks=(100, 100))
+    with h5py.File(path, "r+") as file:
+        del file["chunk_checksum"]
+    put(path, "science", (1, 100, 100), path, "science", (0, 100, 100))
+    with Hdf5Backend().open(path) as reader:
+        assert_image(reader.image(0))
+        assert [problem.where for problem in problems(reader)] == ["image 1, science"]
+
+
+@pytest.mark.parametrize("chunks", [(1, 100, 100), (2, 50, 77), None], ids=["same chunks", "other chunks", "no chunks"])
+def test_encoded_again_by_another_program(tmp_path: Path, chunks: tuple[int, ...] | None) -> None:
+    """The values of the plane as a whole decide, then."""
+    path = save(tmp_path / "a.h5", chunks=(100, 100))
+    options = {} if chunks is None else {"chunks": chunks, "compression": 9, "fletcher32": True}
+    with h5py.File(path, "r+") as file:
+        values = file["science"][()]
+        values[2, 7, 7] += 1
+        del file["science"]
+        file.create_dataset("science", data=values, **options)
+    with Hdf5Backend().open(path, workers=3) as reader:
+        for i in (0, 1):
+            assert_image(reader.image(i), i)
+        with pytest.raises(CorruptError, match="belong"):
+            reader.read("science", (slice(2, 3), slice(500, 510), slice(0, 10)))
+
+
+def assert_image(image: Image, i: int = 0) -> None:
+    assert same_bits(image.science, sample("chunked").image(i).science)

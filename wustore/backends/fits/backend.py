@@ -28,6 +28,7 @@ class FitsBackend(Backend):
         "lossless": "true for GZIP_2 without quantisation",
         "compression_type": "NOCOMPRESS, RICE_1, GZIP_1, GZIP_2 or HCOMPRESS_1",
         "quantize_level": "the step of quantisation, as KBMOD's to_fits takes it: -0.01 is a step of 0.01",
+        "checksum": "true for the cards CHECKSUM and DATASUM in every HDU (--checksum)",
     }
 
     def recognises(self, start: bytes) -> bool:

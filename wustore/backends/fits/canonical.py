@@ -15,6 +15,7 @@ from wustore.backends.fits.capsule import meta_digest
 from wustore.backends.fits.encoder import CanonicalEncoder, Hdus, ImageEncoder
 from wustore.backends.fits.fidelity import meta_losses, option_losses, warn_of
 from wustore.backends.fits.files.output import Output
+from wustore.backends.fits.hdu.checksum import with_sums
 from wustore.backends.fits.hdu.wustore_hdu import wustore_hdu
 from wustore.backends.fits.kbmod_layout import FitsOptions, head_hdus
 from wustore.backends.fits.reader import FitsReader
@@ -174,6 +175,8 @@ class CanonicalWriter(ParallelWriter):
         if not options.exact:
             self._losses += [*option_losses(options), *meta_losses(meta)]
         head = head_hdus(meta, exact=options.exact, configuration=sharded or not options.exact)
+        if options.checksum:
+            head = [with_sums(hdu) for hdu in head]
         output = Output(path, meta.n_images if sharded else None, overwrite=overwrite)
         super().__init__(meta.n_images, CanonicalEncoder(meta, options, sharded), output, workers)
         try:
@@ -193,7 +196,7 @@ class CanonicalWriter(ParallelWriter):
     def _finish(self) -> None:
         self._order.close()
         if self._options.exact:
-            _add_wustore_hdu(self._output, self._meta, self._order.offset)
+            _add_wustore_hdu(self._output, self._meta, self._order.offset, self._options)
         warn_of(self._losses)
 
     def abort(self) -> None:
@@ -202,10 +205,11 @@ class CanonicalWriter(ParallelWriter):
         self._order.close()
 
 
-def _add_wustore_hdu(output: Output, meta: Meta, end: int) -> None:
+def _add_wustore_hdu(output: Output, meta: Meta, end: int, options: FitsOptions) -> None:
     """Append the HDU WUSTORE where the file as it stands does not read back as ``meta``."""
     output.flush()
     with FitsReader(output.path, "sharded-fits" if output.sharded else "fits") as reader:
         plain = reader.meta
     if next(meta_differences(meta, plain), None) is not None:
-        output.write_at(0, end, wustore_hdu(meta, meta_digest(plain)))
+        hdu = wustore_hdu(meta, meta_digest(plain))
+        output.write_at(0, end, with_sums(hdu) if options.checksum else hdu)

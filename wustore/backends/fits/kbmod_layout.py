@@ -11,11 +11,13 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wustore.backends.fits.hdu.checksum import with_sums
 from wustore.backends.fits.hdu.header import BLOCK
 from wustore.backends.fits.hdu.header_writer import HeaderText, card, padding
 from wustore.backends.fits.tiles import EncodedPlane, encode_plane
@@ -239,7 +241,7 @@ def _mask(image: Image) -> NDArray[np.int8]:
 
 
 def image_hdus(meta: Meta, i: int, image: Image, options: FitsOptions, *, sharded: bool = False) -> Iterator[bytes]:
-    """Yield the bytes of the four HDUs of image ``i``, in pieces.
+    """Return the bytes of the four HDUs of image ``i``, in pieces.
 
     Parameters
     ----------
@@ -258,20 +260,30 @@ def image_hdus(meta: Meta, i: int, image: Image, options: FitsOptions, *, sharde
     index_cards = {"NIND": card("NIND", len(links))}
     index_cards |= {f"IND_{j}": card(f"IND_{j}", index) for j, index in enumerate(links)}
 
+    hdus = _image_hdus(i, image, options, cards, index_cards, sharded=sharded)
+    if not options.checksum:
+        return chain.from_iterable(hdus)
+    return (with_sums(b"".join(pieces)) for pieces in hdus)
+
+
+def _image_hdus(
+    i: int, image: Image, options: FitsOptions, cards: dict[str, str], index_cards: dict[str, str], *, sharded: bool
+) -> Iterator[Iterator[bytes]]:
+    """Yield the pieces of each HDU."""
     science, variance = (_storable(plane) for plane in (image.science, image.variance))
     settings = options.compression_type, options.quantize_level
     # A fixed clock in gzip streams: the same WorkUnit gives the same file every time.
     if sharded:
-        yield from _plain_hdu(science, f"SCI_{i}", cards | index_cards, primary=True)
+        yield _plain_hdu(science, f"SCI_{i}", cards | index_cards, primary=True)
     else:
-        yield from _tiled_hdu(encode_plane(science, *settings, clock=0), f"SCI_{i}", cards | index_cards)
-    yield from _tiled_hdu(encode_plane(variance, *settings, clock=0), f"VAR_{i}", cards)
+        yield _tiled_hdu(encode_plane(science, *settings, clock=0), f"SCI_{i}", cards | index_cards)
+    yield _tiled_hdu(encode_plane(variance, *settings, clock=0), f"VAR_{i}", cards)
     if not options.exact:
-        yield from _plain_hdu(_mask(image), f"MSK_{i}", cards)
+        yield _plain_hdu(_mask(image), f"MSK_{i}", cards)
     elif image.mask is not None:
-        yield from _plain_hdu(_storable(image.mask), f"MSK_{i}", cards)
+        yield _plain_hdu(_storable(image.mask), f"MSK_{i}", cards)
     psf = identity_psf(np.float64) if image.psf is None else image.psf  # KBMOD fails on files without a PSF
-    yield from _plain_hdu(_storable(psf), f"PSF_{i}", {})
+    yield _plain_hdu(_storable(psf), f"PSF_{i}", {})
 
 
 COMPRESSION_TYPES = ("NOCOMPRESS", "RICE_1", "GZIP_1", "GZIP_2", "HCOMPRESS_1")
@@ -292,11 +304,14 @@ class FitsOptions:
     exact
         Write every layer with its own dtype and values, and none that is absent (except the PSF, without which KBMOD
         cannot read the file), instead of what KBMOD makes of them.
+    checksum
+        Write the cards CHECKSUM and DATASUM.
     """
 
     compression_type: str = "RICE_1"
     quantize_level: float = -0.01
     exact: bool = False
+    checksum: bool = False
 
     def __post_init__(self) -> None:
         if self.compression_type not in COMPRESSION_TYPES:

@@ -14,7 +14,7 @@ from wustore.backends.base import Index, Reader
 from wustore.backends.fits.capsule import meta_digest
 from wustore.backends.fits.files.open_files import Cache, FitsFile, has_shards, shard_path
 from wustore.backends.fits.hdu import wustore_hdu
-from wustore.backends.fits.hdu.checksum import wrong_sums
+from wustore.backends.fits.hdu.checksum import has_sums, wrong_sums
 from wustore.backends.fits.interpret import Layout, interpret
 from wustore.backends.state import digest, reopen
 from wustore.errors import CorruptError, FormatError, OtherFormatError, StoreNotFoundError
@@ -239,6 +239,16 @@ class FitsReader(Reader):
             data = file.data
             for hdu in file.scan.hdus:
                 yield from ((name + place, what) for place, what in wrong_sums(data, hdu))
+
+    def protection(self) -> str:
+        """Return which HDUs carry sums, or that the compression around the file has one."""
+        if self.files[0].compression is not None:
+            return f"the checksum of the {self.files[0].compression} file holds"
+        hdus = [hdu for file in self.files for hdu in file.scan.hdus]
+        summed = sum(map(has_sums, hdus))
+        if not summed:
+            return ""
+        return f"CHECKSUM and DATASUM hold in {'all' if summed == len(hdus) else summed} of {len(hdus)} HDUs"
 
     def describe(self) -> dict[str, Any]:
         """Return layout, compression and sizes; see `wustore.backends.base.Reader.describe`."""

@@ -36,6 +36,7 @@ def create(
     quantize_level: float | None = None,
     lossless: bool | None = None,
     mode: Mode = "archive",
+    checksum: bool = False,
     workers: int | None = None,
     **unknown: Any,
 ) -> Writer:
@@ -63,6 +64,8 @@ def create(
     mode
         ``archive``: nothing is lost; what KBMOD's layout cannot carry travels in an HDU ``WUSTORE`` of its own.
         ``kbmod``: exactly the bytes that KBMOD writes; losses are warned of by name.
+    checksum
+        Write the cards CHECKSUM and DATASUM into every HDU, so that damage is found later. KBMOD writes none.
     workers
         Threads that compress images, the number of processors by default.
 
@@ -87,6 +90,7 @@ def create(
         quantize_level=quantize_level,
         lossless=lossless,
         mode=mode,
+        checksum=checksum,
         **unknown,
     )
     arguments: dict[str, Any] = {"sharded": sharded, "overwrite": overwrite, "workers": workers}
@@ -134,12 +138,15 @@ def _how(
     quantize_level: float | None = None,
     lossless: bool | None = None,
     mode: Mode = "archive",
+    checksum: bool = False,
     **unknown: Any,
 ) -> _How:
     if unknown:
         raise UsageError("unknown options", where="FITS writer", found=", ".join(sorted(unknown)))
     if mode not in ("archive", "kbmod"):
         raise UsageError("an unknown mode", where="mode", expected="'archive' or 'kbmod'", found=repr(mode))
+    if not isinstance(checksum, bool):
+        raise UsageError("not a choice", where="checksum", expected="true or false", found=repr(checksum))
     default = LOSSLESS if lossless or (lossless is None and mode == "archive") else KBMOD_DEFAULTS
     if lossless and (compression_type, quantize_level) not in ((None, None), ("GZIP_2", 0)):
         raise UsageError(
@@ -152,8 +159,9 @@ def _how(
         default.compression_type if compression_type is None else compression_type,
         default.quantize_level if quantize_level is None else quantize_level,
         exact=mode == "archive",
+        checksum=checksum,
     )
-    chosen = compression_type is not None or quantize_level is not None or lossless is not None
+    chosen = checksum or not (compression_type is None and quantize_level is None and lossless is None)
     if capsule is None or mode != "archive" or chosen:
         return _How(options)
     reason = _unusable(capsule, meta)

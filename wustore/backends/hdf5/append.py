@@ -1,6 +1,7 @@
 """Appending images to a file: a new file beside it, into which the stored chunks go as they are, then one rename.
 
-A chunk is neither decoded nor encoded again, and who has the old file open keeps it.
+Every image is read and compared with its checksums on the way, but no chunk is encoded again, and who has the old file
+open keeps it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from wustore.backends.hdf5.encoder import EncodedImage, Encoder
 from wustore.backends.hdf5.presets import need_plugins
 from wustore.backends.hdf5.reader import Hdf5Reader
 from wustore.backends.hdf5.writer import Hdf5Writer
+from wustore.backends.proxy import CheckedReader
 from wustore.errors import CorruptError, UsageError
 from wustore.model.concat import appended
 from wustore.model.meta import LAYERS, Meta
@@ -44,7 +46,9 @@ def append_images(
         checksums = old.checksums()
         writer = Hdf5Writer(Staging(place, overwrite=True), encoder, None)
         try:
+            whole = CheckedReader(old)
             for i in range(old.meta.n_images):
+                whole.image(i)  # misplaced or damaged chunks must not get new checksums that certify them
                 chunks = [old.stored_chunks(layer.spec.name, i, layer.corners) for layer in encoder.layers]
                 writer.store(i, EncodedImage(chunks, checksums[i].tolist()))
             _write(writer, old.meta.n_images, meta.n_images, sources, progress)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.hdf5.file import RawFile
 from wustore.backends.hdf5.filters import DamagedChunkError, Decoded, Pipeline, Scratch, filters_of, pipeline_of
+from wustore.backends.hdf5.integrity import Binding
 from wustore.backends.hdf5.netcdf import wrapped
 from wustore.errors import CorruptError
 from wustore.storage.url import coalesce
@@ -61,6 +62,8 @@ class ChunkReader:
         The bytes of its file.
     path
         For messages.
+    binding
+        What binds the chunks to their places; None if nothing is known of them.
 
     Attributes
     ----------
@@ -70,7 +73,7 @@ class ChunkReader:
         How many chunks have been asked for so far.
     """
 
-    def __init__(self, dataset: h5py.Dataset, raw: RawFile, path: str) -> None:
+    def __init__(self, dataset: h5py.Dataset, raw: RawFile, path: str, binding: Binding | None = None) -> None:
         self.name = dataset.name.lstrip("/")
         self.path = path
         self.shape: tuple[int, ...] = dataset.shape
@@ -79,6 +82,7 @@ class ChunkReader:
         self.chunks_read = 0
         self._dataset = dataset
         self._raw = raw
+        self._binding = binding
         self._lock = threading.Lock()
         self._grid = tuple(-(-size // step) for size, step in zip(self.shape, self.chunks, strict=True))
         self._table: _Table | None = None
@@ -216,7 +220,26 @@ class ChunkReader:
         return [*np.searchsorted(offsets, [start for start, _ in ranges]).tolist(), offsets.size]
 
     def _fill(self, table: _Table, numbers: NDArray[np.int64], parts: NDArray[np.int64], out: NDArray[Any]) -> None:
-        self._decoded(table, numbers).place(parts, out)
+        decoded = self._decoded(table, numbers)
+        if self._binding is not None:
+            strangers = self._binding.strangers(numbers, decoded.checksums)
+            if strangers.size:
+                self._check_places(numbers[strangers])
+                decoded = self._decoded(table, numbers)  # the check has used this thread's memory
+        decoded.place(parts, out)
+
+    def _check_places(self, strangers: NDArray[np.int64]) -> None:
+        """Refuse chunks that are not those that were written there, unless their plane as a whole is."""
+        assert self._binding is not None
+        step = self.chunks[0]
+        for number in strangers.tolist():
+            first = number // math.prod(self._grid[1:]) * step
+            if not all(map(self._binding.is_confirmed, range(first, min(first + step, self.shape[0])))):
+                raise CorruptError(
+                    "a chunk does not belong here: it is that of another place, image, layer or store",
+                    path=self.path,
+                    where=self._where(number),
+                )
 
     def _decoded(self, table: _Table, numbers: NDArray[np.int64]) -> Decoded:
         assert self._pipeline is not None
@@ -257,6 +280,8 @@ class ChunkReader:
         return memory, starts
 
     def _fill_with_library(self, number: int, parts: NDArray[np.int64], out: NDArray[Any]) -> None:
+        if self._binding is not None:
+            self._check_places(np.array([number]))
         place = np.unravel_index(number, self._grid)
         box = tuple(slice(int(k) * step, (int(k) + 1) * step) for k, step in zip(place, self.chunks, strict=True))
         with wrapped(self.path, self._where(number)):

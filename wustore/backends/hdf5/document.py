@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.hdf5 import netcdf
 from wustore.backends.hdf5.file import DOCUMENT, DOCUMENT_CHECKSUM, open_file
-from wustore.errors import CorruptError, WuStoreError
+from wustore.errors import CorruptError, WuStoreError, located
 from wustore.format import tagged_json
 from wustore.format.arrays import ArraySpec
 from wustore.format.packed import PACKED, unpack
@@ -44,7 +44,8 @@ def parse_document(text: str | bytes, path: str) -> dict[str, Any]:
     ------
     CorruptError
     """
-    document = tagged_json.parse(text, what="the root document", path=path)
+    with located(path):
+        document = tagged_json.parse(text, what="the root document")
     if not isinstance(document, dict):
         raise CorruptError("the root document is not a JSON object", path=path, found=type(document).__name__)
     return document
@@ -107,7 +108,7 @@ def _as_packed(copy: NDArray[Any], data: NDArray[Any]) -> NDArray[Any]:
 
 def _differences(path: str) -> Iterator[tuple[str, str]]:
     with open_file(path) as file:
-        packed = unpack(netcdf.read_array(file, PACKED, path), path)
+        packed = unpack(netcdf.read_array(file, PACKED, path))
         text = packed.pop(DOCUMENT_ARRAY)
         try:
             if read_document(file, path) != parse_document(str(text[0]), path):

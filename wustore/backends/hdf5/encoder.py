@@ -17,7 +17,7 @@ from wustore.backends import base
 from wustore.backends.hdf5 import netcdf
 from wustore.backends.hdf5.chunks import Job, split_axis
 from wustore.backends.hdf5.presets import LAYOUTS, pipeline_for
-from wustore.errors import CorruptError, FormatError, UsageError
+from wustore.errors import CorruptError, FormatError, UsageError, located
 from wustore.format.arrays import ArraySpec
 from wustore.format.packed import pack, unpack
 from wustore.format.planes import LayerSpec, cast_plane, layers_of, plane_checksums, plane_problems
@@ -214,7 +214,8 @@ class Encoder(base.Encoder):
         CorruptError
             Where it is no piece of this file.
         """
-        arrays = unpack(np.frombuffer(piece, np.uint8), self.path)
+        with located(self.path):
+            arrays = unpack(np.frombuffer(piece, np.uint8))
         try:
             skipped, sizes, checksums = (arrays[name].tolist() for name in ("skipped", "sizes", "checksums"))
             data, capsule = arrays["data"].data, arrays["capsule"].tobytes()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import h5py
 import numpy as np
@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 
 from wustore.backends.hdf5 import netcdf
 from wustore.errors import OtherFormatError
-from wustore.storage.files import open_regular
+from wustore.storage.files import open_regular, pread
 from wustore.storage.url import RemoteFile, is_remote
 
 __all__ = [
     "CAPSULE_BOUND",
     "CAPSULE_DATA",
+    "CHUNK_CHECKSUM",
     "DOCUMENT",
     "DOCUMENT_CHECKSUM",
     "METADATA_BLOCK",
+    "Output",
     "RawFile",
     "has_signature",
     "open_file",
@@ -31,6 +33,8 @@ DOCUMENT = "wustore"
 """Root attribute with the root document."""
 DOCUMENT_CHECKSUM = "wustore_sha256"
 CAPSULE_DATA, CAPSULE_BOUND = "fits/data", "fits/bound"
+CHUNK_CHECKSUM = "chunk_checksum"
+"""Array with the fletcher32 of each chunk of the layers, a row for each image."""
 METADATA_BLOCK = 1 << 18
 """Bytes of the first block read from a URL: metadata stands mostly at the start, and opening takes two requests."""
 _SNIFFED = 4096
@@ -129,3 +133,95 @@ class RawFile:
                 break
             done += count
         return done
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return ``size`` bytes from ``offset`` on, fewer at the end of the file."""
+        return pread(self._handle, size, offset) if self._remote is None else self._remote.read(offset, size)
+
+
+class Output(io.RawIOBase):
+    """A new file that HDF5 writes and that, for HDF5, never fails.
+
+    HDF5 crashes the process when it ends if it could not write what it has in memory. So an error of the system is
+    kept, all that HDF5 writes afterwards is dropped, and `check` raises the error.
+
+    Parameters
+    ----------
+    path
+        Where to; there must be nothing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._error: BaseException | None = None
+        self._file = path.open("x+b", buffering=0)
+        self._place = 0
+
+    def check(self) -> None:
+        """Raise the error that kept something from being written, if there was one."""
+        if self._error is not None:
+            raise self._error
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move to a place; HDF5 asks for the end in this way too."""
+        if whence != os.SEEK_SET:
+            offset += self._place if whence == os.SEEK_CUR else self._file.seek(0, os.SEEK_END)
+        self._place = offset
+        return offset
+
+    def tell(self) -> int:
+        """Return the place."""
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer; zeros stand for what was dropped."""
+        memory = memoryview(buffer)
+        memory[:] = bytes(len(memory))
+        try:
+            self._file.seek(self._place)
+            self._file.readinto(memory)
+        except BaseException as error:
+            self._fail(error)
+        self._place += len(memory)
+        return len(memory)
+
+    def write(self, data: Any) -> int:
+        """Write all of ``data``."""
+        memory = memoryview(data)
+        try:
+            self._file.seek(self._place)
+            done = 0
+            while done < len(memory) and self._error is None:
+                done += self._file.write(memory[done:])
+        except BaseException as error:
+            self._fail(error)
+        self._place += len(memory)
+        return len(memory)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Cut or extend the file."""
+        size = self._place if size is None else size
+        try:
+            if self._error is None:
+                self._file.truncate(size)
+        except BaseException as error:
+            self._fail(error)
+        return size
+
+    def append(self, data: bytes) -> None:
+        """Write at the end."""
+        self.seek(0, os.SEEK_END)
+        self.write(data)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Return ``size`` bytes from ``offset`` on, from any thread."""
+        return pread(self._file.fileno(), size, offset)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._error is None:
+            self._error = error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()

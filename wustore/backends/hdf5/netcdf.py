@@ -6,8 +6,8 @@ Guide, appendix B) and the HDF5 Dimension Scales specification.
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,8 +16,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.errors import CorruptError, WuStoreError
+from wustore.errors import CorruptError, WuStoreError, located
 from wustore.format.arrays import ArraySpec
+from wustore.format.content import foreign_content, own_content
+from wustore.model.meta import Meta
 from wustore.model.sizes import check_size
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "attach_dimensions",
     "create_file",
     "dataset_at",
+    "foreign",
     "read_array",
     "set_attributes",
     "set_text",
@@ -74,10 +77,16 @@ def wrapped(path: str, where: str) -> Iterator[None]:
 # --- writing ------------------------------------------------------------------------------------------
 
 
-def create_file(path: str) -> h5py.File:
+def create_file(target: io.RawIOBase) -> h5py.File:
     """Create an HDF5 file whose bytes depend on its content only: no times of creation.
 
     The file format is that of HDF5 1.10: superblock 3, so that all metadata carries checksums.
+
+    Parameters
+    ----------
+    target
+        Empty, open for reading and writing. None of its methods may raise: HDF5 crashes the process when it ends if
+        what it has in memory could not be written.
     """
     properties = h5py.h5p.create(h5py.h5p.FILE_CREATE)
     order = h5py.h5p.CRT_ORDER_TRACKED | h5py.h5p.CRT_ORDER_INDEXED
@@ -87,8 +96,8 @@ def create_file(path: str) -> h5py.File:
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
     access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
-    access.set_file_locking(False, True)  # the file is private until it is renamed
-    return h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_EXCL, fcpl=properties, fapl=access))
+    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, target)
+    return h5py.File(h5py.h5f.create(b"wustore", h5py.h5f.ACC_TRUNC, fcpl=properties, fapl=access))
 
 
 def add_group(file: h5py.File, name: str) -> h5py.Group:
@@ -137,8 +146,8 @@ def set_text(target: h5py.HLObject, name: str, text: str) -> None:
         target.attrs.create(name, data.decode(), dtype=h5py.string_dtype())
 
 
-def add_array(file: h5py.File, spec: ArraySpec) -> h5py.Dataset:
-    """Write a small array whole: numbers under fletcher32, text as variable-length UTF-8."""
+def add_array(file: h5py.File, spec: ArraySpec, *, compress: bool = True) -> h5py.Dataset:
+    """Write a small array whole: numbers under fletcher32 (compressed if large), text as variable-length UTF-8."""
     group, _, _ = spec.name.rpartition("/")
     if group:
         add_group(file, group)
@@ -149,7 +158,7 @@ def add_array(file: h5py.File, spec: ArraySpec) -> h5py.Dataset:
         filters: dict[str, Any] = {}
         if data.size:
             filters = {"chunks": _small_chunks(data), "fletcher32": True}
-            if data.nbytes > _COMPRESS_FROM:
+            if compress and data.nbytes > _COMPRESS_FROM:
                 filters |= {"compression": "gzip", "compression_opts": 6, "shuffle": data.dtype.itemsize > 1}
         dataset = file.create_dataset(spec.name, data=data, track_times=False, **filters)
     set_attributes(dataset, spec.attributes)
@@ -264,7 +273,8 @@ def read_array(file: h5py.File, name: str, path: str) -> NDArray[Any]:
     with wrapped(path, name):
         if dataset.dtype.kind in "biuf":
             stored = int(dataset.id.get_storage_size())
-            check_size(dataset.size * dataset.dtype.itemsize, stored, path=path, where=name)
+            with located(path, name):
+                check_size(dataset.size * dataset.dtype.itemsize, stored)
             data: NDArray[Any] = dataset[()]
             return np.asarray(data.astype(data.dtype.newbyteorder("="), copy=False), order="C")
         if h5py.check_string_dtype(dataset.dtype) is None:
@@ -309,3 +319,39 @@ def unreadable(file: h5py.File, path: str) -> Iterator[tuple[str, str]]:
                     file[name].attrs.get_id(key)
         except CorruptError as error:
             yield name, str(error)
+
+
+_INFRASTRUCTURE = {
+    TEXT_CHECKSUM,
+    ESCAPED,
+    *("CLASS", "NAME", "REFERENCE_LIST", "DIMENSION_LIST", "DIMENSION_LABELS"),
+    *("_Netcdf4Dimid", "_Netcdf4Coordinates", "_NCProperties", "_nc3_strict", "_FillValue"),
+}
+"""Attributes that HDF5's dimension scales and netCDF put onto arrays."""
+
+
+def foreign(file: h5py.File, meta: Meta, root_attributes: set[str], path: str) -> Iterator[str]:
+    """Yield in words what others added to a file: arrays, groups, attributes."""
+    own = own_content(meta)
+    found: list[tuple[str, str, list[str]]] = []
+    with wrapped(path, "links"):
+        names: list[str] = []
+        file.visit_links(names.append)
+        for name in names:
+            link = file.get(name, getlink=True)
+            if not isinstance(link, h5py.HardLink):
+                found.append((name, "link", []))
+                continue
+            node = file[name]
+            kind = "array" if isinstance(node, h5py.Dataset) else "group"
+            if kind == "group" or not _is_dimension(node):
+                found.append((name, kind, list(node.attrs)))
+        at_root = set(file.attrs) - root_attributes - _INFRASTRUCTURE
+    yield from (f"root attribute {name}" for name in sorted(at_root))
+    yield from foreign_content(own, found, _INFRASTRUCTURE)
+
+
+def _is_dimension(dataset: h5py.Dataset) -> bool:
+    """Return whether a dataset is a dimension without coordinate values, which `add_dimension` makes."""
+    name = dataset.attrs.get("NAME", b"")
+    return bool(dataset.is_scale) and bytes(np.bytes_(name)).startswith(_PLACEHOLDER[:40].encode())

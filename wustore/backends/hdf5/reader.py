@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,17 @@ from wustore.backends.hdf5 import filters as h5filters
 from wustore.backends.hdf5 import netcdf
 from wustore.backends.hdf5.chunks import ChunkReader, Job, Places, Plan, bounds_of, places_in
 from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, parse_document, read_document
-from wustore.backends.hdf5.file import CAPSULE_BOUND, CAPSULE_DATA, DOCUMENT, METADATA_BLOCK, RawFile, open_file
+from wustore.backends.hdf5.file import (
+    CAPSULE_BOUND,
+    CAPSULE_DATA,
+    CHUNK_CHECKSUM,
+    DOCUMENT,
+    DOCUMENT_CHECKSUM,
+    METADATA_BLOCK,
+    RawFile,
+    open_file,
+)
+from wustore.backends.hdf5.integrity import Binding, changed_blocks, is_cut
 from wustore.backends.hdf5.presets import need_plugins
 from wustore.backends.state import content_state, one_state, reopen, replaced
 from wustore.errors import (
@@ -28,11 +39,12 @@ from wustore.errors import (
     OtherFormatError,
     StoreNotFoundError,
     UsageError,
+    located,
 )
 from wustore.format import tagged_json
 from wustore.format.document import arrays_of, meta_from
 from wustore.format.packed import PACKED, unpack
-from wustore.format.planes import LayerSpec, cast_plane, layers_of
+from wustore.format.planes import LayerSpec, cast_plane, layers_of, plane_checksum
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage.buffers import empty
 from wustore.storage.threads import in_threads, worker_count
@@ -69,8 +81,12 @@ class Hdf5Reader(Reader):
         self._raw = RawFile(self._file, remote)
         self._lock = threading.Lock()
         self._readers: dict[str, ChunkReader] = {}
+        self._unbound: dict[str, ChunkReader] = {}
+        self._chunk_sums: NDArray[Any] | None = None
         self._capsule: tuple[NDArray[Any], ChunkReader] | None = None
         try:
+            if self._raw and remote is None and is_cut(self._raw):  # at a URL this would be one more request
+                raise CorruptError("the file is truncated", path=self.path, where="digest of the file")
             self._packed: dict[str, NDArray[Any]] = {}
             self._document = self._read_metadata()
             self._meta = meta_from(self._document, self._array, path=self.path)
@@ -100,7 +116,8 @@ class Hdf5Reader(Reader):
             is_packed = file.get(PACKED, getlink=True) is not None
         if not is_packed:
             return read_document(file, self.path)
-        self._packed = unpack(netcdf.read_array(file, PACKED, self.path), self.path)
+        with located(self.path):
+            self._packed = unpack(netcdf.read_array(file, PACKED, self.path))
         text = self._packed.pop(DOCUMENT_ARRAY, None)
         if text is None or text.shape != (1,):
             raise CorruptError("the packed metadata hold no document", path=self.path, where=PACKED)
@@ -142,10 +159,39 @@ class Hdf5Reader(Reader):
                 expected=(spec.shape, spec.dtype),
                 found=(dataset.shape, dataset.dtype),
             )
-        reader = ChunkReader(dataset, self._raw, self.path)
+        self._unbound[spec.name] = ChunkReader(dataset, self._raw, self.path)
+        reader = ChunkReader(dataset, self._raw, self.path, self._binding(spec.name))
         if not reader.decodes:
             self._need_filters(reader.filters, spec.name)
         return reader
+
+    def _binding(self, layer: str) -> Binding | None:
+        """Return what binds the chunks of a layer to their places; None for a file that does not have it."""
+        file = self._open()
+        if file.get(CHUNK_CHECKSUM, getlink=True) is None:
+            return None
+        if self._chunk_sums is None:
+            self._chunk_sums = netcdf.read_array(file, CHUNK_CHECKSUM, self.path)
+        sums, names = self._chunk_sums, list(self._specs)
+        counts = [_chunks_of_image(netcdf.dataset_at(file, name, self.path)) for name in names]
+        k = names.index(layer)
+        start = sum(counts[:k])
+        known = sums.dtype == np.uint32 and sums.shape == (self._meta.n_images, sum(counts))
+        checksums = sums[:, start : start + counts[k]].reshape(-1) if known else None
+        return Binding(checksums, lambda i: self._is_as_recorded(layer, i))
+
+    def _is_as_recorded(self, layer: str, i: int) -> bool:
+        """Return whether a plane as a whole has the recorded checksum, wherever its chunks come from."""
+        dtype = self._meta.dtypes[layer][i]
+        if dtype is None:
+            return False
+        reader = self._unbound[layer]
+        height, width = self._meta.shape_of(layer, i)
+        plan = reader.plan(np.array([[(i, i + 1), (0, height), (0, width)]]))
+        plane = empty([height * width], self._meta.layer_dtype(layer))
+        in_threads(_do, reader.jobs(plan, plane), 1)
+        found = plane_checksum(cast_plane(plane.reshape(height, width), dtype))
+        return found == int(self.checksums()[i, LAYERS.index(layer)])
 
     def _need_filters(self, numbers: Sequence[int], layer: str) -> None:
         if all(map(h5py.h5z.filter_avail, numbers)):
@@ -349,11 +395,17 @@ class Hdf5Reader(Reader):
             raise replaced(self.path)
 
     def audit(self) -> Iterator[tuple[str, str]]:
-        """Yield the objects that HDF5 cannot read, and copies for other programs that differ from what we read."""
+        """Yield changed parts of the file, unreadable objects, and copies that differ from what is read."""
+        if self._raw:
+            yield from changed_blocks(self._raw)
         found = [*netcdf.unreadable(self._open(), self.path)]
         yield from found
         if not found and self._packed and not is_remote(self._address):
             yield from check_copies(self.path)
+
+    def foreign(self) -> Iterator[str]:
+        """Yield in words what others added; see `wustore.backends.base.Reader.foreign`."""
+        return netcdf.foreign(self._open(), self._meta, {DOCUMENT, DOCUMENT_CHECKSUM, "Conventions"}, self.path)
 
     def describe(self) -> dict[str, Any]:
         """Return profile and layout, filters and stored sizes of the layers, and whether FITS leftovers are kept."""
@@ -374,7 +426,7 @@ class Hdf5Reader(Reader):
     def close(self) -> None:
         """Close the file; reading afterwards is a UsageError."""
         file, self._file = self._file, None
-        self._readers, self._capsule = {}, None
+        self._readers, self._unbound, self._capsule = {}, {}, None
         if file is not None:
             file.close()
 
@@ -399,6 +451,12 @@ class _Wanted:
     layer: str
     bounds: NDArray[np.int64]
     target: tuple[NDArray[Any], Places] | None = None
+
+
+def _chunks_of_image(dataset: h5py.Dataset) -> int:
+    """Return how many chunks an image has in a layer."""
+    chunks = dataset.chunks or dataset.shape
+    return math.prod(-(-size // step) for size, step in zip(dataset.shape[1:], chunks[1:], strict=True) if step)
 
 
 def _do(job: Job) -> None:

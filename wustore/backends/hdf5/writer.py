@@ -19,8 +19,9 @@ from wustore.backends.base import Writer
 from wustore.backends.hdf5 import filters, netcdf
 from wustore.backends.hdf5.document import document_spec
 from wustore.backends.hdf5.encoder import EncodedImage, Encoder, LayerEncoder
-from wustore.backends.hdf5.file import CAPSULE_BOUND, CAPSULE_DATA, DOCUMENT, DOCUMENT_CHECKSUM
+from wustore.backends.hdf5.file import CAPSULE_BOUND, CAPSULE_DATA, CHUNK_CHECKSUM, DOCUMENT, DOCUMENT_CHECKSUM, Output
 from wustore.backends.hdf5.filters import Pipeline
+from wustore.backends.hdf5.integrity import digest_of
 from wustore.backends.hdf5.presets import declared
 from wustore.errors import IncompleteError, UsageError
 from wustore.format import tagged_json
@@ -66,10 +67,13 @@ class Hdf5Writer(Writer):
         self._lock = threading.Lock()
         self._written = np.zeros(meta.n_images, bool)
         self._sums = np.zeros((meta.n_images, len(LAYERS)), np.uint32)
+        n_chunks = sum(len(layer.corners) for layer in encoder.layers)
+        self._chunk_sums = np.zeros((meta.n_images, n_chunks), np.uint32)
         self._pieces: _Pieces | None = None
         self._early = _Early(staging.target.parent, encoder)
         self._next = 0
         self._file: h5py.File | None = None
+        self._output: Output | None = None
         self._datasets: list[h5py.Dataset] = []
         document = document_of(meta)
         layout = encoder.layout if encoder.chunks is None else list(encoder.chunks)
@@ -82,7 +86,8 @@ class Hdf5Writer(Writer):
         try:
             if capsule is not None:
                 self._pieces = _Pieces(meta.n_images, staging.target.parent)
-            self._file = netcdf.create_file(str(staging.path))
+            self._output = Output(staging.path)
+            self._file = netcdf.create_file(self._output)
             staging.protect()
             netcdf.set_text(self._file, "Conventions", CONVENTIONS)
             # Variable-length, because a text inside the object header is limited to 64 kB; the checksum
@@ -93,6 +98,7 @@ class Hdf5Writer(Writer):
             netcdf.add_group(self._file, "constituents")  # there even where the table has no columns
             for array in specs:
                 netcdf.add_array(self._file, array)
+            self._check_output()
         except BaseException:
             self.abort()
             raise
@@ -128,6 +134,13 @@ class Hdf5Writer(Writer):
         for dataset, layer, chunks in zip(self._datasets, self._encoder.layers, image.layers, strict=True):
             for (y, x), (skipped, data) in zip(layer.corners, chunks, strict=True):
                 dataset.id.write_direct_chunk((i, y, x), data, skipped)
+        last = b"".join(data[-4:] for chunks in image.layers for _, data in chunks)
+        self._chunk_sums[i] = np.frombuffer(last, "<u4")
+        self._check_output()
+
+    def _check_output(self) -> None:
+        if self._output is not None:
+            self._output.check()
 
     def commit(self) -> None:
         """Finish the file and let it appear; see `wustore.backends.base.Writer.commit`."""
@@ -140,16 +153,29 @@ class Hdf5Writer(Writer):
                 expected=f"{self._meta.n_images} images",
                 found=int(self._written.sum()),
             )
-        sums = checksum_array(self._sums)
-        netcdf.add_array(self._file, sums)
-        self._dims[sums.name] = sums.dims
+        chunk_sums = ArraySpec(
+            CHUNK_CHECKSUM, self._chunk_sums, ("time", "chunk"), {"long_name": "fletcher32 of each chunk of the layers"}
+        )
+        for sums in (checksum_array(self._sums), chunk_sums):
+            netcdf.add_array(self._file, sums, compress=sums is not chunk_sums)
+            self._dims[sums.name] = sums.dims
         if self._capsule is not None and self._pieces is not None:
             self._store_capsule(self._file, self._capsule.head, self._pieces)
         netcdf.attach_dimensions(self._file, self._dims)
-        self._file.close()
-        self._file = None
+        file, self._file = self._file, None
+        file.close()
+        self._check_output()
+        if self._output is not None:
+            self._output.append(digest_of(self._output.read_at, self._output.seek(0, os.SEEK_END)))
+            self._check_output()
+        self._close_output()
         self._staging.commit()
         self._end()
+
+    def _close_output(self) -> None:
+        output, self._output = self._output, None
+        if output is not None:
+            output.close()
 
     def _store_capsule(self, file: h5py.File, head: bytes, pieces: _Pieces) -> None:
         lengths = np.array([0, len(head), *pieces.lengths], np.int64)
@@ -179,8 +205,9 @@ class Hdf5Writer(Writer):
         with self._lock:
             file, self._file = self._file, None
         if file is not None:
-            with contextlib.suppress(OSError, RuntimeError):  # a full disk: what is not flushed is removed next
+            with contextlib.suppress(OSError, RuntimeError):
                 file.close()
+        self._close_output()
         self._staging.abort()
         self._end()
 

@@ -9,12 +9,18 @@ from numpy.typing import NDArray
 
 from wustore.backends.zarr.zip import audit_zip
 from wustore.errors import CorruptError, WuStoreError
+from wustore.format.content import foreign_content, own_content
 from wustore.format.tagged_json import parse
 from wustore.model.compare import same_bits
+from wustore.model.meta import Meta
 from wustore.storage.zarr_store import Keys
 from wustore.storage.zip import ZipKeys
 
-__all__ = ["audit"]
+__all__ = ["audit", "foreign"]
+
+_ROOT_ATTRIBUTES = {"Conventions", "zarr_conventions", "wustore"}
+_OF_THE_SYSTEM = (".nfs", ".DS_Store", ".wustore-")
+"""Beginnings of names that file systems, and locks, put into a directory."""
 
 
 def audit(
@@ -56,3 +62,52 @@ def audit(
             continue
         if not same_bits(found, data):
             yield f"array {name}", "its values are not those the store is opened with"
+
+
+def foreign(keys: Keys, nodes: Mapping[str, Any], meta: Meta) -> Iterator[str]:
+    """Yield in words what others added to a store; at a URL, where listing is slow, what its metadata name.
+
+    Parameters
+    ----------
+    keys, nodes, meta
+        As for `audit`.
+    """
+    own = own_content(meta)
+    root = _document(keys, "zarr.json")
+    yield from (f"root attribute {name}" for name in sorted(set(_attributes(root)) - _ROOT_ATTRIBUTES))
+    listed = [] if keys.by_url else sorted(keys.list(""))
+    names = {key.removesuffix("/zarr.json") for key in listed if key.endswith("/zarr.json")} | nodes.keys()
+    stored = []
+    for name in names:
+        document = _document(keys, f"{name}/zarr.json")
+        stored.append((name, str(document.get("node_type", "array")), _attributes(document)))
+    yield from foreign_content(own, stored)
+    for key in listed:
+        name = next((name for name in _parents(key) if name in names), "")
+        leaf = key.rpartition("/")[2]
+        if leaf.startswith(_OF_THE_SYSTEM) or (leaf.startswith(".") and "~" in leaf) or leaf == "zarr.json":
+            continue
+        if name in own and key.startswith((f"{name}/c.", f"{name}/c/")):
+            continue
+        if not name or name in own:
+            yield f"file {key}"
+
+
+def _parents(key: str) -> Iterator[str]:
+    """Yield the names of the groups that a key is below, the innermost first."""
+    while "/" in key:
+        key = key.rpartition("/")[0]
+        yield key
+
+
+def _document(keys: Keys, key: str) -> dict[str, Any]:
+    try:
+        document = parse(keys.get(key) or b"{}", what="the metadata document")
+    except CorruptError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _attributes(document: Mapping[str, Any]) -> list[str]:
+    attributes = document.get("attributes")
+    return list(attributes) if isinstance(attributes, dict) else []

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.base import Index, Reader
 from wustore.backends.state import content_state, one_state, reopen, replaced
-from wustore.backends.zarr.audit import audit
+from wustore.backends.zarr.audit import audit, foreign
 from wustore.backends.zarr.capsule import BOUND, DATA, CapsuleBytes
 from wustore.backends.zarr.codecs import DamagedChunk
 from wustore.backends.zarr.foreign import ForeignArray
@@ -33,6 +33,7 @@ from wustore.errors import (
     StoreNotFoundError,
     UsageError,
     WuStoreError,
+    located,
 )
 from wustore.format import tagged_json
 from wustore.format.document import arrays_of, check_version, meta_from
@@ -91,11 +92,12 @@ class ZarrReader(Reader):
         self._workers = CONCURRENCY if workers is None and keys.by_url else worker_count(workers)
         try:
             self._root = keys.get("zarr.json")
-            self._document, self._nodes = _root(keys, self._root)
-            packed = self._packed = self._read_packed()
-            self._meta = meta_from(
-                self._document, lambda name: packed[name] if name in packed else self._small(name), path=self.path
-            )
+            with located(keys.name):
+                self._document, self._nodes = _root(keys, self._root)
+                packed = self._packed = self._read_packed()
+                self._meta = meta_from(
+                    self._document, lambda name: packed[name] if name in packed else self._small(name)
+                )
         except DamagedChunk as error:
             keys.close()
             raise CorruptError("the metadata is damaged", path=self.path, where="array packed", found=error) from error
@@ -138,7 +140,7 @@ class ZarrReader(Reader):
                 expected=expected,
                 found=found,
             )
-        return unpack(stored, self.path)
+        return unpack(stored)
 
     def bindings(self) -> NDArray[np.uint32] | None:
         """Return what binds the chunks of each shard, shape (n_images, 4), or None in a store that lacks it."""
@@ -392,6 +394,10 @@ class ZarrReader(Reader):
             self._keys, self._nodes, {spec.name: spec.data for spec in arrays_of(self._meta)} | packed, self._small
         )
 
+    def foreign(self) -> Iterator[str]:
+        """Yield in words what others added; see `wustore.backends.base.Reader.foreign`."""
+        return foreign(self._keys, self._nodes, self._meta)
+
     def describe(self) -> dict[str, Any]:
         """Return profile, layout and the cut of every layer."""
         storage = self._document.get("storage", {})
@@ -412,7 +418,8 @@ class ZarrReader(Reader):
 
 
 def _parse(text: bytes, path: str, where: str) -> Any:
-    return tagged_json.parse(text, what="a metadata document", path=path, where=where)
+    with located(path, where):
+        return tagged_json.parse(text, what="a metadata document")
 
 
 def _root(keys: Keys, text: bytes | None) -> tuple[dict[str, Any], Mapping[str, Any]]:
@@ -442,7 +449,7 @@ def _root(keys: Keys, text: bytes | None) -> tuple[dict[str, Any], Mapping[str, 
         )
     if not isinstance(document, dict):
         raise CorruptError("the root document is not an object", path=keys.name, where="zarr.json, attribute wustore")
-    check_version(document, keys.name)
+    check_version(document)
     if document.get("crc32c") != document_checksum(document):
         raise CorruptError(
             "the root document does not match its checksum",

@@ -29,6 +29,8 @@ NAME = "WUSTORE"
 _MOST_AXES = 8
 """Of a column of text; more than any table has, few enough for nested lists of a hostile file."""
 
+_STEP = 1 << 20
+
 
 def wustore_hdu(meta: Meta, plain_digest: str) -> bytes:
     """Return the HDU.
@@ -73,12 +75,7 @@ def read_wustore_hdu(data: bytes, *, path: str | None = None) -> tuple[Meta, str
     FormatError, VersionError, CorruptError
     """
     try:
-        engine = zlib.decompressobj()
-        text = engine.decompress(data, most_believed(len(data)))
-        if not engine.eof:
-            raise CorruptError("the HDU of exact metadata ends early, or holds too much", path=path, where=NAME)
-        content = tagged_json.parse(text, stored=len(data))
-        del text
+        content = tagged_json.parse(_unpacked(data, path), stored=len(data))
         arrays, plain = content["arrays"], content["plain"]
         if not isinstance(plain, str):
             raise CorruptError("the HDU of exact metadata has no digest", path=path, where=NAME)
@@ -101,6 +98,21 @@ def read_wustore_hdu(data: bytes, *, path: str | None = None) -> tuple[Meta, str
             found=f"{type(error).__name__}: {error}"[:200],
             hint="Remove it (the plain layout holds what KBMOD reads), or fetch the file again.",
         ) from error
+
+
+def _unpacked(data: bytes, path: str | None) -> bytearray:
+    """Return the text; pieces are added up as they come, so that no more than the text itself is in memory."""
+    engine, most = zlib.decompressobj(), most_believed(len(data))
+    text = bytearray()
+    while not engine.eof and len(text) <= most:
+        piece = engine.decompress(data, _STEP)
+        if not piece and not engine.unconsumed_tail:
+            break
+        text += piece
+        data = engine.unconsumed_tail
+    if not engine.eof or len(text) > most:
+        raise CorruptError("the HDU of exact metadata ends early, or holds too much", path=path, where=NAME)
+    return text
 
 
 def _texts(stored: Any) -> NDArray[Any]:
