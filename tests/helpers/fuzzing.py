@@ -1,0 +1,246 @@
+"""Mutations of stores, and what may become of them: the one place that says which exceptions are allowed."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import random
+import shutil
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wustore.backends.registry import backend_for_writing, open_reader
+from wustore.backends.zarr.codecs import with_crc
+from wustore.backends.zarr.metadata import document_checksum
+from wustore.errors import WuStoreError
+from wustore.ops.copy import copy
+from wustore.ops.verify import problems
+from wustore.testing import sample, with_capsule
+
+ALLOWED = (WuStoreError, OSError, MemoryError)
+"""What bad input may raise, whatever it is."""
+
+GOLDEN = Path(__file__).parents[1] / "data"
+
+
+def use(path: Path, work: Path) -> str:
+    """Do with a store what its user does: open, look, read all, verify, convert; return how it ended."""
+    try:
+        with open_reader(path) as reader:
+            reader.describe()
+            assert reader.meta.n_images > 0
+            for i in range(min(reader.meta.n_images, 50)):
+                reader.image(i)
+            for problem in problems(reader, workers=1):
+                str(problem)
+            target = work / "copy.zarr"
+            with contextlib.suppress(*ALLOWED):
+                copy(
+                    reader, backend_for_writing(str(target)).create(str(target), reader.meta, overwrite=True), workers=1
+                )
+    except ALLOWED as error:
+        str(error)
+        return type(error).__name__
+    return "used"
+
+
+# --- mutations ----------------------------------------------------------------------------------------------
+
+
+def of_bytes(data: bytes, rng: random.Random) -> bytes:
+    """Return bytes with a few of them changed, removed, doubled or set to what often matters."""
+    changed = bytearray(data)
+    for _ in range(rng.choice([1, 1, 1, 2, 8])):
+        if not changed:
+            break
+        at = rng.randrange(len(changed))
+        length = min(rng.choice([1, 2, 4, 8, 80, 512]), len(changed) - at)
+        match rng.randrange(6):
+            case 0:
+                changed[at] ^= 1 << rng.randrange(8)
+            case 1:
+                changed[at : at + length] = rng.choice([b"\0", b"\xff", b"\x7f", b" "]) * length
+            case 2:
+                del changed[at : at + length]
+            case 3:
+                changed[at:at] = changed[at : at + length]
+            case 4:
+                del changed[at:]
+            case 5:
+                changed[at : at + length] = rng.randbytes(length)
+    return bytes(changed)
+
+
+ODD: list[Any] = [
+    None, True, False, -1, 0, 1, 2**31, 2**63, 10**30, 1.5, 1e308, "", "x", "\0", "\ud800", "<f4", "(,)i4", "<M8[s]",
+    "../x", [], [[]], [-1], [1, 2], {}, {"a": {}}, {"$tuple": [1]}, {"$what": 1}, {"$ndarray": ["<f4", [-1], "AAAA"]},
+    {"$numpy": ["<U9", "AAAA"]}, {"$map": [[[], 1]]}, {"$float": "x"}, {"$date": "x"},
+]  # fmt: skip
+
+
+def of_json(value: Any, rng: random.Random) -> Any:
+    """Return a JSON value with something in it replaced, removed, doubled or nested deeply."""
+    places = [(parent, key) for parent, key in _places(value)]
+    if not places:
+        return rng.choice(ODD)
+    for _ in range(rng.choice([1, 1, 2])):
+        parent, key = rng.choice(places)
+        if (key not in parent) if isinstance(parent, dict) else (key >= len(parent)):
+            continue
+        match rng.randrange(4):
+            case 0 | 1:
+                parent[key] = rng.choice(ODD)
+            case 2:
+                del parent[key]
+            case 3:
+                nested: Any = parent[key]
+                for _ in range(rng.choice([1, 60, 400])):
+                    nested = [nested]
+                parent[key] = nested
+    return value
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        yield value, key
+        yield from _places(value[key])
+
+
+# --- targets ------------------------------------------------------------------------------------------------
+
+
+def _saved(folder: Path, name: str, kind: str = "rich") -> Path:
+    source = with_capsule(sample(kind)) if kind == "ragged" else sample(kind)
+    path = folder / name
+    if not path.exists():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            writer = backend_for_writing(str(path)).create(str(path), source.meta, capsule=source.capsule())
+            copy(source, writer, workers=1)
+    return path
+
+
+def _of_directory(seeds: Path, work: Path) -> Path:
+    path = work / "night.zarr"
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(_saved(seeds, "night.zarr"), path)
+    return path
+
+
+def document(seeds: Path, work: Path, rng: random.Random) -> Path:
+    """The root document of a Zarr store, with the checksum that fits."""
+    path = _of_directory(seeds, work)
+    root = json.loads((path / "zarr.json").read_text())
+    changed = of_json(root["attributes"]["wustore"], rng)
+    with contextlib.suppress(WuStoreError, RecursionError):
+        changed["crc32c"] = document_checksum(changed)
+    root["attributes"]["wustore"] = changed
+    (path / "zarr.json").write_text(json.dumps(root))
+    return path
+
+
+def metadata(seeds: Path, work: Path, rng: random.Random) -> Path:
+    """The metadata of an array of a Zarr store, in both copies."""
+    path = _of_directory(seeds, work)
+    root = json.loads((path / "zarr.json").read_text())
+    nodes = root["consolidated_metadata"]["metadata"]
+    name = rng.choice(sorted(nodes))
+    nodes[name] = of_json(nodes[name], rng)
+    (path / "zarr.json").write_text(json.dumps(root))
+    (path / name / "zarr.json").write_text(json.dumps(nodes[name]))
+    return path
+
+
+def chunk(seeds: Path, work: Path, rng: random.Random) -> Path:
+    """A shard or small chunk of a Zarr store; every other time with the checksum that fits."""
+    path = _of_directory(seeds, work)
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != "zarr.json")
+    file = rng.choice(files)
+    data = file.read_bytes()
+    file.write_bytes(of_bytes(data, rng) if rng.random() < 0.5 else with_crc(of_bytes(data[:-4], rng)))
+    return path
+
+
+def journal(seeds: Path, work: Path, rng: random.Random) -> Path:
+    """A file of the journal of an unfinished conversion, and of the plan; the conversion is then resumed."""
+    from wustore.ops import jobs
+
+    source, target = _saved(seeds, "night.zarr"), work / "night.h5"
+    for left in work.glob(".night.h5*"):
+        shutil.rmtree(left)
+    target.unlink(missing_ok=True)
+    jobs.plan(str(source), str(target), parts=2)
+    jobs.part(str(target), 0)
+    [folder] = work.glob(".night.h5*")
+    file = rng.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
+    text = file.read_bytes()
+    if file.suffix == ".json" and rng.random() < 0.5:
+        file.write_text(json.dumps(of_json(json.loads(text), rng)))
+    else:
+        file.write_bytes(of_bytes(text, rng))
+    with contextlib.suppress(*ALLOWED):
+        jobs.part(str(target), 1)
+        jobs.finish(str(target))
+    return target
+
+
+def _raw(name: str, kind: str = "rich") -> Callable[[Path, Path, random.Random], Path]:
+    def mutated(seeds: Path, work: Path, rng: random.Random) -> Path:
+        path = work / name
+        path.write_bytes(of_bytes(_saved(seeds, name, kind).read_bytes(), rng))
+        return path
+
+    mutated.__doc__ = f"The bytes of {name}."
+    return mutated
+
+
+def exact_hdu(seeds: Path, work: Path, rng: random.Random) -> Path:
+    """The JSON in the HDU of exact metadata of a FITS file."""
+    from astropy.io import fits
+
+    path = work / "night.fits"
+    with fits.open(_saved(seeds, "night.fits")) as file:
+        hdu = file["WUSTORE"]
+        content = of_json(json.loads(zlib.decompress(hdu.data.tobytes())), rng)
+        data = zlib.compress(json.dumps(content).encode())
+        header = hdu.header
+        file[file.index_of("WUSTORE")] = fits.ImageHDU(np.frombuffer(data, np.uint8), header)
+        file.writeto(path, overwrite=True)
+    return path
+
+
+def yaml_dump(seeds: Path, work: Path, rng: random.Random) -> Path:
+    """The text of a YAML dump of 2023."""
+    path = work / "night.yaml"
+    text = gzip.decompress((GOLDEN / "fits/2023-11/nowcs.yaml.gz").read_bytes())
+    lines = text.split(b"\n")
+    if rng.random() < 0.5:
+        k = rng.randrange(len(lines))
+        lines[k] = rng.choice(
+            [b"", b"a: &a [*a]", b"- " * 300, b"num_images: -5", b"9" * 5000, b"x: !!python/object:os.x {}"]
+        )
+        path.write_bytes(b"\n".join(lines))
+    else:
+        path.write_bytes(of_bytes(text, rng))
+    return path
+
+
+TARGETS: dict[str, Callable[[Path, Path, random.Random], Path]] = {
+    "document": document,
+    "metadata": metadata,
+    "chunk": chunk,
+    "zip": _raw("night.zarr.zip", "simple"),
+    "hdf5": _raw("night.h5"),
+    "fits": _raw("night.fits"),
+    "exact hdu": exact_hdu,
+    "yaml": yaml_dump,
+    "journal": journal,
+}
+"""What is mutated: functions of the folder of whole seeds, a folder to work in, and the random numbers."""
