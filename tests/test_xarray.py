@@ -14,12 +14,12 @@ from chunked import Chunked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wustore.backends.layer import Layer
 from wustore.backends.memory import MemoryReader
 from wustore.backends.registry import backend_for_writing, open_reader
 from wustore.errors import StoreNotFoundError, UsageError
 from wustore.model.meta import LAYERS, Column, ConstituentTable, Observatory
 from wustore.ops.copy import copy
+from wustore.stamps.layer import Layer
 from wustore.testing import WCS_TEXT, sample
 from wustore.xarray import WuStoreEntrypoint, mjd_to_datetime, to_xarray
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wustore.api import diff, open, save, verify  # noqa: A004
-    from wustore.backends.layer import Layer
     from wustore.backends.registry import open_reader
     from wustore.compat.configuration import SearchConfiguration
     from wustore.compat.image_stack import ImageStack
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from wustore.ops.jobs import finish, part, plan
     from wustore.ops.plans import Job
     from wustore.ops.verify import Problem
+    from wustore.stamps.layer import Layer
     from wustore.stamps.results import Coadds, Stamps
     from wustore.stamps.trajectories import Trajectories
     from wustore.work_unit import WorkUnit
@@ -68,7 +68,7 @@ _HOMES = {
     "SearchConfiguration": "compat.configuration",
     "ImageStack": "compat.image_stack",
     "LayeredImage": "compat.layered_image",
-    "Layer": "backends.layer",
+    "Layer": "stamps.layer",
     "WorkUnit": "work_unit",
     "BackendError": "errors",
     "CorruptError": "errors",

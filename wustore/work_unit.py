@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from astropy.table import Table
     from astropy.wcs import WCS
 
-    from wustore.backends.layer import Layer
     from wustore.model.meta import Meta
+    from wustore.stamps.layer import Layer
     from wustore.stamps.results import Coadds, Stamps
 
 __all__ = [
@@ -388,7 +388,7 @@ class WorkUnit:
         FormatError
             Where no image has this layer.
         """
-        from wustore.backends.layer import Layer as LazyLayer
+        from wustore.stamps.layer import Layer as LazyLayer
 
         return LazyLayer(store_view.reader_of(self), name)
 

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.base import Reader
-from wustore.backends.layer import Layer
 from wustore.backends.registry import open_reader
 from wustore.errors import MissingDependencyError, UsageError, WuStoreError
 from wustore.format.document import CONVENTIONS, TIME_ATTRIBUTES
@@ -18,6 +17,7 @@ from wustore.format.planes import layers_of
 from wustore.format.wcs import text_to_wcs
 from wustore.model.meta import LAYERS, PIXEL_LAYERS, Meta
 from wustore.model.select import image_column
+from wustore.stamps.layer import Layer
 from wustore.stamps.sky import WCS_COLUMN, image_wcs_or_none, text_sky_to_pixel
 from wustore.stamps.trajectories import nearest_pixel
 
@@ -40,7 +40,7 @@ _FITS_FORMATS = ("fits", "sharded-fits")
 
 
 class _LayerArray(BackendArray):
-    """A `wustore.backends.layer.Layer` as xarray indexes it: read when values are needed, pickled by address."""
+    """A `wustore.stamps.layer.Layer` as xarray indexes it: read when values are needed, pickled by address."""
 
     def __init__(self, layer: Layer) -> None:
         self.layer = layer

@@ -12,11 +12,11 @@ import pytest
 
 import wustore
 from wustore.backends.base import Reader
-from wustore.backends.layer import Layer
 from wustore.backends.memory import MemoryReader
 from wustore.backends.registry import backend_for_writing
 from wustore.errors import CorruptError, StoreReplacedError
 from wustore.ops.copy import copy
+from wustore.stamps.layer import Layer
 from wustore.stamps.view import View
 from wustore.testing import sample
 

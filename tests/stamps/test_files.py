@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import xarray as xr
 from astropy.io import fits
+from astropy.table import Table
+from pictures import night
 
 from wustore.backends.registry import backend_for_writing, open_reader
 from wustore.cli import main
@@ -56,7 +58,7 @@ def test_every_form_holds_the_same(store, tmp_path, many, kind):
         assert np.array_equal(dataset[name].values, expected, equal_nan=True)
         assert dataset["centre_y"].values.tolist() == made.y.tolist()
     picture = imagecodecs.png_decode((tmp_path / "s.png").read_bytes())
-    assert picture.ndim == 2
+    assert picture.ndim == 3
     assert picture.max() == 255
 
 
@@ -130,3 +132,34 @@ def test_cutout_command(store, tmp_path):
     assert main(["cutout", store, str(tmp_path / "d.zarr"), "--filters", "g"]) == 2
     assert main(["cutout", store, store, *window, "--overwrite"]) == 2
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["c.h5"]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".fits", ".zarr"])
+def test_files_say_where_the_stamps_come_from(tmp_path, suffix):
+    reader = night()
+    table = Table(rows=[(10.0, 20.0, 10.0, 0.0), (500.0, 10.0, 0.0, 0.0)], names=("x", "y", "vx", "vy"))
+    table["uuid"] = ["first", "second"]
+    made = trajectory_stamps(reader, table, 2)
+    path = tmp_path / f"s{suffix}"
+    write_stamps(made, path)
+    ra, dec = made.sky()
+    if suffix == ".npz":
+        with np.load(path) as file:
+            found = {name: file[name] for name in file.files}
+            source, ids, texts = str(found["source"]), found["id"].tolist(), found["wcs"].tolist()
+    elif suffix == ".fits":
+        with fits.open(path) as hdus:
+            found = {hdu.name.lower(): hdu.data for hdu in hdus[1:]}
+            source = hdus[0].header["SOURCE"]
+            ids, texts = (hdus[name].data[name].tolist() for name in ("ID", "WCS"))
+            assert hdus[0].header["RADIUS"] == 2
+    else:
+        with xr.open_zarr(path) as dataset:
+            found = {name: dataset[name].values for name in dataset}
+            source, ids, texts = (dataset.attrs[name] for name in ("source", "id", "wcs"))
+    assert source == "night"
+    assert ids == ["first", "second"]
+    assert [text.rstrip() for text in texts] == [text.rstrip() for text in made.wcs]
+    assert np.array_equal(found["centre_ra"], ra)
+    assert np.array_equal(found["centre_dec"], dec)
+    write_stamps(made, tmp_path / f"c{suffix}", coadd="sum")

@@ -12,7 +12,6 @@ from chunked import Chunked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wustore.backends.layer import Layer
 from wustore.backends.memory import MemoryBackend, MemoryReader
 from wustore.compat.wcs import make_fake_wcs
 from wustore.errors import FormatError, UsageError
@@ -21,6 +20,7 @@ from wustore.model.compare import same_bits
 from wustore.model.meta import LAYERS, Column, ConstituentTable
 from wustore.ops.copy import copy
 from wustore.stamps.extract import stamps
+from wustore.stamps.layer import Layer
 from wustore.stamps.view import View, cutout, select, shifted_wcs
 from wustore.testing import WCS_TEXT, assert_same, sample, with_capsule
 

@@ -86,7 +86,7 @@ class Viewer:
 
         A page of another site can make a browser send requests here, under another name; it cannot know the token.
         """
-        if host not in {f"127.0.0.1:{self.port}", f"localhost:{self.port}"}:
+        if host.partition(":")[0] not in {"127.0.0.1", "localhost"}:  # at any port: a tunnel has its own
             return None
         token, slash, rest = urlsplit(target).path.removeprefix("/").partition("/")
         return rest if slash and hmac.compare_digest(token.encode(), self._token.encode()) else None

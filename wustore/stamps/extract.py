@@ -320,7 +320,7 @@ class _Request:
     ) -> Stamps:
         """Cut stamps around centres (x, y), shape S + (time,)."""
         n_times = len(self.images)
-        flat_x, flat_y = x.reshape(-1, n_times), y.reshape(-1, n_times)
+        flat_x, flat_y = (values.reshape(math.prod(x.shape[:-1]), n_times) for values in (x, y))
         windows = self.windows(flat_x, flat_y)
         arrays = self._arrays(len(flat_x), n_times)
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.errors import UsageError
+from wustore.stamps.picture import png
 from wustore.stamps.results import Coadds, Stamps
 from wustore.storage.staging import Staging
 
@@ -19,9 +20,6 @@ __all__ = ["SUFFIXES", "write_stamps"]
 
 Arrays = dict[str, tuple[tuple[str, ...], NDArray[Any]]]
 """Name to dimension names and values."""
-
-_SHEET_PIXELS = 4_000_000
-"""Largest contact sheet [screen pixels]: more rows than anyone looks at."""
 
 
 def write_stamps(
@@ -33,9 +31,10 @@ def write_stamps(
 ) -> None:
     """Write stamps, or their coadd, in the format that the name's ending says.
 
-    ``.npy`` holds the science stamps (or the coadd) alone, ``.png`` a picture of them: a row for each position or
-    trajectory, the first row of pixels at the bottom. The others hold every layer with centres, times and image
-    indices: ``.npz`` by name, ``.fits`` one HDU each, ``.zarr`` one array each with named dimensions (xarray opens it).
+    ``.npy`` holds the science stamps (or the coadd) alone, ``.png`` the picture that `Stamps.sheet` makes. The others
+    hold every layer with ids, centres in pixels and on the sky, times, image indices, the WCS of each image and the
+    path of the store: ``.npz`` by name, ``.fits`` one HDU each, ``.zarr`` one array each with named dimensions (xarray
+    opens it), text in its attributes.
 
     Parameters
     ----------
@@ -51,20 +50,30 @@ def write_stamps(
     Raises
     ------
     UsageError
-        Where the ending is unknown, or the science layer that the format needs is not there.
+        If the ending is unknown, or the science layer that the format needs is not there.
     StoreExistsError, StoreNotFoundError, OSError
     """
     suffix = Path(path).suffix.lower()
-    if suffix not in _WRITERS:
+    if suffix not in SUFFIXES:
         raise UsageError("the name does not say how to write stamps", path=path, expected=", ".join(SUFFIXES))
-    arrays = _arrays(stamps, coadd)
     staging = Staging(path, overwrite=overwrite)
     try:
-        _WRITERS[suffix](arrays, staging.path)
+        if suffix == ".png":
+            made = stamps if coadd is None or isinstance(stamps, Coadds) else stamps.coadds(coadd)
+            staging.path.write_bytes(png(made.sheet()))
+        else:
+            _WRITERS[suffix](_arrays(stamps, coadd), _facts(stamps, coadd), staging.path)
         staging.commit()
     except BaseException:
         staging.abort()
         raise
+
+
+def _facts(stamps: Stamps | Coadds, kind: str | None) -> dict[str, Any]:
+    """Return what a file says besides arrays: JSON values."""
+    facts: dict[str, Any] = {"source": stamps.source, "radius": stamps.radius}
+    kind = stamps.kind if isinstance(stamps, Coadds) else kind
+    return facts | ({} if kind is None else {"kind": kind})
 
 
 def _arrays(stamps: Stamps | Coadds, kind: str | None) -> Arrays:
@@ -80,10 +89,18 @@ def _arrays(stamps: Stamps | Coadds, kind: str | None) -> Arrays:
             if values is not None:
                 arrays[name] = ((*of_stamp, "time", "y", "x"), values)
         arrays["inside"] = ((*of_stamp, "time", "y", "x"), stamps.inside)
-    arrays["centre_x"] = ((*of_stamp, "time"), stamps.x)
-    arrays["centre_y"] = ((*of_stamp, "time"), stamps.y)
-    arrays["mjd"] = (("time",), stamps.times)
-    arrays["image"] = (("time",), stamps.images)
+    ra, dec = stamps.sky()
+    texts = [text or "" for text in stamps.wcs] or [""] * len(stamps.times)
+    arrays |= {
+        "id": (of_stamp, np.asarray(stamps.ids, str) if stamps.ids.dtype.kind in "OSU" else stamps.ids),
+        "centre_x": ((*of_stamp, "time"), stamps.x),
+        "centre_y": ((*of_stamp, "time"), stamps.y),
+        "centre_ra": ((*of_stamp, "time"), ra),
+        "centre_dec": ((*of_stamp, "time"), dec),
+        "mjd": (("time",), stamps.times),
+        "image": (("time",), stamps.images),
+        "wcs": (("time",), np.array(texts, str)),
+    }
     return arrays
 
 
@@ -96,34 +113,48 @@ def _picture(arrays: Mapping[str, Any]) -> NDArray[Any]:
     raise UsageError("this format shows the science layer, which is not there", hint="Write .npz, .fits or .zarr.")
 
 
-def _write_npy(arrays: Arrays, path: Path) -> None:
+def _write_npy(arrays: Arrays, _: Mapping[str, Any], path: Path) -> None:
     with path.open("wb") as file:
         np.save(file, _picture(arrays))
 
 
-def _write_npz(arrays: Arrays, path: Path) -> None:
+def _write_npz(arrays: Arrays, facts: Mapping[str, Any], path: Path) -> None:
+    values: dict[str, Any] = {name: np.array(value) for name, value in facts.items()}
+    values |= {name: array for name, (_, array) in arrays.items()}
     with path.open("wb") as file:
-        np.savez_compressed(file, **{name: values for name, (_, values) in arrays.items()})  # type: ignore[arg-type]
+        np.savez_compressed(file, **values)
 
 
-def _write_fits(arrays: Arrays, path: Path) -> None:
+def _write_fits(arrays: Arrays, facts: Mapping[str, Any], path: Path) -> None:
     from astropy.io import fits
 
-    hdus = fits.HDUList([fits.PrimaryHDU()])
+    primary = fits.PrimaryHDU()
+    for name, value in facts.items():
+        primary.header[name.upper()] = value.encode("ascii", "replace").decode() if isinstance(value, str) else value
+    hdus = fits.HDUList([primary])
     for name, (dims, values) in arrays.items():
-        data = values.astype(np.uint8) if values.dtype == bool else values
-        hdu = fits.ImageHDU(data, name=name.upper())
-        hdu.header["AXES"] = (" ".join(dims), "axes, the slowest first (NAXISn, ..., NAXIS1)")
+        if values.dtype.kind == "U":
+            text = np.char.encode(values.reshape(-1), "ascii", "replace")
+            column = fits.Column(name.upper(), f"{max(text.dtype.itemsize, 1)}A", array=text)
+            hdu: Any = fits.BinTableHDU.from_columns([column], name=name.upper())
+        else:
+            data = values.astype(np.uint8) if values.dtype == bool else values
+            hdu = fits.ImageHDU(np.atleast_1d(data), name=name.upper())
+            hdu.header["AXES"] = (" ".join(dims), "axes, the slowest first (NAXISn, ..., NAXIS1)")
         hdus.append(hdu)
     hdus.writeto(path, checksum=True)
 
 
-def _write_zarr(arrays: Arrays, path: Path) -> None:
+def _write_zarr(arrays: Arrays, facts: Mapping[str, Any], path: Path) -> None:
     import zarr
     from zarr.codecs import BloscCodec
 
-    group = zarr.create_group(path)
+    # Text is no data type of the Zarr v3 specification yet, so it is in the attributes.
+    texts = {name: values.tolist() for name, (_, values) in arrays.items() if values.dtype.kind == "U"}
+    group = zarr.create_group(path, attributes={**facts, **texts})
     for name, (dims, values) in arrays.items():
+        if name in texts:
+            continue
         shape = values.shape
         chunks = tuple(max(size, 1) for size in shape)
         if len(shape) > 3 and values.nbytes > _CHUNK_BYTES:  # some stamps, all their times, to a chunk
@@ -146,30 +177,11 @@ _CHUNK_BYTES = 4 << 20
 """Size of a chunk of stamps [bytes] before compression: read in about 10 ms."""
 
 
-def _write_png(arrays: Arrays, path: Path) -> None:
-    from wustore.stamps.picture import contact_sheet, png
-
-    picture = _picture(arrays)
-    n_columns = picture.shape[-3] if "science" in arrays else _columns_for(picture.shape)
-    planes = picture.reshape(-1, *picture.shape[-2:])
-    if not len(planes):
-        raise UsageError("there is no stamp to show", expected="at least 1", found=0)
-    zoom = max(min(8, 84 // max(picture.shape[-1], 1)), 1)
-    if len(planes) * picture.shape[-1] * picture.shape[-2] * zoom**2 > _SHEET_PIXELS:
-        zoom = 1
-    path.write_bytes(png(contact_sheet(list(planes), columns=n_columns, zoom=zoom)))
-
-
-def _columns_for(shape: tuple[int, ...]) -> int:
-    return max(int(np.ceil(np.sqrt(np.prod(shape[:-2])))), 1)
-
-
-_WRITERS: dict[str, Callable[[Arrays, Path], None]] = {
+_WRITERS: dict[str, Callable[[Arrays, Mapping[str, Any], Path], None]] = {
     ".npy": _write_npy,
     ".npz": _write_npz,
     ".fits": _write_fits,
     ".zarr": _write_zarr,
-    ".png": _write_png,
 }
 
-SUFFIXES = tuple(_WRITERS)
+SUFFIXES = (*_WRITERS, ".png")

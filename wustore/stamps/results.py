@@ -2,23 +2,108 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.errors import UsageError
+from wustore.errors import MissingDependencyError, UsageError
+from wustore.model.kbmod_rules import is_masked
+from wustore.stamps import picture
 from wustore.stamps.coadd import coadd
+from wustore.stamps.notebook import facts_html, facts_text, span_of, text_of_bytes
+from wustore.stamps.sky import pixel_to_sky
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS
+    from matplotlib.figure import Figure
 
 __all__ = ["Coadds", "Stamps"]
 
+_STAMP_PIXELS = 84
+"""Side of a stamp on a sheet [screen pixel], about; small ones are shown enlarged."""
+
+_SHEET_PIXELS = 12_000_000
+"""Largest sheet [screen pixel]: more rows than anyone looks at."""
+
+_LOOK_FOR_OUTSIDE = 50_000_000
+"""Pixels up to which a repr counts the stamps outside of the images: 10 ms."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """A picture on a sheet: pixels (y, x), which are masked, lines of text, the place on the time axis."""
+
+    pixels: NDArray[Any]
+    masked: NDArray[Any] | None
+    text: list[str]
+    time: int
+
+
+class _Cut:
+    """What stamps and coadds have in common: where they were cut out."""
+
+    x: NDArray[np.int64]
+    y: NDArray[np.int64]
+    times: NDArray[np.float64]
+    images: NDArray[np.int64]
+    radius: int
+    ids: NDArray[Any]
+    wcs: tuple[str | None, ...]
+    source: str
+
+    def sky(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return where the centres are on the sky.
+
+        Returns
+        -------
+        ra, dec : ndarray
+            ICRS [deg], shape S + (time,); NaN in an image without WCS.
+        """
+        return pixel_to_sky(self.wcs or (None,) * len(self.times), self.x, self.y)
+
+    def _facts(self) -> dict[str, Any]:
+        side = 2 * self.radius + 1
+        shape = self.x.shape[:-1]
+        return {
+            "positions": " x ".join(map(str, shape)) if shape else "one",
+            "images": span_of(self.times),
+            "size": f"{side} x {side} pixels",
+            "source": self.source or None,
+        }
+
+    def _marks(self, n: int, k: int) -> picture.Marks | None:
+        """Return the marks of position ``n`` in the image at place ``k``."""
+        if not self.wcs:
+            return None
+        n_times = len(self.times)
+        x, y = (int(values.reshape(-1, n_times)[n, k]) for values in (self.x, self.y))
+        return picture.marks_of(self.wcs[k], x, y)
+
+    @property
+    def _zoom(self) -> int:
+        return max(_STAMP_PIXELS // (2 * self.radius + 1), 1)
+
+    def _tile(self, one: _Shown, marks: picture.Marks | None) -> picture.Tile:
+        zoom = self._zoom
+        colours = picture.coloured(one.pixels, one.masked).repeat(zoom, axis=0).repeat(zoom, axis=1)
+        return picture.Tile(colours, one.text, (), marks, zoom)
+
+    def _fitting(self, n: int, columns: int) -> int:
+        """Return how many of ``n`` rows fit on a sheet."""
+        one = columns * ((2 * self.radius + 1) * self._zoom + 30) ** 2
+        return max(min(n, _SHEET_PIXELS // max(one, 1)), 1)
+
+    def _titled(self, n: int, shown: int) -> str:
+        return (self.source or "stamps") + (f": the first {shown} of {n} positions" if shown < n else "")
+
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Stamps:
+class Stamps(_Cut):
     """Stamps through time.
 
     S is the shape of what they were asked for: () for one position, (n,) for n positions or trajectories. Each
@@ -113,9 +198,156 @@ class Stamps:
             raise UsageError("a coadd needs the science layer", hint="Ask for it in layers=….")
         return coadd(self.science, kind, self.variance)
 
+    def coadds(self, kind: str = "mean") -> Coadds:
+        """Return `coadd` as `Coadds`, which say where they come from; S is then flat."""
+        side, n_times = 2 * self.radius + 1, len(self.times)
+        n = math.prod(self.x.shape[:-1])
+        return Coadds(
+            self.coadd(kind).reshape(n, side, side),
+            kind,
+            self.x.reshape(n, n_times),
+            self.y.reshape(n, n_times),
+            self.times,
+            self.images,
+            self.radius,
+            self.ids.reshape(n),
+            self.wcs,
+            self.source,
+        )
+
+    # --- pictures ------------------------------------------------------------------------------------------
+
+    def _all_facts(self) -> dict[str, Any]:
+        layers = {"science": self.science, "variance": self.variance, "mask": self.mask}
+        there = {name: values for name, values in layers.items() if values is not None}
+        facts = self._facts()
+        facts["layers"] = ", ".join(f"{name} ({values.dtype})" for name, values in there.items())
+        facts["memory"] = text_of_bytes(sum(values.nbytes for values in there.values()) + self.inside.nbytes)
+        n_outside = int(self.is_outside.sum()) if self.inside.size <= _LOOK_FOR_OUTSIDE else 0
+        if n_outside:
+            facts["outside"] = f"{n_outside} of {self.x.size} stamps have no pixel of their image"
+        return facts
+
+    def __repr__(self) -> str:
+        return facts_text("Stamps", self._all_facts())
+
+    def _repr_html_(self) -> str:
+        few = self._first(4, 8)
+        shown = few.sheet() if few.x.size and few.science is not None else None
+        return facts_html("Stamps", self._all_facts(), shown)
+
+    def _first(self, n: int, n_times: int) -> Stamps:
+        """Return the stamps of the first positions in the first images."""
+        total = len(self.times)
+
+        def part(values: NDArray[Any] | None) -> NDArray[Any] | None:
+            if values is None:
+                return None
+            flat = values.reshape(math.prod(self.x.shape[:-1]), total, *values.shape[self.x.ndim :])
+            return flat[:n, :n_times]
+
+        few = {name: part(getattr(self, name)) for name in ("science", "variance", "mask", "inside", "x", "y")}
+        return replace(
+            self,
+            **few,  # type: ignore[arg-type]
+            times=self.times[:n_times],
+            images=self.images[:n_times],
+            ids=self.ids.reshape(-1)[:n],
+            wcs=self.wcs[:n_times],
+        )
+
+    def _rows(self, kind: str, n: int) -> Iterator[list[_Shown]]:
+        """Yield what to show of each of the first positions: its coadd, and its stamps."""
+        few = self._first(n, len(self.times))
+        if few.science is None:
+            raise UsageError("a picture shows the science layer, which is not there", hint="Ask for it in layers=….")
+        for k, name in enumerate(few.ids.tolist()):
+            variance = None if few.variance is None else few.variance[k]
+            row = [_Shown(coadd(few.science[k], kind, variance), None, [f"id {name}", kind], 0)]
+            for t, time in enumerate(few.times.tolist()):
+                masked = None if few.mask is None else is_masked(few.mask[k, t])
+                row.append(_Shown(few.science[k, t], masked, [f"image {few.images[t]}", f"{time:.5f}"], t))
+            yield row
+
+    def sheet(self, coadd: str = "mean") -> NDArray[np.uint8]:
+        """Return a picture: a row for each position with its id, its coadd and the stamp at each time.
+
+        Each stamp has its own stretch; masked pixels are in colour. The coadd has compass and scale bar. If there are
+        too many positions for one picture, the title says how many of them it shows.
+
+        Parameters
+        ----------
+        coadd
+            Kind of coadd, one of `wustore.stamps.coadd.KINDS`.
+
+        Returns
+        -------
+        ndarray
+            Colours, shape (y, x, 3), uint8; `wustore.stamps.picture.png` makes a file of it.
+
+        Raises
+        ------
+        UsageError
+            If there is no stamp, or no science layer.
+        """
+        n = math.prod(self.x.shape[:-1])
+        shown = self._fitting(n, len(self.times) + 1)
+        tiles = [
+            self._tile(one, self._marks(k, one.time) if column == 0 and len(self.times) else None)
+            for k, row in enumerate(self._rows(coadd, shown))
+            for column, one in enumerate(row)
+        ]
+        return picture.labelled_sheet(tiles, columns=len(self.times) + 1, title=self._titled(n, shown))
+
+    def plot(self, coadd: str = "mean", *, positions: int = 8, times: int = 10) -> Figure:
+        """Plot the coadd and the stamps of the first positions with matplotlib.
+
+        Parameters
+        ----------
+        coadd
+            Kind of coadd, one of `wustore.stamps.coadd.KINDS`.
+        positions, times
+            How many to show at most.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        MissingDependencyError
+            Without matplotlib (extra ``plot``).
+        """
+        return _figure(list(self._first(positions, times)._rows(coadd, positions)))
+
+
+def _figure(rows: list[list[_Shown]]) -> Figure:
+    try:
+        from matplotlib import colormaps
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError(
+            "matplotlib is not installed", hint="pip install 'wustore[plot]' brings it."
+        ) from error
+    n_columns = max(map(len, rows), default=1)
+    figure = Figure(figsize=(1.3 * n_columns + 0.4, 1.5 * len(rows) + 0.4), layout="constrained")
+    colours = colormaps["gray"].with_extremes(bad="#{:02x}{:02x}{:02x}".format(*picture.EMPTY))
+    axes = figure.subplots(max(len(rows), 1), n_columns, squeeze=False)
+    for place in axes.flat:
+        place.set_axis_off()
+    for place, one in zip(axes.flat, chain.from_iterable(rows), strict=False):
+        low, high = picture.limits_of(one.pixels)
+        place.imshow(one.pixels, origin="lower", cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+        if one.masked is not None and one.masked.any():
+            overlay = np.zeros((*one.masked.shape, 4), np.uint8)
+            overlay[one.masked] = (*picture.MASKED, 255)
+            place.imshow(overlay, origin="lower", interpolation="nearest")
+        place.set_title("\n".join(one.text), fontsize=7)
+    return figure
+
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Coadds:
+class Coadds(_Cut):
     """Coadded stamps.
 
     Attributes
@@ -141,3 +373,29 @@ class Coadds:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def __repr__(self) -> str:
+        return facts_text("Coadds", self._facts() | {"kind": self.kind})
+
+    def _repr_html_(self) -> str:
+        shown = self._first(24).sheet() if len(self) else None
+        return facts_html("Coadds", self._facts() | {"kind": self.kind}, shown)
+
+    def _first(self, n: int) -> Coadds:
+        ids = self.ids.reshape(-1)[:n]
+        return replace(self, values=self.values[:n], x=self.x[:n], y=self.y[:n], ids=ids)
+
+    def sheet(self) -> NDArray[np.uint8]:
+        """Return a picture of the coadds with their ids, compass and scale bar; see `Stamps.sheet`."""
+        shown = self._fitting(len(self), 1)
+        tiles = [
+            self._tile(_Shown(self.values[k], None, [f"id {name}"], 0), self._marks(k, 0) if len(self.times) else None)
+            for k, name in enumerate(self.ids.reshape(-1)[:shown].tolist())
+        ]
+        return picture.labelled_sheet(tiles, title=f"{self._titled(len(self), shown)}, {self.kind}")
+
+    def plot(self, *, positions: int = 24) -> Figure:
+        """Plot the first coadds with matplotlib; see `Stamps.plot`."""
+        few = self._first(positions)
+        shown = [_Shown(few.values[k], None, [f"id {name}", self.kind], 0) for k, name in enumerate(few.ids.tolist())]
+        return _figure([shown[start : start + 8] for start in range(0, len(shown), 8)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,15 @@ from wustore.format import wcs
 from wustore.model.meta import Meta
 from wustore.model.units import in_unit
 
-__all__ = ["image_wcs", "image_wcs_or_none", "numbers_alike", "shared_wcs", "sky_to_pixel", "text_sky_to_pixel"]
+__all__ = [
+    "image_wcs",
+    "image_wcs_or_none",
+    "numbers_alike",
+    "pixel_to_sky",
+    "shared_wcs",
+    "sky_to_pixel",
+    "text_sky_to_pixel",
+]
 
 WCS_COLUMN = "per_image_wcs"
 
@@ -118,6 +127,36 @@ def text_sky_to_pixel(text: str, ra: ArrayLike, dec: ArrayLike) -> tuple[NDArray
         raise UsageError("not a sky position in degrees", found=f"RA {ra!r}, dec {dec!r}", hint=str(error)) from error
     pixels = kbmod_wcs.sky_to_pixel(coords, wcs.text_to_wcs(text))
     return pixels[..., 0], pixels[..., 1]
+
+
+def pixel_to_sky(
+    texts: Sequence[str | None], x: NDArray[Any], y: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return where pixels of each image are on the sky.
+
+    Parameters
+    ----------
+    texts
+        Header text of the WCS of each image; None if it has none. Length time.
+    x, y
+        Pixels from 0, shape S + (time,).
+
+    Returns
+    -------
+    ra, dec : ndarray
+        ICRS [deg], shape S + (time,); NaN without a WCS, or if it does not reach a pixel.
+    """
+    ra, dec = np.full(x.shape, np.nan), np.full(x.shape, np.nan)
+    for text in dict.fromkeys(texts):
+        places = [k for k, other in enumerate(texts) if other == text]
+        if text is None:
+            continue
+        try:
+            found = wcs.text_to_wcs(text).pixel_to_world(x[..., places], y[..., places]).icrs
+        except (AttributeError, TypeError, ValueError):  # a WCS of something else than the sky
+            continue
+        ra[..., places], dec[..., places] = found.ra.deg, found.dec.deg
+    return ra, dec
 
 
 def sky_to_pixel(

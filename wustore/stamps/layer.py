@@ -11,13 +11,19 @@ from numpy.typing import DTypeLike, NDArray
 
 from wustore.backends.base import Index, Reader
 from wustore.backends.state import digest
-from wustore.errors import MissingDependencyError
+from wustore.errors import MissingDependencyError, WuStoreError
 from wustore.format.planes import cast_plane
+from wustore.stamps.notebook import facts_html, facts_text, text_of_bytes
+from wustore.stamps.picture import coloured, shrunk
 
 if TYPE_CHECKING:
     import dask.array
 
 __all__ = ["Layer"]
+
+
+_THUMBNAIL, _THUMBNAIL_BYTES = 200, 1 << 28
+"""Side of the picture in a notebook [pixel], and the largest image that is read for it [bytes]."""
 
 
 class Layer:
@@ -67,8 +73,30 @@ class Layer:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "shape": "{} images, {} rows, {} columns".format(*self.shape),
+            "dtype": self.dtype,
+            "chunks": " x ".join(map(str, self.chunks)),
+            "memory": f"{text_of_bytes(self.nbytes)} if it is all read",
+            "source": self.reader.path,
+        }
+
     def __repr__(self) -> str:
-        return f"<Layer {self.name!r} {self.shape} {self.dtype} of {self.reader.path!r}>"
+        return facts_text(f"Layer {self.name}, not read", self._facts())
+
+    def _repr_html_(self) -> str:
+        return facts_html(f"Layer {self.name}, not read", self._facts(), self._thumbnail())
+
+    def _thumbnail(self) -> NDArray[np.uint8] | None:
+        """Return a small picture of the first image, or None if there is none or it cannot be read."""
+        if not self.size or self.nbytes // len(self) > _THUMBNAIL_BYTES:
+            return None
+        try:
+            first = self[0]
+        except (WuStoreError, OSError):
+            return None
+        return coloured(shrunk(first, max(-(-max(first.shape) // _THUMBNAIL), 1)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Layer, (self.reader, self.name)
@@ -158,7 +186,7 @@ class Layer:
         return digest(parts)
 
     def __dask_tokenize__(self) -> tuple[str, str]:
-        return "wustore.backends.layer.Layer", self.token()
+        return "wustore.stamps.layer.Layer", self.token()
 
 
 class _Axis:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wustore.backends.layer import Layer
 from wustore.backends.memory import MemoryBackend, MemoryReader
 from wustore.ops.copy import copy
+from wustore.stamps.layer import Layer
 from wustore.storage.threads import read_ahead
 from wustore.testing import sample
 
@@ -139,3 +139,12 @@ def test_read_ahead_raises_in_order():
     assert next(stream)[0] == 1
     with pytest.raises(OSError, match="no"):
         next(stream)
+
+
+def test_layers_show_themselves():
+    layer = Layer(sample("chunked"), "science")
+    lines = repr(layer).splitlines()
+    assert lines[0] == "Layer science, not read"
+    assert "3 images, 600 rows, 530 columns" in lines[1]
+    assert len(lines) == 6
+    assert layer._repr_html_().count("data:image/png") == 1
