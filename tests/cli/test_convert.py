@@ -126,3 +126,15 @@ def test_part_numbers_beyond_the_images(nights, run, tmp_path):
     assert run("part", target, "7") == (0, "", "part 7: 0 images written\n")
     assert run("part", target, "0")[0] == 0
     assert run("finish", target)[0] == 0
+
+
+@pytest.mark.filterwarnings("default")
+def test_lossy_options(tmp_path, run, store):
+    name, target = store(sample("simple")), tmp_path / "a.fits"
+    code, _, err = run("convert", name, target, "-o", "quantize_level=-0.5")
+    assert code == 2
+    assert "--lossy" in err
+    assert not target.exists()
+    code, _, err = run("convert", name, target, "-o", "quantize_level=-0.5", "--lossy")
+    assert code == 1
+    assert "pixels changed, by 0.2" in err
