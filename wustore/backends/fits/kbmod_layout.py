@@ -270,7 +270,7 @@ def image_hdus(
     options
         How to write the pixels.
     mask
-        What `kbmod_mask` made of the image, if that is to be written.
+        What `kbmod_mask` made of the image, if that is at hand.
     sharded
         Whether this is the start of a file of its own: the science image is then a plain primary HDU, which is what
         astropy (from version 7) makes of a compressed image that comes first.
@@ -282,8 +282,9 @@ def image_hdus(
     index_cards = {"NIND": card("NIND", len(links))}
     index_cards |= {f"IND_{j}": card(f"IND_{j}", index) for j, index in enumerate(links)}
 
-    written = image.mask if mask is None else mask
-    hdus = _image_hdus(i, image, written, options, cards, index_cards, sharded=sharded)
+    if mask is None:
+        mask = image.mask if options.exact else kbmod_mask(image)[0]
+    hdus = _image_hdus(i, image, mask, options, cards, index_cards, sharded=sharded)
     if not options.checksum:
         return chain.from_iterable(hdus)
     return (with_sums(b"".join(pieces)) for pieces in hdus)
