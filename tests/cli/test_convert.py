@@ -100,7 +100,7 @@ def test_options_are_listed(run):
 def test_options_that_are_listed_are_taken(nights, run, tmp_path):
     # Each option of the list is one that the format knows.
     values = {"profile": "none", "layout": "images", "chunks": "[8,8]", "mode": "archive", "lossless": "true",
-              "compression_type": "GZIP_2", "quantize_level": "0"}  # fmt: skip
+              "compression_type": "GZIP_2", "quantize_level": "0", "checksum": "true"}  # fmt: skip
     for name, ending in (("zarr", "zarr"), ("hdf5", "h5"), ("fits", "fits")):
         for k, option in enumerate(backend_named(name).options):
             target = tmp_path / f"{k}.{ending}"
