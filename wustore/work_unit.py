@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from os import PathLike
@@ -144,7 +144,7 @@ class WorkUnit:
         self.config = config
         self._lazy = bool(lazy)
         self.file_paths = None if file_paths is None else list(file_paths)
-        self._obstimes = None if obstimes is None else np.asarray(obstimes, dtype=float)
+        self._obstimes = None if obstimes is None else mjd(obstimes, "obstimes")
         # The planes of a store were validated when it was made, and are not read here.
         if not self.lazy and not isinstance(im_stack.sci, PlaneList) and logger.isEnabledFor(logging.WARNING):
             ImageStack.of(self.im_stack).validate()
@@ -726,6 +726,18 @@ class WorkUnit:
         from wustore.stamps.extract import trajectory_stamps
 
         return trajectory_stamps(store_view.reader_of(self), trajectories, radius, times, **options)
+
+    def stamp_batches(
+        self,
+        trajectories: Any,
+        radius: int = 10,
+        times: tuple[float | None, float | None] | None = None,
+        **options: Any,
+    ) -> Iterator[Stamps]:
+        """Yield the stamps of many trajectories in bounded memory; see `wustore.stamps.extract.stamp_batches`."""
+        from wustore.stamps.extract import stamp_batches
+
+        return stamp_batches(store_view.reader_of(self), trajectories, radius, times, **options)
 
     def trajectory_coadds(
         self,

@@ -27,6 +27,7 @@ from wustore.compat.layered_image import (
 from wustore.compat.plane_list import PlaneList
 from wustore.errors import FormatError, UsageError
 from wustore.model.kbmod_rules import identity_psf, is_masked
+from wustore.model.units import mjd
 
 __all__ = ["ImageStack", "ImageStackPy", "match_times"]
 
@@ -79,11 +80,11 @@ class ImageStack:
         self.width = -1
         self.sci, self.var, self.psfs = [], [], []
         self.times: NDArray[np.float64] = np.array([], dtype=float)
-        if times is None or len(np.atleast_1d(np.asarray(times))) == 0:
+        if times is None or np.size(times) == 0:
             if sci is not None or var is not None:
                 raise FormatError("Cannot create an image stack without times")
             return
-        self.times = np.array(times, dtype=float)
+        self.times = np.array(mjd(times))
         n = len(self.times)
         for name, given in (("science", sci), ("variance", var), ("mask", mask), ("PSF", psfs)):
             if given is None and name in {"science", "variance"}:
@@ -322,7 +323,7 @@ class ImageStack:
         sci_list.append(science if masked is None else apply_mask(science, masked, sci))
         var_list.append(variance if masked is None else apply_mask(variance, masked, var))
         psf_list.append(kernel)
-        self.times = np.append(self.times, float(time))
+        self.times = np.append(self.times, float(mjd(time, "time")))
 
     def append_layered_image(self, layered_image: LayeredImage) -> None:
         """Append an image given with all its layers.
@@ -517,7 +518,7 @@ def match_times(times: ArrayLike, query_times: ArrayLike, threshold: float = 0.0
     ndarray
         Shape (k,); -1 where nothing is near enough. Of two equally near times the earlier one.
     """
-    known, queries = np.asarray(times, dtype=float), np.asarray(query_times, dtype=float)
+    known, queries = mjd(times), mjd(query_times, "query_times")
     order = np.argsort(known, kind="stable")
     bounded = np.concatenate([[-np.inf], known[order], [np.inf]])
     right = np.searchsorted(bounded[:-1], queries, side="left")
