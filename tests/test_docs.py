@@ -7,6 +7,8 @@ must end with 0, or with the N of a comment ``# exit code N`` behind it. Other b
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
 import re
 import subprocess
@@ -21,12 +23,12 @@ from wustore.cli._run import DAMAGED, DIFFERS, INCOMPLETE, OK, USAGE
 from wustore.format import document as layout
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(page):
     """The fenced blocks of a page as (language, text)."""
-    return re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    return re.findall(r"^```([\w{}-]*)\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
 
 
 def commands(text):
@@ -61,7 +63,9 @@ def run_console(text, page, directory):
 
 
 @pytest.mark.parametrize(
-    "page", [p for p in PAGES if any(b[0] in {"python", "console"} for b in blocks(p))], ids=lambda p: p.name
+    "page",
+    [p for p in PAGES if any(b[0] in {"python", "console"} for b in blocks(p))],
+    ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_blocks_run(page, tmp_path):
     for language, text in blocks(page):
@@ -71,7 +75,20 @@ def test_blocks_run(page, tmp_path):
             run_console(text, page, tmp_path)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.slow
+def test_notebook_runs(tmp_path):
+    nbformat = pytest.importorskip("nbformat", reason="needs the extra docs")
+    processors = pytest.importorskip("nbconvert.preprocessors", reason="needs the extra docs")
+    notebook = nbformat.read(ROOT / "docs" / "tutorial.ipynb", as_version=4)
+    run = processors.ExecutePreprocessor(timeout=300, kernel_name="python3")
+    done, _ = run.preprocess(notebook, {"metadata": {"path": str(tmp_path)}})
+    shown = [output for cell in done.cells for output in cell.get("outputs", [])]
+    assert all(output["output_type"] != "error" for output in shown)
+    rich = [output["data"] for output in shown if output["output_type"] == "execute_result"]
+    assert any("text/html" in data for data in rich)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_and_files_exist(page):
     text = page.read_text("utf-8")
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
@@ -82,10 +99,49 @@ def test_links_and_files_exist(page):
         assert f"def {test}(" in (ROOT / file).read_text("utf-8"), f"{file}::{test}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_commands_exist(page):
     for name in re.findall(r"`wustore (\w+)", page.read_text("utf-8")):
         assert name in COMMANDS, name
+
+
+def public_names():
+    """The names that other programs may use, as ``module.name``."""
+    for module in ("", ".work_unit", ".configuration", ".kbmod", ".xarray", ".backends", ".testing"):
+        home = importlib.import_module(f"wustore{module}")
+        for name in home.__all__:
+            yield f"wustore{module}.{name}", getattr(home, name)
+
+
+def test_reference_has_every_public_name():
+    text = (ROOT / "docs" / "api.md").read_text("utf-8")
+    directives = re.findall(r"^\.\. (?:auto\w+|py:data):: (wustore\.[\w.]+)$", text, re.MULTILINE)
+    assert len(directives) == len(set(directives))
+    listed = {name.rpartition(".")[2] for name in directives}
+    public = dict(public_names())
+    assert listed == {name.rpartition(".")[2] for name in public}
+    assert set(directives) <= set(public)
+    for name, value in public.items():
+        assert inspect.getdoc(value) or name.endswith((".Progress", ".Index")), (
+            name
+        )  # types: the page says what they are
+
+
+def test_terms_are_used():
+    # A table, one word a row, each once.
+    rows = re.findall(r"^\| ([a-z][\w, ]*) \|", (ROOT / "docs" / "terms.md").read_text("utf-8"), re.MULTILINE)
+    words = [word for row in rows for word in row.split(", ") if word != "term"]
+    assert len(words) > 30
+    assert len(words) == len(set(words))
+
+
+def test_every_page_is_in_the_site():
+    trees = [page.read_text("utf-8") for page in PAGES if "{toctree}" in page.read_text("utf-8")]
+    listed = {name for text in trees for name in re.findall(r"^([\w/]+)$", text, re.MULTILINE)}
+    pages = {page.relative_to(ROOT / "docs").with_suffix("") for page in PAGES if page.parent != ROOT}
+    assert {name.name if name.parent.name == "howto" and name.name != "index" else str(name) for name in pages} - {
+        "index"
+    } <= listed
 
 
 def test_readme_opens_with_the_two_commands():
@@ -111,7 +167,7 @@ def test_extras_are_those_of_the_package():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
     listed = set(re.findall(r"^\| `(\w+)` \|", text[text.index("## Extras") :], re.MULTILINE))
     assert listed == set(extras)
-    users = {name for name in extras if name not in {"all", "test", "lint"}}
+    users = {name for name in extras if name not in {"all", "test", "lint", "docs"}}
     assert extras["all"] == [f"wustore[{','.join(name for name in extras if name in users)}]"]
 
 

@@ -283,7 +283,7 @@ class BackendConformance:
     def test_round_trip(self, path: str, name: str) -> None:
         """Everything comes back bit for bit."""
         if name not in self.lossless_samples:
-            return
+            pytest.skip(f"the format does not claim to hold {name}")
         source = sample(name)
         with self.make(path, source) as reader:
             assert_same(source, reader)
@@ -348,7 +348,7 @@ class BackendConformance:
     def test_capsule(self, path: str) -> None:
         """FITS reconstruction data come back as they were."""
         if not self.keeps_capsule:
-            return
+            pytest.skip("the format keeps no capsule")
         source = with_capsule(sample("ragged"))
         with self.make(path, source) as reader:
             capsule = reader.capsule()
@@ -408,7 +408,7 @@ class BackendConformance:
     def test_in_pieces(self, path: str, tmp_path: Path, name: str) -> None:
         """Several writers, some doing the same, make the store that one writer makes in one go."""
         if not self.backend.resumes(path):
-            return
+            pytest.skip("the format is not written in pieces")
         options = {"overwrite": True, "workers": 1, **self.options}
         source = sample(name)
         images = range(source.meta.n_images)
@@ -445,7 +445,7 @@ class BackendConformance:
     def test_closed(self, path: str) -> None:
         """Reading after closing is an error, not whatever the file holds by then."""
         if not self.persistent:
-            return
+            pytest.skip("stores of this format are no files")
         reader = self.make(path, sample("simple"))
         reader.close()
         with pytest.raises(UsageError):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 
 from wustore.backends.memory import MemoryReader
+from wustore.backends.registry import backend_for_writing
 from wustore.format.planes import plane_checksum
 from wustore.model.meta import LAYERS
+from wustore.ops.copy import copy
 from wustore.testing import sample
 
 
@@ -73,3 +77,36 @@ def test_diff_within_a_tolerance(store, run):
     assert run("diff", a, b, "--rtol", "1")[0] == 0
     assert run("diff", a, b, "-q") == (1, "", "")
     assert "largest difference: variance 0.5" in run("diff", a, b)[2]
+
+
+def test_checksum_receipt_repair_and_clean(tmp_path, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = sample("simple")
+    copy(source, backend_for_writing("a.zarr").create("a.zarr", source.meta))
+    code, out, _ = run("checksum", "a.zarr")
+    assert code == 0
+    lines = dict(reversed(line.split("  ")) for line in out.splitlines())
+    files = {str(path): path.read_bytes() for path in Path("a.zarr").rglob("*") if path.is_file()}
+    assert lines == {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    assert run("checksum", "a.zarr", "--receipt", "r.json")[0] == 0
+    assert run("checksum", "a.zarr", "--receipt", "r.json")[0] == 2
+    assert run("checksum", "a.zarr", "a.zarr", "--receipt", "s.json")[0] == 2
+    code, out, _ = run("verify", "a.zarr", "--receipt", "r.json", "--against", "a.zarr", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert len(found["files"]) == len(files)
+    assert found["counts"]["planes_with_checksum"] == found["counts"]["planes"] == 12
+    assert [what.split()[0] for what in found["proven"]] == ["every", "every", "every"]
+    copy(sample("simple", 1), backend_for_writing("b.zarr").create("b.zarr", sample("simple", 1).meta))
+    assert run("verify", "a.zarr", "--against", "b.zarr")[0] == 1
+    assert run("verify", "b.zarr", "--receipt", "r.json")[0] == 3
+    Path("a.zarr/science/c.1.0.0").write_bytes(b"torn")
+    code, out, _ = run("repair", "a.zarr", "c.zarr")
+    assert code == 1
+    assert out.startswith("lost: image 1: ")
+    assert run("verify", "c.zarr")[0] == 0
+    assert run("checksum", "a.zarr", "--receipt", "s.json")[0] == 3
+    Path(".x.h5.wustore-partial").mkdir()
+    assert ": unfinished\n" in run("clean", ".")[1]
+    assert ": unfinished, removed\n" in run("clean", "x.h5", "--unfinished")[1]
+    assert json.loads(run("clean", ".", "--json")[1]) == []

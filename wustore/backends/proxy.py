@@ -93,7 +93,8 @@ class CheckedReader(ReaderProxy):
         self._sums = source.checksums()
 
     def _checked(self, i: int, image: Image, layers: Sequence[str]) -> Image:
-        image = replace(image, checksums=plane_checksums(image))
+        if self._sums is not None:
+            image = replace(image, checksums=plane_checksums(image))
         for wrong in plane_problems(self.meta, i, image, self._sums, layers):
             self.check_state()
             raise CorruptError(

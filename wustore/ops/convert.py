@@ -10,8 +10,7 @@ from wustore.backends.base import Progress
 from wustore.backends.registry import backend_for_writing, open_reader
 from wustore.errors import UsageError, WuStoreError
 from wustore.ops.copy import workers_within, write
-from wustore.ops.dask import run_on_cluster
-from wustore.ops.jobs import discard, plan, run
+from wustore.ops.jobs import discard, plan, run, run_on_cluster
 from wustore.ops.plans import has_begun
 from wustore.storage.stores import address_of
 

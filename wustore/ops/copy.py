@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from wustore.backends.base import Progress, Reader, Writer
 from wustore.backends.proxy import CheckedReader
 from wustore.backends.registry import backend_for_writing
+from wustore.format.planes import plane_checksums
 from wustore.model.meta import LAYERS, Meta
 from wustore.storage.threads import read_ahead, worker_count
 
@@ -106,7 +108,11 @@ def copy_images(
 
     def move(i: int) -> None:
         image = source.image(i)
-        writer.write(i, image, reader.image_capsule(i, image) if writer.keeps_capsule else None)
+        if not writer.keeps_capsule:
+            writer.write(i, image)
+            return
+        image = replace(image, checksums=plane_checksums(image))  # once, for the capsule and the writer
+        writer.write(i, image, reader.image_capsule(i, image))
 
     # `read_ahead` bounds how far the threads run before the oldest image is through.
     moves = read_ahead(move, wanted, workers)

@@ -16,12 +16,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wustore.backends.base import Progress, Reader, ResumableWriter
 from wustore.backends.registry import backend_for_writing, backend_named, open_reader
 from wustore.backends.state import replaced
-from wustore.errors import UsageError, WuStoreError
+from wustore.errors import MissingDependencyError, UsageError, WuStoreError
 from wustore.model.meta import Capsule
 from wustore.ops.copy import copy_images
 from wustore.ops.plans import Job, absolute, check_same, has_begun, keys_of, load_plan, save_plan
@@ -31,15 +31,10 @@ from wustore.storage.processes import safe_path
 from wustore.storage.staging import Staging, check_target, partial_path
 from wustore.storage.stores import address_of, is_local
 
-__all__ = [
-    "discard",
-    "finish",
-    "part",
-    "parts_left",
-    "plan",
-    "progress_of",
-    "run",
-]
+if TYPE_CHECKING:
+    from distributed import Client
+
+__all__ = ["discard", "finish", "part", "parts_left", "plan", "progress_of", "run", "run_on_cluster"]
 
 _LOCK = f"{JOURNAL}lock"
 
@@ -369,3 +364,52 @@ def run(job: Job, reader: Reader, *, workers: int, processes: bool = False, prog
     with _alone_at_the_end(job.target):
         reader.check_state()
         writer.commit()
+
+
+def _client(scheduler: Any) -> tuple[Client, bool]:
+    """Return a client and whether it is ours to close."""
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise MissingDependencyError(
+            "dask.distributed is not installed", hint="pip install 'wustore[cluster]' brings it."
+        ) from error
+    if isinstance(scheduler, Client):
+        return scheduler, False
+    return Client(scheduler, set_as_default=False), True  # type: ignore[no-untyped-call]
+
+
+def run_on_cluster(job: Job, scheduler: Any, *, progress: Progress | None = None) -> None:
+    """Write every part of a planned conversion on a cluster, then finish it here.
+
+    Source and target must be reachable under the same names by every worker.
+
+    Parameters
+    ----------
+    job
+        From `wustore.ops.jobs.plan`.
+    scheduler
+        The scheduler's address, or a `distributed.Client`.
+    progress
+        Called with (parts done, parts in all).
+
+    Raises
+    ------
+    MissingDependencyError
+        Without dask.distributed (extra ``cluster``).
+    """
+    from distributed import as_completed
+
+    client, ours = _client(scheduler)
+    try:
+        with client.as_current():  # `as_completed` looks for its client there
+            # Not pure: a part that runs again must look at what is there, not at a remembered result.
+            futures = [client.submit(part, job.target, k, workers=1, pure=False) for k in range(job.parts)]
+            for done, future in enumerate(as_completed(futures), 1):  # type: ignore[no-untyped-call]
+                future.result()
+                if progress is not None:
+                    progress(done, job.parts)
+    finally:
+        if ours:
+            client.close()  # type: ignore[no-untyped-call]
+    finish(job.target)

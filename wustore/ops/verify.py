@@ -18,9 +18,10 @@ from wustore.format.planes import plane_problems
 from wustore.format.schema import violation
 from wustore.model.meta import LAYERS, Image
 from wustore.ops.copy import copy
+from wustore.ops.diff import differences
 from wustore.storage.threads import read_ahead
 
-__all__ = ["Problem", "fits_problems", "problems"]
+__all__ = ["Problem", "against_problems", "counts", "fits_problems", "problems"]
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,9 @@ class Problem:
 def problems(reader: Reader, *, workers: int | None = None, progress: Progress | None = None) -> Iterator[Problem]:
     """Yield everything that is wrong with an open store; all of it is read.
 
-    The document is held against the packaged JSON Schema; every plane
-    against the metadata's shape and dtype and, where the format stores it, against its CRC-32C; the FITS
-    leftovers are read; copies kept for other programs are compared. Damage in one layer of an image does not hide
-    that in another, or in another image.
+    The document is compared with the packaged JSON Schema; every plane with the metadata's shape and dtype and, if the
+    format stores it, with its CRC-32C; the FITS reconstruction data are read; copies kept for other programs are
+    compared. Damage in one layer of an image does not hide that in another, or in another image.
 
     Parameters
     ----------
@@ -131,6 +131,37 @@ def _capsule_problems(reader: Reader) -> Iterator[Problem]:
             yield Problem("damaged", f"capsule of image {i}", str(error))
 
 
+def counts(reader: Reader) -> dict[str, int]:
+    """Return how many images, planes and constituent images a store has, and how many planes have a checksum."""
+    meta = reader.meta
+    planes = sum(dtype is not None for layer in LAYERS for dtype in meta.dtypes[layer])
+    try:
+        checked = planes if reader.checksums() is not None else 0
+    except (WuStoreError, OSError):
+        checked = 0
+    return {
+        "images": meta.n_images,
+        "planes": planes,
+        "planes_with_checksum": checked,
+        "constituents": meta.n_constituents,
+    }
+
+
+def against_problems(reader: Reader, source: Reader, *, workers: int | None = None) -> Iterator[Problem]:
+    """Yield what distinguishes a store from the one that it was made from, bit for bit.
+
+    Parameters
+    ----------
+    reader, source
+        Both open, of any formats.
+    workers
+        Images at a time, the number of processors by default.
+    """
+    for difference in differences(reader, source, workers=workers):
+        what = f"differs from {source.path}: {difference.left} here, {difference.right} there"
+        yield Problem("invalid", difference.where, what)
+
+
 def fits_problems(
     reader: Reader, *, directory: Path | None = None, workers: int | None = None, progress: Progress | None = None
 ) -> Iterator[Problem]:
@@ -139,7 +170,7 @@ def fits_problems(
     Parameters
     ----------
     reader
-        An open store of any format that has FITS leftovers.
+        An open store of any format that has FITS reconstruction data.
     directory
         Where the files are written for a moment; by default that of temporary files.
     workers
@@ -153,7 +184,9 @@ def fits_problems(
         yield Problem("damaged", "capsule", str(error))
         return
     if capsule is None:
-        yield Problem("invalid", "capsule", "the store keeps no FITS leftovers, so no FITS file can be given back")
+        yield Problem(
+            "invalid", "capsule", "the store keeps no FITS reconstruction data, so no FITS file can be given back"
+        )
         return
     with tempfile.TemporaryDirectory(prefix="wustore-verify-", dir=directory) as folder:
         # Recorded are the files without a compression of the whole, so that is what is written: under another name, as

@@ -10,7 +10,7 @@ import threading
 
 from wustore.errors import FormatError, OtherFormatError, StoreNotFoundError
 
-__all__ = ["check_regular", "open_handle", "open_regular", "pread", "sync"]
+__all__ = ["check_regular", "open_handle", "open_regular", "pread", "pread_into", "sync"]
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 """O_NONBLOCK: what becomes a pipe between the look and the opening does not block either."""
@@ -82,6 +82,14 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
 _LOCK = threading.Lock()
 
 
+class _Memory(threading.local):
+    def __init__(self) -> None:
+        self.bytes = bytearray()
+
+
+_MEMORY = _Memory()
+
+
 def _seek_and_read(handle: int, length: int, offset: int) -> bytes:
     """Do `os.pread` without it (Windows): the position of the file is shared, so one thread at a time."""
     with _LOCK:
@@ -109,6 +117,18 @@ def pread(handle: int, length: int, offset: int) -> bytes:
         parts.append(data)
         have += len(data)
     return b"".join(parts)
+
+
+def pread_into(handle: int, length: int, offset: int) -> memoryview:
+    """Return what `pread` does, in memory of this thread that is used again: valid until its next call."""
+    if length > len(_MEMORY.bytes):
+        _MEMORY.bytes = bytearray(length)
+    view = memoryview(_MEMORY.bytes)[:length]
+    if not hasattr(os, "preadv") or os.preadv(handle, [view], offset) != length:
+        data = pread(handle, length, offset)
+        view = view[: len(data)]
+        view[:] = data
+    return view
 
 
 def sync(path: str | os.PathLike[str]) -> None:

@@ -18,15 +18,26 @@ import stat
 import sys
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from wustore.errors import StoreExistsError, StoreNotFoundError, UsageError
 from wustore.storage.files import sync
 from wustore.storage.journal import JOURNAL
 from wustore.storage.locks import is_alive, is_open_file, machine, open_lock, refuse_link
 
-__all__ = ["Staging", "check_target", "partial_path", "remove", "retire", "sync_tree", "take_mode"]
+__all__ = [
+    "Leftover",
+    "Staging",
+    "check_target",
+    "leftovers",
+    "partial_path",
+    "remove",
+    "retire",
+    "sync_tree",
+    "take_mode",
+]
 
 _MARK = ".wustore-partial"
 _LOCK = "-lock"
@@ -370,3 +381,44 @@ def _refuse_links_below(path: Path) -> None:
     for folder, folders, names in os.walk(path):
         for name in (*folders, *names):
             refuse_link(Path(folder, name))
+
+
+class Leftover(NamedTuple):
+    """What a process left: its path, whether it is ``abandoned``, ``unfinished``, ``in use`` or ``set aside``."""
+
+    path: Path
+    kind: Literal["abandoned", "unfinished", "in use", "set aside"]
+
+
+def leftovers(path: Path) -> Iterator[Leftover]:
+    """Yield what processes that write, or wrote, left beside a store, or in a directory that is none.
+
+    ``abandoned``: nobody will use it again. ``unfinished``: a conversion that can be resumed. ``in use``: of a living
+    process, or nothing is known of it. ``set aside``: old files that a killed process was about to replace.
+    """
+    several = path.is_dir() and not _is_store(path)
+    folder, name = (path, "") if several else (Path(os.path.abspath(path)).parent, path.name)  # noqa: PTH100
+    for entry in sorted(folder.iterdir()):
+        known = (
+            entry.name.startswith(f".{name}") if several else entry.name.startswith((f".{name}~", f".{name}{_MARK}"))
+        )
+        if not known or _MARK not in entry.name or entry.is_symlink():
+            continue
+        if entry.name.endswith("-old"):
+            yield Leftover(entry, "set aside")
+        elif "~" in entry.name:
+            yield Leftover(entry, "abandoned" if _is_stale(entry) else "in use")
+        elif entry.name.endswith(_MARK):
+            yield Leftover(entry, "unfinished" if not _is_locked(entry / JOURNAL / "lock") else "in use")
+
+
+def _is_locked(lock: Path) -> bool:
+    """Return whether a process holds a lock."""
+    if os.name != "posix" or not lock.is_file():
+        return False
+    try:
+        handle, locked = open_lock(lock)
+    except (OSError, UsageError):
+        return True
+    os.close(handle)
+    return locked is False

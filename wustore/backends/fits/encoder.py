@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from wustore.backends.base import Encoder
 from wustore.backends.fits.capsule import Block, ChangedError, regenerate
 from wustore.backends.fits.fidelity import image_losses
-from wustore.backends.fits.kbmod_layout import FitsOptions, image_hdus
+from wustore.backends.fits.kbmod_layout import FitsOptions, image_hdus, kbmod_mask
 from wustore.errors import CorruptError, FormatError
 from wustore.format.arrays import ArraySpec
 from wustore.format.packed import pack, unpack
@@ -99,9 +99,10 @@ class CanonicalEncoder(ImageEncoder):
     def make(self, i: int, image: Image, capsule: bytes | None = None) -> Hdus:
         """Make the HDUs, and say what of the pixels they lose."""
         losses: list[str] = []
+        mask, infinite = (None, None) if self.options.exact else kbmod_mask(image)
         if not self.options.exact or self.options.quantize_level != 0:
-            losses += image_losses(i, image, self.options)
-        return Hdus(list(image_hdus(self.meta, i, image, self.options, sharded=self.sharded)), losses)
+            losses += image_losses(i, image, self.options, infinite)
+        return Hdus(list(image_hdus(self.meta, i, image, self.options, mask, sharded=self.sharded)), losses)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.fits.hdu.header_writer import float_text
-from wustore.backends.fits.kbmod_layout import KBMOD_COLUMNS, FitsOptions
+from wustore.backends.fits.kbmod_layout import KBMOD_COLUMNS, FitsOptions, kbmod_mask
 from wustore.compat.wcs import rounding_shift
 from wustore.compat.yaml import plain
 from wustore.format.tagged_json import RawYaml
@@ -154,18 +154,23 @@ def _noise(plane: NDArray[Any]) -> float:
     return 1.4826 * float(np.median(steps)) / math.sqrt(2) if steps.size else 0.0
 
 
-def _has_infinity(plane: NDArray[Any]) -> bool:
-    step = max(1, _SAMPLE // max(plane.shape[1], 1))
-    return any(bool(np.isinf(plane[first : first + step]).any()) for first in range(0, len(plane), step))
+def image_losses(i: int, image: Image, options: FitsOptions, infinite: frozenset[str] | None = None) -> Iterator[str]:
+    """Yield what of the pixels of image ``i`` these options lose, with numbers.
 
-
-def image_losses(i: int, image: Image, options: FitsOptions) -> Iterator[str]:
-    """Yield what of the pixels of image ``i`` these options lose, with numbers."""
+    Parameters
+    ----------
+    i, image, options
+        What is written, and how.
+    infinite
+        The layers that hold infinities, if that is known already.
+    """
+    if infinite is None:
+        infinite = kbmod_mask(image)[1]
     compression_type, quantize_level = options.compression_type, options.quantize_level
     mask = image.mask
     if not options.exact and mask is not None and mask.size and mask.dtype.kind in "iuf" and mask.max() > 1:
         yield f"the flag values of MSK_{i} (written as 0 and 1)"
-    for name, plane in (("SCI", image.science), ("VAR", image.variance)):
+    for name, layer, plane in (("SCI", "science", image.science), ("VAR", "variance", image.variance)):
         if plane.dtype.kind != "f":
             continue
         if compression_type == "RICE_1" and quantize_level == 0:
@@ -184,5 +189,5 @@ def image_losses(i: int, image: Image, options: FitsOptions) -> Iterator[str]:
                 f"the detail of {name}_{i}: the quantisation step {step:g} is {step / level:.3g} times its {what} "
                 f"{level:.3g} (lossless=True keeps it)"
             )
-        if _has_infinity(plane):
+        if layer in infinite:
             yield f"the infinities of {name}_{i} (they are masked)"

@@ -32,7 +32,7 @@ from wustore.model.meta import Column, ConstituentTable, Image, Meta
 if TYPE_CHECKING:
     from astropy.io.fits import BinTableHDU
 
-__all__ = ["COMPRESSION_TYPES", "KBMOD_COLUMNS", "FitsOptions", "head_hdus", "image_hdus"]
+__all__ = ["COMPRESSION_TYPES", "KBMOD_COLUMNS", "FitsOptions", "head_hdus", "image_hdus", "kbmod_mask"]
 
 _PARAMETER_COMMENTS = {
     "BLOCKSIZE": ("compression block size", "pixels per block"),
@@ -225,22 +225,42 @@ def _tiled_hdu(encoded: EncodedPlane, name: str, cards: dict[str, str]) -> Itera
     yield bytes(padding(len(encoded.table) + len(encoded.heap)))
 
 
-def _mask(image: Image) -> NDArray[np.int8]:
-    """Return the mask as KBMOD writes it: flags become 1, and so do pixels that are not finite."""
+def kbmod_mask(image: Image) -> tuple[NDArray[np.int8], frozenset[str]]:
+    """Return the mask as KBMOD writes it, 1 for flags and pixels that are not finite, and the layers with infinities.
+
+    Blocks of rows stay in the cache, and infinities are looked for among the pixels that are not finite.
+    """
     height, width = image.science.shape
     bad = np.empty((height, width), np.bool_)
+    infinite = set()
     step = max(1, _BLOCK // max(width, 1))
     for first in range(0, height, step):
         rows = slice(first, first + step)
         good = np.isfinite(image.science[rows])
         good &= np.isfinite(image.variance[rows])
+        odd = np.logical_not(good, out=bad[rows])
+        if odd.any():
+            infinite |= {layer for layer in ("science", "variance") if np.isinf(_layer(image, layer)[rows][odd]).any()}
         if image.mask is not None:
-            good &= ~is_masked(image.mask[rows])
-        np.logical_not(good, out=bad[rows])
-    return bad.view(np.int8)
+            odd |= is_masked(image.mask[rows])
+    return bad.view(np.int8), frozenset(infinite)
 
 
-def image_hdus(meta: Meta, i: int, image: Image, options: FitsOptions, *, sharded: bool = False) -> Iterator[bytes]:
+def _layer(image: Image, name: str) -> NDArray[Any]:
+    plane = image.layer(name)
+    assert plane is not None
+    return plane
+
+
+def image_hdus(
+    meta: Meta,
+    i: int,
+    image: Image,
+    options: FitsOptions,
+    mask: NDArray[np.int8] | None = None,
+    *,
+    sharded: bool = False,
+) -> Iterator[bytes]:
     """Return the bytes of the four HDUs of image ``i``, in pieces.
 
     Parameters
@@ -249,6 +269,8 @@ def image_hdus(meta: Meta, i: int, image: Image, options: FitsOptions, *, sharde
         The image and its WorkUnit.
     options
         How to write the pixels.
+    mask
+        What `kbmod_mask` made of the image, if that is at hand.
     sharded
         Whether this is the start of a file of its own: the science image is then a plain primary HDU, which is what
         astropy (from version 7) makes of a compressed image that comes first.
@@ -260,14 +282,23 @@ def image_hdus(meta: Meta, i: int, image: Image, options: FitsOptions, *, sharde
     index_cards = {"NIND": card("NIND", len(links))}
     index_cards |= {f"IND_{j}": card(f"IND_{j}", index) for j, index in enumerate(links)}
 
-    hdus = _image_hdus(i, image, options, cards, index_cards, sharded=sharded)
+    if mask is None:
+        mask = image.mask if options.exact else kbmod_mask(image)[0]
+    hdus = _image_hdus(i, image, mask, options, cards, index_cards, sharded=sharded)
     if not options.checksum:
         return chain.from_iterable(hdus)
     return (with_sums(b"".join(pieces)) for pieces in hdus)
 
 
 def _image_hdus(
-    i: int, image: Image, options: FitsOptions, cards: dict[str, str], index_cards: dict[str, str], *, sharded: bool
+    i: int,
+    image: Image,
+    mask: NDArray[Any] | None,
+    options: FitsOptions,
+    cards: dict[str, str],
+    index_cards: dict[str, str],
+    *,
+    sharded: bool,
 ) -> Iterator[Iterator[bytes]]:
     """Yield the pieces of each HDU."""
     science, variance = (_storable(plane) for plane in (image.science, image.variance))
@@ -278,10 +309,8 @@ def _image_hdus(
     else:
         yield _tiled_hdu(encode_plane(science, *settings, clock=0), f"SCI_{i}", cards | index_cards)
     yield _tiled_hdu(encode_plane(variance, *settings, clock=0), f"VAR_{i}", cards)
-    if not options.exact:
-        yield _plain_hdu(_mask(image), f"MSK_{i}", cards)
-    elif image.mask is not None:
-        yield _plain_hdu(_storable(image.mask), f"MSK_{i}", cards)
+    if mask is not None:
+        yield _plain_hdu(_storable(mask), f"MSK_{i}", cards)
     psf = identity_psf(np.float64) if image.psf is None else image.psf  # KBMOD fails on files without a PSF
     yield _plain_hdu(_storable(psf), f"PSF_{i}", {})
 

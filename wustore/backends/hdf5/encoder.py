@@ -1,4 +1,4 @@
-"""What an image becomes before it goes into a file: stored chunks, checksums, FITS leftovers.
+"""What an image becomes before it goes into a file: stored chunks, checksums, FITS reconstruction data.
 
 An `Encoder` needs no file and no library call, so it works in any thread and process. An encoded image can be kept as
 one piece of bytes (`Encoder.encode`) and taken apart again (`Encoder.parse`), with nothing in it that is executed.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class EncodedImage:
     checksums
         Of each plane (`wustore.format.planes.plane_checksum`), in the order of `wustore.model.meta.LAYERS`.
     capsule
-        FITS leftovers; empty where there are none.
+        FITS reconstruction data; empty if there are none.
     """
 
     layers: Sequence[Sequence[Chunk]]
@@ -94,25 +95,23 @@ class LayerEncoder:
     def jobs(self, plane: NDArray[Any] | None) -> tuple[list[Job], list[Chunk]]:
         """Return the work of encoding a plane, and the list of chunks that it fills."""
         chunks: list[Chunk] = [(0, b"")] * len(self.corners)
+        if plane is not None:
+            plane = cast_plane(plane, self.spec.dtype)
+        return [partial(self._encode, plane, corner, chunks, k) for k, corner in enumerate(self.corners)], chunks
 
-        def job(k: int, y: int, x: int) -> None:
-            chunks[k] = self._encoded(plane, y, x)
-
-        return [lambda k=k, y=y, x=x: job(k, y, x) for k, (y, x) in enumerate(self.corners)], chunks  # type: ignore[misc]
-
-    def _encoded(self, plane: NDArray[Any] | None, y: int, x: int) -> Chunk:
-        _, dy, dx = self.chunks
+    def _encode(self, plane: NDArray[Any] | None, corner: tuple[int, int], chunks: list[Chunk], k: int) -> None:
+        (y, x), (_, dy, dx) = corner, self.chunks
         part = None if plane is None else plane[y : y + dy, x : x + dx]
         if part is None or not part.size:
             if self._fill is None:
                 self._fill = self.pipeline.encode(np.full((dy, dx), self.spec.fill, self.pipeline.dtype))
-            return self._fill
-        part = cast_plane(part, self.spec.dtype)
+            chunks[k] = self._fill
+            return
         if part.shape != (dy, dx):
             whole = np.full((dy, dx), self.spec.fill, self.spec.dtype)
             whole[: part.shape[0], : part.shape[1]] = part
             part = whole
-        return self.pipeline.encode(part)
+        chunks[k] = self.pipeline.encode(part)
 
 
 @dataclass

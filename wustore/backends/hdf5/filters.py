@@ -174,12 +174,15 @@ class Pipeline:
 
         Deflate is left out of a chunk that it would make larger; the mask tells every HDF5 reader.
         """
-        plain = np.ascontiguousarray(values, dtype=self.dtype)
-        data: Any = plain.reshape(-1).view(np.uint8)
+        plain = np.asarray(values, dtype=self.dtype)
+        data: Any = None
+        if SHUFFLE not in self.filters:
+            plain = np.ascontiguousarray(plain)
+            data = plain.reshape(-1).view(np.uint8)
         skipped = 0
         for place, number in enumerate(self.filters):
             if number == SHUFFLE:
-                data = _shuffled(data, self.dtype.itemsize)
+                data = _shuffled(plain)
             elif number == DEFLATE:
                 packed = imagecodecs.deflate_encode(data, level=self.level, raw=False)
                 if len(packed) < self.nbytes:
@@ -299,12 +302,13 @@ def blosc_options(pipeline: Pipeline) -> tuple[int, ...]:
     return 2, 2, pipeline.dtype.itemsize, pipeline.nbytes, pipeline.level, shuffle, code
 
 
-def _shuffled(data: NDArray[np.uint8], itemsize: int) -> NDArray[np.uint8]:
+def _shuffled(values: NDArray[Any]) -> NDArray[np.uint8]:
     """Return the first bytes of all values, then the second ones, and so on."""
-    values = data.reshape(-1, itemsize)
-    planes = np.empty((itemsize, len(values)), np.uint8)
-    for k in range(itemsize):  # one strided copy a plane: 2.4 GB/s, as fast as a transposed copy
-        planes[k] = values[:, k]
+    size = values.itemsize
+    planes = np.empty((size, *values.shape), np.uint8)
+    data = values[..., None].view(np.uint8)
+    for k in range(size):  # a strided copy a byte is as fast as one transposed copy, and as a compiled loop
+        planes[k] = data[..., k]
     return planes.reshape(-1)
 
 

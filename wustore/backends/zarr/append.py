@@ -27,7 +27,6 @@ from wustore.model.concat import appended
 from wustore.storage.locks import alone, lock_of
 from wustore.storage.staging import sync_tree
 from wustore.storage.stores import is_local, writable_keys
-from wustore.storage.threads import worker_count
 from wustore.storage.zarr_store import DirectoryKeys, Keys
 
 __all__ = ["append_images"]
@@ -130,7 +129,7 @@ def _write(
     i = first
     for source in sources:
         for _, image in source.images():
-            shards, row = structure.encode(i, image, worker_count())
+            shards, row = structure.encode(i, image)
             for key, value in shards.items():
                 keys.set(key, value)
             yield row

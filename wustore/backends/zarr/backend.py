@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from wustore.backends.base import Backend, Reader
 from wustore.backends.zarr.append import append_images
+from wustore.backends.zarr.encoder import Structure
 from wustore.backends.zarr.reader import ZarrReader, open_reader
 from wustore.backends.zarr.writer import (
     DirectoryTarget,
@@ -74,9 +75,10 @@ class ZarrBackend(Backend):
         ``resume``, ``fingerprint``.
         """
         chosen = options_from(options)
+        structure = Structure(meta, profile=chosen.profile, layout=chosen.layout, chunks=chosen.chunks)
         target = self._target(path, overwrite, chosen)
         try:
-            return ZarrWriter(target, meta, capsule, chosen)
+            return ZarrWriter(target, structure, capsule, chosen)
         except UsageError:
             raise  # what stands there belongs to another conversion
         except BaseException:

@@ -7,11 +7,9 @@ A chain is what stands in ``codecs`` of an array's or shard's metadata. Only cha
 from __future__ import annotations
 
 import math
-import struct
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +27,7 @@ __all__ = [
     "check_crc",
     "finds_structure",
     "parse_chain",
+    "scratch",
     "strip_crc",
     "with_crc",
     "zstd_size",
@@ -142,35 +141,30 @@ class Chain:
                 chain.append({"name": self.method, "configuration": dict(self.settings)})
         return [*chain, {"name": "crc32c"}]
 
-    @cached_property
-    def _codec(self) -> Any:
+    def compressor(self, hints: Hints) -> Callable[[NDArray[Any]], bytes]:
+        """Return the function that makes the bytes of a C-contiguous chunk, without their checksum.
+
+        It releases the interpreter lock.
+        """
+        if self.method == "pcodec":
+            from pcodec.standalone import simple_compress
+
+            config = _pcodec_config(hints.level or self.settings["level"], hints)
+            return lambda chunk: simple_compress(chunk.reshape(-1), config)
+        little, settings = self.dtype.newbyteorder("<"), self.settings
+        if self.method == "raw":
+            return lambda chunk: chunk.astype(little, copy=False).tobytes()
         if self.method == "zstd":
             from numcodecs import Zstd
 
-            return Zstd(self.settings["level"])
-        from numcodecs import blosc
+            encode = Zstd(settings["level"]).encode
+        else:
+            from numcodecs import blosc
 
-        # As zarr itself does: its own threads would only disturb ours, and are not safe beside them.
-        blosc.use_threads = False
-        shuffle = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}[self.settings["shuffle"]]
-        return blosc.Blosc(self.settings["cname"], self.settings["clevel"], shuffle, self.settings["blocksize"])
-
-    def encode(self, chunk: NDArray[Any], hints: Hints) -> tuple[bytes, bytes]:
-        """Return the stored bytes of a C-contiguous chunk, and their checksum as it is stored behind them."""
-        body = self._encoded(chunk, hints)
-        return body, crc32c(body).to_bytes(4, "little")
-
-    def _encoded(self, chunk: NDArray[Any], hints: Hints) -> bytes:
-        if self.method == "pcodec":
-            from pcodec import standalone
-
-            config = _pcodec_config(hints.level or self.settings["level"], hints)
-            encoded: bytes = standalone.simple_compress(chunk.reshape(-1), config)
-            return encoded
-        little = chunk.astype(chunk.dtype.newbyteorder("<"), copy=False)
-        if self.method == "raw":
-            return little.tobytes()
-        return bytes(self._codec.encode(little))
+            blosc.use_threads = False  # as zarr itself does: they are not safe beside other threads
+            shuffle = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}[settings["shuffle"]]
+            encode = blosc.Blosc(settings["cname"], settings["clevel"], shuffle, settings["blocksize"]).encode
+        return lambda chunk: bytes(encode(chunk.astype(little, copy=False)))
 
     def decode(self, raw: bytes, shape: tuple[int, ...]) -> NDArray[Any]:
         """Return the values of a chunk from its stored bytes: a new array.
@@ -183,13 +177,13 @@ class Chain:
         self.decode_into([raw], shape, [[(out, ..., ...)]])
         return out
 
-    def decode_into(self, stored: Sequence[bytes], shape: tuple[int, ...], wanted: Sequence[Sequence[Part]]) -> None:
+    def decode_into(self, stored: Iterable[bytes], shape: tuple[int, ...], wanted: Sequence[Sequence[Part]]) -> None:
         """Decode several chunks: two or three calls for each, which release the interpreter lock.
 
         Parameters
         ----------
         stored
-            Their bytes, each with its checksum.
+            Their bytes, each with its checksum; taken one at a time.
         shape
             Of a chunk.
         wanted
@@ -200,20 +194,21 @@ class Chain:
         DamagedChunk
             With the number of the chunk.
         """
-        for number, raw in enumerate(stored):
-            if crc32c(raw) != RESIDUE:
-                raise DamagedChunk("the checksum (crc32c) does not match", number)
         if self.method == "pcodec":
             _decode_pcodec(stored, shape, self.dtype, wanted)
-            return
-        views = _VIEWS[self.method](stored, shape, self.dtype.newbyteorder("<"))
-        for chunk, parts in zip(views, wanted, strict=True):
-            for out, place, part in parts:
-                out[place] = chunk[part]
+        elif self.method == "raw":
+            _decode_raw(stored, shape, self.dtype.newbyteorder("<"), wanted)
+        else:
+            unpack = _zstd() if self.method == "zstd" else _blosc()
+            _decode_packed(unpack, stored, shape, self.dtype.newbyteorder("<"), wanted)
 
 
 _ERRORS = (RuntimeError, ValueError, TypeError)
 """What codecs raise for bytes that are not theirs."""
+
+
+def _wrong_checksum(number: int) -> DamagedChunk:
+    return DamagedChunk("the checksum (crc32c) does not match", number)
 
 
 def _undecodable(number: int, error: Exception) -> DamagedChunk:
@@ -224,41 +219,100 @@ def _wrong_size(number: int) -> DamagedChunk:
     return DamagedChunk("the chunk holds a different number of values", number)
 
 
-def _views_of_raw(stored: Sequence[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> list[NDArray[Any]]:
+# These three have the same frame, written out: a function for it would be called for every chunk.
+
+
+def _decode_raw(
+    stored: Iterable[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], wanted: Sequence[Sequence[Part]]
+) -> None:
     end = math.prod(shape) * dtype.itemsize + 4
-    views = []
     for number, raw in enumerate(stored):
+        if crc32c(raw) != RESIDUE:
+            raise _wrong_checksum(number)
         if raw[end:] or not raw[end - 1 :]:
             raise _wrong_size(number)
-        views += [np.ndarray(shape, dtype, raw)]
-    return views
+        chunk: NDArray[Any] = np.ndarray(shape, dtype, raw)
+        for out, place, part in wanted[number]:
+            out[place] = chunk[part]
 
 
-def _views_of_zstd(stored: Sequence[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> list[NDArray[Any]]:
-    import imagecodecs  # the function of numcodecs makes fifteen Python-level calls more
+def _decode_pcodec(
+    stored: Iterable[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], wanted: Sequence[Sequence[Part]]
+) -> None:
+    from pcodec.standalone import simple_decompress_into as decompress
 
+    memory = scratch(dtype, shape)  # stays in the cache of the core
+    flat_memory = memory.reshape(-1)
+    for number, raw in enumerate(stored):
+        if crc32c(raw) != RESIDUE:
+            raise _wrong_checksum(number)
+        parts, flat = wanted[number], flat_memory
+        if not parts[1:]:
+            # pcodec writes to contiguous memory only: at once into place if that is.
+            ((out, place, _),) = parts
+            whole = out[place]
+            if whole.shape == shape and whole.flags.c_contiguous:
+                parts, flat = (), whole.reshape(-1)
+        try:
+            # It ends where its own end mark says, so the checksum behind it does not matter.
+            progress = decompress(raw, flat)
+        except _ERRORS as error:
+            raise _undecodable(number, error) from error
+        if progress.n_processed != flat.size or not progress.finished:
+            raise _wrong_size(number)
+        for out, place, part in parts:
+            out[place] = memory[part]
+
+
+def _decode_packed(
+    unpack: _Unpack,
+    stored: Iterable[bytes],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    wanted: Sequence[Sequence[Part]],
+) -> None:
     size = math.prod(shape) * dtype.itemsize
-    # What a frame must say of its content, by the length of that field: memory is taken by it. Who compresses a whole
-    # chunk at once says it.
+    fields, decompress = unpack
+    # What a chunk must say of its content, by the length of that field: memory is taken by it.
     stated = {
         length: (size - bias).to_bytes(length, "little")
         for length, bias in _FIELDS.items()
         if 0 <= size - bias < 256**length
     }
-    views = []
     for number, raw in enumerate(stored):
-        start, length = _ZSTD_FIELDS[raw[4] if raw[5:] else 0]
+        if crc32c(raw) != RESIDUE:
+            raise _wrong_checksum(number)
+        start, length = fields[raw[4] if raw[5:] else 0]
         if length not in stated or raw[start : start + length] != stated[length]:
             raise _wrong_size(number)
         try:
-            views += [np.ndarray(shape, dtype, imagecodecs.zstd_decode(raw[:-4]))]
+            chunk: NDArray[Any] = np.ndarray(shape, dtype, decompress(raw[:-4]))
         except _ERRORS as error:
             raise _undecodable(number, error) from error
-    return views
+        for out, place, part in wanted[number]:
+            out[place] = chunk[part]
+
+
+_Unpack = tuple[Sequence[tuple[int, int]], Callable[..., Any]]
+"""Start and length of the field with the length of the content, by the fifth byte of a chunk; what unpacks it."""
+
+
+def _zstd() -> _Unpack:
+    import imagecodecs  # the function of numcodecs makes fifteen Python-level calls more
+
+    decode: Callable[..., Any] = imagecodecs.zstd_decode
+    return _ZSTD_FIELDS, decode
+
+
+def _blosc() -> _Unpack:
+    from numcodecs import blosc
+
+    blosc.use_threads = False  # as zarr itself does: they are not safe beside other threads
+    return ((4, 4),) * 256, blosc.decompress
 
 
 _FIELDS = {1: 0, 2: 256, 4: 0, 8: 0}
-"""Length of the field in which a zstd frame says how long its content is, and what is added to its value."""
+"""Length of the field in which a chunk says how long its content is, and what zstd adds to its value."""
 
 
 def zstd_size(frame: bytes | memoryview) -> int:
@@ -285,52 +339,6 @@ def _zstd_field(flags: int) -> tuple[int, int]:
 
 
 _ZSTD_FIELDS = [_zstd_field(flags) for flags in range(256)]
-
-
-def _decode_pcodec(
-    stored: Sequence[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], wanted: Sequence[Sequence[Part]]
-) -> None:
-    from pcodec.standalone import simple_decompress_into as decompress
-
-    memory = _scratch(dtype, shape)  # stays in the cache of the core
-    flat_memory = memory.reshape(-1)
-    for number, raw in enumerate(stored):
-        parts, flat = wanted[number], flat_memory
-        if not parts[1:]:
-            # pcodec writes to contiguous memory only: at once into place if that is.
-            ((out, place, _),) = parts
-            whole = out[place]
-            if whole.shape == shape and whole.flags.c_contiguous:
-                parts, flat = (), whole.reshape(-1)
-        try:
-            # It ends where its own end mark says, so the checksum behind it does not matter.
-            progress = decompress(raw, flat)
-        except _ERRORS as error:
-            raise _undecodable(number, error) from error
-        if progress.n_processed != flat.size or not progress.finished:
-            raise _wrong_size(number)
-        for out, place, part in parts:
-            out[place] = memory[part]
-
-
-def _views_of_blosc(stored: Sequence[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> list[NDArray[Any]]:
-    from numcodecs import blosc
-
-    blosc.use_threads = False  # as zarr itself does: they are not safe beside other threads
-    length = struct.pack("<I", math.prod(shape) * dtype.itemsize)
-    views = []
-    for number, raw in enumerate(stored):
-        if raw[4:8] != length:  # what the chunk says of its content: memory is taken by it
-            raise _wrong_size(number)
-        try:
-            views += [np.ndarray(shape, dtype, blosc.decompress(raw[:-4]))]
-        except _ERRORS as error:
-            raise _undecodable(number, error) from error
-    return views
-
-
-_VIEWS = {"raw": _views_of_raw, "zstd": _views_of_zstd, "blosc": _views_of_blosc}
-"""Functions that give the values of chunks as views of bytes."""
 
 
 def _bytes_codec(dtype: np.dtype[Any]) -> dict[str, Any]:
@@ -406,7 +414,7 @@ class _Scratch(threading.local):
 _SCRATCH = _Scratch()
 
 
-def _scratch(dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+def scratch(dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     """Return this thread's buffer of that dtype and shape: valid until the next call."""
     arrays, key = _SCRATCH.arrays, (dtype, shape)
     if key not in arrays:

@@ -127,7 +127,7 @@ class Structure:
             attributes=spec.attributes,
         )
 
-    def encode(self, i: int, image: Image, workers: int) -> tuple[dict[str, bytes], tuple[int, ...]]:
+    def encode(self, i: int, image: Image, workers: int | None = None) -> tuple[dict[str, bytes], tuple[int, ...]]:
         """Return the shards of an image by key, and its row: the same whoever asks.
 
         A row has the checksums of the planes, then what binds the chunks of each shard (0 without a shard), both in

@@ -21,10 +21,10 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.zarr.codecs import RESIDUE, Chain, DamagedChunk, Hints, Part, parse_chain, with_crc
+from wustore.backends.zarr.codecs import RESIDUE, Chain, DamagedChunk, Hints, Part, parse_chain, scratch, with_crc
 from wustore.errors import CorruptError
 from wustore.storage.checksum import crc32c
-from wustore.storage.files import pread
+from wustore.storage.files import pread, pread_into
 from wustore.storage.threads import in_threads
 from wustore.storage.zarr_store import Keys
 
@@ -125,7 +125,7 @@ def parse_grid(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> ShardGrid |
 
 
 def encode_shard(
-    plane: NDArray[Any], grid: ShardGrid, fill: float, hints: Hints, workers: int, *, bound: bool = True
+    plane: NDArray[Any], grid: ShardGrid, fill: float, hints: Hints, workers: int | None, *, bound: bool = True
 ) -> bytes:
     """Return the bytes of a shard; they do not depend on ``workers``.
 
@@ -145,17 +145,19 @@ def encode_shard(
         Whether the checksums of the chunks stand before the index.
     """
     height, width = grid.chunk
+    compress = grid.chain.compressor(hints)
 
-    def encode(place: tuple[int, int]) -> tuple[bytes, bytes]:
-        y, x = place[0] * height, place[1] * width
+    def encode(number: int) -> tuple[bytes, bytes]:
+        y, x = number // grid.counts[1] * height, number % grid.counts[1] * width
         part = plane[y : y + height, x : x + width]
+        chunk = scratch(grid.chain.dtype, grid.chunk)
         if part.shape != grid.chunk:
-            whole = np.full(grid.chunk, fill, grid.chain.dtype)
-            whole[: part.shape[0], : part.shape[1]] = part
-            part = whole
-        return grid.chain.encode(np.ascontiguousarray(part), hints)
+            chunk[...] = fill
+        chunk[: part.shape[0], : part.shape[1]] = part
+        body = compress(chunk)
+        return body, crc32c(body).to_bytes(4, "little")
 
-    chunks = in_threads(encode, list(np.ndindex(grid.counts)), workers)
+    chunks = in_threads(encode, range(grid.n_chunks), workers)
     lengths = np.array([len(body) + len(checksum) for body, checksum in chunks], dtype=np.uint64)
     index = np.empty((len(chunks), 2), dtype="<u8")
     index[:, 0] = np.cumsum(lengths) - lengths
@@ -201,15 +203,16 @@ class _Block:
         Start and stop of each.
     start, stop
         Of all of them.
-    count
-        How many.
+    slices
+        Where each is in the bytes of the block.
     """
 
-    __slots__ = ("bounds", "count", "numbers", "start", "stop")
+    __slots__ = ("bounds", "numbers", "slices", "start", "stop")
 
-    def __init__(self, numbers: list[int], bounds: list[list[int]], count: int) -> None:
-        self.numbers, self.bounds, self.count = numbers, bounds, count
-        self.start, self.stop = bounds[0][0], bounds[-1][1]
+    def __init__(self, numbers: list[int], bounds: list[list[int]]) -> None:
+        self.numbers, self.bounds = numbers, bounds
+        self.start, self.stop = start, _ = bounds[0][0], bounds[-1][1]
+        self.slices = [slice(a - start, b - start) for a, b in bounds]
 
 
 @dataclass(eq=False)
@@ -321,7 +324,7 @@ class ShardedLayer:
         for end in (*ends.tolist(), *order.shape):
             for k in range(begin, end, most):
                 stop = k + most if k + most < end else end
-                blocks += [_Block(in_order[k:stop], bounds[k:stop], stop - k)]
+                blocks += [_Block(in_order[k:stop], bounds[k:stop])]
             begin = end
         return blocks
 
@@ -358,7 +361,7 @@ class ShardedLayer:
             def fill(block: _Block) -> None:
                 if block.stop > shard.size:  # wild lengths must not decide how much memory is taken
                     self._truncated(i, block, shard.size)
-                stored = pread(shard.handle, block.stop - block.start, shard.start + block.start)
+                stored = pread_into(shard.handle, block.stop - block.start, shard.start + block.start)
                 self._decode(i, block, stored, known[1], targets)
 
             in_threads(fill, blocks, workers)
@@ -393,7 +396,7 @@ class ShardedLayer:
                 raise self._corrupt(i, "a shard is truncated", number, expected=expected, found=found)
         raise AssertionError("no chunk of the block ends behind the shard")
 
-    def _decode(self, i: int, block: _Block, stored: bytes, table: bytes, targets: _Targets) -> None:
+    def _decode(self, i: int, block: _Block, stored: bytes | memoryview, table: bytes, targets: _Targets) -> None:
         """Decode the chunks of a block and put each into the arrays that want it.
 
         Raises
@@ -401,16 +404,14 @@ class ShardedLayer:
         CorruptError
             If a chunk is damaged, or its checksum is not the one of ``table`` (empty: nothing is known of them).
         """
-        start = block.start
-        pieces = [stored] if block.count == 1 else [stored[a - start : b - start] for a, b in block.bounds]
         wanted = [targets[number] for number in block.numbers]
         try:
-            self.grid.chain.decode_into(pieces, self.grid.chunk, wanted)
+            self.grid.chain.decode_into(map(bytes, map(stored.__getitem__, block.slices)), self.grid.chunk, wanted)
         except DamagedChunk as error:
             raise self._corrupt(i, "a chunk is damaged", block.numbers[error.number], found=error) from error
         if table:
-            for piece, number in zip(pieces, block.numbers, strict=True):
-                if piece[-4:] != table[4 * number : 4 * number + 4]:
+            for piece, number in zip(block.slices, block.numbers, strict=True):
+                if stored[piece.stop - 4 : piece.stop] != table[4 * number : 4 * number + 4]:
                     raise self._corrupt(i, "a chunk does not belong here: it is that of another place", number)
 
     def _targets(self, boxes: Sequence[Box]) -> _Targets:

@@ -22,7 +22,7 @@ from wustore.backends.zarr.zip import pack_directory
 from wustore.errors import StoreExistsError, UsageError
 from wustore.format.arrays import ArraySpec
 from wustore.format.packed import pack
-from wustore.model.meta import Capsule, Image, Meta
+from wustore.model.meta import Capsule, Image
 from wustore.storage.buffers import Spool
 from wustore.storage.checksum import crc32c
 from wustore.storage.journal import JOURNAL, Entry, Journal, check_complete
@@ -161,21 +161,23 @@ class ZarrWriter(ResumableWriter):
     ----------
     target
         Where to.
-    meta, capsule
+    structure
+        What the store consists of.
+    capsule
         See `wustore.backends.base.Backend.create`.
     options
         How.
     """
 
-    def __init__(self, target: Target, meta: Meta, capsule: Capsule | None, options: Options) -> None:
+    def __init__(self, target: Target, structure: Structure, capsule: Capsule | None, options: Options) -> None:
         self._target = target
         self._keys = target.keys
-        self._meta = meta
+        self._structure = structure
+        self._meta = structure.meta
         self._capsule = capsule
         self.keeps_capsule = capsule is not None
         self._options = options
-        self._workers = worker_count(options.workers)
-        self._structure = Structure(meta, profile=options.profile, layout=options.layout, chunks=options.chunks)
+        self._workers = options.workers
         self._kept = _Journaled(self._keys, self._plan()) if options.resume else _Remembered(self._keys.name)
 
     def _plan(self) -> dict[str, Any]:
@@ -323,4 +325,6 @@ def options_from(options: Mapping[str, Any]) -> Options:
     unknown = sorted(options.keys() - known.keys())
     if unknown:
         raise UsageError("unknown options", where="zarr", expected=", ".join(known), found=", ".join(unknown))
-    return Options(**options)
+    chosen = Options(**options)
+    worker_count(chosen.workers)  # refuses what is no number of workers
+    return chosen
