@@ -13,6 +13,7 @@ import click
 from wustore.backends.base import Progress
 from wustore.cli._options import STORE, format_options, many_options, over, target_options, workers_option
 from wustore.cli._output import SIZE, detail, progress_bar, report, size_text
+from wustore.cli._run import DIFFERS, OK
 from wustore.errors import UsageError, WuStoreError
 
 __all__ = ["convert", "finish", "part", "plan"]
@@ -58,6 +59,7 @@ def convert(
     others: tuple[str, ...],
     overwrite: bool,
     no_capsule: bool,
+    lossy: bool,
     checksum: bool,
     workers: int | None,
     processes: bool | None,
@@ -70,6 +72,9 @@ def convert(
     as_json: bool,
 ) -> int:
     """Convert SRC into DST; nothing is lost.
+
+    Options that lose values (of FITS: quantize_level, RICE_1) are refused unless --lossy is given. Then what each layer
+    lost is said in numbers, and the exit code is 1.
 
     The format of SRC is found from its content, that of DST from its name; ``wustore formats`` lists them. A
     sharded FITS set is named by its primary file. DST appears when it is whole, or not at all.
@@ -86,7 +91,7 @@ def convert(
     if targets[0][1] != paths[-1] and "://" not in paths[-1] and not dry_run:
         Path(paths[-1]).mkdir(parents=True, exist_ok=True)
 
-    def one(source: str, target: str) -> None:
+    def one(source: str, target: str) -> int:
         if dry_run:
             _show_estimate(
                 source,
@@ -99,20 +104,21 @@ def convert(
                 options=options,
                 as_json=as_json,
             )
-            return
+            return OK
         from wustore.ops.convert import convert as run
 
         _say_if_sharded(source, target, source_format, target_format)
         detail(f"converting {source} to {target}")
         with progress_bar("converting") as bar:
             count = _Count(bar)
-            run(
+            lost = run(
                 source,
                 target,
                 source_format=source_format,
                 format=target_format,
                 overwrite=overwrite,
                 capsule=not no_capsule,
+                lossy=lossy,
                 workers=workers,
                 processes=processes,
                 max_memory=max_memory,
@@ -122,6 +128,7 @@ def convert(
                 **options,
             )
         report(_result(source, target, count))
+        return DIFFERS if lost else OK
 
     return over(targets, one, jobs=jobs, continue_on_error=continue_on_error, done="converted")
 
@@ -331,6 +338,7 @@ def plan(
     others: tuple[str, ...],
     overwrite: bool,
     no_capsule: bool,
+    lossy: bool,
     checksum: bool,
 ) -> int:
     """Plan the conversion of SRC into DST in N parts.
@@ -349,6 +357,7 @@ def plan(
         format=target_format,
         overwrite=overwrite,
         capsule=not no_capsule,
+        lossy=lossy,
         parts=parts,
         **format_options(profile, layout, others, checksum=checksum),
     )
@@ -377,10 +386,11 @@ def part(target: str, number: int, *, workers: int | None) -> None:
 
 @click.command(epilog=_JOB_EXAMPLES)
 @click.argument("target", metavar="DST", type=STORE)
-def finish(target: str) -> None:
+def finish(target: str) -> int:
     """Check that every part of the conversion to DST is there, and let DST appear."""
     from wustore.ops.jobs import finish as run
 
-    run(target)
+    lost = run(target)
     size = _bytes(target)
     report(f"{target}: finished" + (f", {size_text(size)}" if size else ""))
+    return DIFFERS if lost else OK
