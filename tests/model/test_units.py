@@ -137,5 +137,6 @@ def test_stacks_take_times_in_every_form(times):
     assert stack.get_matched_obstimes(times).tolist() == [0, 1]
     stack.append_image(times[1], *planes)
     assert stack.times[2] == stack.times[1]
-    work_unit = WorkUnit(ImageStack(times=[1, 2], sci=planes, var=planes), SearchConfiguration(), obstimes=times)
+    with pytest.warns(UserWarning, match="WCS"):
+        work_unit = WorkUnit(ImageStack(times=[1, 2], sci=planes, var=planes), SearchConfiguration(), obstimes=times)
     assert np.allclose(work_unit.get_all_obstimes(), NOONS, rtol=0, atol=1e-9)
