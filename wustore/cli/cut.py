@@ -1,4 +1,4 @@
-"""``wustore stamp`` and ``wustore cutout``: parts of a store."""
+"""``wustore stamp``, ``wustore cutout`` and ``wustore export``: parts of a store."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from typing import Any
 
 import click
 
+from wustore.backends.base import Reader
 from wustore.cli._options import MOMENT, STORE, Number, format_option
 from wustore.cli._output import progress_bar, report
 from wustore.errors import UsageError
+from wustore.model.meta import Meta
 
-__all__ = ["cutout", "stamp"]
+__all__ = ["cutout", "export", "stamp"]
 
 _STAMP_EXAMPLES = """
 \b
@@ -138,9 +140,8 @@ def cutout(
 
     The WCS moves along, and constituents go with their images. Only the chunks that are needed are read.
     """
-    from wustore.backends.registry import backend_for_writing, open_reader
+    from wustore.backends.registry import open_reader
     from wustore.ops.convert import refuse_same
-    from wustore.ops.copy import copy
     from wustore.stamps.view import cutout as window
     from wustore.stamps.view import select
 
@@ -160,14 +161,64 @@ def cutout(
             view = select(view, times, chosen, None if filters is None else filters.split(","))
         if is_window:
             view = window(view, x, y, width, height, ra=ra, dec=dec, size=size)
-        backend = backend_for_writing(target, target_format)
-        with (
-            backend.create(target, view.meta, overwrite=overwrite) as writer,
-            progress_bar("cutting") as progress,
-        ):
-            copy(view, writer, progress=progress)
-        meta = view.meta
+        meta = _write(view, target, target_format, overwrite=overwrite, label="cutting")
     report(f"{target}: {meta.n_images} images of {' x '.join(map(str, meta.layer_shape('science')[1:]))} pixels (y, x)")
+
+
+_EXPORT_EXAMPLES = """
+\b
+Examples:
+  wustore export --for-kbmod night.zarr night.fits && kbmod-stats night.fits
+  wustore export --for-kbmod --times 60000 60010 s3://bucket/night.zarr few.fits
+"""
+
+
+@click.command(epilog=_EXPORT_EXAMPLES)
+@click.argument("source", metavar="PATH", type=STORE)
+@click.argument("target", metavar="OUT", type=STORE)
+@click.option("--for-kbmod", is_flag=True, required=True, help="One FITS file as KBMOD's programs read it.")
+@click.option(
+    "--times", type=MOMENT, nargs=2, metavar="START STOP", help="Only images between these times: MJD or ISO."
+)
+@click.option("--images", metavar="LIST", help="Only these images, such as 0,3-7; from 0.")
+@click.option("--filters", metavar="LIST", help="Only images through these filters, such as g,r.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists; it stays until the new one is whole.")
+def export(
+    source: str,
+    target: str,
+    *,
+    for_kbmod: bool,
+    times: tuple[float, float] | None,
+    images: str | None,
+    filters: str | None,
+    overwrite: bool,
+) -> None:
+    """Write a store, or some of its images, for programs that read FITS only (kbmod-stamps, kbmod-stats, kbmod-filter).
+
+    Every pixel is exact. The whole frame is written: positions in a results file count pixels from its corner.
+    """
+    from wustore.backends.registry import open_reader
+    from wustore.ops.convert import refuse_same
+    from wustore.stamps.view import select
+
+    refuse_same(source, target)
+    with open_reader(source) as reader:
+        view: Reader = reader
+        if any(value is not None for value in (times, images, filters)):
+            chosen = None if images is None else _indices(images)
+            view = select(view, times, chosen, None if filters is None else filters.split(","))
+        meta = _write(view, target, "fits", overwrite=overwrite, label="exporting")
+    report(f"{target}: {meta.n_images} images")
+
+
+def _write(view: Reader, target: str, target_format: str | None, *, overwrite: bool, label: str) -> Meta:
+    from wustore.backends.registry import backend_for_writing
+    from wustore.ops.copy import copy
+
+    backend = backend_for_writing(target, target_format)
+    with backend.create(target, view.meta, overwrite=overwrite) as writer, progress_bar(label) as progress:
+        copy(view, writer, progress=progress)
+    return view.meta
 
 
 def _indices(text: str) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Protocol, overload
 
 import numpy as np
@@ -41,7 +41,9 @@ class PlaneSource(Protocol):
     def pairs(self, indices: Sequence[int]) -> Generator[tuple[Plane, Plane], None, None]:
         """Yield science and variance of these images, reading ahead."""
 
-    def load(self, indices: Sequence[int]) -> tuple[list[Plane], list[Plane], list[Plane]]:
+    def load(
+        self, indices: Sequence[int], progress: Callable[[int, int], None] | None = None
+    ) -> tuple[list[Plane], list[Plane], list[Plane]]:
         """Return science, variance and PSF planes of these images."""
 
 
