@@ -10,7 +10,6 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +27,7 @@ __all__ = [
     "check_crc",
     "finds_structure",
     "parse_chain",
+    "scratch",
     "strip_crc",
     "with_crc",
     "zstd_size",
@@ -141,35 +141,30 @@ class Chain:
                 chain.append({"name": self.method, "configuration": dict(self.settings)})
         return [*chain, {"name": "crc32c"}]
 
-    @cached_property
-    def _codec(self) -> Any:
+    def compressor(self, hints: Hints) -> Callable[[NDArray[Any]], bytes]:
+        """Return the function that makes the bytes of a C-contiguous chunk, without their checksum.
+
+        It releases the interpreter lock.
+        """
+        if self.method == "pcodec":
+            from pcodec.standalone import simple_compress
+
+            config = _pcodec_config(hints.level or self.settings["level"], hints)
+            return lambda chunk: simple_compress(chunk.reshape(-1), config)
+        little, settings = self.dtype.newbyteorder("<"), self.settings
+        if self.method == "raw":
+            return lambda chunk: chunk.astype(little, copy=False).tobytes()
         if self.method == "zstd":
             from numcodecs import Zstd
 
-            return Zstd(self.settings["level"])
-        from numcodecs import blosc
+            encode = Zstd(settings["level"]).encode
+        else:
+            from numcodecs import blosc
 
-        # As zarr itself does: its own threads would only disturb ours, and are not safe beside them.
-        blosc.use_threads = False
-        shuffle = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}[self.settings["shuffle"]]
-        return blosc.Blosc(self.settings["cname"], self.settings["clevel"], shuffle, self.settings["blocksize"])
-
-    def encode(self, chunk: NDArray[Any], hints: Hints) -> tuple[bytes, bytes]:
-        """Return the stored bytes of a C-contiguous chunk, and their checksum as it is stored behind them."""
-        body = self._encoded(chunk, hints)
-        return body, crc32c(body).to_bytes(4, "little")
-
-    def _encoded(self, chunk: NDArray[Any], hints: Hints) -> bytes:
-        if self.method == "pcodec":
-            from pcodec import standalone
-
-            config = _pcodec_config(hints.level or self.settings["level"], hints)
-            encoded: bytes = standalone.simple_compress(chunk.reshape(-1), config)
-            return encoded
-        little = chunk.astype(chunk.dtype.newbyteorder("<"), copy=False)
-        if self.method == "raw":
-            return little.tobytes()
-        return bytes(self._codec.encode(little))
+            blosc.use_threads = False  # as zarr itself does: they are not safe beside other threads
+            shuffle = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}[settings["shuffle"]]
+            encode = blosc.Blosc(settings["cname"], settings["clevel"], shuffle, settings["blocksize"]).encode
+        return lambda chunk: bytes(encode(chunk.astype(little, copy=False)))
 
     def decode(self, raw: bytes, shape: tuple[int, ...]) -> NDArray[Any]:
         """Return the values of a chunk from its stored bytes: a new array.
@@ -246,7 +241,7 @@ def _decode_pcodec(
 ) -> None:
     from pcodec.standalone import simple_decompress_into as decompress
 
-    memory = _scratch(dtype, shape)  # stays in the cache of the core
+    memory = scratch(dtype, shape)  # stays in the cache of the core
     flat_memory = memory.reshape(-1)
     for number, raw in enumerate(stored):
         if crc32c(raw) != RESIDUE:
@@ -419,7 +414,7 @@ class _Scratch(threading.local):
 _SCRATCH = _Scratch()
 
 
-def _scratch(dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+def scratch(dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     """Return this thread's buffer of that dtype and shape: valid until the next call."""
     arrays, key = _SCRATCH.arrays, (dtype, shape)
     if key not in arrays:

@@ -122,7 +122,7 @@ def encode_small(data: NDArray[Any]) -> bytes | None:
     if data.size == 0:
         return None
     if data.dtype.kind != "O":
-        return b"".join(_small_chain(data.dtype).encode(np.ascontiguousarray(data), Hints()))
+        return with_crc(_small_chain(data.dtype).compressor(Hints())(np.ascontiguousarray(data)))
     from numcodecs import Zstd
 
     return with_crc(bytes(Zstd(5).encode(_text_to_bytes(data))))

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.zarr.codecs import RESIDUE, Chain, DamagedChunk, Hints, Part, parse_chain, with_crc
+from wustore.backends.zarr.codecs import RESIDUE, Chain, DamagedChunk, Hints, Part, parse_chain, scratch, with_crc
 from wustore.errors import CorruptError
 from wustore.storage.checksum import crc32c
 from wustore.storage.files import pread, pread_into
@@ -145,17 +145,19 @@ def encode_shard(
         Whether the checksums of the chunks stand before the index.
     """
     height, width = grid.chunk
+    compress = grid.chain.compressor(hints)
 
-    def encode(place: tuple[int, int]) -> tuple[bytes, bytes]:
-        y, x = place[0] * height, place[1] * width
+    def encode(number: int) -> tuple[bytes, bytes]:
+        y, x = number // grid.counts[1] * height, number % grid.counts[1] * width
         part = plane[y : y + height, x : x + width]
+        chunk = scratch(grid.chain.dtype, grid.chunk)
         if part.shape != grid.chunk:
-            whole = np.full(grid.chunk, fill, grid.chain.dtype)
-            whole[: part.shape[0], : part.shape[1]] = part
-            part = whole
-        return grid.chain.encode(np.ascontiguousarray(part), hints)
+            chunk[...] = fill
+        chunk[: part.shape[0], : part.shape[1]] = part
+        body = compress(chunk)
+        return body, crc32c(body).to_bytes(4, "little")
 
-    chunks = in_threads(encode, list(np.ndindex(grid.counts)), workers)
+    chunks = in_threads(encode, range(grid.n_chunks), workers)
     lengths = np.array([len(body) + len(checksum) for body, checksum in chunks], dtype=np.uint64)
     index = np.empty((len(chunks), 2), dtype="<u8")
     index[:, 0] = np.cumsum(lengths) - lengths
