@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import pickle
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,11 @@ from astropy import units as u
 from astropy.coordinates import EarthLocation
 from astropy.io import fits
 from astropy.table import Table
+from astropy.time import Time
 from astropy.wcs import WCS, Sip
 
 import wustore
+from wustore import store_view
 from wustore.backends.fits.fidelity import FitsLossWarning
 from wustore.backends.memory import MemoryReader
 from wustore.compat.configuration import SearchConfiguration
@@ -744,3 +749,140 @@ def test_kbmod_objects_are_taken_by_their_attributes() -> None:
     assert work_unit.im_stack is given
     assert work_unit.config is configuration
     assert meta_of(work_unit).configuration == configuration._params
+
+
+# --- copies at any stage ---
+
+
+def _crval(work_unit: WorkUnit) -> list[float]:
+    assert work_unit.wcs is not None
+    return [float(x) for x in work_unit.wcs.wcs.crval]
+
+
+STAGES: dict[str, Callable[[WorkUnit], object]] = {
+    "untouched": lambda wu: None,
+    "global WCS read": lambda wu: wu.wcs,
+    "table read": lambda wu: wu.org_img_meta,
+    "plane read": lambda wu: wu.im_stack.sci[0],
+    "filtered": lambda wu: wu.filter_images([True, False, True, True]),
+    "changed": lambda wu: wu.config.set("num_obs", 3),
+    "loaded": lambda wu: wu.load_if_lazy(),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("trip", ["pickle", "deepcopy", "cloudpickle"])
+def test_copies_at_any_stage(tmp_path: Path, stage: str, trip: str) -> None:
+    if trip == "cloudpickle":
+        pickler: Any = pytest.importorskip("cloudpickle")
+    else:
+        pickler = pickle
+    path = tmp_path / "a.zarr"
+    wustore.save(made(), path)
+    work_unit = wustore.open(path)
+    STAGES[stage](work_unit)
+    there = copy.deepcopy(work_unit) if trip == "deepcopy" else pickler.loads(pickler.dumps(work_unit))
+    assert _crval(there) == _crval(work_unit)
+    assert there.config == work_unit.config
+    assert there.get_wcs(0) is not None
+    assert len(there) == len(work_unit)
+    for a, b in zip(there.im_stack.sci, work_unit.im_stack.sci, strict=True):
+        assert np.array_equal(a, b, equal_nan=True)
+    wustore.save(there, tmp_path / "b.zarr")
+    if stage not in {"filtered", "changed", "loaded"}:
+        assert wustore.diff(path, tmp_path / "b.zarr") == []
+
+
+def test_a_spawned_process_takes_a_work_unit(tmp_path: Path) -> None:
+    wustore.save(made(), tmp_path / "a.zarr")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        lazy = wustore.open(tmp_path / "a.zarr")
+        there = pool.submit(WorkUnit.get_pixel_coordinates, lazy, [150.33], [-10.0]).result()
+    assert np.array_equal(there, lazy.get_pixel_coordinates([150.33], [-10.0]))
+
+
+# --- links, configurations, stacks and times as they come ---
+
+
+@pytest.mark.parametrize("given", [[0, 1, 2, 3], np.arange(4), [[0], [1], [2], [3]], [[0], np.array([1]), 2, (3,)]])
+def test_links_in_every_form(given: Any) -> None:
+    assert made(per_image_indices=given).per_image_indices == [[0], [1], [2], [3]]
+
+
+def test_a_configuration_can_be_set() -> None:
+    work_unit = made()
+    work_unit.config = {"num_obs": 33}
+    assert work_unit.config["num_obs"] == 33
+    ours = SearchConfiguration()
+    work_unit.config = ours
+    ours.set("num_obs", 34)
+    assert work_unit.config is ours
+    assert meta_of(work_unit).configuration["num_obs"] == 34  # type: ignore[index]
+    work_unit.config = None
+    assert work_unit.config is None
+    with pytest.raises(UsageError, match="not a configuration"):
+        work_unit.config = 5
+
+
+def test_a_stack_can_be_set(tmp_path: Path) -> None:
+    work_unit = made()
+    wustore.save(work_unit, tmp_path / "a.zarr")
+    lazy = wustore.open(tmp_path / "a.zarr")
+    other = KbmodStack(stack().times, [plane + 1 for plane in stack().sci], stack().var, stack().psfs)
+    lazy.im_stack = other
+    assert lazy.im_stack is other
+    assert not lazy.lazy
+    wustore.save(lazy, tmp_path / "b.zarr")
+    back = wustore.open(tmp_path / "b.zarr")
+    assert np.array_equal(back.im_stack.sci[1], other.sci[1], equal_nan=True)
+    with pytest.raises(UsageError, match="times, sci"):
+        lazy.im_stack = object()
+
+
+def test_times_in_every_form() -> None:
+    mjd = stack().times
+    for given in (Time(mjd, format="mjd"), Time(mjd, format="mjd").datetime64):
+        made_of = ImageStack(given, stack().sci, stack().var)
+        assert np.allclose(made_of.times, mjd, rtol=0, atol=1e-9)
+        assert made_of.get_matched_obstimes(given).tolist() == [0, 1, 2, 3]
+        assert np.allclose(made(obstimes=given).get_all_obstimes(), mjd, rtol=0, atol=1e-9)
+
+
+def test_the_first_hdu_of_a_file_can_be_an_image(tmp_path: Path) -> None:
+    hdul = fits.HDUList()
+    plane = np.ones((8, 9), np.float32)
+    add_image_data_to_hdul(hdul, 0, plane, plane, plane * 0, 60000.0)
+    hdul.writeto(tmp_path / "a.fits")
+    with fits.open(tmp_path / "a.fits") as file:
+        assert {"SCI_0", "VAR_0", "MSK_0", "PSF_0"} <= {hdu.name for hdu in file}
+        assert np.array_equal(read_image_data_from_hdul(file, 0)[0], plane)
+
+
+# --- what is shown ---
+
+
+def test_repr_reads_no_pixel_and_fits_on_a_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wustore.save(made(), tmp_path / "a.zarr")
+    lazy = wustore.open(tmp_path / "a.zarr")
+    text, page = repr(lazy), lazy._repr_html_()
+    assert not lazy.wcs_decoded
+    assert lazy._table is None
+    assert "4 images, lazy" in text
+    assert "a.zarr (zarr)" in text
+    assert "one for all images" in text
+    assert len(text.splitlines()) <= 12
+    assert max(map(len, text.splitlines())) <= 140
+    for name, value in store_view.summary_of(lazy):
+        assert f"<th>{name}</th>" in page
+        assert value in text
+    assert "in memory" in repr(made())
+    assert repr(ImageStack()) == "<ImageStack: 0 images, in memory>"
+    assert "&lt;ImageStack: 4 images" in stack()._repr_html_()
+
+
+def test_loading_shows_a_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wustore.save(made(), tmp_path / "a.zarr")
+    work_unit = wustore.open(tmp_path / "a.zarr")
+    work_unit.load_images(show_progress=True)
+    assert not work_unit.lazy
+    assert "4/4" in capsys.readouterr().err

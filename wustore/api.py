@@ -11,6 +11,7 @@ from wustore.ops.copy import write
 from wustore.storage.stores import address_of
 
 if TYPE_CHECKING:
+    from wustore.ops.diff import LayerLoss
     from wustore.ops.verify import Problem
     from wustore.work_unit import WorkUnit
 
@@ -55,9 +56,10 @@ def save(
     format: str | None = None,  # noqa: A002
     overwrite: bool = False,
     workers: int | None = None,
+    lossy: bool = False,
     progress: Progress | None = None,
     **options: Any,
-) -> None:
+) -> list[LayerLoss]:
     """Save a WorkUnit in the format that the path's ending, or ``format``, names; nothing is lost, in FITS either.
 
     (`WorkUnit.to_fits` writes KBMOD's own bytes instead, which are quantised.)
@@ -74,10 +76,17 @@ def save(
         Whether an existing store may be replaced.
     workers
         Images at a time; the number of processors by default.
+    lossy
+        Agree to options that lose values.
     progress
         Called with (images done, images in all).
     options
         Of the backend (``profile``, ``layout``, ``compression_type``, …).
+
+    Returns
+    -------
+    list of LayerLoss
+        What each layer lost, in numbers; empty unless ``lossy`` was used and something was.
 
     Raises
     ------
@@ -97,8 +106,16 @@ def save(
 
     address = address_of(path, to_write=True)
     reader = reader_of(WorkUnit.of(work_unit))
-    write(
-        reader, address, format, overwrite=overwrite, capsule=True, workers=workers, progress=progress, options=options
+    return write(
+        reader,
+        address,
+        format,
+        overwrite=overwrite,
+        capsule=True,
+        workers=workers,
+        progress=progress,
+        options=options,
+        lossy=lossy,
     )
 
 

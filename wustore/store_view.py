@@ -46,6 +46,7 @@ __all__ = [
     "links_of",
     "meta_of",
     "reader_of",
+    "summary_of",
     "table_of",
 ]
 
@@ -218,6 +219,42 @@ def configuration_of(meta: Meta) -> SearchConfiguration | None:
 def links_of(meta: Meta) -> list[list[int]]:
     """Return the constituents of each image; one to one where the source does not say."""
     return [list(meta.links_of(i)) for i in range(meta.n_images)]
+
+
+def summary_of(work_unit: WorkUnitLike) -> list[tuple[str, str]]:
+    """Return what a WorkUnit holds, as (name, text); no pixel is read and no WCS decoded."""
+    stack, stored = work_unit.im_stack, work_unit._stored
+    times = np.asarray(stack.times, dtype=float)
+    rows = [("size", f"{stack.height} x {stack.width} pixels (y, x)")] if stack.num_times else []
+    source = _pixel_source(stack) if isinstance(getattr(stack, "sci", None), LazyPlanes) else None
+    if source is not None:
+        rows.append(("store", f"{source[0].reader.path} ({source[0].reader.format})"))
+    if np.isfinite(times).any():
+        rows.append(("times", f"MJD {np.nanmin(times):.5f} to {np.nanmax(times):.5f}"))
+    names = (
+        [column.name for column in stored.constituents.columns]
+        if stored is not None and work_unit._table is None
+        else work_unit.org_img_meta.colnames
+    )
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    rows.append(("constituents", f"{work_unit.n_constituents} rows: {shown}"))
+    has_wcs = not work_unit.wcs_decoded or work_unit.wcs is not None
+    rows.append(("WCS", "one for all images" if has_wcs else "one for each constituent image"))
+    if work_unit.reprojected:
+        distance = work_unit.barycentric_distance
+        at = "" if distance is None else f", at {distance:g} au"
+        rows.append(("reprojected", f"{work_unit.reprojection_frame or 'frame not recorded'}{at}"))
+    latitude, longitude, height = observatory_of(work_unit.observatory).geodetic
+    assumed = "" if work_unit.observatory_given else " (assumed)"
+    rows.append(("observatory", f"{latitude:.4f}, {longitude:.4f} deg, {height:.0f} m{assumed}"))
+    rows.append(("configuration", "none" if work_unit.config is None else _changes(work_unit.config)))
+    return rows
+
+
+def _changes(config: Any) -> str:
+    text = repr(SearchConfiguration.of(config)).removeprefix("SearchConfiguration(").removesuffix(")")
+    text = "KBMOD's defaults" if text == "{}" else text
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 # --- to a store ---------------------------------------------------------------------------------------

@@ -7,11 +7,14 @@ a lazy WorkUnit can be used and written. Arguments keep KBMOD's names and order.
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import html
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from os import PathLike
@@ -31,10 +34,16 @@ from wustore.compat.image_stack import ImageStack, match_times
 from wustore.compat.observatory import default_observatory, location_of
 from wustore.compat.plane_list import PlaneList
 from wustore.compat.reprojection import image_positions_to_original_icrs, offline
-from wustore.compat.table import create_image_metadata, hdu_to_image_metadata_table, image_metadata_table_to_hdu
+from wustore.compat.table import (
+    constituents_to_table,
+    create_image_metadata,
+    hdu_to_image_metadata_table,
+    image_metadata_table_to_hdu,
+    table_to_constituents,
+)
 from wustore.compat.wcs import calc_ecliptic_angle, sky_to_pixel
-from wustore.errors import FormatError, StoreExistsError, UsageError
-from wustore.format.wcs import text_to_wcs
+from wustore.errors import FormatError, StoreExistsError, UsageError, WuStoreError
+from wustore.format.wcs import text_to_wcs, wcs_to_text
 from wustore.model.units import in_unit, mjd
 from wustore.ops.copy import copy as copy_store
 from wustore.storage.stores import address_of
@@ -121,6 +130,8 @@ class WorkUnit:
         Where an image has no WCS.
     """
 
+    _wcs: WCS | None
+
     def __init__(
         self,
         im_stack: Any,
@@ -144,7 +155,7 @@ class WorkUnit:
         self.config = config
         self._lazy = bool(lazy)
         self.file_paths = None if file_paths is None else list(file_paths)
-        self._obstimes = None if obstimes is None else np.asarray(obstimes, dtype=float)
+        self._obstimes = None if obstimes is None else mjd(obstimes, "obstimes")
         # The planes of a store were validated when it was made, and are not read here.
         if not self.lazy and not isinstance(im_stack.sci, PlaneList) and logger.isEnabledFor(logging.WARNING):
             ImageStack.of(self.im_stack).validate()
@@ -249,11 +260,53 @@ class WorkUnit:
                     found=list(indices)[:10],
                 )
 
+    # -- copies --
+
+    def __copy__(self) -> Self:
+        new = type(self).__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        return new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle takes: WCSes as header text, because astropy's own pickles have 14 digits."""
+        state = dict(self.__dict__)
+        with contextlib.suppress(WuStoreError):  # what has no stored form pickles as it does by itself
+            if self._wcs is not None:
+                state |= {"_wcs": None, "wcs_text": wcs_to_text(self._wcs)}
+        with contextlib.suppress(WuStoreError):
+            if self._table is not None:
+                state |= {"_table": None, "constituents": table_to_constituents(self._table)}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        text, constituents = state.pop("wcs_text", None), state.pop("constituents", None)
+        self.__dict__.update(state)
+        if text is not None:
+            self._wcs = text_to_wcs(text)
+        if constituents is not None:
+            self._table = constituents_to_table(constituents)
+
     # -- what it is --
 
     def __len__(self) -> int:
         """Return the number of images."""
         return int(self.im_stack.num_times)
+
+    def __repr__(self) -> str:
+        """Say what it holds, on one screen; no pixel is read and no WCS decoded."""
+        lines = [f"  {name:14} {text}" for name, text in store_view.summary_of(self)]
+        return "\n".join([f"<WorkUnit: {len(self)} images, {'lazy' if self.lazy else 'in memory'}>", *lines])
+
+    def _repr_html_(self) -> str:
+        rows = [("images", f"{len(self)}, {'lazy' if self.lazy else 'in memory'}"), *store_view.summary_of(self)]
+        cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows)
+        return f"<table><caption>WorkUnit</caption>{cells}</table>"
 
     def __enter__(self) -> Self:
         return self
@@ -321,7 +374,7 @@ class WorkUnit:
 
     @wcs.setter
     def wcs(self, wcs: WCS | None) -> None:
-        self._wcs: WCS | None = wcs
+        self._wcs = wcs
         self.wcs_decoded = True
 
     @property
@@ -669,8 +722,13 @@ class WorkUnit:
         self.im_stack.scale_images(factors, is_magnitude=True)
         self.org_img_meta["color_scale"] = np.array([color_scale[name] for name in filters])
 
-    def load_images(self) -> None:
+    def load_images(self, *, show_progress: bool | None = None) -> None:
         """Read all images of a lazy WorkUnit into memory.
+
+        Parameters
+        ----------
+        show_progress
+            Show a progress bar; by default in a notebook or interactive session.
 
         Raises
         ------
@@ -681,6 +739,9 @@ class WorkUnit:
         """
         if not self.lazy:
             raise UsageError("the images are loaded already")
+        if getattr(self.im_stack, "lazy", False):
+            with _bar(len(self), show_progress) as progress:
+                self.im_stack.load(progress)
         self.load_if_lazy()
 
     def load_if_lazy(self) -> None:
@@ -726,6 +787,18 @@ class WorkUnit:
         from wustore.stamps.extract import trajectory_stamps
 
         return trajectory_stamps(store_view.reader_of(self), trajectories, radius, times, **options)
+
+    def stamp_batches(
+        self,
+        trajectories: Any,
+        radius: int = 10,
+        times: tuple[float | None, float | None] | None = None,
+        **options: Any,
+    ) -> Iterator[Stamps]:
+        """Yield the stamps of many trajectories in bounded memory; see `wustore.stamps.extract.stamp_batches`."""
+        from wustore.stamps.extract import stamp_batches
+
+        return stamp_batches(store_view.reader_of(self), trajectories, radius, times, **options)
 
     def trajectory_coadds(
         self,
@@ -1081,14 +1154,22 @@ def _load(format_name: str, path: Any, *, lazy: bool, show_progress: bool | None
     reader = open_reader(path, format=format_name)
     if lazy:
         return work_unit_from(reader)
-    with reader:
-        if not (hasattr(sys, "ps1") if show_progress is None else show_progress):
-            return work_unit_from(reader, lazy=False)
-        from tqdm import tqdm
+    with reader, _bar(reader.meta.n_images, show_progress) as progress:
+        return work_unit_from(reader, lazy=False, progress=progress)
 
-        with tqdm(total=reader.meta.n_images, desc="Loading images") as bar:
 
-            def progress(done: int, total: int) -> None:
-                bar.update(done - bar.n)
+@contextlib.contextmanager
+def _bar(total: int, show: bool | None) -> Iterator[Progress | None]:
+    """Give a function that moves a bar, a widget in notebooks; None if no bar is to be shown."""
+    interactive = hasattr(sys, "ps1") or "ipykernel" in sys.modules
+    if not (interactive if show is None else show):
+        yield None
+        return
+    from tqdm.auto import tqdm
 
-            return work_unit_from(reader, lazy=False, progress=progress)
+    with tqdm(total=total, desc="Loading images", unit="image") as bar:
+
+        def progress(done: int, _: int) -> None:
+            bar.update(done - bar.n)
+
+        yield progress

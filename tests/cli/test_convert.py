@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 
 import numpy as np
@@ -100,7 +101,7 @@ def test_options_are_listed(run):
 def test_options_that_are_listed_are_taken(nights, run, tmp_path):
     # Each option of the list is one that the format knows.
     values = {"profile": "none", "layout": "images", "chunks": "[8,8]", "mode": "archive", "lossless": "true",
-              "compression_type": "GZIP_2", "quantize_level": "0"}  # fmt: skip
+              "compression_type": "GZIP_2", "quantize_level": "0", "checksum": "true"}  # fmt: skip
     for name, ending in (("zarr", "zarr"), ("hdf5", "h5"), ("fits", "fits")):
         for k, option in enumerate(backend_named(name).options):
             target = tmp_path / f"{k}.{ending}"
@@ -126,3 +127,23 @@ def test_part_numbers_beyond_the_images(nights, run, tmp_path):
     assert run("part", target, "7") == (0, "", "part 7: 0 images written\n")
     assert run("part", target, "0")[0] == 0
     assert run("finish", target)[0] == 0
+
+
+@pytest.mark.filterwarnings("default")
+def test_lossy_options(tmp_path, run, store):
+    name, target = store(sample("simple")), tmp_path / "a.fits"
+    code, _, err = run("convert", name, target, "-o", "quantize_level=-0.5")
+    assert code == 2
+    assert "--lossy" in err
+    assert not target.exists()
+    code, _, err = run("convert", name, target, "-o", "quantize_level=-0.5", "--lossy")
+    assert code == 1
+    assert "pixels changed, by 0.2" in err
+
+
+def test_estimate_of_files_that_come_back(nights, run, tmp_path):
+    store = tmp_path / "a.zarr"
+    assert run("convert", nights / "a.fits", store)[0] == 0
+    found = json.loads(run("convert", store, tmp_path / "b.fits", "--dry-run", "--json")[1])
+    assert found["target_bytes"] == (nights / "a.fits").stat().st_size
+    assert found["seconds"] > 0

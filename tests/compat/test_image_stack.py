@@ -231,7 +231,9 @@ class Source:
     def shape(self, layer: str, i: int) -> tuple[int, int]:
         return self.science[i].shape if layer != "psf" else (1, 1)
 
-    def load(self, indices: Sequence[int]) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    def load(
+        self, indices: Sequence[int], progress: object = None
+    ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
         self.reads.append(("all", len(indices)))
         return (
             [self.science[i].copy() for i in indices],

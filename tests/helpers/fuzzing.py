@@ -116,13 +116,13 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 # --- targets ------------------------------------------------------------------------------------------------
 
 
-def _saved(folder: Path, name: str, kind: str = "rich") -> Path:
+def _saved(folder: Path, name: str, kind: str = "rich", form: str | None = None) -> Path:
     source = with_capsule(sample(kind)) if kind == "ragged" else sample(kind)
     path = folder / name
     if not path.exists():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            writer = backend_for_writing(str(path)).create(str(path), source.meta, capsule=source.capsule())
+            writer = backend_for_writing(str(path), form).create(str(path), source.meta, capsule=source.capsule())
             copy(source, writer, workers=1)
     return path
 
@@ -232,6 +232,58 @@ def yaml_dump(seeds: Path, work: Path, rng: random.Random) -> Path:
     return path
 
 
+_FITS_VALUES = (
+    *(0, -1, 1, 2, 3, 255, 2**31, 2**40, 2**62, -(2**63), 10**25, 1e300, "NaN", "T", "''", "'1PB(3)'", "'A'", ""),
+    *("(1,2)", "'RICE_1'", "'GZIP_2'", "'HCOMPRESS_1'", "'PLIO_1'", "'BINTABLE'", "'SUBTRACTIVE_DITHER_1'"),
+)
+_FITS_STRUCTURE = (b"Z", b"T", b"NAXIS", b"PCOUNT", b"GCOUNT", b"BITPIX", b"N", b"IND", b"B", b"XTENSION", b"EXTNAME")
+
+
+def _of_cards(data: bytes, rng: random.Random) -> bytes:
+    """Return a FITS file with a few of its structural cards set to odd values, repeated or left out."""
+    cards = [at for at in range(0, len(data), 80) if data[at : at + 80].startswith(_FITS_STRUCTURE)]
+    changed = bytearray(data)
+    for at in rng.sample(cards, rng.choice([1, 1, 2, 4])):
+        card = bytes(changed[at : at + 80])
+        match rng.randrange(6):
+            case 0:
+                changed[at : at + 80] = bytes(changed[rng.choice(cards) :][:80])
+            case 1:
+                changed[at : at + 80] = b" " * 80
+            case _:
+                changed[at : at + 80] = (card[:8] + f"= {rng.choice(_FITS_VALUES)!s:>20}".encode()).ljust(80)[:80]
+    return bytes(changed)
+
+
+def fits_cards(seeds: Path, work: Path, rng: random.Random) -> Path:
+    """Structural cards of KBMOD's files of all years."""
+    path = work / "night.fits"
+    whole = gzip.decompress(rng.choice(sorted(GOLDEN.glob("fits/*/*.fits.gz"))).read_bytes())
+    path.write_bytes(_of_cards(whole, rng))
+    return path
+
+
+def fits_years(seeds: Path, work: Path, rng: random.Random) -> Path:
+    """The bytes of KBMOD's files of all years, and of compressed files around them."""
+    packed = rng.choice(sorted(GOLDEN.glob("fits/*/*.fits.gz"))).read_bytes()
+    path = work / rng.choice(["night.fits", "night.fits.gz"])
+    path.write_bytes(of_bytes(packed if path.suffix == ".gz" else gzip.decompress(packed), rng))
+    return path
+
+
+def fits_set(seeds: Path, work: Path, rng: random.Random) -> Path:
+    """One file of a sharded set."""
+    folder = work / "set"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    _saved(seeds, "set.fits", "simple", "sharded-fits")
+    for file in seeds.glob("*set.fits"):
+        shutil.copy(file, folder / file.name)
+    file = rng.choice(sorted(folder.iterdir()))
+    file.write_bytes(rng.choice([of_bytes, _of_cards])(file.read_bytes(), rng))
+    return folder / "set.fits"
+
+
 TARGETS: dict[str, Callable[[Path, Path, random.Random], Path]] = {
     "document": document,
     "metadata": metadata,
@@ -239,6 +291,9 @@ TARGETS: dict[str, Callable[[Path, Path, random.Random], Path]] = {
     "zip": _raw("night.zarr.zip", "simple"),
     "hdf5": _raw("night.h5"),
     "fits": _raw("night.fits"),
+    "fits cards": fits_cards,
+    "fits of all years": fits_years,
+    "fits set": fits_set,
     "exact hdu": exact_hdu,
     "yaml": yaml_dump,
     "journal": journal,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from wustore.storage import files
+from wustore.storage.buffers import release
+from wustore.storage.zarr_store import DirectoryKeys
 
 
 @pytest.mark.parametrize("read", [files.pread, files._seek_and_read])
@@ -37,3 +41,37 @@ def test_short_answers_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert files.pread(handle, 3000, 6000) == b""
     finally:
         os.close(handle)
+
+
+def test_directories_that_cannot_be_made_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some file systems refuse it, which is no error; that the disk failed is one."""
+
+    def fail(number: int) -> None:
+        def fsync(_: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    fail(errno.EINVAL)
+    files.sync(tmp_path)
+    fail(errno.EIO)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        files.sync(tmp_path)
+
+
+def test_directories_without_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows: a directory is read by its name."""
+    monkeypatch.setattr(os, "supports_dir_fd", set())
+    (tmp_path / "x").write_bytes(b"value")
+    keys = DirectoryKeys(tmp_path, hold=True)
+    assert keys.get("x") == b"value"
+    assert keys.is_same() is None
+    keys.close()
+
+
+def test_mapped_memory_that_cannot_be_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(mmap, "MADV_DONTNEED", raising=False)
+    (tmp_path / "x").write_bytes(bytes(1 << 17))
+    with (tmp_path / "x").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        release(data)
+        assert data[:1] == b"\0"

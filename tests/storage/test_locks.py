@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from wustore.errors import UsageError
+from wustore.storage import locks
 from wustore.storage.locks import alone, lock_of, open_lock
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="there are no locks of POSIX")
@@ -41,3 +43,15 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "lock")
     with pytest.raises(UsageError, match="regular"):
         open_lock(tmp_path / "lock")
+
+
+def test_without_namespaces_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise FileNotFoundError
+
+    locks.machine.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", refuse)
+        assert locks.machine() == socket.gethostname()
+    locks.machine.cache_clear()
+    assert locks.machine().startswith(socket.gethostname())

@@ -303,3 +303,14 @@ def test_sync_of_many_files(tmp_path):
     for k in range(100):
         (tmp_path / str(k)).write_text("x")
     sync_tree(tmp_path)
+
+
+def test_without_a_sync_of_the_whole_file_system(tmp_path, monkeypatch):
+    for k in range(100):
+        (tmp_path / str(k)).write_text("x")
+    synced = []
+    monkeypatch.setattr(atomic.sys, "platform", "other")
+    monkeypatch.setattr(atomic, "sync", synced.append)
+    sync_tree(tmp_path)
+    assert len(synced) == 101
+    assert synced[-1] == tmp_path

@@ -428,6 +428,13 @@ class Backend(ABC):
             Where the target exists and ``overwrite`` is False.
         """
 
+    def lossy(self, options: Mapping[str, Any]) -> str | None:
+        """Return why a store written with these options does not hold the values exactly, or None if it does.
+
+        Such options are refused unless the user asks for the loss by name.
+        """
+        return None
+
     def resumes(self, path: str) -> bool:
         """Return whether a store at ``path`` can be written in pieces: whether there is `resume`."""
         return False

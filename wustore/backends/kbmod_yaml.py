@@ -10,6 +10,7 @@ import json
 import re
 import textwrap
 import threading
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,9 +23,10 @@ from wustore.backends.memory import padded_box
 from wustore.backends.state import reopen, state_of_files
 from wustore.compat.wcs import kbmod_json_to_text
 from wustore.compat.yaml import load_mapping
-from wustore.errors import CorruptError, OtherFormatError, UsageError, WuStoreError
+from wustore.errors import CorruptError, OtherFormatError, UsageError, WuStoreError, located
 from wustore.format.tagged_json import RawYaml
 from wustore.model.meta import LAYERS, Capsule, Column, ConstituentTable, Image, Meta
+from wustore.model.sizes import check_size
 from wustore.storage.files import open_regular
 
 __all__ = ["YamlDumpBackend", "YamlDumpReader"]
@@ -54,6 +56,7 @@ class _Dump:
             raise OtherFormatError("not a YAML text", path=path, found=str(error)) from error
         starts = [(match[1], match.start()) for match in _SECTION.finditer(text)]
         ends = [start for _, start in starts[1:]] + [len(text)]
+        self._taken: Counter[str] = Counter()
         self.parts = {name: text[start:end] for (name, start), end in zip(starts, ends, strict=False)}
         missing = [mark.decode()[:-1] for mark in _MARKS if mark.decode()[:-1] not in self.parts]
         if missing:
@@ -106,11 +109,14 @@ class _Dump:
     def plane(self, value: Any, name: str, shape: tuple[int, int] | None = None) -> NDArray[np.float32]:
         """Return a nested list as a plane."""
         rows = value if isinstance(value, list) else []
-        # Checked before numpy sees them: aliases in the text could stand for more than memory holds.
         widths = {len(row) if isinstance(row, list) else -1 for row in rows}
         found = (len(rows), widths.pop()) if len(widths) == 1 else None
         if found is None or found[1] < 1 or shape not in {None, found}:
             raise self.error("an image of the dump has the wrong shape", name, expected=shape, found=found)
+        # A number takes two characters at least, unless an alias stands for many.
+        self._taken[name] += found[0] * found[1] * 8
+        with located(self.path, name):
+            check_size(self._taken[name], 4 * len(self.parts[name]))
         if not all(type(item) in {float, int} for row in rows for item in row):
             raise self.error("an image of the dump holds what is no number", name)
         with np.errstate(over="ignore"):

@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "finish": ("convert:finish", "End a planned conversion: check it and let the store appear."),
     "stamp": ("cut:stamp", "Cut stamps through time, at a position or along trajectories."),
     "cutout": ("cut:cutout", "Write a smaller WorkUnit: a window, some of the images, or both."),
+    "export": ("cut:export", "Write FITS for KBMOD's command-line programs."),
     "preview": ("picture:preview", "Show all images in one PNG or HTML file."),
     "view": ("picture:view", "Show a store in a browser of this machine, at full resolution."),
     "append": ("edit:append", "Append images to a Zarr or HDF5 store; existing chunks stay as they are."),

@@ -145,6 +145,7 @@ _TARGET_OPTIONS = (
     ),
     click.option("--overwrite", is_flag=True, help="Replace DST if it exists; it stays until the new one is whole."),
     click.option("--checksum", is_flag=True, help="FITS: write the cards CHECKSUM and DATASUM into every HDU."),
+    click.option("--lossy", is_flag=True, help="Agree to options that lose values; what is lost is said in numbers."),
     click.option("--no-capsule", is_flag=True, help="Do not keep what gives back the identical FITS files."),
 )
 

@@ -13,6 +13,7 @@ import click
 from wustore.backends.base import Progress
 from wustore.cli._options import STORE, format_options, many_options, over, target_options, workers_option
 from wustore.cli._output import SIZE, detail, progress_bar, report, size_text
+from wustore.cli._run import DIFFERS, OK
 from wustore.errors import UsageError, WuStoreError
 
 __all__ = ["convert", "finish", "part", "plan"]
@@ -58,6 +59,7 @@ def convert(
     others: tuple[str, ...],
     overwrite: bool,
     no_capsule: bool,
+    lossy: bool,
     checksum: bool,
     workers: int | None,
     processes: bool,
@@ -70,6 +72,9 @@ def convert(
     as_json: bool,
 ) -> int:
     """Convert SRC into DST; nothing is lost.
+
+    Options that lose values (of FITS: quantize_level, RICE_1) are refused unless --lossy is given. Then what each layer
+    lost is said in numbers, and the exit code is 1.
 
     The format of SRC is found from its content, that of DST from its name; ``wustore formats`` lists them. A
     sharded FITS set is named by its primary file. DST appears when it is whole, or not at all.
@@ -86,7 +91,7 @@ def convert(
     if targets[0][1] != paths[-1] and "://" not in paths[-1] and not dry_run:
         Path(paths[-1]).mkdir(parents=True, exist_ok=True)
 
-    def one(source: str, target: str) -> None:
+    def one(source: str, target: str) -> int:
         if dry_run:
             _show_estimate(
                 source,
@@ -96,23 +101,25 @@ def convert(
                 overwrite=overwrite,
                 workers=workers,
                 max_memory=max_memory,
+                capsule=not no_capsule,
                 options=options,
                 as_json=as_json,
             )
-            return
+            return OK
         from wustore.ops.convert import convert as run
 
         _say_if_sharded(source, target, source_format, target_format)
         detail(f"converting {source} to {target}")
         with progress_bar("converting") as bar:
             count = _Count(bar)
-            run(
+            lost = run(
                 source,
                 target,
                 source_format=source_format,
                 format=target_format,
                 overwrite=overwrite,
                 capsule=not no_capsule,
+                lossy=lossy,
                 workers=workers,
                 processes=processes,
                 max_memory=max_memory,
@@ -122,6 +129,7 @@ def convert(
                 **options,
             )
         report(_result(source, target, count))
+        return DIFFERS if lost else OK
 
     return over(targets, one, jobs=jobs, continue_on_error=continue_on_error, done="converted")
 
@@ -268,6 +276,7 @@ def _show_estimate(
     overwrite: bool,
     workers: int | None,
     max_memory: int | None,
+    capsule: bool,
     options: dict[str, Any],
     as_json: bool,
 ) -> None:
@@ -285,14 +294,22 @@ def _show_estimate(
     if "://" not in target and not target.startswith("ram:"):
         check_target(target, overwrite=overwrite)  # the same refusals as the conversion itself
     with open_reader(source, format=source_format) as reader:
-        found = estimate(reader, target, format=format, workers=workers, max_memory=max_memory, options=options)
+        found = estimate(
+            reader,
+            target,
+            format=format,
+            workers=workers,
+            max_memory=max_memory,
+            capsule=capsule,
+            options=options,
+        )
     if as_json:
         click.echo(json.dumps({**asdict(found), "fits": found.fits}, indent=2))
     else:
         sampled = " and ".join(map(str, found.sampled))
         free = "unknown" if found.free_bytes is None else size_text(found.free_bytes)
         click.echo(f"images   {found.n_images} (measured on image {sampled})")
-        click.echo(f"size     {size_text(found.target_bytes)} in {found.target_files} files; capsule not counted")
+        click.echo(f"size     {size_text(found.target_bytes)} in {found.target_files} files, without the capsule")
         click.echo(f"memory   {size_text(found.memory_bytes)} for {found.workers} images at a time")
         click.echo(f"time     {found.seconds:.1f} s")
         click.echo(f"free     {free}")
@@ -331,6 +348,7 @@ def plan(
     others: tuple[str, ...],
     overwrite: bool,
     no_capsule: bool,
+    lossy: bool,
     checksum: bool,
 ) -> int:
     """Plan the conversion of SRC into DST in N parts.
@@ -349,6 +367,7 @@ def plan(
         format=target_format,
         overwrite=overwrite,
         capsule=not no_capsule,
+        lossy=lossy,
         parts=parts,
         **format_options(profile, layout, others, checksum=checksum),
     )
@@ -377,10 +396,11 @@ def part(target: str, number: int, *, workers: int | None) -> None:
 
 @click.command(epilog=_JOB_EXAMPLES)
 @click.argument("target", metavar="DST", type=STORE)
-def finish(target: str) -> None:
+def finish(target: str) -> int:
     """Check that every part of the conversion to DST is there, and let DST appear."""
     from wustore.ops.jobs import finish as run
 
-    run(target)
+    lost = run(target)
     size = _bytes(target)
     report(f"{target}: finished" + (f", {size_text(size)}" if size else ""))
+    return DIFFERS if lost else OK

@@ -1,4 +1,4 @@
-"""``wustore stamp`` and ``wustore cutout``: parts of a store."""
+"""``wustore stamp``, ``wustore cutout`` and ``wustore export``: parts of a store."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from typing import Any
 
 import click
 
+from wustore.backends.base import Reader
 from wustore.cli._options import MOMENT, STORE, Number, format_option
 from wustore.cli._output import progress_bar, report
 from wustore.errors import UsageError
+from wustore.model.meta import Meta
 
-__all__ = ["cutout", "stamp"]
+__all__ = ["cutout", "export", "stamp"]
 
 _STAMP_EXAMPLES = """
 \b
@@ -77,18 +79,20 @@ def stamp(
     refuse_same(path, output)
     refuse_same(trajectories, output)
     found: Stamps | Coadds
-    with open_reader(path, format=format_name) as reader:
+    with open_reader(path, format=format_name) as reader, progress_bar("cutting") as progress:
         if trajectories is None:
-            found = stamps(reader, radius=radius, times=times, **position)
+            found = stamps(reader, radius=radius, times=times, progress=progress, **position)
         elif kind is not None:
-            found = trajectory_coadds(reader, trajectories, radius, kind, times)
+            found = trajectory_coadds(reader, trajectories, radius, kind, times, progress=progress)
         else:
-            found = trajectory_stamps(reader, trajectories, radius, times)
+            found = trajectory_stamps(reader, trajectories, radius, times, progress=progress)
     write_stamps(found, output, coadd=kind, overwrite=overwrite)
     n_positions, n_times = found.x.size // max(len(found.times), 1), len(found.times)
     size = f"{2 * radius + 1} x {2 * radius + 1} pixels"
     what = f"{n_positions * n_times} stamps of {size}" if kind is None else f"{n_positions} coadds of {size}"
-    report(f"{output}: {what}, from {n_times} images")
+    n_outside = int(found.is_outside.sum()) if isinstance(found, Stamps) else 0
+    outside = f"; {n_outside} stamps have no pixel of their image" if n_outside else ""
+    report(f"{output}: {what}, from {n_times} images{outside}")
 
 
 _CUTOUT_EXAMPLES = """
@@ -138,9 +142,8 @@ def cutout(
 
     The WCS moves along, and constituents go with their images. Only the chunks that are needed are read.
     """
-    from wustore.backends.registry import backend_for_writing, open_reader
+    from wustore.backends.registry import open_reader
     from wustore.ops.convert import refuse_same
-    from wustore.ops.copy import copy
     from wustore.stamps.view import cutout as window
     from wustore.stamps.view import select
 
@@ -160,14 +163,64 @@ def cutout(
             view = select(view, times, chosen, None if filters is None else filters.split(","))
         if is_window:
             view = window(view, x, y, width, height, ra=ra, dec=dec, size=size)
-        backend = backend_for_writing(target, target_format)
-        with (
-            backend.create(target, view.meta, overwrite=overwrite) as writer,
-            progress_bar("cutting") as progress,
-        ):
-            copy(view, writer, progress=progress)
-        meta = view.meta
+        meta = _write(view, target, target_format, overwrite=overwrite, label="cutting")
     report(f"{target}: {meta.n_images} images of {' x '.join(map(str, meta.layer_shape('science')[1:]))} pixels (y, x)")
+
+
+_EXPORT_EXAMPLES = """
+\b
+Examples:
+  wustore export --for-kbmod night.zarr night.fits && kbmod-stats night.fits
+  wustore export --for-kbmod --times 60000 60010 s3://bucket/night.zarr few.fits
+"""
+
+
+@click.command(epilog=_EXPORT_EXAMPLES)
+@click.argument("source", metavar="PATH", type=STORE)
+@click.argument("target", metavar="OUT", type=STORE)
+@click.option("--for-kbmod", is_flag=True, required=True, help="One FITS file as KBMOD's programs read it.")
+@click.option(
+    "--times", type=MOMENT, nargs=2, metavar="START STOP", help="Only images between these times: MJD or ISO."
+)
+@click.option("--images", metavar="LIST", help="Only these images, such as 0,3-7; from 0.")
+@click.option("--filters", metavar="LIST", help="Only images through these filters, such as g,r.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists; it stays until the new one is whole.")
+def export(
+    source: str,
+    target: str,
+    *,
+    for_kbmod: bool,
+    times: tuple[float, float] | None,
+    images: str | None,
+    filters: str | None,
+    overwrite: bool,
+) -> None:
+    """Write a store, or some of its images, for programs that read FITS only (kbmod-stamps, kbmod-stats, kbmod-filter).
+
+    Every pixel is exact. The whole frame is written: positions in a results file count pixels from its corner.
+    """
+    from wustore.backends.registry import open_reader
+    from wustore.ops.convert import refuse_same
+    from wustore.stamps.view import select
+
+    refuse_same(source, target)
+    with open_reader(source) as reader:
+        view: Reader = reader
+        if any(value is not None for value in (times, images, filters)):
+            chosen = None if images is None else _indices(images)
+            view = select(view, times, chosen, None if filters is None else filters.split(","))
+        meta = _write(view, target, "fits", overwrite=overwrite, label="exporting")
+    report(f"{target}: {meta.n_images} images")
+
+
+def _write(view: Reader, target: str, target_format: str | None, *, overwrite: bool, label: str) -> Meta:
+    from wustore.backends.registry import backend_for_writing
+    from wustore.ops.copy import copy
+
+    backend = backend_for_writing(target, target_format)
+    with backend.create(target, view.meta, overwrite=overwrite) as writer, progress_bar(label) as progress:
+        copy(view, writer, progress=progress)
+    return view.meta
 
 
 def _indices(text: str) -> list[int]:

@@ -7,8 +7,9 @@ every method that changes pixels loads the stack first.
 
 from __future__ import annotations
 
+import html
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from wustore.compat.layered_image import (
 from wustore.compat.plane_list import PlaneList
 from wustore.errors import FormatError, UsageError
 from wustore.model.kbmod_rules import identity_psf, is_masked
+from wustore.model.units import mjd
 
 __all__ = ["ImageStack", "ImageStackPy", "match_times"]
 
@@ -79,11 +81,12 @@ class ImageStack:
         self.width = -1
         self.sci, self.var, self.psfs = [], [], []
         self.times: NDArray[np.float64] = np.array([], dtype=float)
-        if times is None or len(np.atleast_1d(np.asarray(times))) == 0:
+        times = None if times is None else np.atleast_1d(mjd(times))
+        if times is None or len(times) == 0:
             if sci is not None or var is not None:
                 raise FormatError("Cannot create an image stack without times")
             return
-        self.times = np.array(times, dtype=float)
+        self.times = np.array(times)
         n = len(self.times)
         for name, given in (("science", sci), ("variance", var), ("mask", mask), ("PSF", psfs)):
             if given is None and name in {"science", "variance"}:
@@ -159,6 +162,15 @@ class ImageStack:
     def __len__(self) -> int:
         return len(self.sci)
 
+    def __repr__(self) -> str:
+        """Say how many images of which size and time there are; none is read."""
+        size = f" of {self.height} x {self.width}" if self.num_times else ""
+        span = f", MJD {np.nanmin(self.times):.5f} to {np.nanmax(self.times):.5f}" if self.num_times else ""
+        return f"<ImageStack: {self.num_times} images{size}{span}, {'in a store' if self.lazy else 'in memory'}>"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
     @property
     def num_times(self) -> int:
         """The number of images."""
@@ -217,10 +229,16 @@ class ImageStack:
             stack.psfs = [plane.copy() for plane in self.psfs]
         return stack
 
-    def load(self) -> None:
-        """Read all planes of a lazy stack into memory; nothing happens where they are there."""
+    def load(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Read all planes of a lazy stack into memory; nothing happens if they are there.
+
+        Parameters
+        ----------
+        progress
+            Called with (images done, images in all).
+        """
         if isinstance(self.sci, LazyPlanes):
-            self.sci, self.var, self.psfs = self.sci.source.load(self.sci.indices)
+            self.sci, self.var, self.psfs = self.sci.source.load(self.sci.indices, progress)
 
     def _lists(self) -> tuple[list[Plane], list[Plane], list[Plane]]:
         """Return the three lists of planes, loaded, to change them."""
@@ -322,7 +340,7 @@ class ImageStack:
         sci_list.append(science if masked is None else apply_mask(science, masked, sci))
         var_list.append(variance if masked is None else apply_mask(variance, masked, var))
         psf_list.append(kernel)
-        self.times = np.append(self.times, float(time))
+        self.times = np.append(self.times, mjd(time, "time"))
 
     def append_layered_image(self, layered_image: LayeredImage) -> None:
         """Append an image given with all its layers.
@@ -517,7 +535,7 @@ def match_times(times: ArrayLike, query_times: ArrayLike, threshold: float = 0.0
     ndarray
         Shape (k,); -1 where nothing is near enough. Of two equally near times the earlier one.
     """
-    known, queries = np.asarray(times, dtype=float), np.asarray(query_times, dtype=float)
+    known, queries = mjd(times), mjd(query_times)
     order = np.argsort(known, kind="stable")
     bounded = np.concatenate([[-np.inf], known[order], [np.inf]])
     right = np.searchsorted(bounded[:-1], queries, side="left")

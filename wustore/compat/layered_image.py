@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Protocol, overload
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from wustore.errors import FormatError
 from wustore.model.kbmod_rules import hide_pixels, identity_psf
+from wustore.model.units import mjd
 
 __all__ = [
     "LayeredImage",
@@ -41,7 +42,9 @@ class PlaneSource(Protocol):
     def pairs(self, indices: Sequence[int]) -> Generator[tuple[Plane, Plane], None, None]:
         """Yield science and variance of these images, reading ahead."""
 
-    def load(self, indices: Sequence[int]) -> tuple[list[Plane], list[Plane], list[Plane]]:
+    def load(
+        self, indices: Sequence[int], progress: Callable[[int, int], None] | None = None
+    ) -> tuple[list[Plane], list[Plane], list[Plane]]:
         """Return science, variance and PSF planes of these images."""
 
 
@@ -146,7 +149,7 @@ class LayeredImage:
         time: float = 0.0,
         psf: ArrayLike | None = None,
     ) -> None:
-        self.time = time
+        self.time = float(mjd(time, "time"))
         self.sci = to_single(sci)
         self.var = to_single(var)
         self.psf = identity_psf() if psf is None else to_single(getattr(psf, "kernel", psf))

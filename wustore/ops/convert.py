@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from wustore.backends.base import Progress
-from wustore.backends.registry import open_reader
+from wustore.backends.registry import backend_for_writing, open_reader
 from wustore.errors import UsageError, WuStoreError
-from wustore.ops.copy import workers_within, write
+from wustore.ops.copy import measured_loss, workers_within, write
+from wustore.ops.diff import LayerLoss
 from wustore.ops.jobs import discard, plan, run, run_on_cluster
 from wustore.ops.plans import has_begun
 from wustore.storage.stores import address_of
@@ -34,9 +35,10 @@ def convert(
     max_memory: int | None = None,
     resume: bool = False,
     scheduler: Any = None,
+    lossy: bool = False,
     progress: Progress | None = None,
     **options: Any,
-) -> None:
+) -> list[LayerLoss]:
     """Convert a store into another format, or another profile of the same; nothing is lost.
 
     Parameters
@@ -60,10 +62,17 @@ def convert(
         Go on with a conversion of the same source that was killed, or begin one that can be resumed.
     scheduler
         Address of a Dask scheduler, or a `distributed.Client`, that runs the parts.
+    lossy
+        Agree to options that lose values (of FITS: a quantisation, RICE_1 without one, ``mode="kbmod"``).
     progress
         Called with (images done, images in all).
     options
         Of the target's backend (``profile``, ``layout``, …).
+
+    Returns
+    -------
+    list of LayerLoss
+        What each layer lost, in numbers; empty unless ``lossy`` was used and something was.
 
     Raises
     ------
@@ -76,7 +85,7 @@ def convert(
     FidelityError
         A FITS file did not come out with its recorded sha256.
     UsageError
-        Source and target are the same, an option is unknown, or the target cannot be written in pieces.
+        Source and target are the same, an option is unknown or loses values, or the target cannot be written in pieces.
     MissingDependencyError
         Without dask.distributed (extra ``cluster``), for ``scheduler``.
     WuStoreError
@@ -86,6 +95,8 @@ def convert(
 
     Warns
     -----
+    LossWarning
+        Of what each layer lost.
     StoreChangedWarning
         Where a FITS file is not the one that the store was imported from, because its content was changed since.
     OuterChangedWarning
@@ -97,7 +108,7 @@ def convert(
         workers = workers_within(reader.meta, workers, max_memory)
         pieces = resume or scheduler is not None or processes
         if not pieces:
-            write(
+            return write(
                 reader,
                 target,
                 format,
@@ -106,8 +117,8 @@ def convert(
                 workers=workers,
                 progress=progress,
                 options=options,
+                lossy=lossy,
             )
-            return
         begun = has_begun(target)
         keep = resume or begun  # what another call began is not thrown away by this one
         job = plan(
@@ -117,19 +128,20 @@ def convert(
             format=format,
             overwrite=overwrite,
             capsule=capsule,
+            lossy=lossy,
             parts=None if scheduler is None or begun else PARTS_ON_A_CLUSTER,
             **options,
         )
         try:
             if scheduler is not None:
-                run_on_cluster(job, scheduler, progress=progress)
-            else:
-                run(job, reader, workers=workers, processes=processes, progress=progress)
+                return run_on_cluster(job, scheduler, progress=progress)
+            run(job, reader, workers=workers, processes=processes, progress=progress)
         except BaseException:
             if not keep:
                 with suppress(WuStoreError, OSError):  # what went wrong first is what to tell
                     discard(target)
             raise
+        return measured_loss(reader, target, backend_for_writing(target, format), options, workers)
 
 
 def refuse_same(source: Any, target: Any) -> None:

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from wustore.backends.base import Progress, Reader, Writer
+from wustore.backends.base import Backend, Progress, Reader, Writer
 from wustore.backends.proxy import CheckedReader
-from wustore.backends.registry import backend_for_writing
+from wustore.backends.registry import backend_for_writing, open_reader
+from wustore.errors import UsageError
 from wustore.format.planes import plane_checksums
 from wustore.model.meta import LAYERS, Meta
+from wustore.ops.diff import LayerLoss, losses
+from wustore.storage.stores import name_of
 from wustore.storage.threads import read_ahead, worker_count
 
 if TYPE_CHECKING:
     pass
 
-__all__ = ["bytes_per_image", "copy", "copy_images", "workers_within", "write"]
+__all__ = [
+    "LossWarning",
+    "bytes_per_image",
+    "copy",
+    "copy_images",
+    "measured_loss",
+    "refuse_loss",
+    "workers_within",
+    "write",
+]
 
 
 IMAGE_BUFFERS = 4
@@ -138,7 +151,8 @@ def write(
     workers: int | None,
     progress: Progress | None,
     options: dict[str, Any],
-) -> None:
+    lossy: bool = False,
+) -> list[LayerLoss]:
     """Write what ``reader`` reads to a new store: what `save` and `wustore.convert` have in common.
 
     Parameters
@@ -159,12 +173,65 @@ def write(
         Called with (images done, images in all).
     options
         Of the target's backend.
+    lossy
+        Agree to options that do not hold the values exactly.
+
+    Returns
+    -------
+    list of LayerLoss
+        What such options lost.
 
     Raises
     ------
     StoreExistsError, UnknownFormatError, UsageError, CorruptError, StoreReplacedError, FidelityError, OSError
     """
     backend = backend_for_writing(target, format_name)
+    refuse_loss(backend, options, lossy=lossy)
     leftovers = reader.capsule() if capsule else None
     writer = backend.create(target, reader.meta, capsule=leftovers, overwrite=overwrite, workers=workers, **options)
     copy(reader, writer, workers=workers, progress=progress)
+    return measured_loss(reader, target, backend, options, workers)
+
+
+class LossWarning(UserWarning):
+    """What a store lost that was written with options that do not hold the values exactly, in numbers."""
+
+
+def refuse_loss(backend: Backend, options: Mapping[str, Any], *, lossy: bool) -> None:
+    """Refuse options that lose values, unless they were agreed to.
+
+    Raises
+    ------
+    UsageError
+    """
+    reason = backend.lossy(options)
+    if reason is not None and not lossy:
+        raise UsageError(
+            "these options lose values",
+            where=backend.name,
+            found=reason,
+            hint="Leave them out; or agree to it with lossy=True or --lossy, which says in numbers what is lost.",
+        )
+
+
+def measured_loss(
+    reader: Reader, target: Any, backend: Backend, options: Mapping[str, Any], workers: int | None = None
+) -> list[LayerLoss]:
+    """Return, and warn of, what a store lost that was written with options that lose values.
+
+    Parameters
+    ----------
+    reader
+        The source, open.
+    target, backend, options
+        What was written.
+    workers
+        Images at a time.
+    """
+    if backend.lossy(options) is None:
+        return []
+    with open_reader(target, format=backend.name) as made:
+        found = losses(reader, made, workers=workers)
+    for loss in found:
+        warnings.warn(LossWarning(f"{name_of(target)}: {loss}"), stacklevel=4)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from wustore.backends.base import Reader
 from wustore.model.compare import Difference, _short, meta_differences, same_bits
 from wustore.model.meta import LAYERS
 
-__all__ = ["differences"]
+__all__ = ["LayerLoss", "differences", "losses"]
 
 
 def _plane_difference(
@@ -73,3 +74,70 @@ def differences(
             difference = _plane_difference(where, left.layer(layer), right.layer(layer), rtol, atol)
             if difference is not None:
                 yield difference
+
+
+@dataclass(frozen=True)
+class LayerLoss:
+    """What a layer lost when it was written with options that do not hold its values exactly.
+
+    Attributes
+    ----------
+    layer
+        Its name.
+    pixels, changed
+        How many pixels it has, and how many of them have another value.
+    largest
+        The largest absolute difference of finite values.
+    lost
+        How many finite values are none any more.
+    images
+        How many images lost the layer as a whole.
+    """
+
+    layer: str
+    pixels: int
+    changed: int
+    largest: float
+    lost: int
+    images: int
+
+    def __str__(self) -> str:
+        text = f"{self.layer}: {self.changed} of {self.pixels} pixels changed, by {self.largest:.4g} at most"
+        text += f"; {self.lost} lost" if self.lost else ""
+        return text + (f"; not kept in {self.images} images" if self.images else "")
+
+
+def losses(a: Reader, b: Reader, *, workers: int | None = None) -> list[LayerLoss]:
+    """Return what each layer of ``b`` lost of ``a``, from which it was written; layers that lost nothing are left out.
+
+    Parameters
+    ----------
+    a, b
+        Open readers of any formats, with the same images.
+    workers
+        Threads that read ahead.
+    """
+    counts = {layer: [0, 0, 0.0, 0, 0] for layer in LAYERS}
+    pairs = zip(a.images(workers=workers), b.images(workers=workers), strict=True)
+    for (_, left), (_, right) in pairs:
+        for layer, count in counts.items():
+            old, new = left.layer(layer), right.layer(layer)
+            if old is None:
+                continue
+            count[0] += old.size
+            if new is None or new.shape != old.shape:
+                count[4] += 1
+                continue
+            with np.errstate(invalid="ignore"):  # signalling NaN
+                before, after = old.astype(np.float64), new.astype(np.float64)
+            same = (before == after) | (np.isnan(before) & np.isnan(after))
+            finite = np.isfinite(before) & np.isfinite(after)
+            gaps = np.abs(before[finite & ~same] - after[finite & ~same])
+            count[1] += int(np.count_nonzero(~same))
+            count[2] = max(count[2], float(gaps.max()) if gaps.size else 0.0)
+            count[3] += int(np.count_nonzero(np.isfinite(before) & ~np.isfinite(after)))
+    found = [
+        LayerLoss(layer, int(count[0]), int(count[1]), float(count[2]), int(count[3]), int(count[4]))
+        for layer, count in counts.items()
+    ]
+    return [loss for loss in found if loss.changed or loss.images]

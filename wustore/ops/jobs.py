@@ -23,7 +23,8 @@ from wustore.backends.registry import backend_for_writing, backend_named, open_r
 from wustore.backends.state import replaced
 from wustore.errors import MissingDependencyError, UsageError, WuStoreError
 from wustore.model.meta import Capsule
-from wustore.ops.copy import copy_images
+from wustore.ops.copy import copy_images, measured_loss, refuse_loss
+from wustore.ops.diff import LayerLoss
 from wustore.ops.plans import Job, absolute, check_same, has_begun, keys_of, load_plan, save_plan
 from wustore.storage.journal import JOURNAL, Journal
 from wustore.storage.locks import alone
@@ -48,6 +49,7 @@ def plan(
     format: str | None = None,  # noqa: A002
     overwrite: bool = False,
     capsule: bool = True,
+    lossy: bool = False,
     parts: int | None = None,
     **options: Any,
 ) -> Job:
@@ -57,7 +59,7 @@ def plan(
     ----------
     source, target
         Paths or URLs.
-    source_format, format, overwrite, capsule, options
+    source_format, format, overwrite, capsule, lossy, options
         As for `wustore.convert`.
     source_reader
         The source, if it is open already.
@@ -88,6 +90,7 @@ def plan(
             found=backend.name,
             hint="Write to a local path, or convert to Zarr; or leave out --resume.",
         )
+    refuse_loss(backend, options, lossy=lossy)
     if is_local(target) and not _may_stand(target):
         check_target(target, overwrite=overwrite)  # before anything is read
     opened = open_reader(source, format=source_format) if source_reader is None else nullcontext(source_reader)
@@ -205,7 +208,7 @@ def part(target: str, k: int, *, workers: int | None = None, progress: Progress 
     return len(left)
 
 
-def finish(target: str) -> None:
+def finish(target: str) -> list[LayerLoss]:
     """Check that every image is there, and let the store appear.
 
     Parameters
@@ -213,20 +216,29 @@ def finish(target: str) -> None:
     target
         The target of a `plan`.
 
+    Returns
+    -------
+    list of LayerLoss
+        What options that lose values lost; empty if there are none.
+
     Raises
     ------
     UsageError
-        Where the store is finished already, or another process is finishing it.
+        If the store is finished already, or another process is finishing it.
     IncompleteError
-        Where images are missing; the message names them.
+        If images are missing; the message names them.
     CorruptError
-        Where the source changed while it was read, or what was written is damaged.
+        If what was written is damaged.
+    StoreReplacedError
+        If the source changed since the conversion was planned.
     """
     target = address_of(target)
     with _alone_at_the_end(target):
-        _, reader, writer = _open_both(target)
+        job, reader, writer = _open_both(target)
         with reader:
+            reader.check_state()
             writer.commit()
+            return measured_loss(reader, target, backend_named(job.format), job.options)
 
 
 @contextmanager
@@ -379,7 +391,7 @@ def _client(scheduler: Any) -> tuple[Client, bool]:
     return Client(scheduler, set_as_default=False), True  # type: ignore[no-untyped-call]
 
 
-def run_on_cluster(job: Job, scheduler: Any, *, progress: Progress | None = None) -> None:
+def run_on_cluster(job: Job, scheduler: Any, *, progress: Progress | None = None) -> list[LayerLoss]:
     """Write every part of a planned conversion on a cluster, then finish it here.
 
     Source and target must be reachable under the same names by every worker.
@@ -392,6 +404,11 @@ def run_on_cluster(job: Job, scheduler: Any, *, progress: Progress | None = None
         The scheduler's address, or a `distributed.Client`.
     progress
         Called with (parts done, parts in all).
+
+    Returns
+    -------
+    list of LayerLoss
+        As `finish`.
 
     Raises
     ------
@@ -412,4 +429,4 @@ def run_on_cluster(job: Job, scheduler: Any, *, progress: Progress | None = None
     finally:
         if ours:
             client.close()  # type: ignore[no-untyped-call]
-    finish(job.target)
+    return finish(job.target)

@@ -273,7 +273,8 @@ class DirectoryKeys(Keys):
             os.close(held)
 
     def __del__(self) -> None:
-        self.close()
+        if os is not None:  # None when the interpreter ends: the system closes what is open
+            self.close()
 
     def delete(self, key: str) -> None:
         """Remove the key; see `Keys.delete`."""

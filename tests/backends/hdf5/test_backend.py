@@ -348,3 +348,12 @@ def test_newer_version(tmp_path):
         del file.attrs["wustore_sha256"]
     with pytest.raises(VersionError, match="99"):
         Hdf5Backend().open(path)
+
+
+def test_what_we_write_is_not_foreign(tmp_path):
+    for name in ("rich", "chunked", "bare"):
+        path = str(tmp_path / f"{name}.h5")
+        source = sample(name)
+        copy(source, Hdf5Backend().create(path, source.meta))
+        with Hdf5Backend().open(path) as reader:
+            assert list(reader.foreign()) == [], name

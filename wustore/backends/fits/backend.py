@@ -56,6 +56,10 @@ class FitsBackend(Backend):
             refuse_writing(path, "FITS")
         return writer.create(path, meta, capsule=capsule, overwrite=overwrite, sharded=False, **options)
 
+    def lossy(self, options: Mapping[str, Any]) -> str | None:
+        """Return which option loses values; see `wustore.backends.base.Backend.lossy`."""
+        return _lossy(options)
+
     def resumes(self, path: str) -> bool:
         """Return whether it is a local file."""
         return not is_remote(path)
@@ -90,6 +94,10 @@ class ShardedFitsBackend(Backend):
             refuse_writing(path, "FITS")
         return writer.create(path, meta, capsule=capsule, overwrite=overwrite, sharded=True, **options)
 
+    def lossy(self, options: Mapping[str, Any]) -> str | None:
+        """Return which option loses values; see `wustore.backends.base.Backend.lossy`."""
+        return _lossy(options)
+
     def resumes(self, path: str) -> bool:
         """Return whether they are local files."""
         return not is_remote(path)
@@ -97,6 +105,16 @@ class ShardedFitsBackend(Backend):
     def resume(self, path: str, meta: Meta, **options: Any) -> PieceWriter:
         """Start or join a set that is written in pieces; see `wustore.backends.base.Backend.resume`."""
         return _in_pieces(self, path, meta, sharded=True, **options)
+
+
+def _lossy(options: Mapping[str, Any]) -> str | None:
+    if options.get("mode") == "kbmod":
+        return "mode=kbmod writes what KBMOD sees, and quantises it"
+    if options.get("quantize_level") not in {None, 0}:
+        return f"quantize_level={options['quantize_level']} rounds the pixels"
+    if options.get("compression_type") in {"RICE_1", "HCOMPRESS_1"}:
+        return f"compression_type={options['compression_type']} without quantisation truncates pixels to integers"
+    return None
 
 
 def _in_pieces(

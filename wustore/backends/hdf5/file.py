@@ -117,7 +117,7 @@ class RawFile:
         return self._remote is not None
 
     def __del__(self) -> None:
-        if self._handle >= 0:
+        if self._handle >= 0 and os is not None:  # None when the interpreter ends: the system closes what is open
             os.close(self._handle)
 
     def read_into(self, memory: NDArray[np.uint8], offset: int) -> int:

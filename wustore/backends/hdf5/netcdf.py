@@ -330,9 +330,11 @@ _INFRASTRUCTURE = {
 """Attributes that HDF5's dimension scales and netCDF put onto arrays."""
 
 
-def foreign(file: h5py.File, meta: Meta, root_attributes: set[str], path: str) -> Iterator[str]:
-    """Yield in words what others added to a file: arrays, groups, attributes."""
-    own = own_content(meta)
+def foreign(
+    file: h5py.File, meta: Meta, root_attributes: set[str], ours: Mapping[str, set[str]], path: str
+) -> Iterator[str]:
+    """Yield in words what others added to a file: arrays, groups, attributes, but for ``ours``, those of HDF5 alone."""
+    own = own_content(meta) | dict(ours)
     found: list[tuple[str, str, list[str]]] = []
     with wrapped(path, "links"):
         names: list[str] = []

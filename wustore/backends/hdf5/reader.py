@@ -405,7 +405,8 @@ class Hdf5Reader(Reader):
 
     def foreign(self) -> Iterator[str]:
         """Yield in words what others added; see `wustore.backends.base.Reader.foreign`."""
-        return netcdf.foreign(self._open(), self._meta, {DOCUMENT, DOCUMENT_CHECKSUM, "Conventions"}, self.path)
+        at_root = {DOCUMENT, DOCUMENT_CHECKSUM, "Conventions"}
+        return netcdf.foreign(self._open(), self._meta, at_root, {CHUNK_CHECKSUM: {"long_name"}}, self.path)
 
     def describe(self) -> dict[str, Any]:
         """Return profile and layout, filters and stored sizes of the layers, and whether FITS leftovers are kept."""

@@ -68,9 +68,13 @@ def read_table(header: Header, data: bytes | memoryview, *, path: str, where: st
     row_size = header.integer("NAXIS1", path=path, where=where)
     n_rows = header.integer("NAXIS2", path=path, where=where)
     n_fields = header.integer("TFIELDS", path=path, where=where)
-    if row_size * n_rows > len(data):
+    if min(row_size, n_rows) < 0 or row_size * n_rows > len(data):
         raise CorruptError(
-            "a table is longer than its data", path=path, where=where, expected=row_size * n_rows, found=len(data)
+            "a table does not fit into its data",
+            path=path,
+            where=where,
+            expected=f"{n_rows} rows of {row_size} bytes",
+            found=f"{len(data)} bytes",
         )
     if row_size == 0:
         return []  # rows without bytes hold nothing, however many the header counts
