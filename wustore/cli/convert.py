@@ -176,7 +176,7 @@ def _bytes(path: str) -> int:
 
 
 _ENDINGS = {"hdf5": ".h5", "fits": ".fits", "sharded-fits": ".fits"}
-"""Endings of new files where a format has several."""
+"""Endings of new files of formats that have several."""
 
 
 def _targets(paths: tuple[str, ...], target_format: str | None) -> list[tuple[str, str]]:
