@@ -788,6 +788,18 @@ class WorkUnit:
 
         return trajectory_stamps(store_view.reader_of(self), trajectories, radius, times, **options)
 
+    def stamp_batches(
+        self,
+        trajectories: Any,
+        radius: int = 10,
+        times: tuple[float | None, float | None] | None = None,
+        **options: Any,
+    ) -> Iterator[Stamps]:
+        """Yield the stamps of many trajectories in bounded memory; see `wustore.stamps.extract.stamp_batches`."""
+        from wustore.stamps.extract import stamp_batches
+
+        return stamp_batches(store_view.reader_of(self), trajectories, radius, times, **options)
+
     def trajectory_coadds(
         self,
         trajectories: Any,

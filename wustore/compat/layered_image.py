@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from wustore.errors import FormatError
 from wustore.model.kbmod_rules import hide_pixels, identity_psf
+from wustore.model.units import mjd
 
 __all__ = [
     "LayeredImage",
@@ -148,7 +149,7 @@ class LayeredImage:
         time: float = 0.0,
         psf: ArrayLike | None = None,
     ) -> None:
-        self.time = time
+        self.time = float(mjd(time, "time"))
         self.sci = to_single(sci)
         self.var = to_single(var)
         self.psf = identity_psf() if psf is None else to_single(getattr(psf, "kernel", psf))

@@ -57,7 +57,7 @@ def image_wcs(meta: Meta, i: int) -> str:
     Raises
     ------
     UsageError
-        Where it has none.
+        If it has none.
     """
     if meta.wcs is not None:
         return meta.wcs
@@ -93,7 +93,7 @@ def shared_wcs(meta: Meta, consequence: str, hint: str) -> str:
     Raises
     ------
     UsageError
-        Where an image has none, or another.
+        If an image has none, or another.
     """
     texts = {image_wcs(meta, i) for i in range(meta.n_images)}
     if len(texts) > 1:
@@ -114,9 +114,9 @@ def text_sky_to_pixel(text: str, ra: ArrayLike, dec: ArrayLike) -> tuple[NDArray
     Raises
     ------
     FormatError
-        Where the text is no WCS.
+        If the text is no WCS.
     UsageError
-        Where the positions are none.
+        If the positions are none.
     """
     from astropy.coordinates import SkyCoord
 
@@ -181,7 +181,7 @@ def sky_to_pixel(
     Raises
     ------
     UsageError
-        Where an image has no WCS, or the positions are none.
+        If an image has no WCS, or the positions are none.
     """
     ra, dec = numbers_alike("deg", ra=ra, dec=dec)
     texts = [image_wcs(meta, i) for i in images.tolist()]
