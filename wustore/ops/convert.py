@@ -44,7 +44,8 @@ def convert(
     Parameters
     ----------
     source, target
-        Paths, URLs, ``ram:`` names or zarr Store objects. A sharded FITS set is named by its primary file.
+        Paths, URLs, ``ram:`` names or zarr Store objects. A sharded FITS set is named by its primary file. The source
+        may also be a WorkUnit, ours or KBMOD's, which is then saved.
     source_format, format
         Format names of source and target, where content and suffix must not decide.
     overwrite
