@@ -101,8 +101,8 @@ _HINTS = {
     errno.EPERM: "Check the permissions of the path and of its directory.",
     errno.EROFS: "Write to another place.",
     errno.ENOENT: "Check the name, and whether its directory exists.",
-    errno.ENOTDIR: "A file stands where a directory is needed: check the path.",
-    errno.EISDIR: "A directory stands where a file is needed: check the path.",
+    errno.ENOTDIR: "There is a file in the place of a directory: check the path.",
+    errno.EISDIR: "There is a directory in the place of a file: check the path.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
     errno.EMFILE: "Raise the limit of open files (ulimit -n), or use fewer --workers.",
 }

@@ -38,8 +38,8 @@ Examples:
 @workers_option
 @click.option(
     "--processes/--threads",
-    default=None,
-    help="What a worker is; by default a process from 5 workers on, if DST is Zarr.",
+    default=False,
+    help="What a worker is: a thread by default.",
 )
 @click.option(
     "--max-memory", type=SIZE, metavar="SIZE", help="Memory for the images being processed, such as 2G; lowers N."
@@ -62,7 +62,7 @@ def convert(
     lossy: bool,
     checksum: bool,
     workers: int | None,
-    processes: bool | None,
+    processes: bool,
     max_memory: int | None,
     resume: bool,
     scheduler: str | None,
@@ -176,7 +176,7 @@ def _bytes(path: str) -> int:
 
 
 _ENDINGS = {"hdf5": ".h5", "fits": ".fits", "sharded-fits": ".fits"}
-"""Endings of new files where a format has several."""
+"""Endings of new files of formats that have several."""
 
 
 def _targets(paths: tuple[str, ...], target_format: str | None) -> list[tuple[str, str]]:

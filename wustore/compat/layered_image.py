@@ -43,9 +43,12 @@ class PlaneSource(Protocol):
         """Yield science and variance of these images, reading ahead."""
 
     def load(
-        self, indices: Sequence[int], progress: Callable[[int, int], None] | None = None
+        self,
+        indices: Sequence[int],
+        progress: Callable[[int, int], None] | None = None,
+        out: tuple[Any, Any] | None = None,
     ) -> tuple[list[Plane], list[Plane], list[Plane]]:
-        """Return science, variance and PSF planes of these images."""
+        """Return science, variance and PSF planes of these images, the first two in ``out`` if that is given."""
 
 
 class LazyPlanes(Sequence[Plane]):

@@ -142,7 +142,7 @@ def trajectories_from(source: Any, meta: Meta) -> Trajectories:
           ``x, y, vx, vy``, or ``ra, dec, v_ra, v_dec`` [deg, deg / day] at the first image's time, or ``ra,
           dec`` and a time column (``mjd``, ``time``) with a row per position, ``object`` (or ``id``) telling
           the objects apart: each is fitted with a straight line in pixels;
-        - objects with attributes ``x, y, vx, vy`` (KBMOD's ``Trajectory``), one or many;
+        - objects with attributes ``x, y, vx, vy`` (KBMOD's ``Trajectory``), one or many, or its ``TrajectoryList``;
         - the path of a KBMOD results file (.ecsv, .parquet, .parq, .hdf5) or a .csv file with such columns.
           If it records the times of its images, the first of them is the zero time.
     meta
@@ -178,6 +178,8 @@ def trajectories_from(source: Any, meta: Meta) -> Trajectories:
 
 
 def _from_sequence(source: Any) -> Trajectories:
+    if callable(getattr(source, "get_list", None)):  # KBMOD's TrajectoryList cannot be iterated
+        source = source.get_list()
     if not isinstance(source, np.ndarray):
         if not isinstance(source, Iterable):
             raise UsageError("not trajectories", expected="rows (x, y, vx, vy), a table or a file", found=repr(source))

@@ -248,7 +248,7 @@ def _decode_pcodec(
         if crc32c(raw) != RESIDUE:
             raise _wrong_checksum(number)
         parts, flat = wanted[number], flat_memory
-        if not parts[1:]:
+        if parts and not parts[1:]:
             # pcodec writes to contiguous memory only: at once into place if that is.
             ((out, place, _),) = parts
             whole = out[place]
