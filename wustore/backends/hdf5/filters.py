@@ -283,7 +283,7 @@ def filters_of(dataset: h5py.Dataset) -> tuple[int, ...]:
 
 
 def pipeline_of(dataset: h5py.Dataset) -> Pipeline | None:
-    """Return how a chunked dataset is encoded, or None where only the HDF5 library knows."""
+    """Return how a chunked dataset is encoded, or None if only the HDF5 library knows."""
     dtype = dataset.dtype
     if dataset.chunks is None or not dtype.isnative or dtype.kind not in "iuf" or dtype.itemsize > _LARGEST_VALUE:
         return None
