@@ -164,6 +164,14 @@ def test_an_observatory_can_be_given(kbmod_stand_in: Any) -> None:
     assert not wustore.kbmod.from_kbmod(theirs).observatory_given
 
 
+def test_convert_and_save_take_kbmods_work_unit(kbmod_stand_in: Any, tmp_path: Path) -> None:
+    theirs = wustore.kbmod.to_kbmod(made())
+    wustore.convert(theirs, tmp_path / "a.zarr", profile="portable")
+    wustore.save(theirs, tmp_path / "b.zarr")
+    assert wustore.diff(tmp_path / "a.zarr", tmp_path / "b.zarr") == []
+    assert wustore.open(tmp_path / "a.zarr").per_image_indices == [[k] for k in range(N)]
+
+
 def test_what_is_no_work_unit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a WorkUnit"):
         wustore.kbmod.save({"im_stack": 1}, tmp_path / "a.zarr")

@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wustore.api import diff, open, save, verify  # noqa: A004
+    from wustore.api import convert, diff, open, save, verify  # noqa: A004
     from wustore.backends.registry import open_reader
     from wustore.compat.configuration import SearchConfiguration
     from wustore.compat.image_stack import ImageStack
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
         WuStoreError,
     )
     from wustore.model.compare import Difference
-    from wustore.ops.convert import convert
     from wustore.ops.edit import append, drop, repack
     from wustore.ops.jobs import finish, part, plan
     from wustore.ops.plans import Job
@@ -61,7 +60,7 @@ _HOMES = {
     "Stamps": "stamps.results",
     "Coadds": "stamps.results",
     "Trajectories": "stamps.trajectories",
-    "convert": "ops.convert",
+    "convert": "api",
     "open": "api",
     "open_reader": "backends.registry",
     "save": "api",

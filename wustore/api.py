@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from wustore.backends.base import Progress
 from wustore.backends.registry import open_reader
 from wustore.model.compare import Difference
+from wustore.ops.convert import convert as convert_store
 from wustore.ops.copy import write
 from wustore.storage.stores import address_of
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from wustore.ops.verify import Problem
     from wustore.work_unit import WorkUnit
 
-__all__ = ["diff", "open", "save", "verify"]
+__all__ = ["convert", "diff", "open", "save", "verify"]
 
 
 def open(path: Any, *, format: str | None = None, lazy: bool = True, **options: Any) -> WorkUnit:  # noqa: A001, A002
@@ -117,6 +119,14 @@ def save(
         options=options,
         lossy=lossy,
     )
+
+
+@functools.wraps(convert_store)
+def convert(source: Any, target: Any, **options: Any) -> None:  # noqa: D103 - of what it wraps
+    if hasattr(source, "im_stack"):  # a WorkUnit in memory
+        save(source, target, **options)
+    else:
+        convert_store(source, target, **options)
 
 
 def verify(

@@ -27,12 +27,13 @@ from wustore.compat.layered_image import LazyPlanes
 from wustore.compat.observatory import location_of, observatory_of
 from wustore.compat.plane_list import PlaneList
 from wustore.compat.table import STANDARD_COLUMNS, constituents_to_table, table_to_constituents
-from wustore.errors import FormatError
+from wustore.errors import FormatError, UsageError
 from wustore.format.wcs import wcs_to_text
 from wustore.model.compare import meta_differences, table_differences
 from wustore.model.kbmod_rules import hide_pixels, identity_psf, is_masked, no_data_of
 from wustore.model.meta import LAYERS, PIXEL_LAYERS, Column, ConstituentTable, Image, Meta
 from wustore.stamps.view import View
+from wustore.storage.threads import read_ahead
 
 if TYPE_CHECKING:
     from astropy.coordinates import EarthLocation
@@ -95,6 +96,35 @@ def _kernel(psf: NDArray[Any] | None) -> NDArray[Any]:
     return psf if psf.dtype.kind == "f" else _single(psf)
 
 
+def _of(image: Image, layer: str) -> NDArray[Any]:
+    plane = image.layer(layer)
+    assert plane is not None
+    return plane
+
+
+def _room(memory: Any, shape: tuple[int, int, int]) -> NDArray[np.float32]:
+    """Return memory that a user gives as an array of planes, without a copy.
+
+    Raises
+    ------
+    UsageError
+    """
+    try:
+        room: NDArray[Any] = np.asarray(memoryview(memory))
+        if room.dtype == np.uint8 and room.ndim == 1:  # bytes, such as a mapped file or shared memory
+            room = room.view(np.float32).reshape(shape)
+    except (TypeError, ValueError) as error:
+        raise UsageError("not memory for planes", where="out", expected=_room_text(shape), found=error) from error
+    if room.shape != shape or room.dtype != np.float32 or not room.flags.writeable:
+        found = f"{room.dtype}, {room.shape}{'' if room.flags.writeable else ', read-only'}"
+        raise UsageError("not memory for planes", where="out", expected=_room_text(shape), found=found)
+    return room
+
+
+def _room_text(shape: tuple[int, int, int]) -> str:
+    return f"float32, {shape}, or as many writeable bytes"
+
+
 class StoreSource:
     """The planes of a store as KBMOD sees them; see `wustore.compat.layered_image.PlaneSource`.
 
@@ -121,9 +151,7 @@ class StoreSource:
     def _of_image(self, image: Image, layer: str) -> NDArray[Any]:
         if layer == "psf":
             return _kernel(image.psf)
-        plane = image.layer(layer)
-        assert plane is not None
-        return self._seen(plane, self._masked(image))
+        return self._seen(_of(image, layer), self._masked(image))
 
     @staticmethod
     def _masked(image: Image) -> NDArray[np.bool_] | None:
@@ -152,16 +180,58 @@ class StoreSource:
             yield self._of_image(image, "science"), self._of_image(image, "variance")
 
     def load(
-        self, indices: Sequence[int], progress: Progress | None = None
+        self, indices: Sequence[int], progress: Progress | None = None, out: tuple[Any, Any] | None = None
     ) -> tuple[list[NDArray[Any]], list[NDArray[Any]], list[NDArray[Any]]]:
-        """Read images, decoding several at once; memory: the result and a few images more."""
+        """Read images, decoding several at once; memory: the result and a few images more.
+
+        Parameters
+        ----------
+        indices
+            The images.
+        progress
+            Called after each image.
+        out
+            Memory for science and variance, instead of new arrays; see `wustore.WorkUnit.load_images`.
+
+        Raises
+        ------
+        UsageError
+            If ``out`` is not the memory that these images need.
+        """
         planes = []
         # Masking an image takes a tenth of decoding it: done here, while threads decode the next ones.
-        for k, (_, image) in enumerate(self.reader.images(list(indices), _PIXELS), 1):
-            planes.append(self._finish(image))
+        images = (self._finish(image) for _, image in self.reader.images(list(indices), _PIXELS))
+        for k, finished in enumerate(images if out is None else self._load_into(list(indices), out), 1):
+            planes.append(finished)
             if progress is not None:
                 progress(k, len(indices))
         return [p[0] for p in planes], [p[1] for p in planes], [p[2] for p in planes]
+
+    def _load_into(
+        self, indices: list[int], out: tuple[Any, Any]
+    ) -> Generator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]], None, None]:
+        """Read images into given memory; yield science, variance and PSF of each, the first two as parts of it."""
+        height, width = (int(size) for size in self.reader.meta.image_shape.max(axis=0))
+        rooms = [_room(memory, (len(indices), height, width)) for memory in out]
+
+        def fill(k: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+            i = indices[k]
+            rest = self.reader.image(i, ("mask", "psf"))
+            masked = self._masked(rest)
+            rows, columns = self.reader.meta.shape_of("science", i)
+            planes = []
+            for layer, room in zip(("science", "variance"), rooms, strict=True):
+                plane = room[k, :rows, :columns]
+                if self.reader.meta.layer_dtype(layer) == plane.dtype:
+                    self.reader.read(layer, (slice(i, i + 1), slice(0, rows), slice(0, columns)), plane[None])
+                else:
+                    plane[...] = _single(_of(self.reader.image(i, (layer,)), layer))
+                hide_pixels(plane, masked, self._no_data)
+                planes.append(plane)
+            return planes[0], planes[1], _kernel(rest.psf)
+
+        for _, finished in read_ahead(fill, range(len(indices))):
+            yield finished
 
 
 def constituents_of(meta: Meta) -> ConstituentTable:

@@ -722,18 +722,22 @@ class WorkUnit:
         self.im_stack.scale_images(factors, is_magnitude=True)
         self.org_img_meta["color_scale"] = np.array([color_scale[name] for name in filters])
 
-    def load_images(self, *, show_progress: bool | None = None) -> None:
+    def load_images(self, *, show_progress: bool | None = None, out: tuple[Any, Any] | None = None) -> None:
         """Read all images of a lazy WorkUnit into memory.
 
         Parameters
         ----------
         show_progress
             Show a progress bar; by default in a notebook or interactive session.
+        out
+            Two arrays, for science and variance, float32 and of shape (images, height, width), into which the pixels
+            are read instead of new ones; anything with the buffer protocol will do, such as shared memory or a mapped
+            file. The planes of ``im_stack`` are parts of them. Outside of smaller images they stay as they are.
 
         Raises
         ------
         UsageError
-            Where they are there already.
+            If the images are there already, or ``out`` does not fit.
         StoreNotFoundError, CorruptError
             Where a file is gone or damaged.
         """
@@ -741,7 +745,9 @@ class WorkUnit:
             raise UsageError("the images are loaded already")
         if getattr(self.im_stack, "lazy", False):
             with _bar(len(self), show_progress) as progress:
-                self.im_stack.load(progress)
+                self.im_stack.load(progress, out)
+        elif out is not None:
+            raise UsageError("only the images of a store are read into given memory", where="out")
         self.load_if_lazy()
 
     def load_if_lazy(self) -> None:
@@ -787,6 +793,18 @@ class WorkUnit:
         from wustore.stamps.extract import trajectory_stamps
 
         return trajectory_stamps(store_view.reader_of(self), trajectories, radius, times, **options)
+
+    def stamp_batches(
+        self,
+        trajectories: Any,
+        radius: int = 10,
+        times: tuple[float | None, float | None] | None = None,
+        **options: Any,
+    ) -> Iterator[Stamps]:
+        """Yield the stamps of many trajectories in bounded memory; see `wustore.stamps.extract.stamp_batches`."""
+        from wustore.stamps.extract import stamp_batches
+
+        return stamp_batches(store_view.reader_of(self), trajectories, radius, times, **options)
 
     def trajectory_coadds(
         self,

@@ -17,8 +17,9 @@ from wustore.format.planes import layers_of
 from wustore.format.wcs import text_to_wcs
 from wustore.model.meta import LAYERS, PIXEL_LAYERS, Meta
 from wustore.model.select import image_column
+from wustore.model.units import whole_pixels
 from wustore.stamps.layer import Layer
-from wustore.stamps.sky import WCS_COLUMN, image_wcs_or_none, text_sky_to_pixel
+from wustore.stamps.sky import WCS_COLUMN, image_wcs_or_none, numbers_alike, texts_sky_to_pixel
 from wustore.stamps.trajectories import nearest_pixel
 
 if TYPE_CHECKING:
@@ -231,13 +232,13 @@ class WuStoreAccessor:
 
     def cutout(
         self,
-        x: float | None = None,
-        y: float | None = None,
-        width: int = 64,
-        height: int | None = None,
+        x: Any = None,
+        y: Any = None,
+        width: Any = 64,
+        height: Any = None,
         *,
-        ra: float | None = None,
-        dec: float | None = None,
+        ra: Any = None,
+        dec: Any = None,
     ) -> xr.Dataset:
         """Return a window of all images, lazily: the same pixels of each.
 
@@ -255,7 +256,8 @@ class WuStoreAccessor:
         UsageError
             If the window reaches beyond the images, the position is missing or given twice, or there are several WCSes.
         """
-        height = width if height is None else height
+        width = whole_pixels(width, "width")
+        height = width if height is None else whole_pixels(height, "height")
         xs, ys = self._positions(x, y, ra, dec)
         if (xs != xs[0]).any() or (ys != ys[0]).any():
             raise UsageError("the images have different WCSes", hint="Use stamps, or give x and y.")
@@ -296,6 +298,7 @@ class WuStoreAccessor:
         """
         xs, ys = self._positions(x, y, ra, dec)
         x0, y0 = self._origin()
+        radius = whole_pixels(radius, "radius")
         side = 2 * radius + 1
         layers = {name: self._dataset[name] for name in PIXEL_LAYERS if name in self._dataset}
         # Integers have no NaN; in a mask, what is not there is masked.
@@ -341,10 +344,9 @@ class WuStoreAccessor:
         if in_pixels == on_sky:
             raise UsageError("a position is needed, once", expected="x and y, or ra and dec")
         if in_pixels:
-            return np.broadcast_to(np.asarray(x, float), (n,)), np.broadcast_to(np.asarray(y, float), (n,))
-        found = {text: text_sky_to_pixel(text, ra, dec) for text in dict.fromkeys(map(self._text, range(n)))}
-        xs, ys = zip(*(found[self._text(i)] for i in range(n)), strict=True)
-        return np.array(xs, float), np.array(ys, float)
+            x, y = numbers_alike("pix", x=x, y=y)
+            return np.broadcast_to(x, (n,)), np.broadcast_to(y, (n,))
+        return texts_sky_to_pixel([self._text(i) for i in range(n)], ra, dec)
 
 
 class WuStoreEntrypoint(BackendEntrypoint):

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from common import N_IMAGES, at_least, at_most, child, finish, folder, load, seconds, size, stack, work_unit
+from common import (
+    N_IMAGES,
+    at_least,
+    at_most,
+    child,
+    decode_shard,
+    finish,
+    folder,
+    load,
+    seconds,
+    size,
+    stack,
+    stored_chunks,
+    work_unit,
+)
 
 import wustore
 from wustore.cli.measure import astropy_read, astropy_write
+from wustore.storage.threads import in_threads
 
 PSF = np.ones((1, 1))
 STEP = 0.01
@@ -70,24 +83,8 @@ def together(path, shares) -> float:
 
 def codec_alone(path):
     """Time to decode the pcodec chunks of a store in two threads, the bytes at hand, the values thrown away."""
-    with wustore.open_reader(path) as reader:
-        layers = [reader._layer(name) for name in ("science", "variance")]
-        chunks = []
-        for layer in layers:
-            for i in range(N_IMAGES):
-                shard = layer.keys.get(layer.key(i))
-                spans = layer.index(i, shard[-layer.grid.index_size :]).reshape(-1, 2).tolist()
-                chunks += [(layer.grid, shard[start : start + length]) for start, length in spans]
-    room = threading.local()
-
-    def decode(chunk):
-        grid, raw = chunk
-        if not hasattr(room, "values"):
-            room.values = np.empty(grid.chunk, grid.chain.dtype)
-        grid.chain.decode(raw, room.values)
-
-    with ThreadPoolExecutor(2) as pool:
-        return seconds(lambda: list(pool.map(decode, chunks)))
+    shards = stored_chunks(path)
+    return seconds(lambda: in_threads(decode_shard, shards, 2))
 
 
 def main(place):

@@ -72,6 +72,24 @@ def load(path: str | Path) -> wustore.WorkUnit:
     return loaded
 
 
+def stored_chunks(path: str | Path) -> list[tuple[object, list[bytes]]]:
+    """Return the chunks of science and variance of a Zarr store, shard by shard, and the codecs of each."""
+    shards = []
+    with wustore.open_reader(path) as reader:
+        for layer in [reader._layer(name) for name in ("science", "variance")]:
+            for i in range(reader.meta.n_images):
+                shard = layer.keys.get(layer.key(i))
+                bounds, _ = layer._index(i, shard[-layer._tail_size :])
+                shards.append((layer.grid, [shard[start:stop] for start, stop in bounds.tolist()]))
+    return shards
+
+
+def decode_shard(shard: tuple[object, list[bytes]]) -> None:
+    """Decode the chunks of a shard and throw the values away."""
+    grid, chunks = shard
+    grid.chain.decode_into(chunks, grid.chunk, [()] * len(chunks))
+
+
 def size(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size

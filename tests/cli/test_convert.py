@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 
 import numpy as np
@@ -138,3 +139,11 @@ def test_lossy_options(tmp_path, run, store):
     code, _, err = run("convert", name, target, "-o", "quantize_level=-0.5", "--lossy")
     assert code == 1
     assert "pixels changed, by 0.2" in err
+
+
+def test_estimate_of_files_that_come_back(nights, run, tmp_path):
+    store = tmp_path / "a.zarr"
+    assert run("convert", nights / "a.fits", store)[0] == 0
+    found = json.loads(run("convert", store, tmp_path / "b.fits", "--dry-run", "--json")[1])
+    assert found["target_bytes"] == (nights / "a.fits").stat().st_size
+    assert found["seconds"] > 0

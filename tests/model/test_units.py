@@ -14,7 +14,7 @@ from astropy.table import QTable, Table
 from astropy.time import Time
 
 from wustore.errors import UsageError
-from wustore.model.units import in_unit, mjd
+from wustore.model.units import in_unit, mjd, whole_pixels
 
 DEGREES = [10.0, 11.0]
 
@@ -105,3 +105,38 @@ def test_arrays_of_times():
 def test_no_times(value):
     with pytest.raises(UsageError):
         mjd(value)
+
+
+def test_whole_pixels():
+    assert [whole_pixels(value, "radius") for value in (3, np.int64(3), 3.0, "3pix", 3 * u.pix)] == [3] * 5
+    for wrong in (True, 1.5, 2 * u.arcsec, np.nan, None, "many"):
+        with pytest.raises(UsageError):
+            whole_pixels(wrong, "radius")
+
+
+NOONS = [NOON, NOON + 1]
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        NOONS,
+        np.array(NOONS) * u.d,
+        np.array(NOONS) * 24 * u.h,
+        Time(NOONS, format="mjd"),
+        Time(NOONS, format="mjd").datetime64.astype("datetime64[s]"),
+        Time(NOONS, format="mjd").to_datetime().tolist(),
+    ],
+)
+def test_stacks_take_times_in_every_form(times):
+    from wustore import ImageStack, SearchConfiguration, WorkUnit
+
+    planes = [np.ones((2, 2), "f4")] * 2
+    stack = ImageStack(times=times, sci=planes, var=planes)
+    assert np.allclose(stack.times, NOONS, rtol=0, atol=1e-9)
+    assert stack.get_matched_obstimes(times).tolist() == [0, 1]
+    stack.append_image(times[1], *planes)
+    assert stack.times[2] == stack.times[1]
+    with pytest.warns(UserWarning, match="WCS"):
+        work_unit = WorkUnit(ImageStack(times=[1, 2], sci=planes, var=planes), SearchConfiguration(), obstimes=times)
+    assert np.allclose(work_unit.get_all_obstimes(), NOONS, rtol=0, atol=1e-9)

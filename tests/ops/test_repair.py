@@ -76,7 +76,7 @@ def test_clean(damaged: Path, tmp_path: Path) -> None:
     assert planned.get(dead, "abandoned") == "abandoned"
     assert planned[living.path.name] == "in use"
     assert planned[".y.h5.wustore-partial"] == "unfinished"
-    assert planned[".z.fits~host~1-2.wustore-partial-old"] == "set aside"
+    assert planned[".z.fits~host~1-2.wustore-partial-old"] == "in use"  # nothing is known of its process
     assert ".mine" not in planned
     clean(tmp_path / "y.h5", unfinished=True)
     clean(tmp_path)

@@ -410,6 +410,7 @@ def columns_of(trajectories):
         lambda: Table(ROWS[:, ::-1], names=("vy", "vx", "y", "x")).as_array(),
         lambda: Table(ROWS, names=("x", "y", "vx", "vy")).to_pandas(),
         lambda: [SimpleNamespace(x=x, y=y, vx=vx, vy=vy) for x, y, vx, vy in ROWS],
+        lambda: SimpleNamespace(get_list=lambda: [SimpleNamespace(x=x, y=y, vx=vx, vy=vy) for x, y, vx, vy in ROWS]),
         lambda: Trajectories(*ROWS.T),
     ],
 )

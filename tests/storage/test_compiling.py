@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import pytest
+
+from wustore.storage import compiling
 from wustore.storage.compiling import Loops
 
 
-def test_imported_once_there_is_enough_work() -> None:
+def test_imported_once_there_is_enough_work(monkeypatch: pytest.MonkeyPatch) -> None:
     import json
 
+    monkeypatch.setattr(compiling, "_IF_IMPORTED", 1)
     loops = Loops("json", 100)
     assert loops.get(60) is None
     assert loops.get() is None
     assert loops.done == 60
     assert loops.get(40) is json
     assert loops.get() is json
+
+
+def test_sooner_if_numba_is_there() -> None:
+    import json
+
+    pytest.importorskip("numba")
+    loops = Loops("json", 160)
+    assert loops.get(9) is None
+    assert loops.get(1) is json
 
 
 def test_a_module_that_is_not_there() -> None:

@@ -15,6 +15,7 @@ code  meaning
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -101,8 +102,8 @@ _HINTS = {
     errno.EPERM: "Check the permissions of the path and of its directory.",
     errno.EROFS: "Write to another place.",
     errno.ENOENT: "Check the name, and whether its directory exists.",
-    errno.ENOTDIR: "A file stands where a directory is needed: check the path.",
-    errno.EISDIR: "A directory stands where a file is needed: check the path.",
+    errno.ENOTDIR: "There is a file in the place of a directory: check the path.",
+    errno.EISDIR: "There is a directory in the place of a file: check the path.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
     errno.EMFILE: "Raise the limit of open files (ulimit -n), or use fewer --workers.",
 }
@@ -135,6 +136,10 @@ def _open_closed_streams() -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - until the process ends
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    # Names of files and stored texts may hold what is no character, or none that the terminal knows.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _give_up_output() -> None:

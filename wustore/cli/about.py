@@ -206,7 +206,7 @@ def _tell(steps: list[_Step]) -> None:
 
 
 def _show_stamps(folder: Path) -> None:
-    """Cut the moving source out of the Zarr store: a picture, and a preview where there is a terminal."""
+    """Cut the moving source out of the Zarr store: a picture, and a preview on a terminal."""
     import wustore
     from wustore.stamps import picture as preview
 

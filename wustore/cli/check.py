@@ -204,7 +204,7 @@ Examples:
 @click.option("--dry-run", is_flag=True, help="List, and remove nothing.")
 @json_option
 def clean(path: str, *, unfinished: bool, dry_run: bool, as_json: bool) -> None:
-    """List and remove what killed processes left beside the store PATH, or in the directory PATH.
+    """List and remove what killed processes left next to the store PATH, or in the directory PATH.
 
     What a living process writes stays, and so do conversions that can be resumed, and files that were set aside.
     """

@@ -38,8 +38,8 @@ Examples:
 @workers_option
 @click.option(
     "--processes/--threads",
-    default=None,
-    help="What a worker is; by default a process from 5 workers on, if DST is Zarr.",
+    default=False,
+    help="What a worker is: a thread by default.",
 )
 @click.option(
     "--max-memory", type=SIZE, metavar="SIZE", help="Memory for the images being processed, such as 2G; lowers N."
@@ -62,7 +62,7 @@ def convert(
     lossy: bool,
     checksum: bool,
     workers: int | None,
-    processes: bool | None,
+    processes: bool,
     max_memory: int | None,
     resume: bool,
     scheduler: str | None,
@@ -101,6 +101,7 @@ def convert(
                 overwrite=overwrite,
                 workers=workers,
                 max_memory=max_memory,
+                capsule=not no_capsule,
                 options=options,
                 as_json=as_json,
             )
@@ -175,7 +176,7 @@ def _bytes(path: str) -> int:
 
 
 _ENDINGS = {"hdf5": ".h5", "fits": ".fits", "sharded-fits": ".fits"}
-"""Endings of new files where a format has several."""
+"""Endings of new files of formats that have several."""
 
 
 def _targets(paths: tuple[str, ...], target_format: str | None) -> list[tuple[str, str]]:
@@ -275,6 +276,7 @@ def _show_estimate(
     overwrite: bool,
     workers: int | None,
     max_memory: int | None,
+    capsule: bool,
     options: dict[str, Any],
     as_json: bool,
 ) -> None:
@@ -292,14 +294,22 @@ def _show_estimate(
     if "://" not in target and not target.startswith("ram:"):
         check_target(target, overwrite=overwrite)  # the same refusals as the conversion itself
     with open_reader(source, format=source_format) as reader:
-        found = estimate(reader, target, format=format, workers=workers, max_memory=max_memory, options=options)
+        found = estimate(
+            reader,
+            target,
+            format=format,
+            workers=workers,
+            max_memory=max_memory,
+            capsule=capsule,
+            options=options,
+        )
     if as_json:
         click.echo(json.dumps({**asdict(found), "fits": found.fits}, indent=2))
     else:
         sampled = " and ".join(map(str, found.sampled))
         free = "unknown" if found.free_bytes is None else size_text(found.free_bytes)
         click.echo(f"images   {found.n_images} (measured on image {sampled})")
-        click.echo(f"size     {size_text(found.target_bytes)} in {found.target_files} files; capsule not counted")
+        click.echo(f"size     {size_text(found.target_bytes)} in {found.target_files} files, without the capsule")
         click.echo(f"memory   {size_text(found.memory_bytes)} for {found.workers} images at a time")
         click.echo(f"time     {found.seconds:.1f} s")
         click.echo(f"free     {free}")

@@ -79,18 +79,20 @@ def stamp(
     refuse_same(path, output)
     refuse_same(trajectories, output)
     found: Stamps | Coadds
-    with open_reader(path, format=format_name) as reader:
+    with open_reader(path, format=format_name) as reader, progress_bar("cutting") as progress:
         if trajectories is None:
-            found = stamps(reader, radius=radius, times=times, **position)
+            found = stamps(reader, radius=radius, times=times, progress=progress, **position)
         elif kind is not None:
-            found = trajectory_coadds(reader, trajectories, radius, kind, times)
+            found = trajectory_coadds(reader, trajectories, radius, kind, times, progress=progress)
         else:
-            found = trajectory_stamps(reader, trajectories, radius, times)
+            found = trajectory_stamps(reader, trajectories, radius, times, progress=progress)
     write_stamps(found, output, coadd=kind, overwrite=overwrite)
     n_positions, n_times = found.x.size // max(len(found.times), 1), len(found.times)
     size = f"{2 * radius + 1} x {2 * radius + 1} pixels"
     what = f"{n_positions * n_times} stamps of {size}" if kind is None else f"{n_positions} coadds of {size}"
-    report(f"{output}: {what}, from {n_times} images")
+    n_outside = int(found.is_outside.sum()) if isinstance(found, Stamps) else 0
+    outside = f"; {n_outside} stamps have no pixel of their image" if n_outside else ""
+    report(f"{output}: {what}, from {n_times} images{outside}")
 
 
 _CUTOUT_EXAMPLES = """

@@ -74,7 +74,7 @@ CASES = (
 
 @dataclass
 class Measurement:
-    """What was found for one case; None where it does not apply or failed.
+    """What was found for one case; None if it does not apply or failed.
 
     Attributes
     ----------
@@ -135,7 +135,7 @@ def measurements(
     Raises
     ------
     StoreNotFoundError, FormatError, OSError
-        Where the source cannot be read. A case that fails says so in its measurement.
+        If the source cannot be read. A case that fails says so in its measurement.
     """
     from wustore.backends.registry import open_reader
 

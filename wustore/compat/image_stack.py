@@ -229,16 +229,18 @@ class ImageStack:
             stack.psfs = [plane.copy() for plane in self.psfs]
         return stack
 
-    def load(self, progress: Callable[[int, int], None] | None = None) -> None:
+    def load(self, progress: Callable[[int, int], None] | None = None, out: tuple[Any, Any] | None = None) -> None:
         """Read all planes of a lazy stack into memory; nothing happens if they are there.
 
         Parameters
         ----------
         progress
             Called with (images done, images in all).
+        out
+            Memory for science and variance; see `wustore.WorkUnit.load_images`.
         """
         if isinstance(self.sci, LazyPlanes):
-            self.sci, self.var, self.psfs = self.sci.source.load(self.sci.indices, progress)
+            self.sci, self.var, self.psfs = self.sci.source.load(self.sci.indices, progress, out)
 
     def _lists(self) -> tuple[list[Plane], list[Plane], list[Plane]]:
         """Return the three lists of planes, loaded, to change them."""

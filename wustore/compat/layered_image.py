@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from wustore.errors import FormatError
 from wustore.model.kbmod_rules import hide_pixels, identity_psf
+from wustore.model.units import mjd
 
 __all__ = [
     "LayeredImage",
@@ -42,9 +43,12 @@ class PlaneSource(Protocol):
         """Yield science and variance of these images, reading ahead."""
 
     def load(
-        self, indices: Sequence[int], progress: Callable[[int, int], None] | None = None
+        self,
+        indices: Sequence[int],
+        progress: Callable[[int, int], None] | None = None,
+        out: tuple[Any, Any] | None = None,
     ) -> tuple[list[Plane], list[Plane], list[Plane]]:
-        """Return science, variance and PSF planes of these images."""
+        """Return science, variance and PSF planes of these images, the first two in ``out`` if that is given."""
 
 
 class LazyPlanes(Sequence[Plane]):
@@ -148,7 +152,7 @@ class LayeredImage:
         time: float = 0.0,
         psf: ArrayLike | None = None,
     ) -> None:
-        self.time = time
+        self.time = float(mjd(time, "time"))
         self.sci = to_single(sci)
         self.var = to_single(var)
         self.psf = identity_psf() if psf is None else to_single(getattr(psf, "kernel", psf))

@@ -45,7 +45,7 @@ def chosen_images(
     Raises
     ------
     UsageError
-        Where a condition cannot be meant, or the table has no column of filters.
+        If a condition is invalid, or the table has no column of filters.
     """
     chosen = np.arange(meta.n_images) if images is None else _indices(images, meta.n_images)
     if times is not None:

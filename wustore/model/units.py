@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wustore.errors import UsageError
 
-__all__ = ["has_unit", "in_unit", "mjd"]
+__all__ = ["has_unit", "in_unit", "mjd", "whole_pixels"]
 
 _EPOCH = np.datetime64("1858-11-17T00:00:00", "us")
 """MJD 0."""
@@ -90,6 +90,20 @@ def in_unit(value: Any, unit: str, name: str) -> NDArray[np.float64]:
         except (TypeError, ValueError) as error:
             raise UsageError("not a number", where=name, expected=f"numbers [{unit}]", found=_short(error)) from error
     return _converted(value, found, unit, name)
+
+
+def whole_pixels(value: Any, name: str) -> int:
+    """Return a number of pixels, which may come with its unit.
+
+    Raises
+    ------
+    UsageError
+        If it is no whole number, or in another unit.
+    """
+    pixels = value if isinstance(value, int | np.integer) else float(in_unit(value, "pix", name))
+    if isinstance(value, bool) or not np.isfinite(pixels) or int(pixels) != pixels:
+        raise UsageError("not a whole number of pixels", where=name, expected="0 or more", found=value)
+    return int(pixels)
 
 
 def _converted(value: Any, found: Any, unit: str, name: str) -> NDArray[np.float64]:

@@ -15,11 +15,7 @@ from wustore.ops.jobs import discard, plan, run, run_on_cluster
 from wustore.ops.plans import has_begun
 from wustore.storage.stores import address_of
 
-__all__ = ["PARTS_ON_A_CLUSTER", "THREADS_AT_MOST", "convert", "refuse_same"]
-
-THREADS_AT_MOST = 4
-"""With more workers than this, processes are used: threads share the interpreter's lock, and spawning a
-process takes about as long as converting one 2048 x 2048 image (0.3 s)."""
+__all__ = ["PARTS_ON_A_CLUSTER", "convert", "refuse_same"]
 
 PARTS_ON_A_CLUSTER = 256
 """Parts at most on a Dask cluster. Each opens source and target, which costs time for every image that these have: a
@@ -35,7 +31,7 @@ def convert(
     overwrite: bool = False,
     capsule: bool = True,
     workers: int | None = None,
-    processes: bool | None = False,
+    processes: bool = False,
     max_memory: int | None = None,
     resume: bool = False,
     scheduler: Any = None,
@@ -48,7 +44,8 @@ def convert(
     Parameters
     ----------
     source, target
-        Paths, URLs, ``ram:`` names or zarr Store objects. A sharded FITS set is named by its primary file.
+        Paths, URLs, ``ram:`` names or zarr Store objects. A sharded FITS set is named by its primary file. The source
+        may also be a WorkUnit, ours or KBMOD's, which is then saved.
     source_format, format
         Format names of source and target, where content and suffix must not decide.
     overwrite
@@ -58,9 +55,8 @@ def convert(
     workers
         Images at a time; the number of processors by default. The result does not depend on it.
     processes
-        Whether workers are processes instead of threads; None for a Zarr target and more than `THREADS_AT_MOST`
-        workers. A process imports the main module of the program that asks for it, which must
-        therefore start its work under ``if __name__ == "__main__"``.
+        Whether workers are processes instead of threads, which are as fast at any number. A process imports the main
+        module of the program that asks for it, which must therefore start its work under ``if __name__ == "__main__"``.
     max_memory
         Bytes that the images in work may take together; lowers ``workers``.
     resume
@@ -111,10 +107,7 @@ def convert(
     refuse_same(source, target)
     with open_reader(source, format=source_format) as reader:
         workers = workers_within(reader.meta, workers, max_memory)
-        pieces = resume or scheduler is not None or processes is True
-        if processes is None and workers > THREADS_AT_MOST:
-            pieces = pieces or (backend_for_writing(target, format).name == "zarr" and isinstance(source, str))
-            processes = pieces
+        pieces = resume or scheduler is not None or processes
         if not pieces:
             return write(
                 reader,
@@ -143,7 +136,7 @@ def convert(
         try:
             if scheduler is not None:
                 return run_on_cluster(job, scheduler, progress=progress)
-            run(job, reader, workers=workers, processes=bool(processes), progress=progress)
+            run(job, reader, workers=workers, processes=processes, progress=progress)
         except BaseException:
             if not keep:
                 with suppress(WuStoreError, OSError):  # what went wrong first is what to tell

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 import time
@@ -12,16 +13,25 @@ from typing import Any
 
 import numpy as np
 
-from wustore.backends.base import Reader
+from wustore.backends.base import Backend, Reader
 from wustore.backends.registry import backend_for_writing
 from wustore.errors import WuStoreError
 from wustore.ops.copy import bytes_per_image, copy, workers_within
 from wustore.stamps.view import select
+from wustore.storage.threads import default_workers
 
 __all__ = ["Estimate", "estimate", "free_bytes", "refuse_if_too_large"]
 
 _BASE_MEMORY = 150 * 10**6
 """Bytes of a process that has imported numpy, a backend and its codecs (measured: 90 to 140 MB)."""
+
+_SPEED_UP = 0.8
+"""What each worker beyond the first adds: they share memory and caches (measured: 0.4 to 0.9)."""
+
+_HASHED = 16 << 20
+"""Bytes that are hashed to find how fast the files of a source with reconstruction data can be."""
+
+_FITS = ("fits", "sharded-fits")
 
 _MARGIN = 1.1
 """Images differ: a target must have room for a tenth more than was measured."""
@@ -86,6 +96,35 @@ def _measured(reader: Reader, images: list[int], backend: Any, options: Mapping[
         return sum(entry.stat().st_size for entry in files), len(files), seconds
 
 
+def _restored_bytes(reader: Reader, backend: Backend) -> int | None:
+    """Return the size of the FITS files that a store gives back; None if it does not."""
+    if backend.name not in _FITS or reader.format in _FITS:
+        return None
+    found = reader.capsule()
+    if found is None:
+        return None
+    return sum(int(file["size"]) for file in found.document["files"])
+
+
+def _proof_seconds(reader: Reader, i: int) -> float:
+    """Return how long the reconstruction data of one image take; hardly anything if the source has none to prove."""
+    image = reader.image(i)
+    begin = time.perf_counter()
+    reader.image_capsule(i, image)
+    return time.perf_counter() - begin
+
+
+def _hash_seconds(reader: Reader) -> float:
+    """Return how long the files of a FITS source take to be hashed, which happens once before its images are copied."""
+    if reader.format not in _FITS:
+        return 0.0
+    files = [Path(place) for place in reader.places()]
+    total = sum(file.stat().st_size for file in files if file.is_file())
+    begin = time.perf_counter()
+    hashlib.sha256(bytes(_HASHED))
+    return (time.perf_counter() - begin) * total / _HASHED
+
+
 def estimate(
     reader: Reader,
     target: str,
@@ -93,6 +132,7 @@ def estimate(
     format: str | None = None,  # noqa: A002
     workers: int | None = None,
     max_memory: int | None = None,
+    capsule: bool = True,
     options: Mapping[str, Any] | None = None,
 ) -> Estimate:
     """Convert the first image, then a middle one with it, and scale by the number of pixels.
@@ -101,7 +141,7 @@ def estimate(
     ----------
     reader
         The source.
-    target, format, workers, max_memory, options
+    target, format, workers, max_memory, capsule, options
         As for `wustore.convert`. Nothing is written there; the sample goes to the temporary directory.
 
     Returns
@@ -117,22 +157,31 @@ def estimate(
     pixels = reader.meta.image_shape.astype(np.float64).prod(axis=1)
     first, middle = 0, n_images // 2
     sampled = [first] if n_images == 1 else [first, middle]
+    restored = _restored_bytes(reader, backend) if capsule and not options else None
     one = _measured(reader, [first], backend, options or {})
     if n_images == 1:
         size, files, seconds = one
     else:
         two = _measured(reader, sampled, backend, options or {})
         share = (pixels.sum() - pixels[first]) / max(pixels[middle], 1)
-        size, files, seconds = (a + max(b - a, 0) * share for a, b in zip(one, two, strict=True))
+        size = one[0] + max(two[0] - one[0], 0) * share
         files = one[1] + (two[1] - one[1]) * (n_images - 1)
+        # The first time is that of everything that is loaded once as well; the second one has two images without it.
+        seconds = two[2] * pixels.sum() / max(pixels[first] + pixels[middle], 1)
     in_work = workers_within(reader.meta, workers, max_memory)
+    if capsule:
+        seconds += _proof_seconds(reader, middle) * pixels.sum() / max(pixels[middle], 1)
+    at_a_time = min(in_work, n_images, default_workers())
+    seconds = max(one[2] - seconds / n_images, 0) + seconds / (1 + _SPEED_UP * (at_a_time - 1))
+    if capsule:
+        seconds += _hash_seconds(reader)
     return Estimate(
         sampled=tuple(sampled),
         n_images=n_images,
-        target_bytes=int(size),
+        target_bytes=int(size) if restored is None else restored,
         target_files=int(files),
         memory_bytes=_BASE_MEMORY + in_work * bytes_per_image(reader.meta),
-        seconds=float(seconds) / min(in_work, n_images),
+        seconds=float(seconds),
         workers=in_work,
         free_bytes=free_bytes(target),
     )

@@ -20,7 +20,7 @@ from wustore.errors import UsageError
 from wustore.model.kbmod_rules import hide_pixels, is_masked, no_data_of
 from wustore.model.meta import PIXEL_LAYERS
 from wustore.model.select import TimeRange, chosen_images
-from wustore.model.units import has_unit, in_unit
+from wustore.model.units import whole_pixels
 from wustore.stamps.coadd import RunningCoadd, check_kind
 from wustore.stamps.gather import AT_A_TIME, Block, Windows
 from wustore.stamps.results import Coadds, Stamps
@@ -84,6 +84,13 @@ def stamps(
         If an argument is invalid.
     CorruptError
         If the stored bytes are damaged or missing.
+
+    Examples
+    --------
+    >>> from wustore.testing import sample
+    >>> found = stamps(sample("chunked"), x=100, y=150, radius=10)
+    >>> found.science.shape
+    (3, 21, 21)
     """
     wanted = _Request(reader, radius, chosen_images(reader.meta, times, images), layers, max_memory)
     if x is not None and y is not None and ra is None and dec is None:
@@ -145,6 +152,13 @@ def trajectory_stamps(
         If an argument is invalid.
     CorruptError
         If the stored bytes are damaged or missing.
+
+    Examples
+    --------
+    >>> from wustore.testing import sample
+    >>> found = trajectory_stamps(sample("chunked"), [(100, 200, 3.5, 0.5), (50, 60, 0, 0)], radius=5)
+    >>> found.science.shape, found.coadd("median").shape
+    ((2, 3, 11, 11), (2, 11, 11))
     """
     wanted = _Request(reader, radius, chosen_images(reader.meta, times, images), layers, max_memory)
     return wanted.stamps(*wanted.path(trajectories), progress)
@@ -258,13 +272,11 @@ class _Request:
     max_memory: int
 
     def __post_init__(self) -> None:
-        radius, layers, meta = self.radius, self.layers, self.reader.meta
-        if has_unit(radius):
-            radius = float(in_unit(radius, "pix", "radius"))
-            radius = int(radius) if radius.is_integer() else radius
-            object.__setattr__(self, "radius", radius)
-        if isinstance(radius, bool) or not isinstance(radius, int | np.integer) or radius < 0:
+        layers, meta = self.layers, self.reader.meta
+        radius = whole_pixels(self.radius, "radius")
+        if radius < 0:
             raise UsageError("not a radius of stamps", expected="a whole number of pixels, 0 or more", found=radius)
+        object.__setattr__(self, "radius", radius)
         unknown = [layer for layer in layers if layer not in PIXEL_LAYERS]
         if isinstance(layers, str) or unknown or not layers:
             raise UsageError("not layers of stamps", expected=f"some of {', '.join(PIXEL_LAYERS)}", found=layers)

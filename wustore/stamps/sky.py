@@ -22,6 +22,7 @@ __all__ = [
     "shared_wcs",
     "sky_to_pixel",
     "text_sky_to_pixel",
+    "texts_sky_to_pixel",
 ]
 
 WCS_COLUMN = "per_image_wcs"
@@ -57,7 +58,7 @@ def image_wcs(meta: Meta, i: int) -> str:
     Raises
     ------
     UsageError
-        Where it has none.
+        If it has none.
     """
     if meta.wcs is not None:
         return meta.wcs
@@ -93,7 +94,7 @@ def shared_wcs(meta: Meta, consequence: str, hint: str) -> str:
     Raises
     ------
     UsageError
-        Where an image has none, or another.
+        If an image has none, or another.
     """
     texts = {image_wcs(meta, i) for i in range(meta.n_images)}
     if len(texts) > 1:
@@ -114,9 +115,9 @@ def text_sky_to_pixel(text: str, ra: ArrayLike, dec: ArrayLike) -> tuple[NDArray
     Raises
     ------
     FormatError
-        Where the text is no WCS.
+        If the text is no WCS.
     UsageError
-        Where the positions are none.
+        If the positions are none.
     """
     from astropy.coordinates import SkyCoord
 
@@ -181,10 +182,16 @@ def sky_to_pixel(
     Raises
     ------
     UsageError
-        Where an image has no WCS, or the positions are none.
+        If an image has no WCS, or the positions are none.
     """
+    return texts_sky_to_pixel([image_wcs(meta, i) for i in images.tolist()], ra, dec)
+
+
+def texts_sky_to_pixel(
+    texts: Sequence[str], ra: ArrayLike, dec: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return where sky positions are in several WCSs, given by header text; see `sky_to_pixel`."""
     ra, dec = numbers_alike("deg", ra=ra, dec=dec)
-    texts = [image_wcs(meta, i) for i in images.tolist()]
     found = {text: text_sky_to_pixel(text, ra, dec) for text in dict.fromkeys(texts)}
     x = np.stack([found[text][0] for text in texts], axis=-1) if texts else np.empty((*ra.shape, 0))
     y = np.stack([found[text][1] for text in texts], axis=-1) if texts else np.empty((*ra.shape, 0))

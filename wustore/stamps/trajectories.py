@@ -99,7 +99,7 @@ class Trajectories:
         Parameters
         ----------
         times
-            MJD [days, UTC], shape (time,). Where NaN, a trajectory is nowhere.
+            MJD [days, UTC], shape (time,). A trajectory is nowhere at NaN.
         first_time
             MJD of the first image, the zero time unless the trajectories have their own.
 
@@ -111,7 +111,7 @@ class Trajectories:
         Raises
         ------
         UsageError
-            Where there is no zero time.
+            If there is no zero time.
         """
         zero = first_time if self.zero_time is None else self.zero_time
         if not np.isfinite(zero):
@@ -142,18 +142,18 @@ def trajectories_from(source: Any, meta: Meta) -> Trajectories:
           ``x, y, vx, vy``, or ``ra, dec, v_ra, v_dec`` [deg, deg / day] at the first image's time, or ``ra,
           dec`` and a time column (``mjd``, ``time``) with a row per position, ``object`` (or ``id``) telling
           the objects apart: each is fitted with a straight line in pixels;
-        - objects with attributes ``x, y, vx, vy`` (KBMOD's ``Trajectory``), one or many;
+        - objects with attributes ``x, y, vx, vy`` (KBMOD's ``Trajectory``), one or many, or its ``TrajectoryList``;
         - the path of a KBMOD results file (.ecsv, .parquet, .parq, .hdf5) or a .csv file with such columns.
-          Where it records the times of its images, the first of them is the zero time.
+          If it records the times of its images, the first of them is the zero time.
     meta
         Metadata of the store, for its WCS and the time of its first image.
 
     Raises
     ------
     UsageError
-        Where the form is unknown, columns are missing or values are not finite.
+        If the form is unknown, columns are missing, values are not finite or a unit cannot be converted.
     StoreNotFoundError, FormatError
-        Where the file is missing or not a table.
+        If the file is missing or not a table.
     MissingDependencyError
         For Parquet without pyarrow (extra ``parquet``).
     """
@@ -162,10 +162,10 @@ def trajectories_from(source: Any, meta: Meta) -> Trajectories:
     if isinstance(source, str | PathLike):
         columns, zero_time = _read_file(fspath(source))
         return _from_columns(columns, meta, zero_time)
-    table = getattr(source, "table", source)  # KBMOD's Results hold a table, and the times beside it
+    table = getattr(source, "table", source)  # KBMOD's Results hold a table, and times
     if hasattr(table, "colnames"):
-        beside = {key: getattr(source, key) for key in _ZERO_TIME_KEYS if getattr(source, key, None) is not None}
-        return _from_columns({name: table[name] for name in table.colnames}, meta, _zero_time(beside | table.meta))
+        times = {key: getattr(source, key) for key in _ZERO_TIME_KEYS if getattr(source, key, None) is not None}
+        return _from_columns({name: table[name] for name in table.colnames}, meta, _zero_time(times | table.meta))
     if isinstance(source, np.ndarray) and source.dtype.names is not None:
         return _from_columns({name: source[name] for name in source.dtype.names}, meta, None)
     if isinstance(source, Mapping):
@@ -178,6 +178,8 @@ def trajectories_from(source: Any, meta: Meta) -> Trajectories:
 
 
 def _from_sequence(source: Any) -> Trajectories:
+    if callable(getattr(source, "get_list", None)):  # KBMOD's TrajectoryList cannot be iterated
+        source = source.get_list()
     if not isinstance(source, np.ndarray):
         if not isinstance(source, Iterable):
             raise UsageError("not trajectories", expected="rows (x, y, vx, vy), a table or a file", found=repr(source))

@@ -21,7 +21,7 @@ from wustore.errors import FormatError, UsageError
 from wustore.format.planes import cast_plane
 from wustore.model.meta import LAYERS, PIXEL_LAYERS, Column, Image, Meta
 from wustore.model.select import TimeRange, chosen_images, consecutive_runs, selected_meta
-from wustore.model.units import has_unit, in_unit
+from wustore.model.units import in_unit, whole_pixels
 from wustore.stamps.sky import shared_wcs, text_sky_to_pixel
 from wustore.stamps.trajectories import nearest_pixel
 
@@ -53,7 +53,7 @@ def shifted_wcs(text: str, x: int, y: int, width: int, height: int) -> str:
     Raises
     ------
     FormatError
-        Where CRPIX is no number, or where a distortion counts pixels in a way that cannot be moved.
+        If CRPIX is no number, or a distortion counts pixels in a way that cannot be moved.
     """
     cards = [text[k : k + _CARD] for k in range(0, len(text), _CARD)]
     seen: set[str] = set()
@@ -134,7 +134,7 @@ def _windowed_meta(meta: Meta, rows: slice, columns: slice, path: str) -> Meta:
 class View(Reader):
     """Some of the images and a window of the pixels of another reader.
 
-    The FITS leftovers belong to the whole and are not there. Closing a view leaves the other reader open.
+    The FITS reconstruction data belong to the whole and are not there. Closing a view leaves the other reader open.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ class View(Reader):
     Raises
     ------
     UsageError
-        Where no image is chosen, or the window is empty or not within the frame.
+        If no image is chosen, or the window is empty or not within the frame.
     """
 
     def __init__(
@@ -234,7 +234,7 @@ class View(Reader):
         return list(arrays)
 
     def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
-        """Read one image, without FITS leftovers; see `wustore.backends.base.Reader.image`."""
+        """Read one image, without FITS reconstruction data; see `wustore.backends.base.Reader.image`."""
         if not self._is_window:
             return self._source.image(int(self._chosen[i]), layers)
         planes: dict[str, NDArray[Any] | None] = {}
@@ -345,7 +345,7 @@ def select(
     Raises
     ------
     UsageError
-        Where no image is left, or a condition cannot be meant.
+        If no image is left, or a condition is invalid.
     """
     chosen = chosen_images(reader.meta, times, images, filters)
     if len(np.unique(chosen)) != len(chosen):
@@ -384,7 +384,7 @@ def cutout(
     Raises
     ------
     UsageError
-        Where neither or both kinds of position or size are given, the window has no pixel in the frame, or
+        If neither or both kinds of position or size are given, the window has no pixel in the frame, or
         the images do not share one WCS (for sky positions).
 
     Notes
@@ -392,7 +392,9 @@ def cutout(
     Values with a unit (Quantity, or text such as ``2arcmin``) are converted.
     """
     x, y, scale = _centre(reader.meta, x, y, ra, dec, on_sky=size is not None)
-    width, height = (_pixels(value, name) for name, value in (("width", width), ("height", height)))
+    width, height = (
+        None if value is None else whole_pixels(value, name) for name, value in (("width", width), ("height", height))
+    )
     if size is not None:
         if width is not None or height is not None:
             raise UsageError("two sizes of the window", expected="width and height, or size")
@@ -406,16 +408,6 @@ def cutout(
     rows = slice(max(top, 0), max(top + height, 0))
     columns = slice(max(left, 0), max(left + width, 0))
     return View(reader, rows=rows, columns=columns)
-
-
-def _pixels(value: Any, name: str) -> int | None:
-    """Return a number of pixels that may come with a unit."""
-    if not has_unit(value):
-        return None if value is None else int(value)
-    pixels = float(in_unit(value, "pix", name))
-    if not pixels.is_integer():
-        raise UsageError("not a whole number of pixels", where=name, found=value)
-    return int(pixels)
 
 
 def _centre(meta: Meta, x: Any, y: Any, ra: Any, dec: Any, *, on_sky: bool) -> tuple[float, float, float]:

@@ -28,6 +28,7 @@ from wustore.storage.journal import JOURNAL
 from wustore.storage.locks import is_alive, is_open_file, machine, open_lock, refuse_link
 
 __all__ = [
+    "ASIDE",
     "Leftover",
     "Staging",
     "check_target",
@@ -40,6 +41,8 @@ __all__ = [
 ]
 
 _MARK = ".wustore-partial"
+ASIDE = "-old"
+"""What is added to the name of a private staging, for what it is about to replace."""
 _LOCK = "-lock"
 """What the lock of a private staging adds to its name."""
 _SYNC_WHOLE_FILE_SYSTEM = 64
@@ -346,7 +349,7 @@ class Staging:
         self._release()
 
     def _replace_in_two_steps(self) -> None:
-        aside = self.path.with_name(f"{self.path.name}-old")
+        aside = self.path.with_name(f"{self.path.name}{ASIDE}")
         self.target.rename(aside)
         try:
             self.path.rename(self.target)
@@ -404,8 +407,9 @@ def leftovers(path: Path) -> Iterator[Leftover]:
         )
         if not known or _MARK not in entry.name or entry.is_symlink():
             continue
-        if entry.name.endswith("-old"):
-            yield Leftover(entry, "set aside")
+        if entry.name.endswith(ASIDE):
+            owner = entry.with_name(entry.name.removesuffix(ASIDE))
+            yield Leftover(entry, "set aside" if _is_stale(owner) else "in use")
         elif "~" in entry.name:
             yield Leftover(entry, "abandoned" if _is_stale(entry) else "in use")
         elif entry.name.endswith(_MARK):

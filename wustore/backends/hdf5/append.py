@@ -1,7 +1,7 @@
-"""Appending images to a file: a new file beside it, into which the stored chunks go as they are, then one rename.
+"""Appending images to a file: the stored chunks are copied as they are into a new file, which then takes its place.
 
-Every image is read and compared with its checksums on the way, but no chunk is encoded again, and who has the old file
-open keeps it.
+Every image is read and compared with its checksums on the way, but no chunk is encoded again. A reader that has the
+old file open keeps it.
 """
 
 from __future__ import annotations

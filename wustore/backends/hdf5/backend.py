@@ -150,7 +150,7 @@ def _refuse(options: Mapping[str, Any], path: str, known: str) -> None:
 
 
 def _chunk_sides(chunks: Any) -> tuple[int, int] | None:
-    """Return the exact (y, x) of a chunk that was asked for, None where the layout decides."""
+    """Return the exact (y, x) of a chunk that was asked for, None if the layout decides."""
     if chunks is None:
         return None
     sides = tuple(chunks) if isinstance(chunks, Sequence) and not isinstance(chunks, str) else ()

@@ -52,12 +52,12 @@ def parse_document(text: str | bytes, path: str) -> dict[str, Any]:
 
 
 def read_document(file: h5py.File, path: str) -> dict[str, Any]:
-    """Return the document that stands as a root attribute.
+    """Return the document that is stored as a root attribute.
 
     Raises
     ------
     CorruptError
-        Where it is damaged, or does not match the checksum beside it.
+        If it is damaged, or does not match its checksum.
     """
     with netcdf.wrapped(path, "root attributes"):
         text, checksum = file.attrs[DOCUMENT], file.attrs.get(DOCUMENT_CHECKSUM)
@@ -80,7 +80,7 @@ def read_document(file: h5py.File, path: str) -> dict[str, Any]:
 
 
 def check_copies(path: str) -> Iterator[tuple[str, str]]:
-    """Yield (place, what is wrong) of the copies that other programs read, where they differ from the packed ones.
+    """Yield (place, what is wrong) of each copy for other programs that differs from the packed one.
 
     A process of its own reads them: damage in text of variable length can keep the HDF5 library busy for ever.
     """

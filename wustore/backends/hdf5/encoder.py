@@ -159,9 +159,9 @@ class Encoder(base.Encoder):
         Raises
         ------
         UsageError
-            Where there is no such image.
+            If there is no such image.
         FormatError
-            Where it is not what the metadata says.
+            If it is not what the metadata says.
         """
         self.check_index(i)
         self._check(i, image)
@@ -211,7 +211,7 @@ class Encoder(base.Encoder):
         Raises
         ------
         CorruptError
-            Where it is no piece of this file.
+            If it is no piece of this file.
         """
         with located(self.path):
             arrays = unpack(np.frombuffer(piece, np.uint8))

@@ -36,7 +36,7 @@ CAPSULE_DATA, CAPSULE_BOUND = "fits/data", "fits/bound"
 CHUNK_CHECKSUM = "chunk_checksum"
 """Array with the fletcher32 of each chunk of the layers, a row for each image."""
 METADATA_BLOCK = 1 << 18
-"""Bytes of the first block read from a URL: metadata stands mostly at the start, and opening takes two requests."""
+"""Bytes of the first block read from a URL: metadata is mostly at the start, and opening takes two requests."""
 _SNIFFED = 4096
 """Bytes at the start of an object in which the signature is looked for: further on, each look were a request."""
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -54,7 +54,7 @@ def has_signature(file: IO[bytes] | io.RawIOBase, size: int) -> bool:
 
 
 def open_file(path: str, remote: RemoteFile | None = None) -> h5py.File:
-    """Open an HDF5 file for reading; ``remote`` is the object at a URL where it is at hand already.
+    """Open an HDF5 file for reading; ``remote`` is the object at a URL if it is open already.
 
     Raises
     ------
@@ -148,7 +148,7 @@ class Output(io.RawIOBase):
     Parameters
     ----------
     path
-        Where to; there must be nothing.
+        Of the file; there must be nothing yet.
     """
 
     def __init__(self, path: Path) -> None:
@@ -174,7 +174,7 @@ class Output(io.RawIOBase):
         return self._place
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer; zeros stand for what was dropped."""
+        """Fill a buffer; what was dropped reads as zeros."""
         memory = memoryview(buffer)
         memory[:] = bytes(len(memory))
         try:

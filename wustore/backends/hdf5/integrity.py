@@ -3,8 +3,8 @@
 A chunk of another place is whole in itself. So its fletcher32 is compared with the one that is recorded for the place.
 
 The checksums of HDF5 and of wustore cover what readers use. Left over are bytes between objects, text in the global
-heap, and copies that only other programs read. So behind the end that HDF5 knows, where no reader looks, stands one
-CRC-32C for each block of the file. HDF5 cuts it off when it changes a file; then there is none.
+heap, and copies that only other programs read. So one CRC-32C for each block of the file follows the end that HDF5
+knows, where no reader looks. HDF5 cuts it off when it changes a file; then there is none.
 """
 
 from __future__ import annotations

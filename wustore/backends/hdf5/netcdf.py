@@ -101,7 +101,7 @@ def create_file(target: io.RawIOBase) -> h5py.File:
 
 
 def add_group(file: h5py.File, name: str) -> h5py.Group:
-    """Return the group of that name, made where it is not there yet."""
+    """Return the group of that name, made if it is not there yet."""
     if name in file:
         return file[name]
     properties = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
@@ -138,7 +138,7 @@ def set_attributes(dataset: h5py.Dataset, attributes: Mapping[str, Any]) -> None
 
 
 def set_text(target: h5py.HLObject, name: str, text: str) -> None:
-    """Set a text attribute: in the object header where it fits (checksummed there), else in the heap."""
+    """Set a text attribute: in the object header if it fits (checksummed there), else in the heap."""
     data = text.encode("utf-8", "replace").replace(b"\0", b"")
     if 0 < len(data) <= _LARGEST_TEXT_ATTRIBUTE:
         target.attrs.create(name, np.bytes_(data), dtype=h5py.string_dtype("utf-8", len(data)))
@@ -242,7 +242,7 @@ def dataset_at(file: h5py.File, name: str, path: str) -> h5py.Dataset:
             if link is None:
                 raise CorruptError("an array is missing", path=path, where=name)
             if not isinstance(link, h5py.HardLink):
-                raise CorruptError("a link stands in the place of an array", path=path, where=name, found=link.path)
+                raise CorruptError("a link instead of an array", path=path, where=name, found=link.path)
             group = group[part]
         if not isinstance(group, h5py.Dataset):
             raise CorruptError("an array is missing", path=path, where=name, found=type(group).__name__)

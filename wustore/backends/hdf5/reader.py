@@ -101,7 +101,7 @@ class Hdf5Reader(Reader):
         return self._file
 
     def _read_metadata(self) -> dict[str, Any]:
-        """Return the root document, and keep the small arrays that stand packed beside it.
+        """Return the root document, and keep the small arrays that are packed with it.
 
         Text of variable length lies in a part of the file that HDF5 does not protect, and a flipped bit there can
         keep the library busy for ever. So the copies that other programs read are not touched where the packed
@@ -129,7 +129,7 @@ class Hdf5Reader(Reader):
 
     @property
     def meta(self) -> Meta:
-        """Everything but pixels, PSF values and FITS leftovers; read when the store was opened."""
+        """Everything but pixels, PSF values and the FITS reconstruction data; read when the store was opened."""
         return self._meta
 
     @property
@@ -304,7 +304,7 @@ class Hdf5Reader(Reader):
         Raises
         ------
         CorruptError
-            Where one is missing. Damage inside of a chunk stays for who decodes it.
+            If one is missing. Damage inside of a chunk is not looked for.
         """
         reader = self._chunks(layer)
         return [reader.stored((i, y, x)) for y, x in corners]
@@ -319,14 +319,12 @@ class Hdf5Reader(Reader):
                 bound = self._array(CAPSULE_BOUND)
                 whole = bound.shape == (self._meta.n_images + 2,) and bound.dtype.kind in "iu"
                 if not whole or bound[0] != 0 or np.any(np.diff(bound) < 0):
-                    raise CorruptError(
-                        "the bounds of the FITS leftovers are wrong", path=self.path, where=CAPSULE_BOUND
-                    )
+                    raise CorruptError("the bounds of the capsule are wrong", path=self.path, where=CAPSULE_BOUND)
                 with netcdf.wrapped(self.path, CAPSULE_DATA):
                     data = netcdf.dataset_at(file, CAPSULE_DATA, self.path)
                     if data.shape != (bound[-1],) or data.dtype != np.uint8:
                         raise CorruptError(
-                            "the FITS leftovers have the wrong length",
+                            "the capsule has the wrong length",
                             path=self.path,
                             where=CAPSULE_DATA,
                             expected=f"{int(bound[-1])} bytes",
@@ -409,7 +407,7 @@ class Hdf5Reader(Reader):
         return netcdf.foreign(self._open(), self._meta, at_root, {CHUNK_CHECKSUM: {"long_name"}}, self.path)
 
     def describe(self) -> dict[str, Any]:
-        """Return profile and layout, filters and stored sizes of the layers, and whether FITS leftovers are kept."""
+        """Return profile and layout, filters and stored sizes of the layers, and whether there is a capsule."""
         storage = self._document.get("storage")
         storage = storage if isinstance(storage, dict) else {}
         layers = {}

@@ -38,11 +38,11 @@ _CAPSULE_LEVEL = 6
 _EARLY_IN_MEMORY = 1 << 26
 """Bytes of encoded images kept in memory that were written before their turn; more go to an unnamed file."""
 _SPOOLED_IN_MEMORY = 1 << 23
-"""Bytes of capsule kept in memory while writing; more goes to an unnamed file beside the target."""
+"""Bytes of capsule kept in memory while writing; more goes to an unnamed file in the target's directory."""
 
 
 class Hdf5Writer(Writer):
-    """An HDF5 store being written beside its target.
+    """An HDF5 store being written, in a staging file next to its target.
 
     The same images give the same bytes, whatever the number of threads and the order of writing: chunks go
     into the file in the order of the images, and what is written early waits.
@@ -50,11 +50,11 @@ class Hdf5Writer(Writer):
     Parameters
     ----------
     staging
-        Where to.
+        The target.
     encoder
         Of the same metadata.
     capsule
-        FITS leftovers, where they are kept.
+        FITS reconstruction data, if they are kept.
     """
 
     def __init__(self, staging: Staging, encoder: Encoder, capsule: Capsule | None) -> None:
@@ -91,11 +91,11 @@ class Hdf5Writer(Writer):
             staging.protect()
             netcdf.set_text(self._file, "Conventions", CONVENTIONS)
             # Variable-length, because a text inside the object header is limited to 64 kB; the checksum
-            # beside it is inside, where HDF5 protects it.
+            # is inside, where HDF5 protects it.
             self._file.attrs.create(DOCUMENT, text, dtype=h5py.string_dtype("ascii"))
             netcdf.set_text(self._file, DOCUMENT_CHECKSUM, hashlib.sha256(text.encode()).hexdigest())
             self._datasets += [_create_layer(self._file, layer) for layer in encoder.layers]
-            netcdf.add_group(self._file, "constituents")  # there even where the table has no columns
+            netcdf.add_group(self._file, "constituents")  # there even if the table has no columns
             for array in specs:
                 netcdf.add_array(self._file, array)
             self._check_output()

@@ -1,6 +1,6 @@
 """Codec chains of a chunk: array -> bytes -> compressed bytes -> CRC-32C, and back.
 
-A chain is what stands in ``codecs`` of an array's or shard's metadata. Only chains that end in
+A chain is the list ``codecs`` of an array's or shard's metadata. Only chains that end in
 ``crc32c`` are known here: without it damage would pass as data.
 """
 
@@ -43,7 +43,7 @@ Part = tuple[NDArray[Any], Any, Any]
 Mode = Literal["auto", "classic", "multiples"]
 
 
-class DamagedChunk(ValueError):  # noqa: N818 - internal: becomes a CorruptError where the place is known
+class DamagedChunk(ValueError):  # noqa: N818 - internal: becomes a CorruptError once the place is known
     """Bytes of a chunk that fail their checksum or do not decode.
 
     Parameters
@@ -123,7 +123,7 @@ class Chain:
     method
         ``pcodec``, ``zstd``, ``blosc`` or ``raw``.
     settings
-        The codec's configuration as it stands in the metadata.
+        The codec's configuration, as in the metadata.
     """
 
     dtype: np.dtype[Any]
@@ -131,7 +131,7 @@ class Chain:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Return the chain as it stands in ``codecs``."""
+        """Return the chain as the list ``codecs`` of the metadata."""
         chain: list[dict[str, Any]] = []
         if self.method == "pcodec":
             chain.append({"name": "numcodecs.pcodec", "configuration": dict(self.settings)})
@@ -161,7 +161,7 @@ class Chain:
         else:
             from numcodecs import blosc
 
-            blosc.use_threads = False  # as zarr itself does: they are not safe beside other threads
+            blosc.use_threads = False  # as zarr itself does: its threads are not safe next to others
             shuffle = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}[settings["shuffle"]]
             encode = blosc.Blosc(settings["cname"], settings["clevel"], shuffle, settings["blocksize"]).encode
         return lambda chunk: bytes(encode(chunk.astype(little, copy=False)))
@@ -247,14 +247,14 @@ def _decode_pcodec(
         if crc32c(raw) != RESIDUE:
             raise _wrong_checksum(number)
         parts, flat = wanted[number], flat_memory
-        if not parts[1:]:
+        if parts and not parts[1:]:
             # pcodec writes to contiguous memory only: at once into place if that is.
             ((out, place, _),) = parts
             whole = out[place]
             if whole.shape == shape and whole.flags.c_contiguous:
                 parts, flat = (), whole.reshape(-1)
         try:
-            # It ends where its own end mark says, so the checksum behind it does not matter.
+            # It ends where its own end mark says, so the checksum after it does not matter.
             progress = decompress(raw, flat)
         except _ERRORS as error:
             raise _undecodable(number, error) from error
@@ -307,7 +307,7 @@ def _zstd() -> _Unpack:
 def _blosc() -> _Unpack:
     from numcodecs import blosc
 
-    blosc.use_threads = False  # as zarr itself does: they are not safe beside other threads
+    blosc.use_threads = False  # as zarr itself does: its threads are not safe next to others
     return ((4, 4),) * 256, blosc.decompress
 
 
@@ -384,7 +384,7 @@ _SAMPLE_LEVEL = 4
 
 
 def parse_chain(codecs: object, dtype: np.dtype[Any]) -> Chain | None:
-    """Return the chain that metadata names, or None where it is not one that is known here."""
+    """Return the chain that metadata names, or None if it is not one that is known here."""
     if not isinstance(codecs, Sequence) or not all(isinstance(codec, Mapping) for codec in codecs):
         return None
     names = [codec.get("name") for codec in codecs]

@@ -6,6 +6,7 @@ import bz2
 import contextlib
 import gzip
 import hashlib
+import json
 import os
 import shutil
 import threading
@@ -19,7 +20,7 @@ from wustore.backends.fits.files.container import repack_outer
 from wustore.backends.fits.files.open_files import shard_name
 from wustore.errors import StoreExistsError
 from wustore.storage.files import sync
-from wustore.storage.staging import Staging, remove, sync_tree, take_mode
+from wustore.storage.staging import ASIDE, Staging, leftovers, remove, sync_tree, take_mode
 
 __all__ = ["Output"]
 
@@ -30,6 +31,29 @@ _SYNC_STEP = 16 << 20
 _SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".zip": "zip"}
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
 """Clock in zip files: a fixed one, so that the same WorkUnit gives the same file."""
+
+
+_NAMES = ".names"
+"""Below what is set aside of a set: the names of all its files, as a JSON list, written before the first is moved."""
+
+
+def _put_back(target: Path) -> None:
+    """Put the files of a set back that a killed process had set aside, unless the new set is whole."""
+    asides = [left.path for left in leftovers(target) if left.kind == "set aside"] if target.parent.is_dir() else []
+    for aside in asides:
+        try:
+            names = set(json.loads((aside / _NAMES).read_text("utf-8")))
+        except (OSError, ValueError, TypeError):
+            continue  # of a single file or directory, or written by an older version
+        moved = [path for path in aside.iterdir() if path.name != _NAMES]
+        if moved and not os.path.lexists(target):  # the primary file leaves first and comes last
+            for shard in _existing_shards(target):
+                if shard.name not in names:
+                    shard.unlink()  # of the new set
+            for path in sorted(moved, key=lambda path: path.name == target.name):
+                path.replace(target.with_name(path.name))
+            sync(target.parent)
+        remove(aside)
 
 
 def _existing_shards(primary: Path) -> list[Path]:
@@ -81,6 +105,8 @@ class Output:
     ) -> None:
         self.n_files = 1 if n_shards is None else 1 + n_shards
         self.sharded = n_shards is not None
+        if self.sharded:
+            _put_back(Path(os.path.abspath(path)))  # noqa: PTH100 - as in `Staging`
         self._staging = Staging(path, overwrite=overwrite)
         self.target = self._staging.target
         self._originals = originals
@@ -249,7 +275,7 @@ class Output:
 
     def _move_in(self) -> None:
         """Set the old set aside (primary first, so that no mixture ever opens), move the new one in (primary last)."""
-        aside = self._staging.path.with_name(self._staging.path.name + "-old")
+        aside = self._staging.path.with_name(self._staging.path.name + ASIDE)
         old = [self.target, *_existing_shards(self.target)]
         old = [path for path in old if os.path.lexists(path)]
         if old and not self._staging.overwrite:
@@ -263,6 +289,8 @@ class Output:
         try:
             if old:
                 aside.mkdir()
+                (aside / _NAMES).write_text(json.dumps([path.name for path in old]))
+                sync_tree(aside)
                 for path in old:
                     path.rename(aside / path.name)
             for number in range(self.n_files - 1, -1, -1):
@@ -280,6 +308,7 @@ class Output:
                 if (aside / path.name).exists():
                     (aside / path.name).rename(path)
             with contextlib.suppress(OSError):
+                (aside / _NAMES).unlink(missing_ok=True)
                 aside.rmdir()
             raise
         remove(self._staging.path)

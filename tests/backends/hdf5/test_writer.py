@@ -1,0 +1,94 @@
+"""Writing where the system refuses: a message, nothing left, and a library that can end in peace."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wustore.backends.hdf5.backend import Hdf5Backend
+from wustore.backends.hdf5.file import Output
+from wustore.ops.copy import copy
+from wustore.testing import assert_same, sample, with_capsule
+
+
+def write(path: Path) -> None:
+    source = with_capsule(sample("rich"))
+    copy(source, Hdf5Backend().create(str(path), source.meta, capsule=source.capsule()), workers=1)
+
+
+@pytest.mark.parametrize("part", range(12))
+def test_an_error_of_the_system_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+    """It is the one that was met first; the next attempt succeeds."""
+    write(tmp_path / "whole.h5")
+    limit = (tmp_path / "whole.h5").stat().st_size * part // 12
+    real = Output.write
+
+    def refuse(self: Output, data: Any) -> int:
+        if self.tell() + len(data) > limit:
+            self._fail(OSError(errno.ENOSPC, "No space left on device"))
+        return real(self, data)
+
+    monkeypatch.setattr(Output, "write", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "a.h5")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["whole.h5"]
+    monkeypatch.undo()
+    write(tmp_path / "a.h5")
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from wustore.backends.hdf5.backend import Hdf5Backend
+from wustore.ops.copy import copy
+from wustore.testing import sample
+source = sample("rich")
+for limit in map(int, sys.argv[2:]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))
+    try:
+        copy(source, Hdf5Backend().create(sys.argv[1], source.meta), workers=1)
+    except OSError as error:
+        print(limit, type(error).__name__)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the size of files is limited as POSIX does it")
+def test_the_library_ends_without_a_crash(tmp_path: Path) -> None:
+    limits = [0, 1, 100, 4096, 9000, 30_000]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path / "a.h5"), *map(str, limits)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == [text for limit in limits for text in (str(limit), "OSError")], done.stderr
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_dropped_reads_as_zeros(tmp_path: Path) -> None:
+    output = Output(tmp_path / "a")
+    output.write(b"abc")
+    output._fail(OSError(errno.EIO, "broken"))
+    output.write(b"def")
+    output.truncate(100)
+    output.seek(0)
+    memory = bytearray(b"xxxxxx")
+    assert output.readinto(memory) == 6
+    assert memory == b"abc\0\0\0"
+    with pytest.raises(OSError, match="broken"):
+        output.check()
+    output.close()
+    assert (tmp_path / "a").read_bytes() == b"abc"
+
+
+def test_reading_back(tmp_path: Path) -> None:
+    write(tmp_path / "a.h5")
+    with Hdf5Backend().open(str(tmp_path / "a.h5")) as reader:
+        assert_same(with_capsule(sample("rich")), reader)
