@@ -7,7 +7,6 @@ import random
 import subprocess
 import sys
 import time
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,7 +115,8 @@ def test_append_to_hdf5_encodes_new_images_only(tmp_path, monkeypatch, options):
     for name in ("encode", "decode"):
         monkeypatch.setattr(Pipeline, name, counted(name))
     edit.append(path, other)
-    assert Counter(calls) == {"decode": len(before), "encode": len(before)}  # as many new images as old ones
+    assert calls.count("encode") == len(before)  # as many new images as old ones
+    assert calls.count("decode") <= len(before)
     after = chunks(path)
     assert len(after) == 2 * len(before)
     assert {key: after[key] for key in before} == before
@@ -131,17 +131,17 @@ def writer_of(path, options):
     return backend_for_writing(str(path)).create(str(path), meta, **options)
 
 
-def test_damage_goes_along_with_an_append_and_is_found(tmp_path):
-    """A chunk is copied as it stands; its checksum stays wrong."""
+def test_an_append_does_not_take_damage_over(tmp_path):
+    """Chunks that are taken over as they are would get checksums that certify them."""
     path = save(sample("chunked"), tmp_path / "a.h5")
     with h5py.File(path) as file:
         info = file["science"].id.get_chunk_info(1)
     data = bytearray(Path(path).read_bytes())
     data[info.byte_offset + info.size // 2] ^= 1
     Path(path).write_bytes(data)
-    edit.append(path, save(sample("chunked", 1), tmp_path / "b.h5"))
-    with wustore.open_reader(path) as reader, pytest.raises(CorruptError, match="image 0"):
-        reader.image(0)
+    with pytest.raises(CorruptError, match="image 0"):
+        edit.append(path, save(sample("chunked", 1), tmp_path / "b.h5"))
+    assert Path(path).read_bytes() == data
 
 
 @STORES
