@@ -1065,7 +1065,7 @@ class WorkUnit:
         meta = _as_kbmod(reader.meta) if kbmod else reader.meta
         leftovers = reader.capsule() if capsule else None
         writer = backend_named(format_name).create(target, meta, capsule=leftovers, overwrite=overwrite, **options)
-        copy_store(reader, writer)
+        copy_store(reader, writer, workers=options.get("workers"))
 
     # -- results --
 

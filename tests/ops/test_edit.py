@@ -262,8 +262,10 @@ def test_capsule_goes_with_an_append(tmp_path, suffix):
     other = save(sample("ragged", 1), tmp_path / "b.zarr")
     before = chunks(path)
     with pytest.raises(UsageError, match="ends the FITS reconstruction data"):
+        edit.append(path, other, drop_capsule=False)
+    with pytest.raises(edit.EditWarning, match="ends the FITS reconstruction data"):  # an error in tests
         edit.append(path, other)
-    assert chunks(path) == before
+    assert chunks(path) == before  # it comes before anything is written
     edit.append(path, other, drop_capsule=True)
     with wustore.open_reader(path) as reader:
         assert reader.capsule() is None
@@ -391,7 +393,7 @@ def test_repack_keeps_what_is_not_changed(tmp_path, suffix):
 def test_drop(tmp_path, suffix):
     source = with_capsule(sample("simple"))
     path = save(source, tmp_path / f"a{suffix}", profile="none")
-    with pytest.raises(UsageError, match="ends the FITS reconstruction data"):
+    with pytest.raises(edit.EditWarning, match="ends the FITS reconstruction data"):
         edit.drop(path, ["mask"])
     edit.drop(path, ["mask", "capsule"])
     with wustore.open_reader(path) as reader:
@@ -428,3 +430,15 @@ def test_unknown_profile_leaves_the_store(tmp_path):
         edit.repack(path, profile="zap")
     with wustore.open_reader(path) as reader:
         assert_same(sample("simple"), reader)
+
+
+def test_images_that_are_there_already(tmp_path):
+    path = save(sample("simple"), tmp_path / "a.zarr")
+    before = chunks(path)
+    for sources in ([path], [save(sample("simple", 1), tmp_path / "b.h5")] * 2):
+        with pytest.raises(UsageError, match="there already"):
+            edit.append(path, *sources, duplicates=False)
+        with pytest.raises(edit.EditWarning, match="there already"):
+            edit.append(path, *sources)
+        assert chunks(path) == before
+    assert edit.append(path, path, duplicates=True) == 3

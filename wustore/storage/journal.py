@@ -32,7 +32,7 @@ class Entry:
     written
         Key to (size, CRC-32C) of every value.
     checksums
-        CRC-32C of each plane, in the order of `wustore.model.meta.LAYERS`; none where the values hold them.
+        CRC-32C of each plane, in the order of `wustore.model.meta.LAYERS`; none if the values hold them.
     """
 
     written: Mapping[str, tuple[int, int]]
@@ -86,7 +86,7 @@ class Journal:
         Raises
         ------
         UsageError
-            Where another conversion has been started here.
+            If another conversion has been started here.
         """
         text = json.dumps(plan, sort_keys=True).encode()  # ASCII: names of files may hold bytes that are no text
         self._plan = crc32c(text)
@@ -102,7 +102,7 @@ class Journal:
             )
 
     def capsule_key(self, i: int) -> str:
-        """Return the key that holds the FITS leftovers of image ``i`` until the end."""
+        """Return the key that holds the FITS reconstruction data of image ``i`` until the end."""
         return f"{_IMAGES}{i}.capsule"
 
     def record(self, i: int, entry: Entry) -> None:
@@ -116,7 +116,7 @@ class Journal:
         self._keys.set(f"{_IMAGES}{i}.json", sealed_text(document))
 
     def entry(self, i: int) -> Entry | None:
-        """Return what was recorded of image ``i``; None where nothing (whole) was, or it was for another plan.
+        """Return what was recorded of image ``i``; None if nothing (whole) was, or if it was for another plan.
 
         A process that still works for a conversion that is finished, or removed, may write when the next one has begun.
         """
@@ -133,7 +133,7 @@ class Journal:
             return None
 
     def recorded(self, n_images: int) -> set[int]:
-        """Return the images that something is recorded of; all where nothing but the store's appearance is missing."""
+        """Return the images that something is recorded of; all if nothing but the store's appearance is missing."""
         if self.is_sealed():
             return set(range(n_images))
         names = {key.removeprefix(_IMAGES) for key in self._keys.list(_IMAGES)}
@@ -156,7 +156,7 @@ class Journal:
         Raises
         ------
         CorruptError
-            Where it is not what was written.
+            If it is not what was written.
         """
         value = self._keys.get(key)
         if value is None or entry.written.get(key) != (len(value), crc32c(value)):
@@ -203,7 +203,7 @@ class Journal:
 
     def drop(self) -> None:
         """Remove the journal."""
-        # First what says that there is something to go on with: where a process is killed here, the rest says nothing.
+        # First what says that there is something to go on with: if a process is killed here, the rest says nothing.
         self._keys.delete(f"{JOURNAL}job.json")
         self._keys.delete_below(JOURNAL)
 

@@ -2,7 +2,7 @@
 
 What ``workers`` means, everywhere: the number of threads (or processes) that work at the same time, the calling one
 included; None chooses (`worker_count`). Work inside of such a thread shares its part: two images that are read with
-eight workers are decoded with four threads each, and with ``workers=1`` nothing runs beside the calling thread.
+eight workers are decoded with four threads each, and with ``workers=1`` nothing runs but the calling thread.
 
 All work runs in one pool for each process, whose threads live on between calls. Who hands out work takes part in it,
 so nested calls cannot wait for each other.
@@ -173,7 +173,7 @@ class _Batch(Generic[T, R]):
                     return
 
     def run(self, helpers: int) -> list[R]:
-        """Do all items with so many threads besides the calling one; raise the error of the first that has one."""
+        """Do all items with so many more threads; raise the error of the first that has one."""
         futures = [_pool(os.getpid()).submit(self._work) for _ in range(helpers)]
         try:
             self._work()

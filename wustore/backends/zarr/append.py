@@ -86,7 +86,7 @@ def append_images(
     Raises
     ------
     UsageError
-        Where the images do not belong into this store.
+        If the images do not belong into this store.
     """
     with _alone(path), ZarrReader(_keys(path), path, "zarr") as old:
         document = dict(old.document())
@@ -113,7 +113,7 @@ def _keys(path: Any) -> Keys:
 
 
 def _check_grids(new: Structure, old: Structure, path: str) -> None:
-    """Refuse where the arrays would be chunked in another way than the chunks that stand."""
+    """Refuse if the arrays would be chunked in another way than the chunks that are there."""
     for spec, before in zip(new.layers, old.layers, strict=True):
         a, b = new.layer_metadata(spec), old.layer_metadata(before)
         if {**a, "shape": None, "attributes": None} != {**b, "shape": None, "attributes": None}:

@@ -1,4 +1,4 @@
-"""The FITS leftovers of a store: all pieces one behind the other in ``fits/data``, their bounds in ``fits/bound``."""
+"""FITS reconstruction data (the capsule): all pieces one after the other in ``fits/data``, bounds in ``fits/bound``."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class CapsuleBytes:
     Raises
     ------
     CorruptError
-        Where the two do not fit together.
+        If the two do not fit together.
     """
 
     def __init__(self, keys: Keys, metadata: Mapping[str, Any], bounds: NDArray[Any], n_images: int) -> None:
@@ -98,7 +98,9 @@ class CapsuleBytes:
         places = bounds.tolist() if bounds.ndim == 1 else []
         ordered = all(a <= b for a, b in itertools.pairwise(places))
         if not known or len(places) != n_images + 2 or places[0] != 0 or places[-1] != total or not ordered:
-            raise CorruptError("the FITS leftovers are not stored as they should be", path=keys.name, where="fits")
+            raise CorruptError(
+                "the FITS reconstruction data are not stored as they have to be", path=keys.name, where="fits"
+            )
         self._bounds = places
         self._last: tuple[int, bytes] = (-1, b"")
 

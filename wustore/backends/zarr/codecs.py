@@ -1,6 +1,6 @@
 """Codec chains of a chunk: array -> bytes -> compressed bytes -> CRC-32C, and back.
 
-A chain is what stands in ``codecs`` of an array's or shard's metadata. Only chains that end in
+A chain is the list ``codecs`` of an array's or shard's metadata. Only chains that end in
 ``crc32c`` are known here: without it damage would pass as data.
 """
 
@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from wustore.errors import MissingDependencyError
 from wustore.storage.checksum import crc32c
 
 __all__ = [
@@ -43,7 +44,7 @@ Part = tuple[NDArray[Any], Any, Any]
 Mode = Literal["auto", "classic", "multiples"]
 
 
-class DamagedChunk(ValueError):  # noqa: N818 - internal: becomes a CorruptError where the place is known
+class DamagedChunk(ValueError):  # noqa: N818 - internal: becomes a CorruptError once the place is known
     """Bytes of a chunk that fail their checksum or do not decode.
 
     Parameters
@@ -123,7 +124,7 @@ class Chain:
     method
         ``pcodec``, ``zstd``, ``blosc`` or ``raw``.
     settings
-        The codec's configuration as it stands in the metadata.
+        The codec's configuration, as in the metadata.
     """
 
     dtype: np.dtype[Any]
@@ -131,7 +132,7 @@ class Chain:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Return the chain as it stands in ``codecs``."""
+        """Return the chain as the list ``codecs`` of the metadata."""
         chain: list[dict[str, Any]] = []
         if self.method == "pcodec":
             chain.append({"name": "numcodecs.pcodec", "configuration": dict(self.settings)})
@@ -161,7 +162,7 @@ class Chain:
         else:
             from numcodecs import blosc
 
-            blosc.use_threads = False  # as zarr itself does: they are not safe beside other threads
+            blosc.use_threads = False  # as zarr itself does: its threads are not safe next to others
             shuffle = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}[settings["shuffle"]]
             encode = blosc.Blosc(settings["cname"], settings["clevel"], shuffle, settings["blocksize"]).encode
         return lambda chunk: bytes(encode(chunk.astype(little, copy=False)))
@@ -254,9 +255,15 @@ def _decode_pcodec(
             if whole.shape == shape and whole.flags.c_contiguous:
                 parts, flat = (), whole.reshape(-1)
         try:
-            # It ends where its own end mark says, so the checksum behind it does not matter.
+            # It ends where its own end mark says, so the checksum after it does not matter.
             progress = decompress(raw, flat)
         except _ERRORS as error:
+            if "Compatibility error" in str(error):  # its checksum is right: nothing is damaged
+                raise MissingDependencyError(
+                    "the store was written with a newer pcodec than the one that is installed",
+                    found=error,
+                    hint="pip install --upgrade pcodec",
+                ) from error
             raise _undecodable(number, error) from error
         if progress.n_processed != flat.size or not progress.finished:
             raise _wrong_size(number)
@@ -307,7 +314,7 @@ def _zstd() -> _Unpack:
 def _blosc() -> _Unpack:
     from numcodecs import blosc
 
-    blosc.use_threads = False  # as zarr itself does: they are not safe beside other threads
+    blosc.use_threads = False  # as zarr itself does: its threads are not safe next to others
     return ((4, 4),) * 256, blosc.decompress
 
 
@@ -384,7 +391,7 @@ _SAMPLE_LEVEL = 4
 
 
 def parse_chain(codecs: object, dtype: np.dtype[Any]) -> Chain | None:
-    """Return the chain that metadata names, or None where it is not one that is known here."""
+    """Return the chain that metadata names, or None if it is not one that is known here."""
     if not isinstance(codecs, Sequence) or not all(isinstance(codec, Mapping) for codec in codecs):
         return None
     names = [codec.get("name") for codec in codecs]

@@ -54,7 +54,7 @@ class Structure:
     layers
         The big arrays.
     small
-        The small arrays that follow from ``meta`` alone.
+        The small arrays that follow from ``meta``.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Structure:
         return shards, (*plane_checksums(image), *bindings.values())
 
     def small_chunk(self, spec: ArraySpec) -> tuple[str, bytes | None]:
-        """Return key and bytes of the one chunk of a small array; no bytes where it has no values."""
+        """Return key and bytes of the one chunk of a small array; no bytes if it has no values."""
         return chunk_key(spec.name, (0,) * spec.data.ndim, self.separator), encode_small(spec.data)
 
     def nodes(self, small: Sequence[ArraySpec], others: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -75,7 +75,7 @@ class ForeignArray:
             raise self._corrupt("an array cannot be read", error) from error
 
     def _check_there(self, index: tuple[slice, ...]) -> None:
-        """Raise where a chunk that the box touches is missing: zarr-python would give fill values."""
+        """Raise if a chunk that the box touches is missing: zarr-python would give fill values."""
         outer = self.array.shards or self.array.chunks
         if any(part.start >= part.stop for part in index):
             return

@@ -118,7 +118,7 @@ def small_metadata(spec: ArraySpec, separator: str = SEPARATOR) -> dict[str, Any
 
 
 def encode_small(data: NDArray[Any]) -> bytes | None:
-    """Return the one chunk of an array, None where it has no values."""
+    """Return the one chunk of an array, None if it has no values."""
     if data.size == 0:
         return None
     if data.dtype.kind != "O":
@@ -129,7 +129,7 @@ def encode_small(data: NDArray[Any]) -> bytes | None:
 
 
 def decode_small(metadata: Mapping[str, Any], raw: bytes | None) -> NDArray[Any] | None:
-    """Return an array from its one chunk, or None where the metadata is not what `small_metadata` writes.
+    """Return an array from its one chunk, or None if the metadata is not what `small_metadata` writes.
 
     Raises
     ------

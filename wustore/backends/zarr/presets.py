@@ -124,7 +124,7 @@ def grid_for(
 def hints_for(plane: NDArray[Any]) -> Hints:
     """Return what pcodec should try on this plane, from a sample of its rows.
 
-    The choice is a function of the plane alone, so that the bytes do not depend on who writes them. Left
+    The choice is a function of the plane only, so that the bytes do not depend on who writes them. Left
     to itself pcodec finds nearly the same, but takes up to three times as long (lookback deltas).
     """
     if plane.dtype.kind != "f" or plane.dtype.itemsize < 4 or not plane.size:

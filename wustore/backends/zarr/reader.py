@@ -56,7 +56,7 @@ _EMPTY = np.empty((0, 0), dtype=np.float32)
 
 
 def _separator(node: Mapping[str, Any]) -> str:
-    """Return what stands between the numbers of an array's chunk keys (Zarr v3: a slash where it is not said)."""
+    """Return the separator of an array's chunk keys (Zarr v3: a slash by default)."""
     try:
         return str(node["chunk_key_encoding"].get("configuration", {}).get("separator", "/"))
     except (KeyError, AttributeError):

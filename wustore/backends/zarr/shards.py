@@ -1,10 +1,10 @@
 """Shards: one layer of one image, cut into inner chunks, with an index at the end.
 
-Format: codec ``sharding_indexed`` of Zarr v3 (ZEP 2): the chunks one behind the other, then for every
+Format: codec ``sharding_indexed`` of Zarr v3 (ZEP 2): the chunks one after the other, then for every
 chunk in C order its offset and length (uint64, little-endian; both 2^64 - 1 for a missing chunk), then
 the CRC-32C of that index.
 
-Before the index stand the CRC-32C of all chunks, which other readers of Zarr do not look at. The store keeps
+Before the index are the CRC-32C of all chunks, which other readers of Zarr do not look at. The store keeps
 one CRC-32C over these and that of the index for every shard (`binding_of`). So a chunk that belongs to another place,
 image, layer or store is found, although its own checksum is right.
 """
@@ -86,7 +86,7 @@ class ShardGrid:
         return 16 * self.n_chunks + 4
 
     def codec(self) -> dict[str, Any]:
-        """Return the sharding codec as it stands in ``codecs``."""
+        """Return the sharding codec as it is in ``codecs``."""
         return {
             "name": "sharding_indexed",
             "configuration": {
@@ -99,7 +99,7 @@ class ShardGrid:
 
 
 def parse_grid(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> ShardGrid | None:
-    """Return the grid of a layer's array metadata, or None where it is not cut the way that is known here."""
+    """Return the grid of a layer's array metadata, or None if it is not cut the way that is known here."""
     try:
         grid, encoding = metadata["chunk_grid"], metadata["chunk_key_encoding"]
         (codec,) = metadata["codecs"]
@@ -142,7 +142,7 @@ def encode_shard(
     workers
         Threads that encode.
     bound
-        Whether the checksums of the chunks stand before the index.
+        Whether the checksums of the chunks are put before the index.
     """
     height, width = grid.chunk
     compress = grid.chain.compressor(hints)

@@ -80,7 +80,7 @@ class Target(ABC):
 
 
 class DirectoryTarget(Target):
-    """A directory written beside its place."""
+    """A directory written next to its place."""
 
     def __init__(self, staging: Staging) -> None:
         self.staging = staging
@@ -114,7 +114,7 @@ class ZipTarget(DirectoryTarget):
     """A directory that is packed into one file at the end, so that the bytes do not depend on the order of writing."""
 
     def publish(self, journal: Journal | None) -> None:
-        """Pack beside it, and move the file to its place."""
+        """Pack it into a file next to it, and move that to its place."""
         directory, target = self.staging.path, self.staging.target
         self._directory.settle()
         self._directory.sweep()

@@ -1,0 +1,65 @@
+"""Metadata documents, arrays of one chunk, and the checksums of the root document."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from wustore.backends.zarr.codecs import DamagedChunk
+from wustore.backends.zarr.metadata import (
+    chunk_key,
+    decode_small,
+    document_checksum,
+    encode_small,
+    packed_checksum,
+    small_metadata,
+    to_json,
+)
+from wustore.format.arrays import ArraySpec, text_array
+
+
+def spec(data: np.ndarray) -> ArraySpec:
+    return ArraySpec("x", data, tuple(f"d{k}" for k in range(data.ndim)))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        np.arange(6, dtype="i8").reshape(2, 3),
+        np.array([np.nan, -0.0, np.inf]),
+        np.array([True, False]),
+        text_array(["", "é", "a" * 300]),
+        np.empty((0, 4), "f4"),
+    ],
+    ids=["numbers", "floats", "booleans", "text", "empty"],
+)
+def test_an_array_of_one_chunk(data: np.ndarray) -> None:
+    metadata, raw = small_metadata(spec(data)), encode_small(data)
+    found = decode_small(metadata, raw)
+    assert found is not None
+    assert (found.dtype, found.shape, found.tolist().__repr__()) == (data.dtype, data.shape, data.tolist().__repr__())
+    if raw is not None:
+        flipped = bytes([raw[0] ^ 1]) + raw[1:]
+        for damaged in (None, b"", raw[:-1], flipped):
+            with pytest.raises(DamagedChunk):
+                decode_small(metadata, damaged)
+
+
+def test_what_others_chunk_is_left_to_zarr() -> None:
+    metadata = small_metadata(spec(np.arange(6)))
+    metadata["chunk_grid"] = {"name": "regular", "configuration": {"chunk_shape": [3]}}
+    assert decode_small(metadata, b"") is None
+
+
+def test_keys_and_json() -> None:
+    assert chunk_key("science", (3, 0, 0)) == "science/c.3.0.0"
+    assert chunk_key("time", (0,), "/") == "time/c/0"
+    assert to_json({"b": 1, "a": [None]}) == b'{"b":1,"a":[null]}'
+
+
+def test_checksums() -> None:
+    """They depend on the content, not on the order of keys or on themselves."""
+    checksum = document_checksum({"a": 1, "b": "é"})
+    assert checksum == document_checksum({"crc32c": "00000000", "b": "é", "a": 1})
+    assert checksum != document_checksum({"a": 2, "b": "é"})
+    assert packed_checksum(np.frombuffer(b"123456789", np.uint8)) == "e3069283"  # the check value of CRC-32C
