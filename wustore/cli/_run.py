@@ -15,6 +15,7 @@ code  meaning
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -135,6 +136,10 @@ def _open_closed_streams() -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - until the process ends
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    # Names of files and stored texts may hold what is no character, or none that the terminal knows.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _give_up_output() -> None:

@@ -22,9 +22,17 @@ Examples:
 )
 @click.argument("store", type=STORE)
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...", type=STORE)
-@click.option("--drop-capsule", is_flag=True, help="Agree that STORE gives no original FITS files back any more.")
-@click.option("--duplicates", is_flag=True, help="Append images that are in STORE already, too.")
-def append(store: str, sources: tuple[str, ...], *, drop_capsule: bool, duplicates: bool) -> None:
+@click.option(
+    "--drop-capsule/--keep-capsule",
+    default=None,
+    help="Agree that STORE gives no original FITS files back any more, or refuse; by default a warning says so.",
+)
+@click.option(
+    "--duplicates/--no-duplicates",
+    default=None,
+    help="Append images that are in STORE already, or refuse them; by default a warning says so.",
+)
+def append(store: str, sources: tuple[str, ...], *, drop_capsule: bool | None, duplicates: bool | None) -> None:
     """Append the images of every SRC to STORE (Zarr or HDF5).
 
     Existing chunks stay as they are, and readers of STORE see the old or the new state. An HDF5 file is

@@ -240,7 +240,10 @@ def _configuration(meta: Meta) -> dict[str, int] | None:
     """Return how large the configuration is: its parameters, and the bytes of its JSON text."""
     if meta.configuration is None:
         return None
-    return {"parameters": len(meta.configuration), "bytes": len(tagged_json.dumps(dict(meta.configuration)).encode())}
+    return {
+        "parameters": len(meta.configuration),
+        "bytes": len(tagged_json.dumps(dict(meta.configuration)).encode(errors="surrogatepass")),
+    }
 
 
 def _column_kind(kind: str, values: NDArray[Any]) -> str:

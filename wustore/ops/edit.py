@@ -7,6 +7,7 @@ new one, never anything between.
 from __future__ import annotations
 
 import datetime
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -28,7 +29,7 @@ from wustore.ops.copy import copy
 from wustore.storage.locks import alone, lock_of
 from wustore.storage.stores import address_of, name_of
 
-__all__ = ["EditedReader", "append", "drop", "history_entry", "repack"]
+__all__ = ["EditWarning", "EditedReader", "append", "drop", "history_entry", "repack"]
 
 DROPPABLE = ("mask", "psf", "capsule")
 """What a WorkUnit can be without; science and variance it must have."""
@@ -131,7 +132,7 @@ def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -
         A local Zarr or HDF5 store.
     names
         Of `DROPPABLE`. Without ``mask`` or ``psf`` the original FITS files cannot be given back, so the
-        capsule, if there is one, must be named with them.
+        capsule goes with them; if it is not named, a warning says so before anything is written.
     progress
         Called with (images done, images in all).
 
@@ -155,7 +156,8 @@ def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -
             missing = ", ".join(sorted(wanted - there))
             raise UsageError("there is nothing of this name to drop", path=reader.path, found=missing)
         if has_capsule and "capsule" not in wanted:
-            raise _capsule_would_end(reader, "this", f"Name it as well: {', '.join(sorted(wanted))}, capsule.")
+            error = _capsule_would_end(reader, "this", f"Naming it agrees to it: {', '.join(sorted(wanted))}, capsule.")
+            warnings.warn(EditWarning(str(error)), stacklevel=2)
         dtypes = {layer: (None,) * meta.n_images if layer in wanted else kept for layer, kept in meta.dtypes.items()}
         psf_shape = np.zeros_like(meta.psf_shape) if "psf" in wanted else meta.psf_shape
         entry = history_entry("drop", names=sorted(wanted))
@@ -167,8 +169,8 @@ def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -
 def append(
     path: Any,
     *sources: Any,
-    drop_capsule: bool = False,
-    duplicates: bool = False,
+    drop_capsule: bool | None = None,
+    duplicates: bool | None = None,
     progress: Progress | None = None,
 ) -> int:
     """Append the images of other WorkUnits to a Zarr or HDF5 store; no existing pixel chunk is encoded again.
@@ -183,9 +185,10 @@ def append(
     sources
         Stores of any format, in order.
     drop_capsule
-        Give up the FITS reconstruction data of the store: the files it came from do not hold the new images.
+        Give up the FITS reconstruction data of the store: the files it came from do not hold the new images. True
+        agrees to it, False refuses it; by default a warning says so before anything is written.
     duplicates
-        Append images that are in the store already, with the same time and the same pixels.
+        The same for images that are in the store already, with the same time and the same pixels.
     progress
         Called with (images done, images to append).
 
@@ -200,6 +203,11 @@ def append(
         For another format, images that do not belong into this store or are there already, FITS reconstruction data
         that would be lost, content that wustore did not write, or if another process is changing it.
     StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError, OSError
+
+    Warns
+    -----
+    EditWarning
+        Of the end of the FITS reconstruction data, and of images that are there already.
     """
     address = address_of(path, to_write=True)
     if not sources:
@@ -216,16 +224,31 @@ def append(
         )
 
 
-def _refuse_loss(store: Reader, sources: Sequence[Reader], *, drop_capsule: bool, duplicates: bool) -> None:
-    """Refuse an append that would lose something, or double it, which was not asked for."""
+class EditWarning(UserWarning):
+    """What an edit is about to give up, or to double."""
+
+
+def _refuse_loss(
+    store: Reader, sources: Sequence[Reader], *, drop_capsule: bool | None, duplicates: bool | None
+) -> None:
+    """Refuse an append that would lose something, or double it; warn of what was not spoken of."""
     meta = store.meta
     for source in sources:
         meta = appended(meta, source.meta, path=source.path)
     _refuse_foreign(store)
     if not drop_capsule and store.capsule() is not None:
-        raise _capsule_would_end(store, "an append", "drop_capsule=True, or --drop-capsule, agrees to it.")
+        error = _capsule_would_end(store, "an append", "drop_capsule=True, or --drop-capsule, agrees to it.")
+        _refuse_or_warn(error, drop_capsule)
     if not duplicates:
-        _refuse_duplicates(store, sources)
+        found = _duplicate(store, sources)
+        if found is not None:
+            _refuse_or_warn(found, duplicates)
+
+
+def _refuse_or_warn(error: UsageError, answer: bool | None) -> None:
+    if answer is False:
+        raise error
+    warnings.warn(EditWarning(str(error)), stacklevel=5)
 
 
 def _refuse_foreign(reader: Reader) -> None:
@@ -248,8 +271,8 @@ def _capsule_would_end(reader: Reader, what: str, hint: str) -> UsageError:
     )
 
 
-def _refuse_duplicates(store: Reader, sources: Sequence[Reader]) -> None:
-    """Refuse images that are in a store, or in a source before, already: the same time and the same pixels."""
+def _duplicate(store: Reader, sources: Sequence[Reader]) -> UsageError | None:
+    """Return what is wrong with the first image that is there already: the same time and the same pixels."""
     by_time: dict[bytes, list[tuple[Reader, int]]] = {}
     for reader in (store, *sources):
         for i, time in enumerate(reader.meta.times):
@@ -260,13 +283,14 @@ def _refuse_duplicates(store: Reader, sources: Sequence[Reader]) -> None:
         for reader, i in alike if alike[-1][0] is not store and len(alike) > 1 else ():
             other, j = known.setdefault(_pixels(reader, i, sums[reader]), (reader, i))
             if reader is not store and (other, j) != (reader, i):
-                raise UsageError(
+                return UsageError(
                     "an image is there already",
                     path=reader.path,
                     where=f"image {i}",
                     found=f"the same time and pixels as image {j} of {other.path}",
-                    hint="duplicates=True, or --duplicates, appends it all the same.",
+                    hint="duplicates=True, or --duplicates, agrees to it.",
                 )
+    return None
 
 
 def _pixels(reader: Reader, i: int, sums: NDArray[np.uint32] | None) -> object:

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.base import Progress, Reader
-from wustore.errors import FormatError, UsageError
+from wustore.errors import UsageError
 from wustore.model.kbmod_rules import hide_pixels, is_masked, no_data_of
 from wustore.model.meta import PIXEL_LAYERS, Image, Meta
 from wustore.model.select import FILTER_COLUMNS, image_column
 from wustore.ops.images import iso_date, sky_of
 from wustore.stamps import picture
-from wustore.stamps.sky import image_wcs_or_none
+from wustore.stamps.sky import image_wcs_or_none, pixel_to_sky
 from wustore.storage.threads import read_ahead
 
 __all__ = ["image_lines", "limits_by_stretch", "page", "page_text", "sheet", "thumbnails"]
@@ -338,14 +338,9 @@ def _sky_grid(text: str | None, height: int, width: int, nodes: int) -> dict[str
 
 
 def _unit_vectors(text: str, x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64] | None:
-    from wustore.format.wcs import text_to_wcs
-
     grid_x, grid_y = np.meshgrid(x, y)
-    try:
-        sky = text_to_wcs(text).pixel_to_world(grid_x, grid_y).icrs
-    except (AttributeError, TypeError, ValueError, FormatError):
-        return None
-    vectors: NDArray[np.float64] = np.moveaxis(sky.cartesian.xyz.value, 0, -1)
+    ra, dec = (np.radians(angle[..., 0]) for angle in pixel_to_sky((text,), grid_x[..., None], grid_y[..., None]))
+    vectors = np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=-1)
     return vectors if np.isfinite(vectors).all() else None
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from wustore.backends.base import Progress, Reader
 from wustore.backends.registry import backend_named
-from wustore.errors import FormatError, WuStoreError
+from wustore.errors import FormatError, MissingDependencyError, WuStoreError
 from wustore.format.document import document_of
 from wustore.format.planes import plane_problems
 from wustore.format.schema import violation
@@ -91,6 +91,8 @@ def _image_problems(reader: Reader, workers: int | None, progress: Progress | No
     def fetch(i: int) -> Image | list[Problem]:
         try:
             return reader.image(i)
+        except MissingDependencyError:
+            raise  # of what cannot be read here nothing is known
         except (WuStoreError, OSError) as error:
             return _damaged_layers(reader, i) or [Problem("damaged", f"image {i}", str(error))]
 

@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.base import Reader
-from wustore.errors import FormatError, UsageError, WuStoreError
+from wustore.errors import UsageError, WuStoreError
 from wustore.model.meta import PIXEL_LAYERS
 from wustore.model.select import FILTER_COLUMNS, image_column
 from wustore.ops.preview import image_lines, limits_by_stretch, page_text
 from wustore.stamps.picture import shrunk
-from wustore.stamps.sky import image_wcs_or_none
+from wustore.stamps.sky import image_wcs_or_none, pixel_to_sky
 
 __all__ = ["Viewer"]
 
@@ -184,16 +184,8 @@ def _plain(value: Any) -> float | int | str:
 
 
 def _sky(text: str | None, x: int, y: int) -> tuple[float, float] | None:
-    from wustore.format.wcs import text_to_wcs
-
-    if text is None:
-        return None
-    try:
-        place = text_to_wcs(text).pixel_to_world(x, y).icrs
-    except (AttributeError, TypeError, ValueError, FormatError):
-        return None
-    ra, dec = float(place.ra.deg), float(place.dec.deg)
-    return (ra, dec) if math.isfinite(ra) and math.isfinite(dec) else None
+    ra, dec = pixel_to_sky((text,), np.array([x]), np.array([y]))
+    return (float(ra[0]), float(dec[0])) if math.isfinite(ra[0]) and math.isfinite(dec[0]) else None
 
 
 class _Server(ThreadingHTTPServer):

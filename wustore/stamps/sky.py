@@ -22,6 +22,7 @@ __all__ = [
     "shared_wcs",
     "sky_to_pixel",
     "text_sky_to_pixel",
+    "texts_sky_to_pixel",
 ]
 
 WCS_COLUMN = "per_image_wcs"
@@ -183,8 +184,14 @@ def sky_to_pixel(
     UsageError
         If an image has no WCS, or the positions are none.
     """
+    return texts_sky_to_pixel([image_wcs(meta, i) for i in images.tolist()], ra, dec)
+
+
+def texts_sky_to_pixel(
+    texts: Sequence[str], ra: ArrayLike, dec: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return where sky positions are in several WCSs, given by header text; see `sky_to_pixel`."""
     ra, dec = numbers_alike("deg", ra=ra, dec=dec)
-    texts = [image_wcs(meta, i) for i in images.tolist()]
     found = {text: text_sky_to_pixel(text, ra, dec) for text in dict.fromkeys(texts)}
     x = np.stack([found[text][0] for text in texts], axis=-1) if texts else np.empty((*ra.shape, 0))
     y = np.stack([found[text][1] for text in texts], axis=-1) if texts else np.empty((*ra.shape, 0))

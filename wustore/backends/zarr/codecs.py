@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from wustore.errors import MissingDependencyError
 from wustore.storage.checksum import crc32c
 
 __all__ = [
@@ -257,6 +258,12 @@ def _decode_pcodec(
             # It ends where its own end mark says, so the checksum after it does not matter.
             progress = decompress(raw, flat)
         except _ERRORS as error:
+            if "Compatibility error" in str(error):  # its checksum is right: nothing is damaged
+                raise MissingDependencyError(
+                    "the store was written with a newer pcodec than the one that is installed",
+                    found=error,
+                    hint="pip install --upgrade pcodec",
+                ) from error
             raise _undecodable(number, error) from error
         if progress.n_processed != flat.size or not progress.finished:
             raise _wrong_size(number)
