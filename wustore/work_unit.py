@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import html
 import logging
 import os
 import sys
@@ -46,6 +45,7 @@ from wustore.errors import FormatError, StoreExistsError, UsageError, WuStoreErr
 from wustore.format.wcs import text_to_wcs, wcs_to_text
 from wustore.model.units import in_unit, mjd
 from wustore.ops.copy import copy as copy_store
+from wustore.stamps.notebook import facts_html
 from wustore.storage.stores import address_of
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from astropy.io.fits import HDUList
     from astropy.table import Table
     from astropy.wcs import WCS
+    from matplotlib.figure import Figure
 
     from wustore.model.meta import Meta
     from wustore.stamps.layer import Layer
@@ -304,9 +305,14 @@ class WorkUnit:
         return "\n".join([f"<WorkUnit: {len(self)} images, {'lazy' if self.lazy else 'in memory'}>", *lines])
 
     def _repr_html_(self) -> str:
-        rows = [("images", f"{len(self)}, {'lazy' if self.lazy else 'in memory'}"), *store_view.summary_of(self)]
-        cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows)
-        return f"<table><caption>WorkUnit</caption>{cells}</table>"
+        rows = {"images": f"{len(self)}, {'lazy' if self.lazy else 'in memory'}", **dict(store_view.summary_of(self))}
+        return facts_html("WorkUnit", rows, self.layer("science").thumbnail() if len(self) else None)
+
+    def plot(self, image: int = 0, layer: str = "science", stretch: str = "zscale") -> Figure:
+        """Plot an image with matplotlib (extra ``plot``); see `wustore.stamps.plot.plot_image`."""
+        from wustore.stamps.plot import plot_image
+
+        return plot_image(store_view.reader_of(self), image, layer, stretch)
 
     def __enter__(self) -> Self:
         return self
