@@ -1,4 +1,4 @@
-"""Where the model becomes KBMOD's view and back: Meta and Image <-> WorkUnit.
+"""The model as KBMOD sees it, and back: Meta and Image <-> WorkUnit.
 
 Only here are masks applied and dtypes changed. Reading as KBMOD does: a pixel whose mask is greater than 0 is
 NaN in science and variance (a negative flag does not mask), pixels are float32, an image without PSF has a
@@ -158,7 +158,7 @@ class StoreSource:
         return None if image.mask is None else is_masked(image.mask)
 
     def _seen(self, plane: NDArray[Any], masked: NDArray[np.bool_] | None) -> NDArray[Any]:
-        """Return a plane as KBMOD sees it; the array itself is changed where it can be."""
+        """Return a plane as KBMOD sees it; the array itself is changed if it can be."""
         plane = _single(plane)
         if not plane.flags.writeable:
             plane = plane.copy()
@@ -260,7 +260,7 @@ def constituents_of(meta: Meta) -> ConstituentTable:
 def table_of(meta: Meta) -> Table:
     """Return the table of constituent images as KBMOD completes it.
 
-    The standard columns come first; where no constituent has a WCS each gets the global one;
+    The standard columns come first; if no constituent has a WCS each gets the global one;
     ``geocentric_distance``, which KBMOD's files hold as text, is numbers again.
     """
     return constituents_to_table(constituents_of(meta))
@@ -287,7 +287,7 @@ def configuration_of(meta: Meta) -> SearchConfiguration | None:
 
 
 def links_of(meta: Meta) -> list[list[int]]:
-    """Return the constituents of each image; one to one where the source does not say."""
+    """Return the constituents of each image; one to one if the source does not say."""
     return [list(meta.links_of(i)) for i in range(meta.n_images)]
 
 
@@ -334,13 +334,13 @@ def reader_of(work_unit: WorkUnitLike) -> Reader:
     """Return a reader over a WorkUnit: the way to save it.
 
     A lazy WorkUnit that nobody changed gives its own reader, so that full masks, values under them, source
-    dtypes and FITS leftovers go on. A lazy one with changed metadata or fewer images reads the same pixels
+    dtypes and FITS reconstruction data go on. A lazy one with changed metadata or fewer images reads the same pixels
     under the new metadata. A loaded one is read from its arrays.
 
     Raises
     ------
     FormatError
-        Where something cannot be stored; the message names it.
+        If something cannot be stored; the message names it.
     """
     source = _pixel_source(work_unit.im_stack)
     if source is None:
@@ -422,7 +422,7 @@ def meta_of(work_unit: WorkUnitLike) -> Meta:
     Raises
     ------
     FormatError, FidelityError
-        Where a part has no stored form.
+        If a part has no stored form.
     """
     stored = work_unit._stored
     if stored is not None and _untouched(work_unit, stored):

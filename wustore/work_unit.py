@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import html
 import logging
 import os
 import sys
@@ -46,6 +45,7 @@ from wustore.errors import FormatError, StoreExistsError, UsageError, WuStoreErr
 from wustore.format.wcs import text_to_wcs, wcs_to_text
 from wustore.model.units import in_unit, mjd
 from wustore.ops.copy import copy as copy_store
+from wustore.stamps.notebook import facts_html
 from wustore.storage.stores import address_of
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from astropy.io.fits import HDUList
     from astropy.table import Table
     from astropy.wcs import WCS
+    from matplotlib.figure import Figure
 
     from wustore.model.meta import Meta
     from wustore.stamps.layer import Layer
@@ -86,7 +87,7 @@ class WorkUnit:
     config
         `SearchConfiguration`, KBMOD's, a dict, or None.
     wcs
-        Global WCS of all images, where they share one pixel grid.
+        Global WCS of all images, if they share one pixel grid.
     per_image_wcs
         One WCS per constituent image; takes the place of that column of ``org_image_meta``.
     reprojected
@@ -106,7 +107,7 @@ class WorkUnit:
     org_image_meta
         Table with a row per constituent image.
     observatory
-        Where the telescope stands; the Rubin Observatory by default.
+        Location of the telescope; the Rubin Observatory by default.
 
     Attributes
     ----------
@@ -117,17 +118,17 @@ class WorkUnit:
     per_image_indices
         For each image its constituents (KBMOD's ``_per_image_indices`` is the same list).
     observatory_given
-        False where ``observatory`` is the default.
+        False if ``observatory`` is the default.
 
     Raises
     ------
     FormatError
-        Where numbers of images, rows, links and WCSes do not agree.
+        If numbers of images, rows, links and WCSes do not agree.
 
     Warns
     -----
     UserWarning
-        Where an image has no WCS.
+        If an image has no WCS.
     """
 
     _wcs: WCS | None
@@ -304,9 +305,14 @@ class WorkUnit:
         return "\n".join([f"<WorkUnit: {len(self)} images, {'lazy' if self.lazy else 'in memory'}>", *lines])
 
     def _repr_html_(self) -> str:
-        rows = [("images", f"{len(self)}, {'lazy' if self.lazy else 'in memory'}"), *store_view.summary_of(self)]
-        cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows)
-        return f"<table><caption>WorkUnit</caption>{cells}</table>"
+        rows = {"images": f"{len(self)}, {'lazy' if self.lazy else 'in memory'}", **dict(store_view.summary_of(self))}
+        return facts_html("WorkUnit", rows, self.layer("science").thumbnail() if len(self) else None)
+
+    def plot(self, image: int = 0, layer: str = "science", stretch: str = "zscale") -> Figure:
+        """Plot an image with matplotlib (extra ``plot``); see `wustore.stamps.plot.plot_image`."""
+        from wustore.stamps.plot import plot_image
+
+        return plot_image(store_view.reader_of(self), image, layer, stretch)
 
     def __enter__(self) -> Self:
         return self
@@ -356,7 +362,7 @@ class WorkUnit:
 
     @property
     def observatory(self) -> EarthLocation:
-        """Where the telescope stands."""
+        """Location of the telescope."""
         return self._observatory
 
     @observatory.setter
@@ -439,7 +445,7 @@ class WorkUnit:
         KeyError
             For another name.
         FormatError
-            Where no image has this layer.
+            If no image has this layer.
         """
         from wustore.stamps.layer import Layer as LazyLayer
 
@@ -463,9 +469,9 @@ class WorkUnit:
         Raises
         ------
         KeyError
-            Where the table lacks the one column that was asked for.
+            If the table lacks the one column that was asked for.
         TypeError
-            Where ``column`` is neither text nor several texts.
+            If ``column`` is neither text nor several texts.
         """
         if isinstance(column, str):
             values: list[Any] = self.org_img_meta[column].tolist()
@@ -475,7 +481,7 @@ class WorkUnit:
         return {name: self.org_img_meta[name].tolist() for name in column if name in self.org_img_meta.colnames}
 
     def get_wcs(self, img_num: int) -> WCS | None:
-        """Return the global WCS, or where there is none that of constituent ``img_num``; None where it has none.
+        """Return the global WCS, or if there is none that of constituent ``img_num``; None if it has none.
 
         Parameters
         ----------
@@ -485,9 +491,9 @@ class WorkUnit:
         Raises
         ------
         FormatError
-            Where astropy does not accept the WCS that is stored.
+            If astropy does not accept the WCS that is stored.
         IndexError
-            Where there is no such constituent.
+            If there is no such constituent.
         """
         return self.wcs if self.wcs is not None else self.org_img_meta["per_image_wcs"][img_num]
 
@@ -501,7 +507,7 @@ class WorkUnit:
         ra, dec
             ICRS [deg]. Shape (n,).
         times
-            When each is meant [MJD, UTC], to choose the image where there is no global WCS. By default position
+            When each is meant [MJD, UTC], to choose the image if there is no global WCS. By default position
             k belongs to image k.
 
         Returns
@@ -512,7 +518,7 @@ class WorkUnit:
         Raises
         ------
         UsageError
-            Where lengths differ, a time matches no image within 0.02 days, or an image has no WCS.
+            If lengths differ, a time matches no image within 0.02 days, or an image has no WCS.
         """
         from astropy.coordinates import SkyCoord
 
@@ -583,7 +589,7 @@ class WorkUnit:
         Raises
         ------
         UsageError
-            Where the WorkUnit was not reprojected, or arguments cannot be meant.
+            If the WorkUnit was not reprojected, or arguments are invalid.
         """
         if not self.reprojected:
             raise UsageError("the WorkUnit was not reprojected: its positions are the original ones")
@@ -627,7 +633,7 @@ class WorkUnit:
         Raises
         ------
         UsageError
-            Where there are no times.
+            If there are no times.
         """
         times = self.get_all_obstimes()
         unique, inverse = np.unique(times, return_inverse=True)
@@ -663,7 +669,7 @@ class WorkUnit:
         Raises
         ------
         UsageError
-            Where there is not one per image.
+            If there is not one per image.
         """
         keep = np.asarray(mask, dtype=bool)
         n = self.get_num_images()
@@ -702,7 +708,7 @@ class WorkUnit:
         Raises
         ------
         UsageError
-            Where filters are not known, mixed within an image, or missing from ``color_scale``.
+            If filters are not known, mixed within an image, or missing from ``color_scale``.
         """
         if color_scale is None:
             return
@@ -739,7 +745,7 @@ class WorkUnit:
         UsageError
             If the images are there already, or ``out`` does not fit.
         StoreNotFoundError, CorruptError
-            Where a file is gone or damaged.
+            If a file is gone or damaged.
         """
         if not self.lazy:
             raise UsageError("the images are loaded already")
@@ -751,12 +757,12 @@ class WorkUnit:
         self.load_if_lazy()
 
     def load_if_lazy(self) -> None:
-        """Read all images into memory where they are not.
+        """Read all images into memory if they are not there.
 
         Raises
         ------
         StoreNotFoundError, CorruptError
-            Where a file is gone or damaged.
+            If a file is gone or damaged.
         """
         if getattr(self.im_stack, "lazy", False):
             self.im_stack.load()
@@ -872,7 +878,7 @@ class WorkUnit:
     def from_sharded_fits(
         cls, filename: str | PathLike[str], directory: str | PathLike[str], lazy: bool = False
     ) -> WorkUnit:
-        """Load a WorkUnit from a primary FITS file and one file per image beside it.
+        """Load a WorkUnit from a primary FITS file and one file per image next to it.
 
         Parameters
         ----------
@@ -1063,14 +1069,14 @@ class WorkUnit:
         target = address_of(path, to_write=True)
         reader = store_view.reader_of(self)
         meta = _as_kbmod(reader.meta) if kbmod else reader.meta
-        leftovers = reader.capsule() if capsule else None
-        writer = backend_named(format_name).create(target, meta, capsule=leftovers, overwrite=overwrite, **options)
+        kept = reader.capsule() if capsule else None
+        writer = backend_named(format_name).create(target, meta, capsule=kept, overwrite=overwrite, **options)
         copy_store(reader, writer, workers=options.get("workers"))
 
     # -- results --
 
     def write_config(self, overwrite: bool = False) -> None:
-        """Write the configuration into the provenance directory beside the results file.
+        """Write the configuration into the provenance directory next to the results file.
 
         For results ``/d/name.ecsv`` that is ``/d/name_provenance/name_config.yaml``.
 
@@ -1082,9 +1088,9 @@ class WorkUnit:
         Raises
         ------
         UsageError
-            Where the configuration has no absolute ``result_filename``.
+            If the configuration has no absolute ``result_filename``.
         StoreExistsError
-            Where the directory exists.
+            If the directory exists.
         """
         config = None if self.config is None else SearchConfiguration.of(self.config)
         name = None if config is None else config["result_filename"]
@@ -1114,7 +1120,7 @@ def work_unit_from(reader: Reader, *, lazy: bool = True, progress: Progress | No
     Raises
     ------
     CorruptError, FormatError
-        Where the store is damaged.
+        If the store is damaged.
     """
     meta = reader.meta
     source = store_view.StoreSource(reader)
@@ -1126,7 +1132,7 @@ def work_unit_from(reader: Reader, *, lazy: bool = True, progress: Progress | No
 
 
 def _completed(table: Table, wcs: WCS | None, per_image_wcs: Sequence[WCS | None] | None) -> Table:
-    """Return the table with its WCS column filled: from the list, or with the global WCS where it is empty."""
+    """Return the table with its WCS column filled: from the list, or with the global WCS if it is empty."""
     n = len(table)
     if per_image_wcs is not None:
         if len(per_image_wcs) != n:

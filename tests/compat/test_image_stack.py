@@ -232,7 +232,7 @@ class Source:
         return self.science[i].shape if layer != "psf" else (1, 1)
 
     def load(
-        self, indices: Sequence[int], progress: object = None
+        self, indices: Sequence[int], progress: object = None, out: object = None
     ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
         self.reads.append(("all", len(indices)))
         return (

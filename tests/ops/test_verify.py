@@ -204,7 +204,7 @@ def test_fits_that_do_not_come_back(fits_file, tmp_path, capsys):
     store = tmp_path / "night.h5"
     convert(fits_file, store, capsule=False)
     assert main(["verify", "--fits", str(store)]) == 1
-    assert "no FITS leftovers" in capsys.readouterr().out
+    assert "FITS reconstruction data" in capsys.readouterr().out
 
 
 def test_fits_of_another_digest(fits_file, tmp_path):

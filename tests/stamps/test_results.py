@@ -91,6 +91,6 @@ def test_plots():
 
 
 def test_without_matplotlib(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingDependencyError, match="plot"):
         stamps(night(), 5, 5, 2).plot()

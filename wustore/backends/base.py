@@ -75,13 +75,13 @@ class Reader(ABC):
         Returns
         -------
         ndarray
-            Shape (time, y, x) of the box. Outside the true size of an image, and where an image lacks
+            Shape (time, y, x) of the box. Outside the true size of an image, and for an image that lacks
             the layer: NaN for floating dtypes, 0 for integers.
 
         Raises
         ------
         CorruptError
-            Where the stored bytes are damaged or missing.
+            If the stored bytes are damaged or missing.
         """
 
     def read_boxes(
@@ -137,7 +137,7 @@ class Reader(ABC):
         """Yield (i, image) in the order of ``indices`` (all by default), reading ahead with ``workers`` threads.
 
         At most ``workers`` + 1 images are held at a time. The default implementation keeps a bounded window
-        of `image` calls in a thread pool; a backend overrides it where it knows better.
+        of `image` calls in a thread pool; a backend overrides it if it knows better.
         """
         wanted = range(self.meta.n_images) if indices is None else indices
         return read_ahead(lambda i: self.image(i, layers), wanted, workers)
@@ -284,7 +284,7 @@ class Writer(ABC):
         Raises
         ------
         CorruptError
-            Where the piece is damaged.
+            If the piece is damaged.
         """
         raise NotImplementedError(f"{type(self).__name__} has no encoder")
 
@@ -295,7 +295,7 @@ class Writer(ABC):
         Raises
         ------
         IncompleteError
-            Where an image was never written.
+            If an image was never written.
         """
 
     @abstractmethod
@@ -425,7 +425,7 @@ class Backend(ABC):
         Raises
         ------
         StoreExistsError
-            Where the target exists and ``overwrite`` is False.
+            If the target exists and ``overwrite`` is False.
         """
 
     def lossy(self, options: Mapping[str, Any]) -> str | None:
@@ -465,7 +465,7 @@ class Backend(ABC):
         Raises
         ------
         UsageError
-            Where something else is being written there, or the format knows no pieces.
+            If something else is being written there, or the format knows no pieces.
         """
         raise UsageError("this format cannot be written in pieces", path=path, found=self.name)
 
@@ -498,7 +498,7 @@ class Backend(ABC):
         Raises
         ------
         UsageError
-            Where the images do not belong into this store, or the format cannot be appended to.
+            If the images do not belong into this store, or the format cannot be appended to.
         """
         raise UsageError(
             "images are not appended to stores of this format",

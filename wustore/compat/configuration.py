@@ -65,7 +65,7 @@ class SearchConfiguration:
         Raises
         ------
         UsageError
-            Where it is no configuration.
+            If it is no configuration.
         """
         if isinstance(given, SearchConfiguration):
             return given
@@ -139,7 +139,7 @@ class SearchConfiguration:
         return copy.deepcopy(self)
 
     def validate(self) -> bool:
-        """Return whether every known parameter has a value that can be meant; log the first that has not."""
+        """Return whether every known parameter has a valid value; log the first that has not."""
         for key, value in self._params.items():
             parameter = PARAMETER_BY_NAME.get(key)
             if parameter is not None and not parameter.accepts(value):
@@ -181,7 +181,7 @@ class SearchConfiguration:
         Raises
         ------
         FormatError
-            Where it is not YAML, or not a mapping.
+            If it is not YAML, or not a mapping.
         """
         return cls(load_mapping(config if isinstance(config, str) else config.read()))
 
@@ -198,7 +198,7 @@ class SearchConfiguration:
         Raises
         ------
         FormatError
-            Where the table has more than one row, or a cell is not YAML.
+            If the table has more than one row, or a cell is not YAML.
         """
         if len(t) > 1:
             raise FormatError("More than one row in the configuration table", expected=1, found=len(t))
@@ -215,7 +215,7 @@ class SearchConfiguration:
         Raises
         ------
         FormatError
-            Where the table has more than one row, or a cell is not YAML.
+            If the table has more than one row, or a cell is not YAML.
         """
         return cls(hdu_to_configuration(hdu))
 
@@ -254,9 +254,9 @@ class SearchConfiguration:
         Raises
         ------
         StoreNotFoundError
-            Where there is no such file.
+            If there is no such file.
         FormatError
-            Where it does not hold a configuration.
+            If it does not hold a configuration.
         """
         path = Path(filename)
         try:
@@ -305,7 +305,7 @@ def hdu_to_configuration(hdu: BinTableHDU) -> dict[str, Any]:
     Raises
     ------
     FormatError
-        Where the table has more than one row, or a cell is not YAML.
+        If the table has more than one row, or a cell is not YAML.
     """
     data = hdu.data
     if data is None or len(hdu.columns) == 0:

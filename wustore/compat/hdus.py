@@ -36,9 +36,9 @@ def load_layered_image_from_shard(file_path: str | PathLike[str]) -> LayeredImag
     Raises
     ------
     StoreNotFoundError
-        Where there is no such file.
+        If there is no such file.
     FormatError, CorruptError
-        Where it does not hold the image that its name says.
+        If it does not hold the image that its name says.
     """
     from astropy.io import fits
 
@@ -138,7 +138,7 @@ def read_image_data_from_hdul(
     Raises
     ------
     FormatError
-        Where SCI_i, VAR_i or the time is missing.
+        If SCI_i, VAR_i or the time is missing.
     """
     for name in (f"SCI_{idx}", f"VAR_{idx}"):
         if name not in hdul:

@@ -62,7 +62,7 @@ class ImageStack:
     Raises
     ------
     FormatError
-        Where numbers or shapes do not agree.
+        If numbers or shapes do not agree.
     """
 
     sci: list[Plane] | LazyPlanes
@@ -112,7 +112,7 @@ class ImageStack:
         Raises
         ------
         UsageError
-            Where it is no image stack.
+            If it is no image stack.
         """
         if isinstance(given, ImageStack):
             return given
@@ -301,7 +301,7 @@ class ImageStack:
         Raises
         ------
         FormatError
-            Where the size differs.
+            If the size differs.
         """
         self._check(index)
         if (img.height, img.width) != (self.height, self.width):
@@ -327,7 +327,7 @@ class ImageStack:
         time
             Mid-exposure time [MJD, UTC].
         sci, var
-            Shape (y, x); taken without a copy where they are float32 and nothing is masked.
+            Shape (y, x); taken without a copy if they are float32 and nothing is masked.
         mask
             Greater than 0 where pixels become NaN in both layers.
         psf
@@ -369,7 +369,7 @@ class ImageStack:
         Raises
         ------
         FormatError
-            Where there is not one boolean per image.
+            If there is not one boolean per image.
         """
         keep = np.asarray(mask, dtype=bool)
         if keep.shape != (self.num_times,):
@@ -383,7 +383,7 @@ class ImageStack:
         return order
 
     def get_matched_obstimes(self, query_times: ArrayLike, threshold: float = 0.0007) -> NDArray[np.intp]:
-        """Return for each time the index of the nearest image, -1 where none is within ``threshold`` days."""
+        """Return for each time the index of the nearest image, -1 if none is within ``threshold`` days."""
         return match_times(self.times, query_times, threshold)
 
     # -- pixels --
@@ -535,7 +535,7 @@ def match_times(times: ArrayLike, query_times: ArrayLike, threshold: float = 0.0
     Returns
     -------
     ndarray
-        Shape (k,); -1 where nothing is near enough. Of two equally near times the earlier one.
+        Shape (k,); -1 if nothing is near enough. Of two equally near times the earlier one.
     """
     known, queries = mjd(times), mjd(query_times)
     order = np.argsort(known, kind="stable")

@@ -121,7 +121,7 @@ def apply_mask(plane: Plane, masked: NDArray[np.bool_], original: Any) -> Plane:
 
 
 def mask_shared(plane: Plane, masked: NDArray[np.bool_]) -> Plane:
-    """Return ``plane`` itself with NaN where masked; a copy only where it cannot be written."""
+    """Return ``plane`` itself with NaN where masked; a copy only if it cannot be written."""
     if not masked.any():
         return plane
     plane = plane if plane.flags.writeable else plane.copy()
@@ -135,7 +135,7 @@ class LayeredImage:
     Parameters
     ----------
     sci, var
-        Science and variance. Shape (y, x), float32 (converted where they are not).
+        Science and variance. Shape (y, x), float32 (converted if they are not).
     mask
         Greater than 0 where a pixel is masked. Shape (y, x); NaN pixels by default.
     time

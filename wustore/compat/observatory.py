@@ -19,7 +19,7 @@ _RUBIN = (-30.24463333, -70.74941667, 2662.75)
 
 
 def location_of(observatory: Observatory, *, path: str | None = None) -> EarthLocation:
-    """Return the place as astropy has it: from the geocentric form where that is known.
+    """Return the place as astropy has it: from the geocentric form if that is known.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def location_of(observatory: Observatory, *, path: str | None = None) -> EarthLo
     Raises
     ------
     FormatError
-        Where the numbers are no place on Earth.
+        If the numbers are no place on Earth.
     """
     from astropy import units
     from astropy.coordinates import EarthLocation
@@ -61,5 +61,5 @@ def observatory_of(location: EarthLocation) -> Observatory:
 
 @cache
 def default_observatory() -> Observatory:
-    """Return the Rubin Observatory, which KBMOD assumes (and writes) where no place is given."""
+    """Return the Rubin Observatory, which KBMOD assumes (and writes) if no place is given."""
     return observatory_of(location_of(Observatory(_RUBIN)))

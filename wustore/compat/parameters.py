@@ -152,7 +152,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         _list_of("mean", "median", "sum", "weighted"),
     ),
     Parameter("compute_ra_dec", True, "output", "Add sky positions to each result.", _flag),
-    Parameter("cpu_only", False, "other", "Stay on the CPU even where there is a GPU.", _flag),
+    Parameter("cpu_only", False, "other", "Stay on the CPU even if there is a GPU.", _flag),
     Parameter("debug", False, "other", "Log debugging messages.", _flag),
     Parameter("do_clustering", True, "clustering", "Merge results that belong together.", _flag),
     Parameter("drop_columns", [], "output", "Columns to leave out of the results table.", _texts),
@@ -205,7 +205,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         "psf_val",
         1.4,
         "core",
-        "Width (standard deviation) of the Gaussian PSF where the data bring none [pixel].",
+        "Width (standard deviation) of the Gaussian PSF if the data bring none [pixel].",
         lambda value: _number(value) and value > 0.0,
     ),
     Parameter("result_filename", None, "core", "File to save the results to.", _or_none(_text)),
@@ -213,7 +213,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         "results_per_pixel", 8, "filtering", "Most results for each starting pixel from the GPU.", _positive_integer
     ),
     Parameter("save_all_stamps", False, "output", "Keep the stamps of every time with the results.", _flag),
-    Parameter("save_config", True, "output", "Save the configuration beside the results.", _flag),
+    Parameter("save_config", True, "output", "Save the configuration next to the results.", _flag),
     Parameter(
         "separate_col_files",
         ["all_stamps"],

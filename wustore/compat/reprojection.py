@@ -154,7 +154,7 @@ def image_positions_to_original_icrs(
     all_times
         Time of each image [MJD, UTC].
     observatory
-        Where the telescope stands.
+        Location of the telescope.
     input_format, output_format
         ``xy`` or ``radec``.
     filter_in_frame
@@ -172,17 +172,17 @@ def image_positions_to_original_icrs(
     -------
     list
         In the order of ``positions``. With ``radec`` unfiltered: SkyCoord. Otherwise a tuple (position,
-        location), None where no original image has the position, or a list of tuples where several have.
+        location), None if no original image has the position, or a list of tuples if several have.
 
     Raises
     ------
     UsageError
-        For arguments that cannot be meant.
+        For invalid arguments.
 
     Warns
     -----
     UserWarning
-        Where several original images have a position.
+        If several original images have a position.
     """
     indices = [int(i) for i in image_indices]
     _check(indices, len(positions), input_format, output_format, reprojection_frame)
@@ -234,7 +234,7 @@ def _pixels_of(coords: SkyCoord, pairs: list[tuple[int, int]], wcses: Sequence[W
 
 
 def _inside(x: float, y: float, wcs: WCS | None) -> bool:
-    """Return whether a pixel is in the image of a WCS, edges included; any finite one where it has no size."""
+    """Return whether a pixel is in the image of a WCS, edges included; any finite one if it has no size."""
     if wcs is None or wcs.array_shape is None:
         return bool(np.isfinite(x) and np.isfinite(y))
     height, width = wcs.array_shape

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 STANDARD_COLUMNS = ("data_loc", "ebd_wcs", "geocentric_distance", "per_image_wcs")
-"""Columns that every WorkUnit's table has, filled with None where nothing is known."""
+"""Columns that every WorkUnit's table has, filled with None if nothing is known."""
 
 _WCS_PREFIX = "_WCSSTR_"
 _EMPTY_PREFIX = "_EMPTY_"
@@ -53,7 +53,7 @@ def _is_wcs(value: Any) -> bool:
 
 
 class _WcsTexts:
-    """Header text of WCS objects; one that stands in many rows is written once."""
+    """Header text of WCS objects; one that is in many rows is written once."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Any, str]] = {}
@@ -218,7 +218,7 @@ def constituents_to_table(constituents: ConstituentTable) -> Table:
 
 
 def create_image_metadata(n_images: int, data: Table | None = None) -> Table:
-    """Return a table with the standard columns, filled from ``data`` where given.
+    """Return a table with the standard columns, filled from ``data`` if given.
 
     Parameters
     ----------
@@ -235,7 +235,7 @@ def create_image_metadata(n_images: int, data: Table | None = None) -> Table:
     Raises
     ------
     FormatError
-        Where ``n_images`` is not positive or ``data`` has another number of rows.
+        If ``n_images`` is not positive or ``data`` has another number of rows.
     """
     from astropy.table import Table
 
@@ -345,7 +345,7 @@ def hdu_to_constituents(hdu: BinTableHDU) -> ConstituentTable:
     Raises
     ------
     FormatError
-        Where a WCS cell is not what KBMOD writes.
+        If a WCS cell is not what KBMOD writes.
     """
     data = hdu.data
     n_rows = 0 if data is None else len(data)

@@ -141,7 +141,7 @@ def kbmod_json_to_text(text: str) -> str | None:
     Raises
     ------
     FormatError
-        Where it is not a JSON object of header values.
+        If it is not a JSON object of header values.
     """
     if text.strip() == "" or text.strip().lower() == "none":
         return None
@@ -221,7 +221,7 @@ def extract_wcs_from_hdu_header(header: Header | Mapping[str, Any]) -> WCS | Non
     Returns
     -------
     astropy.wcs.WCS or None
-        None where CRVAL1, CRVAL2, CRPIX1 or CRPIX2 is missing, or where it has not two axes.
+        None if CRVAL1, CRVAL2, CRPIX1 or CRPIX2 is missing, or if it has not two axes.
     """
     from astropy import wcs as astropy_wcs
 

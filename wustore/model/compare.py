@@ -1,4 +1,4 @@
-"""TODO."""
+"""Deep comparison of values, arrays and metadata: type for type and bit for bit, and where they differ."""
 
 from __future__ import annotations
 

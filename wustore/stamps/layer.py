@@ -86,9 +86,9 @@ class Layer:
         return facts_text(f"Layer {self.name}, not read", self._facts())
 
     def _repr_html_(self) -> str:
-        return facts_html(f"Layer {self.name}, not read", self._facts(), self._thumbnail())
+        return facts_html(f"Layer {self.name}, not read", self._facts(), self.thumbnail())
 
-    def _thumbnail(self) -> NDArray[np.uint8] | None:
+    def thumbnail(self) -> NDArray[np.uint8] | None:
         """Return a small picture of the first image, or None if there is none or it cannot be read."""
         if not self.size or self.nbytes // len(self) > _THUMBNAIL_BYTES:
             return None

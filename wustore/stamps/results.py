@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.errors import MissingDependencyError, UsageError
+from wustore.errors import UsageError
 from wustore.model.kbmod_rules import is_masked
 from wustore.stamps import picture
 from wustore.stamps.coadd import coadd
 from wustore.stamps.notebook import facts_html, facts_text, span_of, text_of_bytes
+from wustore.stamps.plot import draw, new_figure
 from wustore.stamps.sky import pixel_to_sky
 
 if TYPE_CHECKING:
@@ -322,26 +323,13 @@ class Stamps(_Cut):
 
 
 def _figure(rows: list[list[_Shown]]) -> Figure:
-    try:
-        from matplotlib import colormaps
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError(
-            "matplotlib is not installed", hint="pip install 'wustore[plot]' brings it."
-        ) from error
     n_columns = max(map(len, rows), default=1)
-    figure = Figure(figsize=(1.3 * n_columns + 0.4, 1.5 * len(rows) + 0.4), layout="constrained")
-    colours = colormaps["gray"].with_extremes(bad="#{:02x}{:02x}{:02x}".format(*picture.EMPTY))
+    figure = new_figure(1.3 * n_columns + 0.4, 1.5 * len(rows) + 0.4)
     axes = figure.subplots(max(len(rows), 1), n_columns, squeeze=False)
     for place in axes.flat:
         place.set_axis_off()
     for place, one in zip(axes.flat, chain.from_iterable(rows), strict=False):
-        low, high = picture.limits_of(one.pixels)
-        place.imshow(one.pixels, origin="lower", cmap=colours, vmin=low, vmax=high, interpolation="nearest")
-        if one.masked is not None and one.masked.any():
-            overlay = np.zeros((*one.masked.shape, 4), np.uint8)
-            overlay[one.masked] = (*picture.MASKED, 255)
-            place.imshow(overlay, origin="lower", interpolation="nearest")
+        draw(place, one.pixels, one.masked)
         place.set_title("\n".join(one.text), fontsize=7)
     return figure
 

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import bz2
-import gzip
 import os
 import pickle
 import random
 import warnings
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,13 +13,12 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from wustore.backends.fits.backend import FitsBackend, ShardedFitsBackend
-from wustore.backends.fits.files import input as source
+from wustore.backends.fits.backend import FitsBackend
 from wustore.backends.fits.hdu.image import Plane
 from wustore.backends.fits.hdu.scan import scan
 from wustore.backends.fits.reader import FitsReader
 from wustore.backends.registry import open_reader
-from wustore.errors import FormatError, StoreReplacedError, UsageError, WuStoreError
+from wustore.errors import FormatError, UsageError, WuStoreError
 from wustore.model.meta import LAYERS, Image
 
 
@@ -259,29 +255,10 @@ def test_threads_read_the_same(large: str) -> None:
             assert [plane.tobytes() for plane in planes_of(image)] == expected
 
 
-def test_more_shards_than_files_kept_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wustore.backends.fits.reader._OPEN_FILES", 3)
-    for i in range(9):
-        samples.write(tmp_path / f"{i}_wu.fits", [fits.PrimaryHDU(), *samples.image_hdus(i)])
-    path = samples.write(tmp_path / "wu.fits", [samples.primary_hdu(9)])
-    reader = ShardedFitsBackend().open(path)
-    for i in [*range(9), 0, 8, 4]:
-        np.testing.assert_array_equal(reader.image(i).science, samples.image_hdus(i)[0].data)
-
-
 def test_a_closed_reader_reads_nothing(large: str) -> None:
     with FitsBackend().open(large) as reader:
         pass
     with pytest.raises(UsageError, match="closed"):
-        reader.image(0)
-
-
-def test_a_changed_file_is_not_read_as_the_old_one(tmp_path: Path) -> None:
-    path = Path(samples.small(tmp_path / "x.fits"))
-    reader = FitsBackend().open(str(path))
-    data = path.read_bytes()
-    path.write_bytes(data + bytes(2880))
-    with pytest.raises(StoreReplacedError, match="changed"):
         reader.image(0)
 
 
@@ -292,50 +269,6 @@ def test_describe(golden: Path) -> None:
 
 
 # --- whole-file compression ---------------------------------------------------------------------------
-
-
-def packed(folder: Path, data: bytes) -> list[Path]:
-    (folder / "x.fits.gz").write_bytes(gzip.compress(data))
-    half = len(data) // 2
-    members = gzip.compress(data[:half]) + gzip.compress(data[half:]) + bytes(100)
-    (folder / "members.fits.gz").write_bytes(members)
-    (folder / "x.fits.bz2").write_bytes(bz2.compress(data))
-    with zipfile.ZipFile(folder / "x.fits.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("inner.fits", data)
-    return sorted(folder.glob("*.fits.*"))
-
-
-@pytest.mark.parametrize("limit", [1 << 26, 1000])
-def test_packed_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    monkeypatch.setattr(source, "_IN_MEMORY", limit)
-    plain = Path(samples.small(tmp_path / "plain.fits"))
-    expected = all_bits(open_any(plain))
-    for path in packed(tmp_path, plain.read_bytes()):
-        reader = open_any(path)
-        assert reader.format == "fits"
-        assert all_bits(reader) == expected
-        assert source.load(str(path)).compression in {"gzip", "bzip2", "zip"}
-        assert all_bits(pickle.loads(pickle.dumps(reader))) == expected
-
-
-def test_damaged_packed_files(tmp_path: Path) -> None:
-    plain = Path(samples.small(tmp_path / "plain.fits"))
-    for path in packed(tmp_path, plain.read_bytes()):
-        whole = path.read_bytes()
-        for damaged in (whole[: len(whole) // 2], whole[:200] + bytes(50) + whole[250:], whole[:12]):
-            path.write_bytes(damaged)
-            with pytest.raises(FormatError) as caught:
-                FitsBackend().open(str(path))
-            assert caught.value.path == str(path)
-
-
-def test_a_zip_file_with_two_files(tmp_path: Path) -> None:
-    path = tmp_path / "x.fits.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a.fits", b"a")
-        archive.writestr("b.fits", b"b")
-    with pytest.raises(FormatError, match="one FITS file"):
-        FitsBackend().open(str(path))
 
 
 # --- damage -------------------------------------------------------------------------------------------

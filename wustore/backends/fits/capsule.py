@@ -345,7 +345,7 @@ class Block:
     data
         The bytes.
     layer
-        Its layer's number; -1 where it has none.
+        Its layer's number; -1 if it has none.
     name
         EXTNAME.
     """

@@ -65,7 +65,7 @@ class ImageEncoder(Encoder):
         Raises
         ------
         CorruptError
-            Where the piece is damaged, or was made by another encoder.
+            If the piece is damaged, or was made by another encoder.
         """
         arrays = unpack(np.frombuffer(piece, np.uint8))
         try:

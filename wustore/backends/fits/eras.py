@@ -48,7 +48,7 @@ class Era:
     has, lacks
         Marks of its files: ``KEY:`` a card of the primary header, ``HDU:`` an HDU, other words as in `_marks`.
     no_data
-        Value of pixels without data, where it was not NaN.
+        Value of pixels without data, if it was not NaN.
     """
 
     name: str
@@ -111,20 +111,20 @@ def _is_count(value: object) -> bool:
 
 
 def wcs_text(header: Header, shape: tuple[int, int] | None = None) -> str | None:
-    """Return the header text of the WCS in an HDU's header, or None where KBMOD sees none.
+    """Return the header text of the WCS in an HDU's header, or None if KBMOD sees none.
 
     Parameters
     ----------
     header
         The HDU's cards.
     shape
-        (y, x) of the HDU's image, for ``NAXIS1`` and ``NAXIS2`` where the header has no ``DIMM1`` and ``DIMM2``.
+        (y, x) of the HDU's image, for ``NAXIS1`` and ``NAXIS2`` if the header has no ``DIMM1`` and ``DIMM2``.
 
     Returns
     -------
     str or None
-        The WCS cards as they stand, behind two cards with the size of the image where it is known. None
-        where one of CRVAL1, CRVAL2, CRPIX1 and CRPIX2 is missing, or where there are not two axes.
+        The WCS cards as they stand, behind two cards with the size of the image if it is known. None
+        if one of CRVAL1, CRVAL2, CRPIX1 and CRPIX2 is missing, or if there are not two axes.
     """
     if any(keyword not in header for keyword in _NEEDED) or header.get("WCSAXES", 2) != 2:
         return None

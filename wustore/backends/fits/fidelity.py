@@ -37,7 +37,7 @@ class FitsLossWarning(UserWarning):
 
 
 def warn_of(losses: Iterator[str] | list[str], stacklevel: int = 3) -> None:
-    """Issue one warning for all losses; none where there are none."""
+    """Issue one warning for all losses; none if there are none."""
     found = list(losses)
     if found:
         more = f" (and {len(found) - 20} more)" if len(found) > 20 else ""

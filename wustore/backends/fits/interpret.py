@@ -242,7 +242,7 @@ class _Reading:
         return tuple(indices)
 
     def _link_of_table(self, i: int, hdu: Hdu, path: str) -> tuple[int, ...]:
-        """Return the link of an image whose header has none: from IMG_META where it has a row per image."""
+        """Return the link of an image whose header has none: from IMG_META if it has a row per image."""
         if self.file.get("ORG_META") is not None and i in self.image_rows:
             return self.image_rows[i]
         if self.n_constituents != self.n_images:
@@ -327,7 +327,7 @@ class _Reading:
         return ConstituentTable(self.n_constituents, tuple(columns.values()))
 
     def _gather(self, source: Source) -> list[Any]:
-        """Return the value of every constituent at the place that ``source`` names; nothing where it is not there."""
+        """Return the value of every constituent at the place that ``source`` names; nothing if it is not there."""
         by_image = source.hdu.startswith("SCI")
         if by_image and self.links != tuple((i,) for i in range(self.n_constituents)):
             return []
@@ -474,9 +474,9 @@ def interpret(files: Sequence[ScannedFile], data: Callable[[int], Sliceable], fo
     Raises
     ------
     FormatError
-        Where it is not a WorkUnit, or not a whole one.
+        If it is not a WorkUnit, or not a whole one.
     CorruptError
-        Where a header or a table holds what cannot be.
+        If a header or a table holds what cannot be.
     """
     reading = _Reading(files, data, form)
     try:

@@ -94,7 +94,7 @@ def _configuration(cells: tuple[tuple[str, str], ...]) -> bytes:
 
 @lru_cache(maxsize=2)  # by identity: asked once for every image
 def _per_image_wcs(meta: Meta) -> tuple[str | None, ...]:
-    """Return the WCS of every constituent as KBMOD's constructor fills them in: the global one where there is none."""
+    """Return the WCS of every constituent as KBMOD's constructor fills them in: the global one if there is none."""
     column = meta.constituents.get("per_image_wcs")
     texts: list[str | None] = [] if column is None else [value or None for value in column.values.tolist()]
     if all(text is None for text in texts):
@@ -126,7 +126,7 @@ def head_hdus(meta: Meta, *, exact: bool = False, configuration: bool = True) ->
     exact
         As in `FitsOptions`.
     configuration
-        Whether to write KBMOD_CONFIG even where there is no configuration: KBMOD needs it in sharded sets.
+        Whether to write KBMOD_CONFIG even if there is no configuration: KBMOD needs it in sharded sets.
     """
     hdus = [_primary(meta)]
     if configuration or meta.configuration is not None:

@@ -87,7 +87,7 @@ class FitsReader(Reader):
         self._meta = self._exact_meta()
 
     def _exact_meta(self) -> Meta:
-        """Return the metadata of our own HDU where there is one that belongs to this content, else the layout's."""
+        """Return the metadata of our own HDU if there is one that belongs to this content, else the layout's."""
         plain = self.layout.meta
         hdu = self.files[0].scan.get(wustore_hdu.NAME)
         if hdu is None or hdu.kind != "IMAGE":
@@ -130,7 +130,7 @@ class FitsReader(Reader):
         image = self.layout.images[i]
         plane = image.planes.get(layer)
         dtype = self.meta.dtypes[layer][i]
-        if plane is None or dtype is None:  # KBMOD needs a PSF in the file even where there is none
+        if plane is None or dtype is None:  # KBMOD needs a PSF in the file even if there is none
             return None
         values = self.files[image.file].read(plane, rows, columns, out if plane.dtype == dtype else None)
         if plane.dtype != dtype:  # FITS has no such dtype: the values are the same
@@ -202,7 +202,7 @@ class FitsReader(Reader):
         return sorted((image.file, plane.hdu.index, layer) for layer, plane in image.planes.items())
 
     def role_of(self, file: int, hdu: int) -> str:
-        """Return what an HDU is (`eras.Layout.roles`), ``foreign`` where it is nothing we know."""
+        """Return what an HDU is (`eras.Layout.roles`), ``foreign`` if it is nothing we know."""
         return self.layout.roles.get((file, hdu), "foreign")
 
     def capsule(self) -> Capsule | None:

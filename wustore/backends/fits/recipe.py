@@ -106,7 +106,7 @@ def _unpack(entry: Any, blobs: _Blobs, longest: int) -> Array:
 
 
 def _multiples(scale: NDArray[np.float64], zero: NDArray[np.float64]) -> NDArray[np.int64] | None:
-    """Return zero / scale where that is a whole number everywhere: cfitsio's quantiser makes it so."""
+    """Return zero / scale if that is a whole number everywhere: cfitsio's quantiser makes it so."""
     used = scale != 0
     with np.errstate(all="ignore"):
         counts = np.where(used, np.rint(zero / np.where(used, scale, 1)), 0)
@@ -190,7 +190,7 @@ def _gzip_parameters(
 
 
 def _record_tiles(header: Header, data: Buffer, plane: Array) -> tuple[Any, list[bytes], bytes] | None:
-    """Return control, blobs and the regenerated data of a tile-compressed image; None where it does not work."""
+    """Return control, blobs and the regenerated data of a tile-compressed image; None if it does not work."""
     layout = TileLayout.from_cards(header)
     if layout.data_size > len(data):
         return None
@@ -319,7 +319,7 @@ def _equal(data: Buffer, rebuilt: bytes) -> bool:
 
 
 def _patches(data: Buffer, rebuilt: bytes) -> tuple[Array, bytes] | None:
-    """Return positions and true bytes where the two differ; None where they are too many."""
+    """Return positions and true bytes if the two differ; None if they are too many."""
     if len(rebuilt) != len(data):
         return None
     true = np.frombuffer(data, np.uint8)
@@ -343,7 +343,7 @@ def record(header: Header, head: bytes, data: Buffer, data_length: int, plane: A
     data_length
         Bytes without the padding.
     plane
-        The pixels that will be at hand when it is rebuilt; None where the HDU holds no layer.
+        The pixels that will be at hand when it is rebuilt; None if the HDU holds no layer.
     """
     true = memoryview(data)[:data_length]
     text = head.rstrip(b" ")

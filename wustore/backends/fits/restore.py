@@ -52,7 +52,7 @@ def _warn_repacked(names: list[str]) -> None:
 
 
 class _FromCapsule(ParallelWriter):
-    """Regenerates HDUs from a capsule; falls back to the canonical layout where the pixels were changed."""
+    """Regenerates HDUs from a capsule; falls back to the canonical layout if the pixels were changed."""
 
     keeps_capsule = True
     _same_files: ClassVar[bool]

@@ -50,8 +50,8 @@ def create(
     meta
         Everything but the pixels.
     capsule
-        FITS leftovers of an import. In mode ``archive``, and without options that ask for other bytes, the identical
-        files are written.
+        FITS reconstruction data of an import. In mode ``archive``, and without options that ask for other bytes, the
+        identical files are written.
     overwrite
         Whether existing files may be replaced; of a sharded set all of them.
     sharded
@@ -73,15 +73,15 @@ def create(
     ------
     StoreExistsError, StoreNotFoundError
     UsageError
-        Options that cannot be meant.
+        Options that are invalid.
     CorruptError
         The capsule is damaged.
 
     Notes
     -----
-    Writing warns with `FitsLossWarning` of what does not fit (mode ``kbmod``), and with `StoreChangedWarning` where the
+    Writing warns with `FitsLossWarning` of what does not fit (mode ``kbmod``), and with `StoreChangedWarning` if the
     store is no longer what was imported, so that the canonical form is written instead of the identical file, and with
-    `OuterChangedWarning` where the file is identical, but not the .gz, .bz2 or .zip file around it.
+    `OuterChangedWarning` if the file is identical, but not the .gz, .bz2 or .zip file around it.
     """
     how = _how(
         meta,
@@ -120,7 +120,7 @@ class _How:
     options
         Of the pixels, in KBMOD's canonical layout.
     capsule
-        What gives back the identical files; None where the canonical layout is written.
+        What gives back the identical files; None if the canonical layout is written.
     reason
         Why the capsule that there is cannot be used.
     """
@@ -169,7 +169,7 @@ def _how(
 
 
 def _unusable(capsule: Capsule, meta: Meta) -> str | None:
-    """Return why a capsule does not belong to this content, None where it does."""
+    """Return why a capsule does not belong to this content, None if it does."""
     try:
         encoding, form, digest = (capsule.document[key] for key in ("encoding", "form", "meta"))
         files = capsule.document["files"]

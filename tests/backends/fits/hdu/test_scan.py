@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wustore.backends.fits.files import input as source
-from wustore.backends.fits.hdu.header import Header
 from wustore.backends.fits.hdu.scan import scan
 from wustore.errors import CorruptError, FormatError, WuStoreError
 
@@ -67,82 +66,6 @@ def test_corpus_is_walked_like_astropy(corpus: Path) -> None:
 
 
 # --- cards --------------------------------------------------------------------------------------------
-
-VALUES = st.one_of(
-    st.booleans(),
-    st.integers(-(10**18), 10**18),
-    st.floats(allow_nan=False, allow_infinity=False),
-    st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=200),
-    st.complex_numbers(allow_nan=False, allow_infinity=False, max_magnitude=1e30),
-    st.none(),
-)
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    VALUES,
-    st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30),
-    st.sampled_from(["KEY", "A_1-B", "a long key"]),
-)
-def test_cards_that_astropy_writes(value: object, comment: str, keyword: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            image = fits.Card(keyword, value, comment).image
-        except ValueError:
-            return
-        expected = astropy_cards(fits.Header.fromstring(image))
-    assert repr([tuple(card) for card in Header(image).cards()]) == repr(expected)
-
-
-@settings(max_examples=500, deadline=None)
-@given(
-    st.text(st.sampled_from("'/ =&()TF0123456789.+-eEdD,ab\x7f\xe9"), max_size=70),
-    st.sampled_from(["KEY     = ", "KEY     =", "KEY= ", "key     = ", "HIERARCH a b = ", "COMMENT ", "        "]),
-)
-def test_cards_of_any_text(rest: str, start: str) -> None:
-    image = (start + rest)[:80].ljust(80)
-    (ours,) = Header(image).cards()
-    if not image.isascii() or "\x7f" in image:
-        return  # astropy replaces such bytes, or refuses them
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        card = fits.Card.fromstring(image)
-        try:
-            value = card.value
-        except (fits.VerifyError, ValueError):
-            return  # for astropy there is no value
-        keyword = card.keyword
-        if card.field_specifier is not None:
-            return  # a record-valued card, which only astropy's WCS takes apart
-    value = None if isinstance(value, fits.card.Undefined) else value
-    assert (ours.keyword, repr(ours.value)) == (keyword.upper(), repr(value))
-
-
-def test_lookup_takes_the_first_of_duplicates() -> None:
-    header = Header("".join(card.ljust(80) for card in ("A       = 1", "A       = 2", "a       = 3", "HISTORY x")))
-    assert header["A"] == 1
-    assert [card.value for card in header.cards()] == [1, 2, 3, "x"]
-    assert "B" not in header
-    assert header.get("B", 7) == 7
-    with pytest.raises(KeyError):
-        header["B"]
-
-
-def test_bytes_outside_ascii_are_kept() -> None:
-    text = "".join(card.ljust(80) for card in ("NAME    = 'caf\xe9'", "\xff\xfe", "X       = 5 / \xb5m"))
-    header = Header(text)
-    assert header["NAME"] == "caf\xe9"
-    assert header["X"] == 5
-    assert header.text == text
-
-
-def test_continued_strings_keep_their_raw_text() -> None:
-    long = "x" * 150
-    text = str(fits.Card("LONG", long).image)
-    header = Header(text + "A       = 1".ljust(80))
-    assert header["LONG"] == long
-    assert list(header.texts()) == [("LONG", text), ("A", "A       = 1".ljust(80))]
 
 
 # --- spans --------------------------------------------------------------------------------------------

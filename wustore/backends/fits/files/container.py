@@ -123,7 +123,7 @@ def _same(parts: Iterator[bytes], raw: bytes) -> bool:
 
 
 def _flush_points(raw: bytes, start: int) -> list[int] | None:
-    """Return the offsets in the content at which the writer flushed; None where the stream is not one whole member.
+    """Return the offsets in the content at which the writer flushed; None if the stream is not one whole member.
 
     An empty stored block ends in four known bytes. The same bytes may stand in a stream by chance; then no
     settings fit, and the file is not recognised.

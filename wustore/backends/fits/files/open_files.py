@@ -55,7 +55,7 @@ class Cache:
 
 
 class FitsFile:
-    """One file of a WorkUnit: its path, its bytes (unpacked where it is compressed) and its HDUs.
+    """One file of a WorkUnit: its path, its bytes (unpacked if it is compressed) and its HDUs.
 
     Parameters
     ----------

@@ -42,7 +42,7 @@ def has_sums(hdu: Hdu) -> bool:
 def wrong_sums(data: Buffer, hdu: Hdu) -> Iterator[tuple[str, str]]:
     """Yield (place, what is wrong there) for the sums of an HDU that are not those of its bytes.
 
-    A card that is missing, or empty as the standard wants it where nothing was computed, says nothing.
+    A card that is missing, or empty, which the standard says if nothing was computed, says nothing.
 
     Parameters
     ----------

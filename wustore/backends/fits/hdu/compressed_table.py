@@ -40,9 +40,9 @@ def unpacked_table(header: Header, data: bytes, *, path: str, where: str) -> tup
     Raises
     ------
     FormatError
-        Where a column has variable length, or is compressed in a way that the standard does not know.
+        If a column has variable length, or is compressed in a way that the standard does not know.
     CorruptError
-        Where the compressed bytes are damaged, or the header promises what cannot be.
+        If the compressed bytes are damaged, or the header promises what cannot be.
     """
 
     def integer(keyword: str, default: int | None = None) -> int:

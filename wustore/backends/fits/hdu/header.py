@@ -50,7 +50,7 @@ class Card(NamedTuple):
         In capitals; that of a HIERARCH card without the word HIERARCH; empty for a blank card.
     value
         str, bool, int, float or complex; None where undefined; the text of a commentary card; the raw text
-        after the keyword where it cannot be parsed.
+        after the keyword if it cannot be parsed.
     comment
         Without the slash.
     """
@@ -216,7 +216,7 @@ class Header(Mapping[str, Any]):
         Raises
         ------
         CorruptError
-            Where the card is missing (and there is no default) or holds something else.
+            If the card is missing (and there is no default) or holds something else.
         """
         value = self.get(keyword, default)
         if type(value) is not int:

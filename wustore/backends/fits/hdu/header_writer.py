@@ -46,7 +46,7 @@ def _value_text(value: Any) -> str:
 
 
 def card(keyword: str, value: Any, comment: str = "") -> str:
-    """Return one card, 80 characters (more where a long string needs CONTINUE).
+    """Return one card, 80 characters (more if a long string needs CONTINUE).
 
     ``None`` and numbers that FITS cannot write (NaN, infinities) give an undefined value.
     """

@@ -50,7 +50,7 @@ class Plane:
     Raises
     ------
     FormatError
-        Where it is not an image of two dimensions.
+        If it is not an image of two dimensions.
     CorruptError
         Where its header holds what cannot be.
     """
@@ -185,7 +185,7 @@ class Plane:
         Raises
         ------
         CorruptError
-            Where the compressed bytes are damaged.
+            If the compressed bytes are damaged.
         """
         rows = slice(0, self.shape[0]) if rows is None else rows
         columns = slice(0, self.shape[1]) if columns is None else columns

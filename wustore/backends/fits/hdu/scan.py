@@ -60,7 +60,7 @@ class Hdu:
     index
         Its number in the file, 0 for the primary HDU.
     name
-        EXTNAME in capitals (of the first card where there are two), ``PRIMARY`` for a primary HDU without
+        EXTNAME in capitals (of the first card if there are two), ``PRIMARY`` for a primary HDU without
         one, else empty.
     kind
         ``PRIMARY``, ``IMAGE``, ``BINTABLE``, ``TABLE`` or what XTENSION says.
@@ -105,7 +105,7 @@ class ScannedFile:
     Attributes
     ----------
     trailing_start
-        Offset of the bytes behind the last HDU; equals ``size`` where there are none.
+        Offset of the bytes behind the last HDU; equals ``size`` if there are none.
     """
 
     def __init__(self, path: str, size: int, hdus: list[Hdu]) -> None:
@@ -127,7 +127,7 @@ class ScannedFile:
 
 
 def header_end(data: Buffer | RemoteFile, start: int, size: int) -> int:
-    """Return the offset of the END card of the header at ``start``, or -1 where there is none before ``size``."""
+    """Return the offset of the END card of the header at ``start``, or -1 if there is none before ``size``."""
     at = start
     while True:
         at = data.find(b"END     ", at, size) if not isinstance(data, memoryview) else _find(data, at, size)
@@ -165,7 +165,7 @@ def _data_length(header: Header, path: str, where: str) -> int:
     Raises
     ------
     CorruptError
-        Where a card it rests on is missing, of the wrong type or out of range.
+        If a card it rests on is missing, of the wrong type or out of range.
     """
     bitpix = header.integer("BITPIX", path=path, where=where)
     n_axes = header.integer("NAXIS", path=path, where=where)
@@ -210,7 +210,7 @@ def scan(data: Buffer | RemoteFile, path: str) -> ScannedFile:
     OtherFormatError
         If it is not FITS.
     CorruptError
-        Where a header has no END, promises what cannot be, or the file ends inside an HDU.
+        If a header has no END, promises what cannot be, or the file ends inside an HDU.
     """
     size = len(data)
     if not is_fits(bytes(data[: len(_SIGNATURE)])):

@@ -63,7 +63,7 @@ def read_table(header: Header, data: bytes | memoryview, *, path: str, where: st
     Raises
     ------
     CorruptError
-        Where the columns do not fit into the rows, or hold what cannot be.
+        If the columns do not fit into the rows, or hold what cannot be.
     """
     row_size = header.integer("NAXIS1", path=path, where=where)
     n_rows = header.integer("NAXIS2", path=path, where=where)
@@ -98,7 +98,7 @@ def fields_of(header: Header, keyword: str, n_fields: int, row_size: int, path: 
     Raises
     ------
     CorruptError
-        Where a format is none of FITS, or they do not fit into the row.
+        If a format is none of FITS, or they do not fit into the row.
     """
     if not 0 <= n_fields <= 999:
         raise CorruptError("TFIELDS is out of range", path=path, where=where, expected="0 … 999", found=n_fields)
@@ -165,7 +165,7 @@ def _values(header: Header, field: Field, rows: NDArray[np.uint8]) -> NDArray[An
 
 
 def _strings(cells: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[Any]:
-    """Return text; bytes where they are not ASCII. A NUL ends a string, blanks behind it do not count."""
+    """Return text; bytes if they are not ASCII. A NUL ends a string, blanks behind it do not count."""
     width = shape[-1]
     outer = (len(cells), *shape[:-1])
     if width == 0 or cells.size == 0:

@@ -1,8 +1,8 @@
-"""The HDU ``WUSTORE``: our own metadata inside a FITS file, where KBMOD's layout cannot carry them exactly.
+"""The HDU ``WUSTORE``: our own metadata inside a FITS file, for what KBMOD's layout cannot carry exactly.
 
 A one-dimensional image of bytes: a zlib stream (RFC 1950) of JSON with the root document (see
 `document.document_of`), the small arrays (`arrays_of`), and a digest of what the plain layout of the same file
-reads as. Readers that do not know it skip it, as they do any foreign HDU; where the digest does not fit, the file was
+reads as. Readers that do not know it skip it, as they do any foreign HDU; if the digest does not fit, the file was
 edited since and the plain layout holds.
 """
 

@@ -247,7 +247,7 @@ class Decoder:
             self._values(self.batch(numbers, shape, out), out)
 
     def _rice_floats(self, numbers: NDArray[np.int64], out: Array) -> bool:
-        """Decode Rice-coded floats in one go, where that can be done; return whether."""
+        """Decode Rice-coded floats in one go, if that can be done; return whether."""
         if not self.layout.in_rice_loops:
             return False
         blank = self.blanks(numbers)

@@ -177,7 +177,7 @@ def _encoded(layout: TileLayout, main: bytes, heap: bytes, *, has_blank: bool) -
 
 
 def rows_of_floats(layout: TileLayout, raw: Array) -> Array | None:
-    """Return the pixels as (tile, pixel) where they are floats for Rice, without dithering, in tiles of one shape."""
+    """Return the pixels as (tile, pixel) if they are floats for Rice, without dithering, in tiles of one shape."""
     if not layout.in_rice_loops or not raw.size:
         return None
     shape, numbers = next(batches(layout, window_of(layout), limit=raw.size))
@@ -187,7 +187,7 @@ def rows_of_floats(layout: TileLayout, raw: Array) -> Array | None:
 
 
 def _encode_rice_floats(raw: Array, layout: TileLayout, step: float) -> EncodedPlane | None:
-    """Encode a plane in one go, where that can be done."""
+    """Encode a plane in one go, if that can be done."""
     values = rows_of_floats(layout, raw)
     found = None if values is None else rice.encode_floats(values, step, int(layout.parameter("BLOCKSIZE", 32)))
     if found is None:

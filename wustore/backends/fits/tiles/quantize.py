@@ -197,7 +197,7 @@ class Quantised:
     Attributes
     ----------
     scale, zero
-        ZSCALE and ZZERO of each tile; 0 where it failed.
+        ZSCALE and ZZERO of each tile; 0 if it failed.
     failed
         Which tiles must be stored without quantisation.
     has_blank
@@ -282,7 +282,7 @@ def _zero_points(
     """Return the zero point of each tile, and which tiles cannot be quantised."""
     low = np.fmin.reduce(values, axis=1).astype(kind)
     high = np.fmax.reduce(values, axis=1).astype(kind)
-    # astropy puts the smallest value in the place of NaN, and 0 where there is nothing but NaN.
+    # astropy puts the smallest value in the place of NaN, and 0 if there is nothing but NaN.
     empty = np.isnan(low)
     low[empty] = 0
     high[empty] = 0
@@ -384,7 +384,7 @@ def relative_steps(values: NDArray[np.floating[Any]], level: float) -> NDArray[n
     if missing.any():
         if _has_signalling(values[missing]):
             return None
-        # astropy puts the smallest value in the place of NaN, and 0 where there is nothing else.
+        # astropy puts the smallest value in the place of NaN, and 0 if there is nothing else.
         lowest = np.fmin.reduce(values, axis=1)
         lowest[np.isnan(lowest)] = 0
         values = np.where(missing, lowest[:, None], values)

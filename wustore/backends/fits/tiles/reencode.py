@@ -84,11 +84,11 @@ def reencode_plane(
     array
         What `decode_plane` returned.
     zscale, zzero
-        ZSCALE and ZZERO of each tile, where the table has them.
+        ZSCALE and ZZERO of each tile, if the table has them.
     kinds
         How each tile is stored; by default `LOSSLESS` where ZSCALE is 0, else `COMPRESSED`.
     zblank
-        The column ZBLANK, where the table has it.
+        The column ZBLANK, if the table has it.
     gzip
         Parameters of the gzip streams: one for all, or by tile number; by default astropy's with a clock of 0.
     kept
@@ -192,7 +192,7 @@ def _integers_again(
 def _reencode_rice_floats(
     layout: TileLayout, raw: Array, scale: NDArray[np.float64] | None, zero: NDArray[np.float64] | None
 ) -> bytes | None:
-    """Build the data of an HDU again in one go, where that can be done."""
+    """Build the data of an HDU again in one go, if that can be done."""
     values = rows_of_floats(layout, raw)
     if values is None or scale is None or zero is None:
         return None
@@ -243,7 +243,7 @@ class Integers:
     Attributes
     ----------
     integers
-        The stored integers, of the image's shape; 0 where a tile holds floats without quantisation.
+        The stored integers, of the image's shape; 0 if a tile holds floats without quantisation.
     scale, zero
         ZSCALE and ZZERO of each tile, or None for an image of integers.
     kinds

@@ -1,6 +1,6 @@
 """Rice-coded tiles (RICE_1), guarded.
 
-Two coders give the same results: where there is much to do the loops of `tiles.rice_numba`, which take many tiles a
+Two coders give the same results: if there is much to do, the loops of `tiles.rice_numba`, which take many tiles a
 call and leave other threads alone; else the one of cfitsio as packaged by imagecodecs, a tile a call. That one trusts
 its input: it looks for the end of the code only once per coding block, and it scans a run of zero bits without any
 limit. So tiles are decoded from a copy that ends in bytes of ones, which stop such a scan at once, and their lengths
@@ -115,7 +115,7 @@ class Tiles:
     def copied(self, padding: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:
         """Return a copy of the part of the heap that they lie in, ones behind it, and their spans there.
 
-        None where they lie too far apart to be copied in one piece.
+        None if they lie too far apart to be copied in one piece.
         """
         low, high = int(self.starts.min()), int(self.ends.max())
         if high - low > _SPAN_FACTOR * int((self.ends - self.starts).sum()):
@@ -191,7 +191,7 @@ def decode_floats(
     blank: int | None,
     out: NDArray[np.floating[Any]],
 ) -> bool:
-    """Decode tiles of floats that were quantised without dithering, where the compiled loops can; return whether.
+    """Decode tiles of floats that were quantised without dithering, if the compiled loops can; return whether.
 
     Parameters
     ----------
@@ -269,7 +269,7 @@ class Encoded:
 
 
 def encode_floats(values: NDArray[np.floating[Any]], step: float, block_size: int) -> Encoded | None:
-    """Quantise rows without dithering and encode each as a tile, where the compiled loops can; else return None.
+    """Quantise rows without dithering and encode each as a tile, if the compiled loops can; else return None.
 
     Parameters
     ----------
@@ -296,7 +296,7 @@ def encode_floats_again(
     blank: int | None,
     block_size: int,
 ) -> Encoded | None:
-    """Encode rows that `decode_floats` made, where the compiled loops can; else return None.
+    """Encode rows that `decode_floats` made, if the compiled loops can; else return None.
 
     Parameters
     ----------

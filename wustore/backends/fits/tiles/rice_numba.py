@@ -38,7 +38,7 @@ _SMALLEST = -2147483648
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _leading_zeros(context: Any, value: Any) -> Any:
-    """Count the zero bits above the highest one; 64 where there is none."""
+    """Count the zero bits above the highest one; 64 if there is none."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 0))
@@ -122,7 +122,7 @@ def _moved(last: int, code: int) -> int:
 
 @compiled()
 def _decode_tile(heap: NDArray[np.uint8], start: int, end: int, block_size: int, out: NDArray[np.int32]) -> bool:
-    """Decode one tile; return False where it ends too early or names a split that does not exist.
+    """Decode one tile; return False if it ends too early or names a split that does not exist.
 
     Nothing outside of the heap is read, whatever it holds.
     """
@@ -210,7 +210,7 @@ def decode_integers(heap: NDArray[np.uint8], spans: NDArray[np.int64], block_siz
     Returns
     -------
     int
-        The first tile that does not decode, -1 where there is none.
+        The first tile that does not decode, -1 if there is none.
     """
     for k in range(out.shape[0]):
         if not _decode_tile(heap, spans[0, k], spans[1, k], block_size, out[k]):
@@ -339,7 +339,7 @@ def encode_integers(rows: NDArray[np.int32], block_size: int, out: NDArray[np.ui
         Shape (tile, pixel).
     block_size
         Pixels per coding block. Up to 64 the bytes are cfitsio's; above, cfitsio writes differences of 2**30 and
-        more so that nothing decodes them where they are rare, and these loops so that they decode.
+        more so that nothing decodes them if they are rare, and these loops so that they decode.
     out
         Gets the tiles one after another; it has `wustore.backends.fits.tiles.rice.room_for` each.
     sizes
@@ -361,7 +361,7 @@ def encode_integers(rows: NDArray[np.int32], block_size: int, out: NDArray[np.ui
 
 @compiled()
 def _extremes(row: NDArray[np.floating[Any]]) -> tuple[Any, Any]:
-    """Return the smallest and the largest value that is not NaN; 0 where there is none.
+    """Return the smallest and the largest value that is not NaN; 0 if there is none.
 
     Four of each side by side: one would wait for the comparison before.
     """
@@ -416,7 +416,7 @@ def encode_floats(
     Returns
     -------
     int
-        The bytes of all tiles; -1 where one cannot be quantised, and nothing else has a meaning then.
+        The bytes of all tiles; -1 if one cannot be quantised, and nothing else has a meaning then.
     bool
         Whether there are NaN.
     """
@@ -465,7 +465,7 @@ def encode_floats_again(
     scale, zero
         ZSCALE and ZZERO of each tile.
     blank
-        The integer that stands for NaN; -2**31 where there is none.
+        The integer that stands for NaN; -2**31 if there is none.
     block_size, out, sizes
         As for `encode_integers`.
     """
