@@ -24,7 +24,7 @@ def test_sooner_if_numba_is_there() -> None:
     import json
 
     pytest.importorskip("numba")
-    loops = Loops("json", 160)
+    loops = Loops("json", 320)
     assert loops.get(9) is None
     assert loops.get(1) is json
 

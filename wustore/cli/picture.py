@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from wustore.cli._options import STORE, format_option
-from wustore.cli._output import progress_bar, say
+from wustore.cli._output import progress_bar, report
 from wustore.errors import UsageError
 
 __all__ = ["preview", "view"]
@@ -79,7 +79,7 @@ def preview(
     except BaseException:
         staging.abort()
         raise
-    say(f"wustore: {output}: {n_images} images, {len(data) / 1e6:.1f} MB")
+    report(f"{output}: {n_images} images, {len(data) / 1e6:.1f} MB")
 
 
 _VIEW_EXAMPLES = """

@@ -168,18 +168,21 @@ def sheet(
     meta = reader.meta
     side = int(max(min(256, math.sqrt(_SHEET_PIXELS / meta.n_images) - 40), 64))
     tiles = []
+    marks: dict[tuple[str | None, int, int], picture.Marks | None] = {}
     for small in thumbnails(reader, lambda shape: max(-(-max(shape) // side), 1), ("science",), progress=progress):
         science = small.planes["science"].astype(np.float64)
         science[small.masked >= 1] = np.nan
         colours = picture.coloured(science, small.masked, cut or picture.limits_of(science, stretch), stretch)
         zoom = max(128 // max(*colours.shape, 1), 1)
-        height, width = meta.shape_of("science", small.i)
+        key = image_wcs_or_none(meta, small.i), *meta.shape_of("science", small.i)
+        if key not in marks:
+            marks[key] = picture.marks_of(key[0], (key[2] - 1) / 2, (key[1] - 1) / 2)
         tiles.append(
             picture.Tile(
                 colours.repeat(zoom, axis=0).repeat(zoom, axis=1),
                 small.lines[:3],
                 small.lines[3:],
-                picture.marks_of(image_wcs_or_none(meta, small.i), (width - 1) / 2, (height - 1) / 2),
+                marks[key],
                 zoom / small.factor,
             )
         )

@@ -18,7 +18,7 @@ __all__ = ["Loops", "compiled", "inlined"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_IF_IMPORTED = 16
+_IF_IMPORTED = 32
 """Importing a module of loops takes 20 ms if another one has imported numba."""
 
 
@@ -30,7 +30,7 @@ class Loops:
     module
         Name of the module; it imports numba.
     worthwhile
-        Amount of work, in any unit, from which on the module is imported; a sixteenth if numba is there already.
+        Amount of work, in any unit, from which on the module is imported; a small part of it if numba is there already.
 
     Attributes
     ----------

@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 
 from wustore.errors import UsageError
 
-__all__ = ["Background", "available_cores", "default_workers", "in_threads", "read_ahead", "worker_count"]
+__all__ = ["Background", "available_cores", "default_workers", "in_threads", "read_ahead", "worker_count", "worth"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -128,10 +128,15 @@ def worker_count(workers: int | None = None, *, work: int | None = None) -> int:
     """
     if workers is None:
         share = available_cores() if _HERE.share is None else _HERE.share
-        return share if work is None else max(1, min(share, work // BYTES_PER_WORKER))
+        return share if work is None else worth(share, work)
     if type(workers) is not int or workers < 1:
         raise UsageError("not a number of workers", where="workers", expected="an integer above 0", found=workers)
     return workers if _HERE.share is None else min(workers, _HERE.share)
+
+
+def worth(workers: int, work: int) -> int:
+    """Return how many of some threads are worth it for so many decoded bytes: with more it would take longer."""
+    return max(1, min(workers, work // BYTES_PER_WORKER))
 
 
 def default_workers() -> int:

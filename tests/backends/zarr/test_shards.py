@@ -14,11 +14,13 @@ from unbound import unbind
 
 import wustore
 from wustore.backends.memory import MemoryReader
+from wustore.backends.zarr import shards
 from wustore.backends.zarr.backend import ZarrBackend
 from wustore.backends.zarr.codecs import with_crc
 from wustore.backends.zarr.shards import _parts
 from wustore.errors import CorruptError
 from wustore.ops.copy import copy
+from wustore.storage import threads
 from wustore.store_view import reader_of
 
 HERE = (slice(0, 10), slice(0, 10))
@@ -71,6 +73,19 @@ def test_every_cut_gives_the_same_image(tmp_path: Path, chunks: list[int], worke
         assert image.science.tobytes() == night().image(1).science.tobytes()
         box = reader.read("science", (slice(0, 2), slice(95, 307), slice(0, 512)))
         assert box[1].tobytes() == image.science[95:307].tobytes()
+
+
+def test_threads_are_used_for_work_that_is_worth_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "x.zarr", chunks=[64, 64])
+    used: list[int] = []
+    real = shards.in_threads
+    monkeypatch.setattr(shards, "in_threads", lambda *arguments: (used.append(arguments[2]), real(*arguments))[1])
+    with ZarrBackend().open(str(path), workers=8) as reader:
+        reader.read("science", (slice(0, 1), slice(0, 100), slice(0, 100)))
+        assert used == [1], "a small box"
+        monkeypatch.setattr(threads, "BYTES_PER_WORKER", 1 << 18)
+        reader.read("science", (slice(0, 1), slice(0, 512), slice(0, 512)))
+        assert used == [1, 4], "1 MiB of pixels"
 
 
 @pytest.mark.parametrize("side", [1, 3, 7, 20])

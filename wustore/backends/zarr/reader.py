@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -43,7 +44,7 @@ from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage import buffers
 from wustore.storage.journal import JOURNAL
 from wustore.storage.stores import open_keys
-from wustore.storage.threads import in_threads, read_ahead, worker_count
+from wustore.storage.threads import in_threads, read_ahead, worker_count, worth
 from wustore.storage.url import CONCURRENCY
 from wustore.storage.zarr_store import Keys
 
@@ -306,11 +307,12 @@ class ZarrReader(Reader):
         workers: int | None = None,
     ) -> Iterator[tuple[int, Image]]:
         """Yield images in order; see `wustore.backends.base.Reader.images`."""
-        wanted = range(self._meta.n_images) if indices is None else indices
+        wanted = list(range(self._meta.n_images) if indices is None else indices)
         if workers is None:
-            workers = min(self._workers, _IMAGES_AT_URL) if self._keys.by_url else self._workers
-        # A thread an image: less to hand about than a thread a chunk.
-        return read_ahead(lambda i: self._image(i, layers, 1), wanted, workers)
+            work = len(wanted) * sum(math.prod(spec.shape[1:]) * spec.dtype.itemsize for spec in self._specs.values())
+            workers = min(self._workers, _IMAGES_AT_URL) if self._keys.by_url else worth(self._workers, work)
+        # A thread an image: less to hand about than a thread a chunk. If images are few, each has several.
+        return read_ahead(lambda i: self._image(i, layers, worker_count(self._workers)), wanted, workers)
 
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return the shape of an inner chunk (at most that of the layer)."""

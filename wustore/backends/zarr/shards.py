@@ -25,7 +25,7 @@ from wustore.backends.zarr.codecs import RESIDUE, Chain, DamagedChunk, Hints, Pa
 from wustore.errors import CorruptError
 from wustore.storage.checksum import crc32c
 from wustore.storage.files import pread, pread_into
-from wustore.storage.threads import in_threads
+from wustore.storage.threads import in_threads, worth
 from wustore.storage.zarr_store import Keys
 
 __all__ = ["Box", "ShardGrid", "ShardedLayer", "binding_of", "encode_shard", "parse_grid"]
@@ -71,9 +71,14 @@ class ShardGrid:
         return self.counts[0] * self.counts[1]
 
     @cached_property
+    def chunk_bytes(self) -> int:
+        """Decoded length of an inner chunk [byte]."""
+        return self.chunk[0] * self.chunk[1] * self.chain.dtype.itemsize
+
+    @cached_property
     def block(self) -> int:
         """How many chunks are decoded at a time."""
-        return max(_BLOCK_BYTES // (self.chunk[0] * self.chunk[1] * self.chain.dtype.itemsize), 1)
+        return max(_BLOCK_BYTES // self.chunk_bytes, 1)
 
     @cached_property
     def table_size(self) -> int:
@@ -339,6 +344,8 @@ class ShardedLayer:
         if not targets:
             return
         numbers = sorted(targets)
+        if workers > 1:
+            workers = worth(workers, len(numbers) * self.grid.chunk_bytes)
         if self.keys.in_files:
             self._fill_from_file(i, numbers, targets, workers)
         else:
