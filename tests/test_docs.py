@@ -101,7 +101,7 @@ def test_links_and_files_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_commands_exist(page):
-    for name in re.findall(r"`wustore (\w+)", page.read_text("utf-8")):
+    for name in re.findall(r"`wustore ([a-z]\w*)", page.read_text("utf-8")):
         assert name in COMMANDS, name
 
 

@@ -34,9 +34,12 @@ if TYPE_CHECKING:
         WuStoreError,
     )
     from wustore.model.compare import Difference
-    from wustore.ops.edit import append, drop, repack
+    from wustore.ops.copy import LossWarning
+    from wustore.ops.diff import LayerLoss
+    from wustore.ops.edit import EditWarning, append, drop, repack
     from wustore.ops.jobs import finish, part, plan
     from wustore.ops.plans import Job
+    from wustore.ops.repair import clean, repair
     from wustore.ops.verify import Problem
     from wustore.stamps.layer import Layer
     from wustore.stamps.results import Coadds, Stamps
@@ -49,6 +52,11 @@ _HOMES = {
     "append": "ops.edit",
     "repack": "ops.edit",
     "drop": "ops.edit",
+    "EditWarning": "ops.edit",
+    "LayerLoss": "ops.diff",
+    "LossWarning": "ops.copy",
+    "repair": "ops.repair",
+    "clean": "ops.repair",
     "plan": "ops.jobs",
     "part": "ops.jobs",
     "finish": "ops.jobs",
@@ -94,6 +102,8 @@ __all__ = [  # noqa: RUF022 - in the order a reader looks for them
     "append",
     "repack",
     "drop",
+    "repair",
+    "clean",
     "plan",
     "part",
     "finish",
@@ -108,6 +118,9 @@ __all__ = [  # noqa: RUF022 - in the order a reader looks for them
     "Job",
     "Problem",
     "Difference",
+    "LayerLoss",
+    "LossWarning",
+    "EditWarning",
     "BackendError",
     "CorruptError",
     "FidelityError",
