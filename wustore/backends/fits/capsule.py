@@ -189,7 +189,7 @@ def meta_digest(meta: Meta) -> str:
     document = document_of(meta)
     for key in ("source", "history", "version", "min_reader"):
         document.pop(key)
-    digest = hashlib.sha256(json.dumps(document, sort_keys=True, ensure_ascii=False).encode())
+    digest = hashlib.sha256(json.dumps(document, sort_keys=True, ensure_ascii=False).encode(errors="surrogatepass"))
     for array in arrays_of(meta):
         values = array.data
         digest.update(f"{array.name}{values.dtype.newbyteorder('<').str}{values.shape}".encode())

@@ -52,7 +52,7 @@ def wustore_hdu(meta: Meta, plain_digest: str) -> bytes:
         allow_nan=False,
         separators=(",", ":"),
     )
-    data = zlib.compress(text.encode(), 9)
+    data = zlib.compress(text.encode(errors="surrogatepass"), 9)
     header = HeaderText(
         [
             ("XTENSION", "IMAGE", "Image extension"),
