@@ -86,7 +86,7 @@ def test_imports_point_down() -> None:
 
 def test_an_import_against_the_layers_is_found() -> None:
     assert upward("model.meta", iter(["storage.staging"])) == ["model.meta imports storage.staging"]
-    assert upward("format.packed", iter(["storage.checksum"])) == ["format.packed imports storage.checksum"]
+    assert upward("format.packed", iter(["storage.stores"])) == ["format.packed imports storage.stores"]
     assert upward("ops.copy", iter(["backends.base"])) == []
 
 

@@ -15,7 +15,7 @@ from in_memory import in_memory
 
 import wustore
 from wustore.backends.fits import writer as fits_writer
-from wustore.backends.fits.restore import StoreChangedWarning
+from wustore.backends.fits.restored_files import StoreChangedWarning
 from wustore.backends.fits.writer import FitsLossWarning
 from wustore.backends.hdf5.backend import Hdf5Backend
 from wustore.backends.hdf5.encoder import Encoder
