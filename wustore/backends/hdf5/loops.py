@@ -1,6 +1,6 @@
 """The inner loops of chunks, compiled by numba: many chunks a call, without the interpreter lock.
 
-`wustore.backends.hdf5.codecs` has an equivalent with numpy for each of them, and decides when this module is
+`wustore.backends.hdf5.filters` has an equivalent with numpy for each of them, and decides when this module is
 imported.
 """
 

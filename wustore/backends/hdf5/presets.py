@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from wustore.backends.hdf5 import codecs
-from wustore.backends.hdf5.codecs import Pipeline
+from wustore.backends.hdf5 import filters
+from wustore.backends.hdf5.filters import Pipeline
 from wustore.errors import MissingDependencyError
 from wustore.model.meta import LAYERS
 
@@ -59,21 +59,21 @@ def need_plugins() -> None:
 def pipeline_for(profile: str, layer: str, dtype: np.dtype[Any], chunks: tuple[int, ...]) -> Pipeline:
     """Return the filters of a layer's chunks."""
     if profile == "fast":
-        numbers: tuple[int, ...] = (codecs.BLOSC, codecs.FLETCHER32)
+        numbers: tuple[int, ...] = (filters.BLOSC, filters.FLETCHER32)
     elif profile == "none":
-        numbers = (codecs.FLETCHER32,)
+        numbers = (filters.FLETCHER32,)
     elif dtype.itemsize == 1:
-        numbers = (codecs.DEFLATE, codecs.FLETCHER32)
+        numbers = (filters.DEFLATE, filters.FLETCHER32)
     else:
-        numbers = (codecs.SHUFFLE, codecs.DEFLATE, codecs.FLETCHER32)
+        numbers = (filters.SHUFFLE, filters.DEFLATE, filters.FLETCHER32)
     return Pipeline(numbers, dtype, chunks, level=_LEVELS[profile][layer])
 
 
 def declared(pipeline: Pipeline) -> dict[str, Any]:
     """Return the arguments of ``create_dataset`` that declare a pipeline."""
-    keywords: dict[str, Any] = {"fletcher32": True, "shuffle": codecs.SHUFFLE in pipeline.filters}
-    if codecs.DEFLATE in pipeline.filters:
+    keywords: dict[str, Any] = {"fletcher32": True, "shuffle": filters.SHUFFLE in pipeline.filters}
+    if filters.DEFLATE in pipeline.filters:
         keywords |= {"compression": "gzip", "compression_opts": pipeline.level}
-    elif codecs.BLOSC in pipeline.filters:
-        keywords |= {"compression": codecs.BLOSC, "compression_opts": codecs.blosc_options(pipeline)}
+    elif filters.BLOSC in pipeline.filters:
+        keywords |= {"compression": filters.BLOSC, "compression_opts": filters.blosc_options(pipeline)}
     return keywords

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.base import Index, Reader
-from wustore.backends.hdf5 import codecs, netcdf
+from wustore.backends.hdf5 import filters, netcdf
 from wustore.backends.hdf5.chunks import ChunkReader, Job, Places, Plan, bounds_of, places_in
 from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, parse_document, read_document
 from wustore.backends.hdf5.file import (
@@ -480,9 +480,9 @@ def _reopen(path: str, workers: int | None) -> Hdf5Reader:
 
 def _filter_name(number: int) -> str:
     names = {
-        codecs.DEFLATE: "gzip",
-        codecs.SHUFFLE: "shuffle",
-        codecs.FLETCHER32: "fletcher32",
-        codecs.BLOSC: "blosc",
+        filters.DEFLATE: "gzip",
+        filters.SHUFFLE: "shuffle",
+        filters.FLETCHER32: "fletcher32",
+        filters.BLOSC: "blosc",
     }
     return names.get(number, f"filter {number}")

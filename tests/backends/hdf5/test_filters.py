@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from wustore.backends.hdf5 import codecs as h5filters
+from wustore.backends.hdf5 import filters as h5filters
 from wustore.backends.hdf5.chunks import parts_of
-from wustore.backends.hdf5.codecs import BLOSC, DEFLATE, FLETCHER32, SHUFFLE, DamagedChunkError, Decoded, Pipeline
+from wustore.backends.hdf5.filters import BLOSC, DEFLATE, FLETCHER32, SHUFFLE, DamagedChunkError, Decoded, Pipeline
 from wustore.model.compare import same_bits
 from wustore.storage.compiling import Loops
 
