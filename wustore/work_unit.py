@@ -45,6 +45,7 @@ from wustore.errors import FormatError, StoreExistsError, UsageError, WuStoreErr
 from wustore.format.wcs import text_to_wcs, wcs_to_text
 from wustore.model.units import in_unit, mjd
 from wustore.ops.copy import copy as copy_store
+from wustore.ops.copy import shown_progress
 from wustore.stamps.notebook import facts_html
 from wustore.storage.stores import address_of
 
@@ -750,7 +751,7 @@ class WorkUnit:
         if not self.lazy:
             raise UsageError("the images are loaded already")
         if getattr(self.im_stack, "lazy", False):
-            with _bar(len(self), show_progress) as progress:
+            with _bar(show_progress) as progress:
                 self.im_stack.load(progress, out)
         elif out is not None:
             raise UsageError("only the images of a store are read into given memory", where="out")
@@ -1166,22 +1167,16 @@ def _load(format_name: str, path: Any, *, lazy: bool, show_progress: bool | None
     reader = open_reader(path, format=format_name)
     if lazy:
         return work_unit_from(reader)
-    with reader, _bar(reader.meta.n_images, show_progress) as progress:
+    with reader, _bar(show_progress) as progress:
         return work_unit_from(reader, lazy=False, progress=progress)
 
 
 @contextlib.contextmanager
-def _bar(total: int, show: bool | None) -> Iterator[Progress | None]:
+def _bar(show: bool | None) -> Iterator[Progress | None]:
     """Give a function that moves a bar, a widget in notebooks; None if no bar is to be shown."""
     interactive = hasattr(sys, "ps1") or "ipykernel" in sys.modules
     if not (interactive if show is None else show):
         yield None
         return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, desc="Loading images", unit="image") as bar:
-
-        def progress(done: int, _: int) -> None:
-            bar.update(done - bar.n)
-
+    with shown_progress("loading images") as progress:
         yield progress

@@ -95,14 +95,9 @@ def progress_bar(label: str) -> Iterator[Progress | None]:
     if SETTINGS.quiet or not SETTINGS.progress or not sys.stderr.isatty():
         yield None
         return
-    from tqdm import tqdm
+    from wustore.ops.copy import shown_progress
 
-    with tqdm(desc=label, unit="image", leave=False, dynamic_ncols=True) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with shown_progress(label) as show:
         yield show
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wustore.backends.base import Backend, Progress, Reader, Writer
 from wustore.backends.proxy import CheckedReader
@@ -18,9 +18,6 @@ from wustore.ops.diff import LayerLoss, losses
 from wustore.storage.stores import name_of
 from wustore.storage.threads import read_ahead, worker_count
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = [
     "LossWarning",
     "bytes_per_image",
@@ -28,6 +25,7 @@ __all__ = [
     "copy_images",
     "measured_loss",
     "refuse_loss",
+    "shown_progress",
     "workers_within",
     "write",
 ]
@@ -235,3 +233,23 @@ def measured_loss(
     for loss in found:
         warnings.warn(LossWarning(f"{name_of(target)}: {loss}"), stacklevel=4)
     return found
+
+
+@contextlib.contextmanager
+def shown_progress(label: str) -> Iterator[Progress]:
+    """Give a function that moves a progress bar, a widget in notebooks.
+
+    Parameters
+    ----------
+    label
+        What is being done.
+    """
+    from tqdm.auto import tqdm
+
+    with tqdm(desc=label, unit="image", leave=False, dynamic_ncols=True) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show

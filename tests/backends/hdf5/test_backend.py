@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from in_memory import in_memory
 
-from wustore.backends.hdf5.backend import LAYOUTS, PROFILES, Hdf5Backend
+from wustore.backends.hdf5.backend import Hdf5Backend
 from wustore.backends.memory import MemoryReader
 from wustore.errors import FormatError, MissingDependencyError, UsageError, VersionError
 from wustore.format import tagged_json
+from wustore.format.presets import LAYOUTS, PROFILES
 from wustore.model.compare import same_bits
 from wustore.model.meta import LAYERS, Capsule, Column, ConstituentTable, Image, Meta
 from wustore.ops.copy import copy

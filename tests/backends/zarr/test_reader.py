@@ -19,9 +19,10 @@ from unbound import unbind
 from wustore.backends.memory import MemoryReader
 from wustore.backends.zarr.backend import ZarrBackend, ZarrZipBackend
 from wustore.backends.zarr.codecs import Hints
-from wustore.backends.zarr.presets import LAYOUTS, PROFILES, grid_for, hints_for
+from wustore.backends.zarr.presets import grid_for, hints_for
 from wustore.backends.zarr.shards import Box, ShardedLayer, encode_shard
 from wustore.errors import CorruptError, UsageError
+from wustore.format.presets import LAYOUTS, PROFILES
 from wustore.model.compare import same_bits
 from wustore.model.meta import LAYERS, ConstituentTable, Image, Meta
 from wustore.ops.copy import copy

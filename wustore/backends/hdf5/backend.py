@@ -13,17 +13,18 @@ from wustore.backends.base import Backend, Reader
 from wustore.backends.hdf5.append import append_images
 from wustore.backends.hdf5.encoder import Encoder
 from wustore.backends.hdf5.file import has_signature
-from wustore.backends.hdf5.presets import LAYOUTS, PROFILES, need_plugins
+from wustore.backends.hdf5.presets import need_plugins
 from wustore.backends.hdf5.reader import Hdf5Reader
 from wustore.backends.hdf5.writer import Hdf5Writer
 from wustore.backends.pieces import PieceWriter
 from wustore.errors import UsageError
+from wustore.format.presets import check_names, chunk_sides
 from wustore.model.meta import Capsule, Meta
 from wustore.storage.staging import Staging
 from wustore.storage.threads import worker_count
 from wustore.storage.url import CONCURRENCY, is_remote, refuse_writing
 
-__all__ = ["LAYOUTS", "PROFILES", "Hdf5Backend", "Hdf5Reader"]
+__all__ = ["Hdf5Backend", "Hdf5Reader"]
 
 
 class Hdf5Backend(Backend):
@@ -74,7 +75,7 @@ class Hdf5Backend(Backend):
         path, meta, capsule, overwrite
             As in the protocol.
         options
-            ``profile``: one of `PROFILES`. ``layout``: a key of `LAYOUTS`. ``chunks``: shape (y, x) or
+            ``profile``, ``layout``: names of `wustore.format.presets`. ``chunks``: shape (y, x) or
             (1, y, x) of a chunk, instead of a layout. ``workers``: threads that encode.
 
         Raises
@@ -135,26 +136,12 @@ def _encoder(path: str, meta: Meta, **options: Any) -> Encoder:
     workers = options.pop("workers", None)
     worker_count(workers)
     _refuse(options, path, "profile, layout, chunks, workers")
-    if profile not in PROFILES:
-        raise UsageError("no such profile", where="hdf5", expected=", ".join(PROFILES), found=profile)
-    if layout not in LAYOUTS:
-        raise UsageError("no such layout", where="hdf5", expected=", ".join(LAYOUTS), found=layout)
+    check_names(profile, layout)
     if profile == "fast":
         need_plugins()
-    return Encoder(path, meta, profile, layout, _chunk_sides(chunks), workers)
+    return Encoder(path, meta, profile, layout, chunk_sides(chunks), workers)
 
 
 def _refuse(options: Mapping[str, Any], path: str, known: str) -> None:
     if options:
         raise UsageError("unknown options", path=path, where="hdf5", expected=known, found=sorted(options))
-
-
-def _chunk_sides(chunks: Any) -> tuple[int, int] | None:
-    """Return the exact (y, x) of a chunk that was asked for, None if the layout decides."""
-    if chunks is None:
-        return None
-    sides = tuple(chunks) if isinstance(chunks, Sequence) and not isinstance(chunks, str) else ()
-    whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sides)
-    if not whole or len(sides) not in {2, 3} or (len(sides) == 3 and sides[0] != 1):
-        raise UsageError("not a chunk shape", where="chunks", expected="(y, x) or (1, y, x)", found=chunks)
-    return sides[-2], sides[-1]

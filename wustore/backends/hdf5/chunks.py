@@ -25,7 +25,7 @@ from wustore.backends.hdf5.netcdf import wrapped
 from wustore.errors import CorruptError
 from wustore.storage.url import coalesce
 
-__all__ = ["ChunkReader", "Job", "Places", "Plan", "bounds_of", "parts_of", "places_in", "split_axis"]
+__all__ = ["ChunkReader", "Job", "Places", "Plan", "bounds_of", "parts_of", "places_in"]
 
 Job = Callable[[], None]
 Box = tuple[slice, ...]
@@ -43,12 +43,6 @@ _FEW = 8
 """The whole chunk index is read (1 us a chunk) unless fewer than one chunk in this many is wanted (9 us each)."""
 _LEAST_BYTES = 8
 """Bytes that each chunk takes in a file, its entry in the index included, at the least."""
-
-
-def split_axis(size: int, target: int) -> int:
-    """Return the chunk length that cuts an axis into equal parts of about ``target``."""
-    parts = max(1, round(size / target))
-    return max(1, -(-size // parts))
 
 
 class ChunkReader:

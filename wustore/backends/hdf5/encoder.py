@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from wustore.backends import base
 from wustore.backends.hdf5 import netcdf
-from wustore.backends.hdf5.chunks import Job, split_axis
-from wustore.backends.hdf5.presets import LAYOUTS, pipeline_for
+from wustore.backends.hdf5.chunks import Job
+from wustore.backends.hdf5.presets import SIDES, pipeline_for
 from wustore.errors import CorruptError, FormatError, UsageError, located
 from wustore.format.arrays import ArraySpec
 from wustore.format.packed import pack, unpack
 from wustore.format.planes import LayerSpec, cast_plane, layers_of, plane_checksums, plane_problems
+from wustore.format.presets import split_axis
 from wustore.model.meta import LAYERS, Image, Meta
 from wustore.storage.threads import in_threads
 
@@ -86,7 +87,7 @@ class LayerEncoder:
         if exact:
             sides = min(chunks[0], rows), min(chunks[1], columns)
         else:
-            sides = split_axis(rows, chunks[0]), split_axis(columns, chunks[1])
+            sides = split_axis(rows, chunks[0])[0], split_axis(columns, chunks[1])[0]
         self.chunks = (1, *sides)
         self.corners = [(y, x) for y in range(0, height, sides[0]) for x in range(0, width, sides[1])]
         self.pipeline = pipeline_for(profile, spec.name, netcdf.stored_layer_dtype(spec.dtype), self.chunks)
@@ -150,7 +151,7 @@ class Encoder(base.Encoder):
         self.layers = []
         for spec in layers_of(self.meta):
             exact = self.stored.get(spec.name, self.chunks)
-            sides = LAYOUTS[self.layout] if exact is None else exact
+            sides = SIDES[self.layout] if exact is None else exact
             self.layers.append(LayerEncoder(spec, self.profile, sides, exact=exact is not None))
 
     def make(self, i: int, image: Image, capsule: bytes | None = None) -> EncodedImage:

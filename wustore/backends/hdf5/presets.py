@@ -1,4 +1,10 @@
-"""Which filters and which chunk shapes a file is written with: profiles and layout presets by name."""
+"""Which filters and which chunk shapes the profiles and layouts mean in HDF5.
+
+``portable`` (the default) and ``none`` use filters that are built into HDF5. ``compact`` is the same as ``portable``
+here. ``fast`` uses the Blosc plug-in. Measured on a 2048 x 2048 science plane that KBMOD's FITS had quantised, one core
+(bytes a pixel, encode and decode MB/s): portable 2.59, 146, 490 (gzip 9 instead: 2.60, 43, 510, and the same 1.24 bytes
+a pixel over all layers of real images); fast 3.62, 1250, 2900.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +17,7 @@ from wustore.backends.hdf5.filters import Pipeline
 from wustore.errors import MissingDependencyError
 from wustore.model.meta import LAYERS
 
-__all__ = ["LAYOUTS", "PROFILES", "declared", "need_plugins", "pipeline_for"]
-
-PROFILES = ("portable", "compact", "fast", "none")
-"""``portable`` (the default) and ``none`` use filters that are built into HDF5. ``compact`` is the same as
-``portable`` here: a name that every chunked format has. ``fast`` uses the Blosc plug-in. Measured on a 2048 x 2048
-science plane that KBMOD's FITS had quantised, one core (bytes a pixel, encode and decode MB/s): portable 2.59, 146,
-490 (gzip 9 instead: 2.60, 43, 510, and the same 1.24 bytes a pixel over all layers of real images); fast 3.62, 1250,
-2900."""
+__all__ = ["SIDES", "declared", "need_plugins", "pipeline_for"]
 
 # libdeflate's level 1 makes noise smaller than any higher level, at twice their speed; the smooth
 # variance and the mask are smaller at 6 (0.022 instead of 0.081 bytes a pixel) and encode faster.
@@ -31,7 +30,7 @@ _LEVELS: dict[str, dict[str, int]] = {
     "none": dict.fromkeys(LAYERS, 0),
 }
 
-LAYOUTS = {"images": (256, 512), "balanced": (128, 128), "cutouts": (64, 64)}
+SIDES = {"images": (256, 512), "balanced": (128, 128), "cutouts": (64, 64)}
 """Sides (y, x) of a chunk [pixel] by the name of the layout. Measured on images of 2048 x 2048 in the default profile,
 one core: a whole image and a stamp of 21 x 21 in one layer take 56 and 0.7 ms with 256 x 256, 53 and 1.4 with 256 x
 512, 48 and 2.7 with 512 x 512, 48 and 2.9 with 128 x 2048. The first three give files of the same size (0.1 %)."""

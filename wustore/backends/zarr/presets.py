@@ -1,4 +1,6 @@
-"""Which codecs and which chunk shapes a store is written with: profiles and layout presets by name.
+"""Which codecs and which chunk shapes the profiles and layouts mean in Zarr.
+
+``compact``: pcodec for floats; ``portable``: codecs of the Zarr core only; ``fast``: LZ4; ``none``: plain.
 
 Every figure below was measured on ten 2048 x 2048 images read from KBMOD's default FITS (noise sigma 5,
 2 % masked), two cores, pcodec 1.1; see docs/performance.md.
@@ -14,15 +16,12 @@ from numpy.typing import NDArray
 
 from wustore.backends.zarr.codecs import PCODEC_DTYPES, Chain, Hints, finds_structure
 from wustore.backends.zarr.shards import ShardGrid
-from wustore.errors import UsageError
+from wustore.format.presets import check_names, chunk_sides, split_axis
 
-__all__ = ["LAYOUTS", "PROFILES", "grid_for", "hints_for"]
+__all__ = ["SIDES", "grid_for", "hints_for"]
 
-PROFILES = ("compact", "portable", "fast", "none")
-"""``compact``: pcodec for floats; ``portable``: codecs of the Zarr core only; ``fast``: LZ4; ``none``: plain."""
-
-LAYOUTS = {"images": 256, "balanced": 128, "cutouts": 64}
-"""Side of an inner chunk, about [pixel]. Against 256, science grows by 0.03 % at 128 and by 0.7 % at 64."""
+SIDES = {"images": 256, "balanced": 128, "cutouts": 64}
+"""Layout to the side of an inner chunk [pixel]. Against 256, science grows by 0.03 % at 128 and by 0.7 % at 64."""
 
 _PCODEC_LEVEL = 6
 """Of 0 to 12. Science: 1.457 B/pixel at 5, 1.402 at 6 (1.5 % above the entropy), 1.380 at 7, 1.376 at 8; encoding of
@@ -69,12 +68,6 @@ def _chain(profile: str, layer: str, dtype: np.dtype[Any]) -> Chain:
     return Chain(dtype, "zstd", _zstd(9 if layer == "psf" else 3))
 
 
-def _cut(size: int, side: int) -> tuple[int, int]:
-    """Return (length, count) of equal chunks of about ``side`` that cover ``size`` with the least padding."""
-    count = max(1, round(size / side))
-    return max(1, -(-size // count)), count
-
-
 def grid_for(
     layer: str,
     shape: tuple[int, int],
@@ -103,21 +96,16 @@ def grid_for(
     ------
     UsageError
     """
-    if profile not in PROFILES:
-        raise UsageError("no such profile", expected=", ".join(PROFILES), found=profile)
-    if layout not in LAYOUTS:
-        raise UsageError("no such layout", expected=", ".join(LAYOUTS), found=layout)
+    check_names(profile, layout)
+    sides = chunk_sides(chunks)
     chain = _chain(profile, layer, dtype)
     height, width = (max(int(size), 1) for size in shape)
     if layer == "psf":
         return ShardGrid((height, width), (1, 1), chain)
-    if chunks is not None:
-        sizes = tuple(chunks)
-        if len(sizes) != 2 or not all(isinstance(size, int) and size > 0 for size in sizes):
-            raise UsageError("chunks are two positive sizes (y, x)", where="chunks", found=chunks)
-        chunk_y, chunk_x = min(sizes[0], height), min(sizes[1], width)
+    if sides is not None:
+        chunk_y, chunk_x = min(sides[0], height), min(sides[1], width)
         return ShardGrid((chunk_y, chunk_x), (-(-height // chunk_y), -(-width // chunk_x)), chain)
-    (chunk_y, n_y), (chunk_x, n_x) = (_cut(size, LAYOUTS[layout]) for size in (height, width))
+    (chunk_y, n_y), (chunk_x, n_x) = (split_axis(size, SIDES[layout]) for size in (height, width))
     return ShardGrid((chunk_y, chunk_x), (n_y, n_x), chain)
 
 
