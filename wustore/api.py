@@ -122,11 +122,10 @@ def save(
 
 
 @functools.wraps(convert_store)
-def convert(source: Any, target: Any, **options: Any) -> None:  # noqa: D103 - of what it wraps
+def convert(source: Any, target: Any, **options: Any) -> list[LayerLoss]:  # noqa: D103 - of what it wraps
     if hasattr(source, "im_stack"):  # a WorkUnit in memory
-        save(source, target, **options)
-    else:
-        convert_store(source, target, **options)
+        return save(source, target, **options)
+    return convert_store(source, target, **options)
 
 
 def verify(

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from wustore.backends.base import Progress, Reader
 from wustore.backends.memory import MemoryReader
 from wustore.compat.configuration import SearchConfiguration
+from wustore.compat.image_metadata import STANDARD_COLUMNS, constituents_to_table, table_to_constituents
 from wustore.compat.image_stack import ImageStack
 from wustore.compat.layered_image import LazyPlanes
 from wustore.compat.observatory import location_of, observatory_of
 from wustore.compat.plane_list import PlaneList
-from wustore.compat.table import STANDARD_COLUMNS, constituents_to_table, table_to_constituents
 from wustore.errors import FormatError, UsageError
 from wustore.format.wcs import wcs_to_text
 from wustore.model.compare import meta_differences, table_differences

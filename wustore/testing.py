@@ -472,7 +472,7 @@ class BackendConformance:
 
     def test_checksums(self, path: str) -> None:
         """Where checksums are stored they are those of the planes."""
-        from wustore.format.planes import plane_checksum
+        from wustore.model.checksum import plane_checksum
 
         source = sample("missing")
         with self.make(path, source) as reader:

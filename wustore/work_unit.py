@@ -28,18 +28,18 @@ from wustore import store_view
 from wustore.backends.base import Progress, Reader
 from wustore.backends.registry import backend_named, open_reader
 from wustore.compat.configuration import SearchConfiguration
-from wustore.compat.hdus import add_image_data_to_hdul, load_layered_image_from_shard, read_image_data_from_hdul
-from wustore.compat.image_stack import ImageStack, match_times
-from wustore.compat.observatory import default_observatory, location_of
-from wustore.compat.plane_list import PlaneList
-from wustore.compat.reprojection import image_positions_to_original_icrs, offline
-from wustore.compat.table import (
+from wustore.compat.image_hdus import add_image_data_to_hdul, load_layered_image_from_shard, read_image_data_from_hdul
+from wustore.compat.image_metadata import (
     constituents_to_table,
     create_image_metadata,
     hdu_to_image_metadata_table,
     image_metadata_table_to_hdu,
     table_to_constituents,
 )
+from wustore.compat.image_stack import ImageStack, match_times
+from wustore.compat.observatory import default_observatory, location_of
+from wustore.compat.plane_list import PlaneList
+from wustore.compat.reprojection import image_positions_to_original_icrs, offline
 from wustore.compat.wcs import calc_ecliptic_angle, sky_to_pixel
 from wustore.errors import FormatError, StoreExistsError, UsageError, WuStoreError
 from wustore.format.wcs import text_to_wcs, wcs_to_text
@@ -974,7 +974,7 @@ class WorkUnit:
         """Return PRIMARY, KBMOD_CONFIG and IMG_META as KBMOD, and `to_fits`, write them."""
         from astropy.io import fits
 
-        from wustore.backends.fits.kbmod_layout import head_hdus
+        from wustore.backends.fits.kbmod_hdus import head_hdus
 
         return fits.HDUList.fromstring(b"".join(head_hdus(_as_kbmod(store_view.reader_of(self).meta))))
 

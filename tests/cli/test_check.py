@@ -10,7 +10,7 @@ import numpy as np
 
 from wustore.backends.memory import MemoryReader
 from wustore.backends.registry import backend_for_writing
-from wustore.format.planes import plane_checksum
+from wustore.model.checksum import plane_checksum
 from wustore.model.meta import LAYERS
 from wustore.ops.copy import copy
 from wustore.testing import sample

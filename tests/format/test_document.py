@@ -9,7 +9,8 @@ import pytest
 
 from wustore.errors import CorruptError, FormatError, VersionError
 from wustore.format.document import arrays_of, document_of, meta_from
-from wustore.format.planes import cast_plane, layers_of, plane_checksum
+from wustore.format.planes import cast_plane, layers_of
+from wustore.model.checksum import plane_checksum
 from wustore.model.compare import meta_differences
 from wustore.testing import SAMPLES, sample
 

@@ -17,7 +17,7 @@ from wustore.backends.memory import MemoryReader
 from wustore.backends.registry import open_reader
 from wustore.cli import main
 from wustore.errors import CorruptError, WuStoreError
-from wustore.format.planes import plane_checksum
+from wustore.model.checksum import plane_checksum
 from wustore.model.meta import LAYERS
 from wustore.ops.convert import convert
 from wustore.ops.copy import copy

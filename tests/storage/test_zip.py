@@ -106,9 +106,10 @@ def test_a_member_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
         ZipKeys(path).get("a")
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"PK\3\4", b"PK\5\6" + bytes(18), b"PK\5\6" + b"\xff" * 18, bytes(range(100, 200))]
-)
+NO_ZIP = [b"", b"PK\3\4", b"PK\5\6" + bytes(18), b"PK\5\6" + b"\xff" * 18, bytes(range(100, 200))]
+
+
+@pytest.mark.parametrize("content", NO_ZIP)
 def test_what_is_no_zip_file(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(content)
     try:

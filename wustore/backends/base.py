@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.boxes import Grid, Index, regular_grid
+from wustore.backends.chunk_grid import Grid, Index, regular_grid
 from wustore.backends.state import replaced, state_of_files
 from wustore.errors import OtherFormatError, UsageError
 from wustore.model.meta import LAYERS, Capsule, Image, Meta

@@ -20,8 +20,8 @@ from wustore.backends.base import Backend, Encoder, ResumableWriter, Writer
 from wustore.errors import StoreExistsError
 from wustore.format.document import arrays_of, document_of
 from wustore.format.packed import pack
+from wustore.model.checksum import crc32c
 from wustore.model.meta import Capsule, Image, Meta
-from wustore.storage.checksum import crc32c
 from wustore.storage.files import sync
 from wustore.storage.journal import Entry, Journal
 from wustore.storage.staging import partial_path, remove, retire

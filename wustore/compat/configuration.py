@@ -15,8 +15,8 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from wustore.compat.image_metadata import fits_text
 from wustore.compat.parameters import PARAMETER_BY_NAME, PARAMETERS, SECTIONS
-from wustore.compat.table import fits_text
 from wustore.compat.yaml import dump_mapping, dump_value, load_mapping, load_value, plain
 from wustore.errors import FormatError, UsageError
 from wustore.format.tagged_json import RawYaml

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, SupportsIndex
 
 from wustore.compat.layered_image import LazyPlanes, Plane, PlaneSource
 from wustore.errors import UsageError
-from wustore.format.planes import plane_checksum
+from wustore.model.checksum import plane_checksum
 
 __all__ = ["CACHE_BYTES", "Budget", "PlaneList"]
 

@@ -10,18 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from wustore.model.checksum import plane_checksum
 from wustore.model.meta import LAYERS, Image, Meta
 
-__all__ = [
-    "LayerSpec",
-    "PlaneProblem",
-    "cast_plane",
-    "fill_value",
-    "layers_of",
-    "plane_checksum",
-    "plane_checksums",
-    "plane_problems",
-]
+__all__ = ["LayerSpec", "PlaneProblem", "cast_plane", "fill_value", "layers_of", "plane_checksums", "plane_problems"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,20 +101,6 @@ def cast_plane(plane: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
         narrow = (wide >> 63 << 31) | np.uint64(0xFF << 23) | ((wide >> 29) & 0x7FFFFF)
         cast.view(np.uint32)[where] = narrow.astype(np.uint32)
     return cast
-
-
-def plane_checksum(plane: NDArray[Any] | None) -> int:
-    """Return the CRC-32C of a plane's values: true shape, source dtype, little-endian, C order; 0 for None.
-
-    Stored for every image and layer in the array ``checksum`` (uint32, (time, layer)), so that a change
-    or a loss can be found and named without the source. CRC-32C as in RFC 3720.
-    """
-    if plane is None:
-        return 0
-    import google_crc32c
-
-    little = np.ascontiguousarray(plane).astype(plane.dtype.newbyteorder("<"), copy=False)
-    return int(google_crc32c.value(little.reshape(-1).view(np.uint8)))
 
 
 def plane_checksums(image: Image) -> tuple[int, ...]:

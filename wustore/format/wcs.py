@@ -1,4 +1,4 @@
-"""FITS header text <-> `astropy.wcs.WCS`, losing no number, and the two forms in which KBMOD stores a WCS.
+"""FITS header text <-> `astropy.wcs.WCS`, losing no number. KBMOD's forms are in `wustore.compat.wcs`.
 
 Inside wustore a WCS is *header text*: cards of 80 characters joined into one string. astropy's own
 ``to_header`` rounds to 14 digits and turns ``CDi_j`` into ``PCi_j``; `wcs_to_text` writes every number with
@@ -518,6 +518,3 @@ def _with_coefficients(text: str, coefficients: list[tuple[int, int, float]], al
     cards = [text[k : k + _CARD] for k in range(0, len(text), _CARD)]
     kept = [card for card in cards if card[:8].rstrip() not in mine]
     return "".join([*kept, *(header_cards(key, value) for key, value in mine.items())])
-
-
-# --- KBMOD's forms ------------------------------------------------------------------------------------

@@ -139,7 +139,7 @@ class Image:
     psf
         Shape (psf_y, psf_x), the source's dtype; None where the source has no PSF layer.
     checksums
-        Of the planes (`wustore.format.planes.plane_checksum`), in the order of `LAYERS`, if whoever read the image
+        Of the planes (`wustore.model.checksum.plane_checksum`), in the order of `LAYERS`, if whoever read the image
         computed them. Writers rely on them.
     """
 

@@ -22,10 +22,10 @@ from wustore.model.meta import PIXEL_LAYERS
 from wustore.model.select import TimeRange, chosen_images
 from wustore.model.units import whole_pixels
 from wustore.stamps.coadd import RunningCoadd, check_kind
-from wustore.stamps.gather import AT_A_TIME, Block, Windows
 from wustore.stamps.results import Coadds, Stamps
 from wustore.stamps.sky import image_wcs_or_none, numbers_alike, sky_to_pixel
 from wustore.stamps.trajectories import nearest_pixel, trajectories_from
+from wustore.stamps.windows import AT_A_TIME, Block, Windows
 from wustore.storage import buffers
 from wustore.storage.threads import in_threads, read_ahead
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.base import Index, Reader
-from wustore.backends.boxes import Grid
+from wustore.backends.chunk_grid import Grid
 from wustore.errors import FormatError, UsageError
 from wustore.format.planes import cast_plane
 from wustore.model.meta import LAYERS, PIXEL_LAYERS, Column, Image, Meta

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wustore.errors import CorruptError, IncompleteError, UsageError
-from wustore.storage.checksum import crc32c
+from wustore.model.checksum import crc32c
 from wustore.storage.zarr_store import Keys
 
 __all__ = ["JOURNAL", "Entry", "Journal", "check_complete"]

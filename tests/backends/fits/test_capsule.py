@@ -20,7 +20,7 @@ from in_memory import in_memory
 from wustore.backends.fits import capsule as leftovers
 from wustore.backends.fits.backend import FitsBackend, ShardedFitsBackend
 from wustore.backends.fits.hdu.header import BLOCK
-from wustore.backends.fits.restore import StoreChangedWarning
+from wustore.backends.fits.restored_files import StoreChangedWarning
 from wustore.backends.memory import MemoryReader
 from wustore.errors import CorruptError, FidelityError, FormatError, WuStoreError
 from wustore.model.meta import Capsule

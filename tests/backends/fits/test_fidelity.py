@@ -12,7 +12,7 @@ import pytest
 from astropy.wcs import WCS
 
 from wustore.backends.fits.fidelity import FitsLossWarning, image_losses, meta_losses, option_losses, warn_of
-from wustore.backends.fits.kbmod_layout import FitsOptions
+from wustore.backends.fits.kbmod_hdus import FitsOptions
 from wustore.format.wcs import wcs_to_text
 from wustore.model.meta import LAYERS, Column, ConstituentTable, Image, Meta, Observatory
 from wustore.testing import WCS_TEXT

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from digests import digest
+from endless_writer import write_without_end
 
 from wustore.backends.zarr.backend import ZarrBackend, ZarrZipBackend
 from wustore.errors import (
@@ -115,14 +116,6 @@ class TestResume:
         assert digest(Path(path)) == self.undisturbed(tmp_path, backend)
 
 
-def _write_slowly(path: str, overwrite: bool) -> None:
-    source = sample("ragged")
-    writer = ZarrBackend().create(path, source.meta, overwrite=overwrite)
-    while True:
-        for i in range(source.meta.n_images):
-            writer.write(i, source.image(i))
-
-
 def test_a_plain_save_writes_one_object_for_each_plane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a resume there is no journal, and no byte is checksummed for one."""
     source = with_capsule(sample("simple"))
@@ -149,7 +142,7 @@ def test_killed_writer(tmp_path: Path, existing: bool) -> None:
     old, new = sample("simple"), sample("ragged")
     if existing:
         copy(old, ZarrBackend().create(path, old.meta))
-    process = multiprocessing.get_context("spawn").Process(target=_write_slowly, args=(path, existing))
+    process = multiprocessing.get_context("spawn").Process(target=write_without_end, args=(path, existing))
     process.start()
     deadline = time.monotonic() + 60
     while not any(tmp_path.glob(".x.zarr~*/variance/c.*")):

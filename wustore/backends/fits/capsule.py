@@ -30,7 +30,7 @@ import numpy as np
 
 from wustore.backends.fits.files.container import describe_outer
 from wustore.backends.fits.hdu.scan import Buffer, Hdu, ScannedFile
-from wustore.backends.fits.recipe import Recipe, rebuild, record
+from wustore.backends.fits.hdu_recipe import Recipe, rebuild, record
 from wustore.errors import CorruptError, FidelityError, WuStoreError
 from wustore.format.document import arrays_of, document_of
 from wustore.format.planes import plane_checksums

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from wustore.backends.base import Encoder
 from wustore.backends.fits.capsule import Block, ChangedError, regenerate
 from wustore.backends.fits.fidelity import image_losses
-from wustore.backends.fits.kbmod_layout import FitsOptions, image_hdus, kbmod_mask
+from wustore.backends.fits.kbmod_hdus import FitsOptions, image_hdus, kbmod_mask
 from wustore.errors import CorruptError, FormatError
 from wustore.format.arrays import ArraySpec
 from wustore.format.packed import pack, unpack

@@ -7,8 +7,9 @@ decides nothing but which value meant "no data".
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.fits.hdu.header import Header
+from wustore.backends.fits.hdu.image import Plane
+from wustore.backends.fits.hdu.scan import ScannedFile
 from wustore.backends.fits.hdu.table import TableColumn
 from wustore.compat.wcs import kbmod_json_to_text
 from wustore.errors import FormatError
 from wustore.model.meta import Column
 
-__all__ = ["ERAS", "PREFIXES", "Era", "wcs_text"]
+__all__ = ["ERAS", "PREFIXES", "Era", "ImagePlanes", "wcs_text"]
 
 PREFIXES = {"science": "SCI", "variance": "VAR", "mask": "MSK", "psf": "PSF"}
 """Layer to the prefix of the names of its HDUs, ``SCI_0``, ``SCI_1``, …"""
@@ -46,7 +49,7 @@ class Era:
     name
         ``kbmod-`` and the date from which it was written.
     has, lacks
-        Marks of its files: ``KEY:`` a card of the primary header, ``HDU:`` an HDU, other words as in `_marks`.
+        Marks of its files: ``KEY:`` a card of the primary header, ``HDU:`` an HDU, other words as in `marks`.
     no_data
         Value of pixels without data, if it was not NaN.
     """
@@ -227,3 +230,43 @@ def column_of(name: str, values: list[Any], *, is_wcs: bool) -> Column:
 
 
 # --- the whole ----------------------------------------------------------------------------------------
+
+
+def marks(file: ScannedFile, images: Sequence[ImagePlanes]) -> set[str]:
+    """Return what tells the eras apart in a file; see `Era.has`."""
+    header = file.hdus[0].header
+    science, mask = images[0].planes["science"], images[0].planes.get("mask")
+    marks = {f"KEY:{keyword}" for keyword in header}
+    marks |= {f"HDU:{name}" for name in file.names()}
+    if science.hdu.kind == "BINTABLE":
+        marks.add("compressed-science")
+    if mask is not None and mask.dtype == np.int8:
+        marks.add("int8-mask")
+    if header.places.get("NCON", math.inf) < header.places.get("REPRJCTD", -1):
+        marks.add("count-first")
+    if "CRVAL1" in header:
+        marks.add("global-wcs")
+    if any("CRVAL1" in image.planes["science"].hdu.header for image in images):
+        marks.add("image-wcs")
+    return marks
+
+
+def era_of(marks: set[str]) -> Era:
+    """Return the newest era whose files have such marks."""
+    return next((era for era in ERAS if era.has <= marks and not era.lacks & marks), UNKNOWN_ERA)
+
+
+@dataclass(frozen=True)
+class ImagePlanes:
+    """The HDUs of one image.
+
+    Attributes
+    ----------
+    file
+        Number of the file they are in: 0 the primary one, 1 + i shard i.
+    planes
+        Layer to its plane; a layer that the image lacks is not in it.
+    """
+
+    file: int
+    planes: Mapping[str, Plane]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.fits.hdu.header_writer import float_text
-from wustore.backends.fits.kbmod_layout import KBMOD_COLUMNS, FitsOptions, kbmod_mask
+from wustore.backends.fits.kbmod_hdus import KBMOD_COLUMNS, FitsOptions, kbmod_mask
 from wustore.compat.wcs import rounding_shift
 from wustore.compat.yaml import plain
 from wustore.format.tagged_json import RawYaml

@@ -13,16 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.fits.eras import (
-    ERAS,
     PREFIXES,
     SOURCES,
     TABLES,
-    UNKNOWN_ERA,
-    Era,
+    ImagePlanes,
     Source,
     column_of,
     columns_of,
+    era_of,
     is_empty,
+    marks,
     text_of,
     wcs_text,
 )
@@ -34,45 +34,7 @@ from wustore.compat.yaml import load_value
 from wustore.errors import CorruptError, FormatError, WuStoreError
 from wustore.model.meta import LAYERS, Column, ConstituentTable, Meta, Observatory
 
-__all__ = ["ImagePlanes", "Layout", "interpret"]
-
-
-def _marks(file: ScannedFile, images: Sequence[ImagePlanes]) -> set[str]:
-    header = file.hdus[0].header
-    science, mask = images[0].planes["science"], images[0].planes.get("mask")
-    marks = {f"KEY:{keyword}" for keyword in header}
-    marks |= {f"HDU:{name}" for name in file.names()}
-    if science.hdu.kind == "BINTABLE":
-        marks.add("compressed-science")
-    if mask is not None and mask.dtype == np.int8:
-        marks.add("int8-mask")
-    if header.places.get("NCON", math.inf) < header.places.get("REPRJCTD", -1):
-        marks.add("count-first")
-    if "CRVAL1" in header:
-        marks.add("global-wcs")
-    if any("CRVAL1" in image.planes["science"].hdu.header for image in images):
-        marks.add("image-wcs")
-    return marks
-
-
-def _era_of(marks: set[str]) -> Era:
-    return next((era for era in ERAS if era.has <= marks and not era.lacks & marks), UNKNOWN_ERA)
-
-
-@dataclass(frozen=True)
-class ImagePlanes:
-    """The HDUs of one image.
-
-    Attributes
-    ----------
-    file
-        Number of the file they are in: 0 the primary one, 1 + i shard i.
-    planes
-        Layer to its plane; a layer that the image lacks is not in it.
-    """
-
-    file: int
-    planes: Mapping[str, Plane]
+__all__ = ["Layout", "interpret"]
 
 
 @dataclass(frozen=True)
@@ -400,7 +362,7 @@ class _Reading:
 
     def meta(self) -> Meta:
         none = (0, 0)
-        era = _era_of(_marks(self.file, self.images))
+        era = era_of(marks(self.file, self.images))
         source: dict[str, Any] = {"format": self.form, "layout": era.name}
         if era.no_data is not None:
             source["no_data"] = era.no_data

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from wustore.backends.base import Writer
-from wustore.backends.fits.canonical import CanonicalWriter
 from wustore.backends.fits.capsule import ENCODING, Head, meta_digest
 from wustore.backends.fits.encoder import CanonicalEncoder, CapsuleEncoder, ImageEncoder
 from wustore.backends.fits.fidelity import FitsLossWarning
 from wustore.backends.fits.hdu.wustore_hdu import read_wustore_hdu
-from wustore.backends.fits.kbmod_layout import FitsOptions
-from wustore.backends.fits.restore import RestoringWriter, TranscribingWriter, warn_changed
+from wustore.backends.fits.kbmod_hdus import FitsOptions
+from wustore.backends.fits.parallel_writer import CanonicalWriter
+from wustore.backends.fits.restored_files import RestoringWriter, TranscribingWriter, warn_changed
 from wustore.errors import CorruptError, UsageError
 from wustore.model.meta import Capsule, Meta
 

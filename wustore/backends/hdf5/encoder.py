@@ -40,7 +40,7 @@ class EncodedImage:
     layers
         The chunks of each layer that the file has, in the order of `LayerEncoder.corners`.
     checksums
-        Of each plane (`wustore.format.planes.plane_checksum`), in the order of `wustore.model.meta.LAYERS`.
+        Of each plane (`wustore.model.checksum.plane_checksum`), in the order of `wustore.model.meta.LAYERS`.
     capsule
         FITS reconstruction data; empty if there are none.
     """

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.hdf5.file import RawFile
-from wustore.storage.checksum import crc32c
+from wustore.model.checksum import crc32c
 from wustore.storage.threads import in_threads
 
 __all__ = ["Binding", "changed_blocks", "digest_of", "is_cut"]

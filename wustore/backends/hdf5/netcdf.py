@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from wustore.errors import CorruptError, WuStoreError, located
 from wustore.format.arrays import ArraySpec
 from wustore.format.content import foreign_content, own_content
+from wustore.model.checksum import crc32c
 from wustore.model.meta import Meta
 from wustore.model.sizes import check_size
 
@@ -184,16 +185,10 @@ def _add_text(file: h5py.File, spec: ArraySpec) -> h5py.Dataset:
     dataset = file.create_dataset(
         spec.name, data=values.reshape(spec.data.shape), dtype=h5py.string_dtype(), track_times=False
     )
-    dataset.attrs.create(TEXT_CHECKSUM, _crc32c(b"".join(cell + b"\0" for cell in cells)))
+    dataset.attrs.create(TEXT_CHECKSUM, np.uint32(crc32c(b"".join(cell + b"\0" for cell in cells))))
     if escaped:
         dataset.attrs.create(ESCAPED, np.uint8(1))
     return dataset
-
-
-def _crc32c(data: bytes) -> np.uint32:
-    import google_crc32c
-
-    return np.uint32(google_crc32c.value(data))
 
 
 def add_dimension(file: h5py.File, name: str, size: int) -> None:
@@ -287,7 +282,7 @@ def _read_text(dataset: h5py.Dataset, name: str, path: str) -> NDArray[Any]:
     cells: list[bytes] = stored.ravel().tolist()
     joined = b"".join(cell + b"\0" for cell in cells)
     checksum = dataset.attrs.get(TEXT_CHECKSUM)
-    if checksum is not None and checksum != (found := _crc32c(joined)):
+    if checksum is not None and checksum != (found := np.uint32(crc32c(joined))):
         raise CorruptError(
             "text does not match its checksum",
             path=path,

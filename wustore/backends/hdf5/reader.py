@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.base import Index, Reader
-from wustore.backends.hdf5 import filters as h5filters
-from wustore.backends.hdf5 import netcdf
+from wustore.backends.hdf5 import filters, netcdf
 from wustore.backends.hdf5.chunks import ChunkReader, Job, Places, Plan, bounds_of, places_in
 from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, parse_document, read_document
 from wustore.backends.hdf5.file import (
@@ -44,7 +43,8 @@ from wustore.errors import (
 from wustore.format import tagged_json
 from wustore.format.document import arrays_of, meta_from
 from wustore.format.packed import PACKED, unpack
-from wustore.format.planes import LayerSpec, cast_plane, layers_of, plane_checksum
+from wustore.format.planes import LayerSpec, cast_plane, layers_of
+from wustore.model.checksum import plane_checksum
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage.buffers import empty
 from wustore.storage.threads import in_threads, worker_count
@@ -480,9 +480,9 @@ def _reopen(path: str, workers: int | None) -> Hdf5Reader:
 
 def _filter_name(number: int) -> str:
     names = {
-        h5filters.DEFLATE: "gzip",
-        h5filters.SHUFFLE: "shuffle",
-        h5filters.FLETCHER32: "fletcher32",
-        h5filters.BLOSC: "blosc",
+        filters.DEFLATE: "gzip",
+        filters.SHUFFLE: "shuffle",
+        filters.FLETCHER32: "fletcher32",
+        filters.BLOSC: "blosc",
     }
     return names.get(number, f"filter {number}")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.errors import MissingDependencyError
-from wustore.storage.checksum import crc32c
+from wustore.model.checksum import crc32c
 
 __all__ = [
     "PCODEC_DTYPES",

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from wustore.backends.zarr.codecs import Chain, DamagedChunk, Hints, parse_chain, strip_crc, with_crc, zstd_size
 from wustore.errors import CorruptError
 from wustore.format.arrays import ArraySpec
+from wustore.model.checksum import crc32c
 from wustore.model.sizes import check_size
-from wustore.storage.checksum import crc32c
 
 __all__ = [
     "BINDING",

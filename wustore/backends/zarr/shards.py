@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.zarr.codecs import RESIDUE, Chain, DamagedChunk, Hints, Part, parse_chain, scratch, with_crc
 from wustore.errors import CorruptError
-from wustore.storage.checksum import crc32c
+from wustore.model.checksum import crc32c
 from wustore.storage.files import pread, pread_into
 from wustore.storage.threads import in_threads, worth
 from wustore.storage.zarr_store import Keys

@@ -22,9 +22,9 @@ from wustore.backends.zarr.zip import pack_directory
 from wustore.errors import StoreExistsError, UsageError
 from wustore.format.arrays import ArraySpec
 from wustore.format.packed import pack
+from wustore.model.checksum import crc32c
 from wustore.model.meta import Capsule, Image
 from wustore.storage.buffers import Spool
-from wustore.storage.checksum import crc32c
 from wustore.storage.journal import JOURNAL, Entry, Journal, check_complete
 from wustore.storage.staging import Staging, retire
 from wustore.storage.threads import worker_count

@@ -21,7 +21,7 @@ import wustore
 from wustore.backends.fits.backend import FitsBackend
 from wustore.backends.fits.files import input as source
 from wustore.backends.fits.files.container import describe_outer, repack_outer
-from wustore.backends.fits.restore import OuterChangedWarning
+from wustore.backends.fits.restored_files import OuterChangedWarning
 from wustore.backends.memory import MemoryReader
 from wustore.errors import CorruptError
 

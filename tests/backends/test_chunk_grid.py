@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wustore.backends.boxes import regular_grid
+from wustore.backends.chunk_grid import regular_grid
 
 SHAPE = (5, 60, 53)
 

@@ -23,7 +23,7 @@ from wustore.backends.fits.hdu.header_writer import HeaderText, card, padding
 from wustore.backends.fits.tiles import EncodedPlane, encode_plane
 from wustore.backends.fits.tiles.dtypes import big_endian, to_stored
 from wustore.compat.configuration import cells_to_hdu, configuration_cells
-from wustore.compat.table import constituents_to_hdu
+from wustore.compat.image_metadata import constituents_to_hdu
 from wustore.compat.wcs import kbmod_header_cards
 from wustore.errors import UsageError
 from wustore.model.kbmod_rules import identity_psf, is_masked

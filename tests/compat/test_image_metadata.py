@@ -14,7 +14,7 @@ from astropy.table import Column, MaskedColumn, QTable, Table
 from astropy.time import Time
 from astropy.wcs import WCS
 
-from wustore.compat.table import (
+from wustore.compat.image_metadata import (
     constituents_to_hdu,
     constituents_to_table,
     create_image_metadata,

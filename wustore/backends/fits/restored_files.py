@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 from wustore.backends.base import Writer
-from wustore.backends.fits.canonical import CanonicalWriter, InOrder, ParallelWriter
 from wustore.backends.fits.capsule import Block, Head
 from wustore.backends.fits.encoder import CapsuleEncoder
 from wustore.backends.fits.files.output import Output
@@ -18,7 +17,8 @@ from wustore.backends.fits.hdu.header import CARD
 from wustore.backends.fits.hdu.header_writer import HeaderText, card, padding
 from wustore.backends.fits.hdu.image import Plane
 from wustore.backends.fits.hdu.scan import scan
-from wustore.backends.fits.kbmod_layout import FitsOptions
+from wustore.backends.fits.kbmod_hdus import FitsOptions
+from wustore.backends.fits.parallel_writer import CanonicalWriter, InOrder, ParallelWriter
 from wustore.errors import CorruptError, FidelityError
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 

@@ -15,7 +15,7 @@ from astropy.io import fits
 from astropy.table import Table
 from tile_reference import needs_astropy_8
 
-from wustore.backends.fits.kbmod_layout import FitsOptions, head_hdus, image_hdus
+from wustore.backends.fits.kbmod_hdus import FitsOptions, head_hdus, image_hdus
 from wustore.compat.wcs import kbmod_header_cards, text_to_kbmod_json
 from wustore.compat.yaml import dump_value, load_value
 from wustore.errors import UsageError

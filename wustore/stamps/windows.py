@@ -19,7 +19,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from wustore.backends.base import Reader
-from wustore.backends.boxes import Grid
+from wustore.backends.chunk_grid import Grid
 from wustore.model.select import consecutive_runs
 from wustore.storage import buffers
 from wustore.storage.threads import default_workers

@@ -17,7 +17,7 @@ from wustore.backends.fits.fidelity import meta_losses, option_losses, warn_of
 from wustore.backends.fits.files.output import Output
 from wustore.backends.fits.hdu.checksum import with_sums
 from wustore.backends.fits.hdu.wustore_hdu import wustore_hdu
-from wustore.backends.fits.kbmod_layout import FitsOptions, head_hdus
+from wustore.backends.fits.kbmod_hdus import FitsOptions, head_hdus
 from wustore.backends.fits.reader import FitsReader
 from wustore.errors import IncompleteError, UsageError
 from wustore.model.compare import meta_differences

@@ -13,7 +13,7 @@ from in_memory import in_memory
 
 from wustore.backends.base import Backend, Reader
 from wustore.backends.fits.backend import FitsBackend, ShardedFitsBackend
-from wustore.backends.fits.restore import StoreChangedWarning
+from wustore.backends.fits.restored_files import StoreChangedWarning
 from wustore.backends.memory import MemoryReader
 from wustore.ops.copy import copy
 from wustore.ops.diff import differences
