@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import astropy
 import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
+from tile_reference import needs_astropy_8
 
 from wustore.backends.fits.kbmod_hdus import FitsOptions, head_hdus, image_hdus
 from wustore.compat.wcs import kbmod_header_cards, text_to_kbmod_json
@@ -23,10 +23,6 @@ from wustore.model.meta import LAYERS, Column, ConstituentTable, Image, Meta, Ob
 from wustore.testing import WCS_TEXT
 
 RNG = np.random.default_rng(11)
-ASTROPY_8 = int(astropy.__version__.split(".")[0]) >= 8
-needs_astropy_8 = pytest.mark.skipif(
-    not ASTROPY_8, reason="the layout is that of astropy 8; others write it differently"
-)
 
 
 def clockless(raw: bytes) -> bytes:

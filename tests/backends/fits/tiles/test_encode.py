@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from tile_reference import CLOCK, assert_same, by_astropy, stopped
+from tile_reference import ASTROPY_8, CLOCK, assert_same, by_astropy, needs_astropy_8, stopped
 
 from wustore.backends.fits.tiles import (
     TileLayout,
@@ -39,9 +39,10 @@ def check(array: NDArray[Any], **options: Any) -> None:
     assert encoded.data == data
     assert encoded.pcount == cards["PCOUNT"]
     assert encoded.layout.zblank == cards.get("ZBLANK")
-    assert encoded.column_formats == tuple(
-        (cards[f"TTYPE{i}"], cards[f"TFORM{i}"].strip()) for i in range(1, cards["TFIELDS"] + 1)
-    )
+    if ASTROPY_8:  # older ones give the width 0 to some columns
+        assert encoded.column_formats == tuple(
+            (cards[f"TTYPE{i}"], cards[f"TFORM{i}"].strip()) for i in range(1, cards["TFIELDS"] + 1)
+        )
     parameters = {cards[f"ZNAME{i}"]: cards[f"ZVAL{i}"] for i in range(1, 9) if f"ZNAME{i}" in cards}
     # A card has room for 20 characters, which is less than some numbers need.
     assert dict(encoded.layout.parameters) == pytest.approx(parameters, rel=1e-12)
@@ -170,7 +171,13 @@ def test_other_dimensions(shape: tuple[int, ...], tile: str | None) -> None:
 
 #: HCOMPRESS and PLIO take small values only; where astropy narrows 64-bit integers it warns.
 INTEGER_CASES = [
-    (compression, f"{letter}{width}", small)
+    pytest.param(
+        compression,
+        f"{letter}{width}",
+        small,
+        # Older ones store the offset of these in another way.
+        marks=[needs_astropy_8] if (letter, width) in {("i", 1), ("u", 8)} else [],
+    )
     for compression in ("RICE_1", "GZIP_1", "GZIP_2", "NOCOMPRESS", "HCOMPRESS_1", "PLIO_1")
     for letter in "iu"
     for width in (1, 2, 4, 8)
