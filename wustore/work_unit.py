@@ -1178,5 +1178,5 @@ def _bar(show: bool | None) -> Iterator[Progress | None]:
     if not (interactive if show is None else show):
         yield None
         return
-    with shown_progress("loading images") as progress:
+    with shown_progress("loading images", leave=True) as progress:
         yield progress

@@ -236,17 +236,19 @@ def measured_loss(
 
 
 @contextlib.contextmanager
-def shown_progress(label: str) -> Iterator[Progress]:
+def shown_progress(label: str, *, leave: bool = False) -> Iterator[Progress]:
     """Give a function that moves a progress bar, a widget in notebooks.
 
     Parameters
     ----------
     label
         What is being done.
+    leave
+        Whether the bar stays when all is done.
     """
     from tqdm.auto import tqdm
 
-    with tqdm(desc=label, unit="image", leave=False, dynamic_ncols=True) as bar:
+    with tqdm(desc=label, unit="image", leave=leave, dynamic_ncols=True) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total
