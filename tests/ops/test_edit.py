@@ -318,7 +318,7 @@ APPEND = """
 import sys
 from wustore.ops import edit
 print("ready", flush=True)
-edit.append(sys.argv[1], sys.argv[2])
+edit.append(sys.argv[1], sys.argv[2], duplicates=True)
 """
 
 
@@ -337,7 +337,7 @@ def appends_and_kills(path, other, first, second, delays):
             images = reader.meta.n_images
             last = (second if images > 3 else first).image(2)
             assert reader.image(images - 1).science.tobytes() == last.science.tobytes()
-    edit.append(path, other)
+    edit.append(path, other, duplicates=True)  # an append that was not killed in time has added them
     with wustore.open_reader(path) as reader:
         assert_same(joined(first, *[second] * (images // 3)), reader)
         assert not list(reader.audit())
