@@ -12,7 +12,7 @@ from wustore.errors import UsageError, WuStoreError
 from wustore.ops.copy import measured_loss, workers_within, write
 from wustore.ops.diff import LayerLoss
 from wustore.ops.jobs import discard, plan, run, run_on_cluster
-from wustore.ops.plans import has_begun
+from wustore.ops.plans import has_begun, refuse_secrets
 from wustore.storage.stores import address_of
 
 __all__ = ["PARTS_ON_A_CLUSTER", "convert", "refuse_same"]
@@ -105,9 +105,11 @@ def convert(
     """
     source, target = address_of(source), address_of(target, to_write=True)
     refuse_same(source, target)
+    pieces = resume or scheduler is not None or processes
+    if pieces:
+        refuse_secrets(source, target)
     with open_reader(source, format=source_format) as reader:
         workers = workers_within(reader.meta, workers, max_memory)
-        pieces = resume or scheduler is not None or processes
         if not pieces:
             return write(
                 reader,

@@ -25,7 +25,7 @@ from wustore.errors import MissingDependencyError, UsageError, WuStoreError
 from wustore.model.meta import Capsule
 from wustore.ops.copy import copy_images, measured_loss, refuse_loss
 from wustore.ops.diff import LayerLoss
-from wustore.ops.plans import Job, absolute, check_same, has_begun, keys_of, load_plan, save_plan
+from wustore.ops.plans import Job, absolute, check_same, has_begun, keys_of, load_plan, refuse_secrets, save_plan
 from wustore.storage.journal import JOURNAL, Journal
 from wustore.storage.locks import alone
 from wustore.storage.processes import safe_path
@@ -75,13 +75,14 @@ def plan(
     ------
     UsageError
         Another conversion, or the same in another number of parts, has begun at this target, the source has changed
-        since, or the format cannot be written in pieces.
+        since, the format cannot be written in pieces, or a URL holds credentials, which no plan may store.
     StoreExistsError
         The target exists and ``overwrite`` is False.
     StoreNotFoundError, UnknownFormatError, FormatError, CorruptError, OSError
         As for `wustore.convert`.
     """
     source, target = address_of(source), address_of(target)
+    refuse_secrets(source, target)
     backend = backend_for_writing(target, format)
     if not backend.resumes(target):
         raise UsageError(

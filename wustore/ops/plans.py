@@ -18,9 +18,10 @@ from wustore.model.meta import Capsule
 from wustore.storage.journal import JOURNAL, Journal, sealed_text, unsealed
 from wustore.storage.staging import partial_path, retire
 from wustore.storage.stores import is_local, writable_keys
+from wustore.storage.url import redact
 from wustore.storage.zarr_store import DirectoryKeys, Keys
 
-__all__ = ["Job", "absolute", "check_same", "has_begun", "keys_of", "load_plan", "save_plan"]
+__all__ = ["Job", "absolute", "check_same", "has_begun", "keys_of", "load_plan", "refuse_secrets", "save_plan"]
 
 _JOB = f"{JOURNAL}job.json"
 _CAPSULE = f"{JOURNAL}capsule.bin"
@@ -203,3 +204,20 @@ def _checked(plan: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(plan[name], kind) or (kind is int and (plan[name] is True or plan[name] < 1)):
             raise ValueError(f"{name} is {plan[name]!r}"[:100])
     return plan
+
+
+def refuse_secrets(*addresses: Any) -> None:
+    """Refuse URLs that hold more than a place: what a plan stores is read by others.
+
+    Raises
+    ------
+    UsageError
+        If one has a user, a password, a query or a fragment.
+    """
+    for address in addresses:
+        if isinstance(address, str) and not is_local(address) and redact(address) != address:
+            raise UsageError(
+                "a plan is stored, and this URL holds credentials or a query",
+                path=redact(address),
+                hint="Give credentials through the environment; or convert in one go, without a plan or --resume.",
+            )
