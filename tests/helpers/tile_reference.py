@@ -62,3 +62,30 @@ def assert_same(found: NDArray[Any], expected: NDArray[Any]) -> None:
     assert found.flags.c_contiguous
     assert found.shape == native.shape
     assert found.tobytes() == native.tobytes()
+
+
+def plane(seed: int, shape: tuple[int, int], kind: str) -> NDArray[np.float32]:
+    """Return noise with what the kind asks for, and pixels that are NaN with a payload."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(0, 5, shape).astype(np.float32)
+    if kind == "bits":
+        values = rng.integers(0, 2**32, shape, dtype=np.uint32).view(np.float32)
+    elif kind == "constant":
+        values[:] = values.flat[0]
+    elif kind == "huge":
+        values *= np.float32(1e37)
+    elif kind == "wide":
+        values = (values * 10.0 ** rng.integers(-8, 9, shape)).astype(np.float32)
+    elif kind == "denormal":
+        values *= np.float32(1e-40)
+    elif kind == "zeros":
+        values[rng.random(shape) < 0.5] = 0
+        values[rng.random(shape) < 0.2] = -0.0
+    elif kind == "infinite":
+        values[rng.random(shape) < 0.1] = np.inf
+        values[rng.random(shape) < 0.1] = -np.inf
+    elif kind == "rows":
+        values[::2] = np.nan
+        values[1::3] = np.inf
+    values[rng.random(shape) < rng.choice([0, 0.02, 0.3])] = np.array(0xFFC12345, np.uint32).view(np.float32)
+    return values

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from astropy.io import fits
-from numpy.typing import NDArray
-from tile_reference import assert_same, by_astropy, read_by_astropy
+from tile_reference import assert_same, by_astropy, plane, read_by_astropy
 
 from wustore.backends.fits.tiles import (
     TileLayout,
@@ -22,32 +21,6 @@ from wustore.backends.fits.tiles.layout import Table
 from wustore.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("coder")
-
-
-def plane(seed: int, shape: tuple[int, int], kind: str) -> NDArray[np.float32]:
-    rng = np.random.default_rng(seed)
-    values = rng.normal(0, 5, shape).astype(np.float32)
-    if kind == "bits":
-        values = rng.integers(0, 2**32, shape, dtype=np.uint32).view(np.float32)
-    elif kind == "constant":
-        values[:] = values.flat[0]
-    elif kind == "huge":
-        values *= np.float32(1e37)
-    elif kind == "wide":
-        values = (values * 10.0 ** rng.integers(-8, 9, shape)).astype(np.float32)
-    elif kind == "denormal":
-        values *= np.float32(1e-40)
-    elif kind == "zeros":
-        values[rng.random(shape) < 0.5] = 0
-        values[rng.random(shape) < 0.2] = -0.0
-    elif kind == "infinite":
-        values[rng.random(shape) < 0.1] = np.inf
-        values[rng.random(shape) < 0.1] = -np.inf
-    elif kind == "rows":
-        values[::2] = np.nan
-        values[1::3] = np.inf
-    values[rng.random(shape) < rng.choice([0, 0.02, 0.3])] = np.array(0xFFC12345, np.uint32).view(np.float32)
-    return values
 
 
 @pytest.mark.parametrize(

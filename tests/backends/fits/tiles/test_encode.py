@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from tile_reference import ASTROPY_8, CLOCK, assert_same, by_astropy, needs_astropy_8, stopped
+from tile_reference import ASTROPY_8, CLOCK, assert_same, by_astropy, needs_astropy_8, plane, stopped
 
 from wustore.backends.fits.tiles import (
     TileLayout,
@@ -50,32 +50,6 @@ def check(array: NDArray[Any], **options: Any) -> None:
     y, x = layout.shape
     window = (slice(y // 3, max(1, y - 1)), slice(x // 4, max(1, x // 2)))
     assert_same(decode_plane(layout, data, rows=window[0], columns=window[1]), np.ascontiguousarray(values[window]))
-
-
-def plane(seed: int, shape: tuple[int, int], kind: str) -> NDArray[np.float32]:
-    rng = np.random.default_rng(seed)
-    values = rng.normal(0, 5, shape).astype(np.float32)
-    if kind == "bits":
-        values = rng.integers(0, 2**32, shape, dtype=np.uint32).view(np.float32)
-    elif kind == "constant":
-        values[:] = values.flat[0]
-    elif kind == "huge":
-        values *= np.float32(1e37)
-    elif kind == "wide":
-        values = (values * 10.0 ** rng.integers(-8, 9, shape)).astype(np.float32)
-    elif kind == "denormal":
-        values *= np.float32(1e-40)
-    elif kind == "zeros":
-        values[rng.random(shape) < 0.5] = 0
-        values[rng.random(shape) < 0.2] = -0.0
-    elif kind == "infinite":
-        values[rng.random(shape) < 0.1] = np.inf
-        values[rng.random(shape) < 0.1] = -np.inf
-    elif kind == "rows":
-        values[::2] = np.nan
-        values[1::3] = np.inf
-    values[rng.random(shape) < rng.choice([0, 0.02, 0.3])] = np.array(0xFFC12345, np.uint32).view(np.float32)
-    return values
 
 
 KINDS = ["noise", "bits", "constant", "huge", "wide", "denormal", "zeros", "infinite", "rows"]

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from tile_reference import CLOCK, assert_same, by_astropy, stopped
+from tile_reference import CLOCK, assert_same, by_astropy, plane, stopped
 
 from wustore.backends.fits.tiles import (
     LOSSLESS,
@@ -28,32 +27,6 @@ FLOAT_TYPES = ["RICE_1", "GZIP_1", "GZIP_2", "NOCOMPRESS", "HCOMPRESS_1"]
 
 
 quickly = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-
-
-def plane(seed: int, shape: tuple[int, int], kind: str) -> NDArray[np.float32]:
-    rng = np.random.default_rng(seed)
-    values = rng.normal(0, 5, shape).astype(np.float32)
-    if kind == "bits":
-        values = rng.integers(0, 2**32, shape, dtype=np.uint32).view(np.float32)
-    elif kind == "constant":
-        values[:] = values.flat[0]
-    elif kind == "huge":
-        values *= np.float32(1e37)
-    elif kind == "wide":
-        values = (values * 10.0 ** rng.integers(-8, 9, shape)).astype(np.float32)
-    elif kind == "denormal":
-        values *= np.float32(1e-40)
-    elif kind == "zeros":
-        values[rng.random(shape) < 0.5] = 0
-        values[rng.random(shape) < 0.2] = -0.0
-    elif kind == "infinite":
-        values[rng.random(shape) < 0.1] = np.inf
-        values[rng.random(shape) < 0.1] = -np.inf
-    elif kind == "rows":
-        values[::2] = np.nan
-        values[1::3] = np.inf
-    values[rng.random(shape) < rng.choice([0, 0.02, 0.3])] = np.array(0xFFC12345, np.uint32).view(np.float32)
-    return values
 
 
 KINDS = ["noise", "bits", "constant", "huge", "wide", "denormal", "zeros", "infinite", "rows"]
