@@ -6,10 +6,10 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from wustore.errors import BackendError, FormatError, OtherFormatError, StoreNotFoundError, UsageError
+from wustore.errors import FormatError, OtherFormatError, StoreNotFoundError, UsageError
 from wustore.storage import url as remote
 from wustore.storage.files import open_regular
-from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys
+from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys, UrlKeys
 from wustore.storage.zip import ZipKeys
 
 if TYPE_CHECKING:
@@ -21,19 +21,6 @@ __all__ = ["ZIP_SIGNATURES", "address_of", "is_local", "name_of", "open_keys", "
 def is_local(address: Any) -> bool:
     """Return whether ``address`` is a path of a local file system."""
     return isinstance(address, str) and "://" not in address
-
-
-def _from_url(url: str, *, read_only: bool) -> Keys:
-    with remote.errors_of(url):
-        try:
-            import fsspec  # noqa: F401
-            from zarr.storage import FsspecStore
-
-            store = FsspecStore.from_url(url, storage_options=remote.options_for(url), read_only=read_only)
-        except ValueError as error:
-            found = remote.redact(str(error))
-            raise BackendError("the URL cannot be used", path=remote.redact(url), found=found) from None
-    return StoreKeys(store, url)
 
 
 def open_keys(address: Any) -> Keys:
@@ -51,7 +38,7 @@ def open_keys(address: Any) -> Keys:
     if not isinstance(address, str):
         return StoreKeys(address)
     if not is_local(address):
-        return _from_url(address, read_only=True)
+        return UrlKeys(address)
     if os.path.isdir(address):  # noqa: PTH112
         return DirectoryKeys(address, hold=True)
     if not os.path.lexists(address):
@@ -74,7 +61,7 @@ def writable_keys(address: Any) -> Keys:
         raise UsageError(
             "nothing can be written to a web server", path=remote.redact(address), hint="Write elsewhere and upload it."
         )
-    return StoreKeys(address) if not isinstance(address, str) else _from_url(address, read_only=False)
+    return UrlKeys(address) if isinstance(address, str) else StoreKeys(address)
 
 
 ZIP_SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")
