@@ -146,14 +146,14 @@ def _demo(folder: Path, *, kept: bool) -> int:
     from wustore.ops.diff import differences
 
     click.echo(
-        f"A WorkUnit of {N_IMAGES} images of {SIZE} x {SIZE}: noise, stars, one moving source, 2 % masked.\n"
+        f"A WorkUnit of {N_IMAGES} images of {SIZE} x {SIZE}: noise, stars, one moving source.\n"
         f"Files in {folder}\n"
     )
     source = folder / "night.fits"
     work_unit = build()
     seconds = _seconds(work_unit.to_fits, str(source), overwrite=True)
     digest = _sha256(source)
-    steps = [_Step(source.name, _size(source), seconds, f"sha256 {digest[:16]}...")]
+    steps = [_Step(source.name, _size(source), seconds, f"sha256 {digest[:8]}...")]
     same = True
     for name, again in (("night.zarr", "from_zarr.fits"), ("night.h5", "from_hdf5.fits")):
         store, back = folder / name, folder / again
@@ -164,7 +164,7 @@ def _demo(folder: Path, *, kept: bool) -> int:
         steps.append(_Step(name, _size(store), seconds, proof))
         seconds = _seconds(convert, store, back, overwrite=True)
         identical = _sha256(back) == digest
-        proof = f"sha256 {_sha256(back)[:16]}...  " + ("identical" if identical else "DIFFERENT")
+        proof = f"sha256 {_sha256(back)[:8]}... " + ("identical" if identical else "DIFFERENT")
         steps.append(_Step(again, _size(back), seconds, proof))
         same = same and identical and n_different == 0
     _tell(steps)
@@ -220,8 +220,8 @@ def _show_stamps(folder: Path) -> None:
     picture.write_bytes(preview.png(preview.contact_sheet(stamps, zoom=6, gap=6)))
     side = 2 * RADIUS + 1
     click.echo(
-        f"\n{len(stamps)} stamps of {side} x {side} along the motion, cut out of the closed Zarr store in"
-        f" {seconds * 1000:.0f} ms: {picture.name}"
+        f"\n{picture.name}: {len(stamps)} stamps of {side} x {side} along the motion, cut out of night.zarr in"
+        f" {seconds * 1000:.0f} ms"
     )
     if sys.stdout.isatty() and sys.stdout.encoding.lower().startswith("utf"):
         click.echo(preview.terminal(preview.contact_sheet(stamps[:5], gap=1)))
