@@ -22,6 +22,7 @@ from wustore.cli import COMMANDS
 from wustore.cli._run import DAMAGED, DIFFERS, INCOMPLETE, OK, USAGE
 from wustore.format import document as layout
 
+
 def run_python(text, page, directory):
     # A process of its own: a script that a reader pastes into a file. Another cluster on this machine is no error.
     strict = ["-W", "error", "-W", "ignore:Port"]

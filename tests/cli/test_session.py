@@ -55,6 +55,17 @@ def test_every_help_in_a_terminal(tmp_path):
         assert not re.search(r"Traceback|\x1b", came)
 
 
+@pytest.mark.slow
+def test_what_is_not_a_table_fits_a_terminal(tmp_path):
+    for words in (["demo", "--keep", "demo"], ["formats"], ["info", "demo/night.zarr"], ["doctor"]):
+        code, shown, came = in_terminal(["wustore", *words], tmp_path)
+        assert code == 0
+        plain = re.sub(r"\x1b\[[\d;]*m", "", came).replace("\r\n", "\n").strip("\n")
+        lines = [line for line in plain.splitlines() if str(tmp_path) not in line]  # a path is not broken
+        assert lines
+        assert set(lines) <= set(shown.splitlines()), "a line is wider than the terminal"
+
+
 def test_the_screen_of_the_tests():
     # What the other tests rest on.
     assert Screen(80).feed("a 50%\ra 100%\r      \rdone\r\n").text == "done"

@@ -15,13 +15,9 @@ from pathlib import Path
 
 import pytest
 
-if os.name != "posix":
-    pytest.skip("pseudo-terminals are those of POSIX", allow_module_level=True)
-
-import fcntl
-import termios
-
-_CONTROL = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|\x1b\][^\x07]*\x07|\x1b[()][A-Z0-9]|\x1b[=>]|[\r\n\b\x07]|[^\x1b\r\n\b\x07]+|\x1b")
+_CONTROL = re.compile(
+    r"\x1b\[([0-9;?]*)([A-Za-z])|\x1b\][^\x07]*\x07|\x1b[()][A-Z0-9]|\x1b[=>]|[\r\n\b\x07]|[^\x1b\r\n\b\x07]+|\x1b"
+)
 
 
 class Screen:
@@ -91,6 +87,11 @@ class Terminal:
     """
 
     def __init__(self, words, directory, columns=80, environment=None):
+        if os.name != "posix":
+            pytest.skip("pseudo-terminals are those of POSIX")
+        import fcntl
+        import termios
+
         self.columns = columns
         self._master, slave = os.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
@@ -108,7 +109,7 @@ class Terminal:
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )  # fmt: skip
         os.close(slave)
-        self.output = ""
+        self.output, self._seen = "", 0
 
     def __enter__(self):
         return self
@@ -136,17 +137,13 @@ class Terminal:
 
     def wait(self, pattern, seconds=60):
         """Read until a pattern is in what came since the last call, and return that."""
-        begin, end = len(self.output), time.monotonic() + seconds
+        end = time.monotonic() + seconds
         while not (found := re.search(pattern, self.output[self._seen :])):
-            left = end - time.monotonic()
-            assert left > 0 and (self._read(min(left, 1)) or self.process.poll() is None), (
-                f"{pattern!r} never came; got {self.output[begin:]!r}"
-            )
+            is_over = not self._read(1) and (self.process.poll() is not None or time.monotonic() > end)
+            assert not is_over, f"{pattern!r} never came; got {self.output[self._seen :]!r}"
         part = self.output[self._seen : self._seen + found.end()]
         self._seen += found.end()
         return part
-
-    _seen = 0
 
     def end(self, seconds=120):
         """Read to the end and return the exit code."""

@@ -19,7 +19,7 @@ _STAMP_EXAMPLES = """
 Examples:
   wustore stamp night.zarr --x 1000 --y 1200 --radius 10 -o stamp.png
   wustore stamp night.fits --ra 351.42 --dec -5.51 -o stamp.fits
-  wustore stamp night.zarr --trajectories found.parquet --coadd mean -o mean.npz
+  wustore stamp night.zarr --trajectories a.ecsv --coadd mean -o coadds.npz
 """
 
 
