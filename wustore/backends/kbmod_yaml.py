@@ -184,13 +184,7 @@ def _links(dump: _Dump, n_images: int, n_constituents: int) -> tuple[tuple[int, 
 
 
 class YamlDumpReader(Reader):
-    """A reader of a YAML dump; pixels are parsed when first asked for, all images of a layer at once.
-
-    Parameters
-    ----------
-    path
-        The file.
-    """
+    """A reader of a YAML dump; pixels are parsed when first asked for, all images of a layer at once."""
 
     format = "kbmod-yaml"
 
@@ -314,10 +308,5 @@ class YamlDumpBackend(Backend):
     def create(
         self, path: str, meta: Meta, *, capsule: Capsule | None = None, overwrite: bool = False, **options: Any
     ) -> Writer:
-        """Refuse: no KBMOD of today reads such a file.
-
-        Raises
-        ------
-        UsageError
-        """
+        """Refuse: no KBMOD of today reads such a file."""
         raise UsageError("YAML dumps are only read", path=path, hint="Write FITS, Zarr or HDF5.")

@@ -35,14 +35,8 @@ class PieceWriter(ResumableWriter):
 
     Parameters
     ----------
-    backend
-        Its format.
-    path, meta, capsule, overwrite
-        See `wustore.backends.base.Backend.create`.
     encoder
         What makes the pieces that the backend's writers place.
-    fingerprint
-        See `wustore.backends.base.Backend.resume`.
     options
         Of the backend, for `wustore.backends.base.Backend.create`.
 

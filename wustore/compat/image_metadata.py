@@ -304,8 +304,6 @@ def constituents_to_hdu(constituents: ConstituentTable, layer_name: str | None =
 
     Parameters
     ----------
-    constituents
-        The table.
     layer_name
         EXTNAME (KBMOD: ``IMG_META``).
 

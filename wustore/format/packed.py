@@ -44,12 +44,7 @@ def pack(specs: Iterable[ArraySpec]) -> ArraySpec:
 
 
 def unpack(packed: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    """Return the arrays by name that `pack` was given.
-
-    Raises
-    ------
-    CorruptError
-    """
+    """Return the arrays by name that `pack` was given."""
     try:
         stored = np.ascontiguousarray(packed).data.cast("B")
         (length,) = struct.unpack_from("<Q", stored)

@@ -138,8 +138,6 @@ class View(Reader):
 
     Parameters
     ----------
-    source
-        The other reader.
     images
         Indices of its images, in the order wanted; all by default.
     rows, columns

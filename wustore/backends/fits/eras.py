@@ -118,8 +118,6 @@ def wcs_text(header: Header, shape: tuple[int, int] | None = None) -> str | None
 
     Parameters
     ----------
-    header
-        The HDU's cards.
     shape
         (y, x) of the HDU's image, for ``NAXIS1`` and ``NAXIS2`` if the header has no ``DIMM1`` and ``DIMM2``.
 

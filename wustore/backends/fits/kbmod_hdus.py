@@ -121,10 +121,6 @@ def head_hdus(meta: Meta, *, exact: bool = False, configuration: bool = True) ->
 
     Parameters
     ----------
-    meta
-        The WorkUnit.
-    exact
-        As in `FitsOptions`.
     configuration
         Whether to write KBMOD_CONFIG even if there is no configuration: KBMOD needs it in sharded sets.
     """
@@ -265,10 +261,6 @@ def image_hdus(
 
     Parameters
     ----------
-    meta, i, image
-        The image and its WorkUnit.
-    options
-        How to write the pixels.
     mask
         What `kbmod_mask` made of the image, if that is at hand.
     sharded

@@ -48,8 +48,6 @@ class Hdf5Backend(Backend):
 
         Parameters
         ----------
-        path
-            The file.
         options
             ``workers``: threads that decode (the number of processors by default; for a URL
             `wustore.storage.url.CONCURRENCY`, because each waits for a request most of the time).
@@ -72,15 +70,9 @@ class Hdf5Backend(Backend):
 
         Parameters
         ----------
-        path, meta, capsule, overwrite
-            As in the protocol.
         options
             ``profile``, ``layout``: names of `wustore.format.presets`. ``chunks``: shape (y, x) or
             (1, y, x) of a chunk, instead of a layout. ``workers``: threads that encode.
-
-        Raises
-        ------
-        StoreExistsError, UsageError, MissingDependencyError
         """
         if is_remote(path):
             refuse_writing(path, "HDF5")

@@ -38,12 +38,7 @@ def document_spec(text: str) -> ArraySpec:
 
 
 def parse_document(text: str | bytes, path: str) -> dict[str, Any]:
-    """Return the document of its JSON text.
-
-    Raises
-    ------
-    CorruptError
-    """
+    """Return the document of its JSON text."""
     with located(path):
         document = tagged_json.parse(text, what="the root document")
     if not isinstance(document, dict):

@@ -296,8 +296,6 @@ class Hdf5Reader(Reader):
 
         Parameters
         ----------
-        layer, i
-            Which image.
         corners
             First (y, x) of each chunk.
 

@@ -129,12 +129,7 @@ def encode_small(data: NDArray[Any]) -> bytes | None:
 
 
 def decode_small(metadata: Mapping[str, Any], raw: bytes | None) -> NDArray[Any] | None:
-    """Return an array from its one chunk, or None if the metadata is not what `small_metadata` writes.
-
-    Raises
-    ------
-    DamagedChunk
-    """
+    """Return an array from its one chunk, or None if the metadata is not what `small_metadata` writes."""
     try:
         shape = tuple(map(operator.index, metadata["shape"]))
         kind, codecs = metadata["data_type"], metadata["codecs"]

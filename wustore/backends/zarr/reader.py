@@ -74,14 +74,10 @@ class ZarrReader(Reader):
 
     Parameters
     ----------
-    keys
-        Where it is.
     address
         What it was opened by.
     form
         Name of the backend.
-    workers
-        Threads that decode, the number of processors by default.
     """
 
     def __init__(self, keys: Keys, address: Any, form: str, workers: int | None = None) -> None:
@@ -425,12 +421,7 @@ def _parse(text: bytes, path: str, where: str) -> Any:
 
 
 def _root(keys: Keys, text: bytes | None) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """Return the root document and the consolidated metadata of the nodes.
-
-    Raises
-    ------
-    FormatError, VersionError, IncompleteError, CorruptError
-    """
+    """Return the root document and the consolidated metadata of the nodes."""
     if text is None:
         raise _without_root(keys)
     root = _parse(text, keys.name, "zarr.json")

@@ -68,12 +68,7 @@ def wustore_hdu(meta: Meta, plain_digest: str) -> bytes:
 
 
 def read_wustore_hdu(data: bytes, *, path: str | None = None) -> tuple[Meta, str]:
-    """Return the metadata, and the digest of the plain layout, from the data of the HDU (padding may follow).
-
-    Raises
-    ------
-    FormatError, VersionError, CorruptError
-    """
+    """Return the metadata, and the digest of the plain layout, from the data of the HDU (padding may follow)."""
     try:
         content = tagged_json.parse(_unpacked(data, path), stored=len(data))
         arrays, plain = content["arrays"], content["plain"]
