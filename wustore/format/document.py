@@ -111,12 +111,7 @@ def document_of(meta: Meta) -> dict[str, Any]:
 
 
 def check_version(document: Any) -> None:
-    """Refuse a document that is not ours or that this code is too old for.
-
-    Raises
-    ------
-    FormatError, VersionError
-    """
+    """Refuse a document that is not ours or that this code is too old for."""
     if not isinstance(document, dict):
         raise CorruptError("the root document is not an object", found=type(document).__name__)
     if document.get("format") != FORMAT:
@@ -150,12 +145,6 @@ def meta_from(document: Any, array: Callable[[str], NDArray[Any]], *, path: str 
     array
         Function giving a small array of the store by its name (text arrays as object arrays of `str`);
         raises CorruptError if it is missing.
-    path
-        For messages.
-
-    Raises
-    ------
-    FormatError, VersionError, CorruptError
     """
     with located(path):
         check_version(document)
