@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from wustore.model.compare import Difference
     from wustore.ops.copy import LossWarning
     from wustore.ops.diff import LayerLoss
-    from wustore.ops.edit import EditWarning, append, drop, repack
+    from wustore.ops.edit import EditWarning, append, drop, migrate, repack
     from wustore.ops.jobs import finish, part, plan
     from wustore.ops.plans import Job
     from wustore.ops.repair import clean, repair
@@ -52,6 +52,7 @@ _HOMES = {
     "append": "ops.edit",
     "repack": "ops.edit",
     "drop": "ops.edit",
+    "migrate": "ops.edit",
     "EditWarning": "ops.edit",
     "LayerLoss": "ops.diff",
     "LossWarning": "ops.copy",
@@ -102,6 +103,7 @@ __all__ = [  # noqa: RUF022 - in the order a reader looks for them
     "append",
     "repack",
     "drop",
+    "migrate",
     "repair",
     "clean",
     "plan",
