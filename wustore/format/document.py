@@ -112,12 +112,6 @@ def meta_from(document: Any, array: Callable[[str], NDArray[Any]], *, path: str 
     array
         Function giving a small array of the store by its name (text arrays as object arrays of `str`);
         raises CorruptError if it is missing.
-    path
-        For messages.
-
-    Raises
-    ------
-    FormatError, VersionError, CorruptError
     """
     with located(path):
         check_version(document)

@@ -65,8 +65,6 @@ def check(document: Any, *, written: bool = False) -> None:
 
     Parameters
     ----------
-    document
-        The document, JSON values only.
     written
         Whether it is about to be written, not read.
 

@@ -48,8 +48,6 @@ def same_value(a: Any, b: Any, *, ordered: bool = True) -> bool:
 
     Parameters
     ----------
-    a, b
-        The values.
     ordered
         Whether the order of the keys of a mapping counts.
     """

@@ -85,8 +85,6 @@ def copy(
     workers
         Threads that read and write an image each, the number of processors by default. So many images are in
         memory at a time.
-    progress
-        Called after each image.
 
     Raises
     ------
@@ -157,8 +155,6 @@ def write(
 
     Parameters
     ----------
-    reader
-        The source, open.
     target
         Where to write.
     format_name
@@ -167,10 +163,6 @@ def write(
         Whether an existing store may be replaced.
     capsule
         Keep what gives back the identical FITS files.
-    workers
-        Images at a time; the number of processors where None.
-    progress
-        Called with (images done, images in all).
     options
         Of the target's backend.
     lossy
@@ -180,12 +172,6 @@ def write(
     -------
     list of LayerLoss
         What such options lost.
-
-    Raises
-    ------
-    StoreExistsError, UnknownFormatError, UsageError, CorruptError, StoreReplacedError, FidelityError, OSError
-    VersionError
-        If the source has arrays or attributes of a later version of the format.
     """
     backend = backend_for_writing(target, format_name)
     refuse_loss(backend, options, lossy=lossy)
@@ -201,12 +187,7 @@ class LossWarning(UserWarning):
 
 
 def refuse_loss(backend: Backend, options: Mapping[str, Any], *, lossy: bool) -> None:
-    """Refuse options that lose values, unless they were agreed to.
-
-    Raises
-    ------
-    UsageError
-    """
+    """Refuse options that lose values, unless they were agreed to."""
     reason = backend.lossy(options)
     if reason is not None and not lossy:
         raise UsageError(
@@ -247,12 +228,8 @@ def measured_loss(
 
     Parameters
     ----------
-    reader
-        The source, open.
     target, backend, options
         What was written.
-    workers
-        Images at a time.
     """
     if backend.lossy(options) is None:
         return []
@@ -269,8 +246,6 @@ def shown_progress(label: str, *, leave: bool = False) -> Iterator[Progress]:
 
     Parameters
     ----------
-    label
-        What is being done.
     leave
         Whether the bar stays when all is done.
     """

@@ -61,8 +61,6 @@ class EditedReader(ReaderProxy):
 
     Parameters
     ----------
-    reader
-        The store.
     meta
         What to say of it instead; a layer that no image has is hidden.
     keep_capsule

@@ -267,13 +267,7 @@ def progress_of(target: str) -> tuple[int, int]:
 
 
 def parts_left(target: str) -> tuple[list[int], int]:
-    """Return (the parts with images that are not recorded as written, the number of parts).
-
-    Raises
-    ------
-    IncompleteError, UsageError, CorruptError
-        As for `progress_of`.
-    """
+    """Return (the parts with images that are not recorded as written, the number of parts)."""
     job, recorded = _recorded(target)
     return [k for k in range(job.parts) if not recorded.issuperset(job.images_of(k))], job.parts
 
@@ -340,16 +334,8 @@ def run(job: Job, reader: Reader, *, workers: int, processes: bool = False, prog
 
     Parameters
     ----------
-    job
-        From `plan`.
-    reader
-        The source, open.
-    workers
-        Images at a time.
     processes
         Whether each worker is a process of its own; by default threads of this one.
-    progress
-        Called with (images done, images in all).
 
     Raises
     ------

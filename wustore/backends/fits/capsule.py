@@ -231,13 +231,7 @@ def _sha256(content: Any) -> str:
 
 
 def build(source: FitsSource) -> Capsule:
-    """Make the capsule of a WorkUnit: hashes the files and keeps what belongs to no image.
-
-    Parameters
-    ----------
-    source
-        A reader of FITS files.
-    """
+    """Make the capsule of a WorkUnit: hashes the files and keeps what belongs to no image."""
     plan = _plan_of(source)
     files = []
     for file in plan.files:
@@ -259,8 +253,6 @@ def piece(source: FitsSource, i: int, image: Image) -> bytes:
 
     Parameters
     ----------
-    source
-        A reader of FITS files.
     i, image
         The image as it was read from them.
     """
@@ -313,12 +305,7 @@ class Head:
 
     @classmethod
     def decode(cls, data: bytes) -> Head:
-        """Decode a head.
-
-        Raises
-        ------
-        CorruptError
-        """
+        """Decode a head."""
         try:
             control, parts = _decode(_HEAD, data)
             at = int(control["template"])
