@@ -363,8 +363,6 @@ class RemoteFile:
 
     Parameters
     ----------
-    url
-        Where it is.
     block
         Bytes of the first block that is read ahead.
 

@@ -202,8 +202,6 @@ class UrlWithOptions(str):
 
     Parameters
     ----------
-    url
-        The URL.
     storage_options
         As docs/howto/cloud.md lists them. They are pickled with it, and appear in no message and no stored document.
     """
@@ -231,12 +229,7 @@ def options_of(url: str) -> dict[str, Any]:
 
 
 def refuse_writing(url: str, kind: str) -> None:
-    """Refuse to write a single file to a URL.
-
-    Raises
-    ------
-    UsageError
-    """
+    """Refuse to write a single file to a URL."""
     raise UsageError(
         f"{kind} is not written to URLs", path=redact(url), hint="Write to a local path and copy it, or write Zarr."
     )

@@ -7,14 +7,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from wustore.backends.zarr.zip import audit_zip
 from wustore.errors import CorruptError, WuStoreError
 from wustore.format.content import foreign_content, own_content
 from wustore.format.tagged_json import parse
 from wustore.model.compare import same_bits
 from wustore.model.meta import Meta
 from wustore.storage.zarr_store import Keys
-from wustore.storage.zip import ZipKeys
+from wustore.storage.zip import ZipKeys, audit_zip
 
 __all__ = ["audit", "foreign"]
 
@@ -30,8 +29,6 @@ def audit(
 
     Parameters
     ----------
-    keys
-        The store.
     nodes
         Its consolidated metadata, by path; empty where it has none.
     arrays
@@ -65,13 +62,7 @@ def audit(
 
 
 def foreign(keys: Keys, nodes: Mapping[str, Any], meta: Meta) -> Iterator[str]:
-    """Yield in words what others added to a store; at a URL, where listing is slow, what its metadata name.
-
-    Parameters
-    ----------
-    keys, nodes, meta
-        As for `audit`.
-    """
+    """Yield in words what others added to a store; at a URL, where listing is slow, what its metadata name."""
     own = own_content(meta)
     root = _document(keys, "zarr.json")
     yield from (f"root attribute {name}" for name in sorted(set(_attributes(root)) - _ROOT_ATTRIBUTES))

@@ -18,7 +18,6 @@ from wustore.backends.zarr.encoder import Structure
 from wustore.backends.zarr.metadata import (
     to_json,
 )
-from wustore.backends.zarr.zip import pack_directory
 from wustore.errors import StoreExistsError, UsageError
 from wustore.format.arrays import ArraySpec
 from wustore.format.packed import pack
@@ -29,6 +28,7 @@ from wustore.storage.journal import JOURNAL, Entry, Journal, check_complete
 from wustore.storage.staging import Staging, retire
 from wustore.storage.threads import worker_count
 from wustore.storage.zarr_store import DirectoryKeys, Keys
+from wustore.storage.zip import pack_directory
 
 __all__ = ["DirectoryTarget", "Options", "StoreTarget", "Target", "ZarrWriter", "ZipTarget", "options_from"]
 
@@ -155,19 +155,7 @@ class StoreTarget(Target):
 
 
 class ZarrWriter(ResumableWriter):
-    """A Zarr store being written.
-
-    Parameters
-    ----------
-    target
-        Where to.
-    structure
-        What the store consists of.
-    capsule
-        See `wustore.backends.base.Backend.create`.
-    options
-        How.
-    """
+    """A Zarr store being written."""
 
     def __init__(self, target: Target, structure: Structure, capsule: Capsule | None, options: Options) -> None:
         self._target = target
@@ -315,12 +303,7 @@ class _Journaled:
 
 
 def options_from(options: Mapping[str, Any]) -> Options:
-    """Return checked options.
-
-    Raises
-    ------
-    UsageError
-    """
+    """Return checked options."""
     known = Options.__dataclass_fields__
     unknown = sorted(options.keys() - known.keys())
     if unknown:

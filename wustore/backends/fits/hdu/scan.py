@@ -95,8 +95,6 @@ class ScannedFile:
 
     Parameters
     ----------
-    path
-        For messages.
     size
         Length of the file.
     hdus
@@ -197,8 +195,6 @@ def scan(data: Buffer | RemoteFile, path: str) -> ScannedFile:
     ----------
     data
         All bytes of the file, or the file at a URL.
-    path
-        For messages.
 
     Returns
     -------
