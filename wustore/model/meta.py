@@ -7,7 +7,7 @@ edge, in `wustore.work_unit`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -34,6 +34,11 @@ LAYERS = (*PIXEL_LAYERS, "psf")
 """All layers of an image."""
 
 ColumnKind = Literal["plain", "wcs", "json"]
+
+
+def object_array(values: Iterable[Any]) -> NDArray[Any]:
+    """Return an array of Python objects, one axis; texts of any length, or mixed values, lists among them."""
+    return np.fromiter(values, dtype=object)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +205,9 @@ class Meta:
         Where the data came from: free JSON (format, layout, software), never needed for reading.
     history
         What was done to the store since, oldest first: one JSON object per edit.
+    additions
+        What a later version of the format added to the document: place to JSON value. Copies keep it; whoever makes
+        other metadata of these leaves it out.
     """
 
     times: NDArray[np.float64]
@@ -217,6 +225,7 @@ class Meta:
     mask_flags: Mapping[str, int] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
     history: tuple[Mapping[str, Any], ...] = ()
+    additions: Mapping[tuple[str, ...], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.times)
