@@ -18,7 +18,6 @@ from wustore.backends.zarr.encoder import Structure
 from wustore.backends.zarr.metadata import (
     to_json,
 )
-from wustore.backends.zarr.zip import pack_directory
 from wustore.errors import StoreExistsError, UsageError
 from wustore.format.arrays import ArraySpec
 from wustore.format.packed import pack
@@ -29,6 +28,7 @@ from wustore.storage.journal import JOURNAL, Entry, Journal, check_complete
 from wustore.storage.staging import Staging, retire
 from wustore.storage.threads import worker_count
 from wustore.storage.zarr_store import DirectoryKeys, Keys
+from wustore.storage.zip import pack_directory
 
 __all__ = ["DirectoryTarget", "Options", "StoreTarget", "Target", "ZarrWriter", "ZipTarget", "options_from"]
 
