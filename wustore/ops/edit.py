@@ -26,6 +26,7 @@ from wustore.format.planes import plane_checksums
 from wustore.model.concat import appended
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.ops.copy import copy
+from wustore.storage.icechunk import is_icechunk
 from wustore.storage.locks import alone, lock_of
 from wustore.storage.stores import address_of, name_of
 
@@ -85,10 +86,12 @@ class EditedReader(ReaderProxy):
         return self.source.image_capsule(i, image) if self._keep_capsule else None
 
 
-def _rewritten(reader: Reader, meta: Meta, *, keep_capsule: bool, progress: Progress | None, options: Any) -> None:
+def _rewritten(
+    address: Any, reader: Reader, meta: Meta, *, keep_capsule: bool, progress: Progress | None, options: Any
+) -> None:
     """Write a store anew in its own place; the old one stays until the new one is whole."""
     edited = EditedReader(reader, meta, keep_capsule=keep_capsule)
-    writer = backend_named(reader.format).create(reader.path, meta, capsule=edited.capsule(), overwrite=True, **options)
+    writer = backend_named(reader.format).create(address, meta, capsule=edited.capsule(), overwrite=True, **options)
     copy(edited, writer, progress=progress)
 
 
@@ -111,14 +114,14 @@ def repack(path: Any, *, progress: Progress | None = None, **options: Any) -> No
         it.
     StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError, OSError
     """
-    with _editing(path) as reader:
+    with _editing(path) as (address, reader):
         meta = reader.meta
         meta = replace(meta, history=(*meta.history, history_entry("repack", options=dict(options))))
         kept = _settings(reader)
         if "chunks" in options or "layout" in options:
             kept.pop("layout", None)
             kept.pop("chunks", None)
-        _rewritten(reader, meta, keep_capsule=True, progress=progress, options=kept | options)
+        _rewritten(address, reader, meta, keep_capsule=True, progress=progress, options=kept | options)
 
 
 def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -> None:
@@ -145,7 +148,7 @@ def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -
         raise UsageError(
             "cannot drop this", expected=", ".join(DROPPABLE), found=", ".join(sorted(wanted)) or "nothing"
         )
-    with _editing(path) as reader:
+    with _editing(path) as (address, reader):
         meta = reader.meta
         there = {layer for layer in LAYERS if meta.has_layer(layer)}
         has_capsule = reader.capsule() is not None
@@ -161,7 +164,7 @@ def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -
         entry = history_entry("drop", names=sorted(wanted))
         meta = replace(meta, dtypes=dtypes, psf_shape=psf_shape, history=(*meta.history, entry))
         options = _settings(reader)
-        _rewritten(reader, meta, keep_capsule=False, progress=progress, options=options)
+        _rewritten(address, reader, meta, keep_capsule=False, progress=progress, options=options)
 
 
 def append(
@@ -307,9 +310,14 @@ def _settings(reader: Reader) -> dict[str, Any]:
 
 
 @contextmanager
-def _editing(path: Any) -> Iterator[Reader]:
-    """Open a store that nobody else changes meanwhile."""
+def _editing(path: Any) -> Iterator[tuple[Any, Reader]]:
+    """Open a store that nobody else changes meanwhile; give its place and reader."""
     address = address_of(path, to_write=True)
+    if is_icechunk(address):
+        with open_reader(address) as reader:
+            _refuse_foreign(reader)
+            yield address, reader
+        return
     if not isinstance(address, str) or not address or not Path(address).exists():
         with open_reader(address) as reader:  # or it says what is wrong
             raise UsageError(
@@ -328,4 +336,4 @@ def _editing(path: Any) -> Iterator[Reader]:
                 hint="Convert it first.",
             )
         _refuse_foreign(reader)
-        yield reader
+        yield str(place), reader

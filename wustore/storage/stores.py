@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from wustore.errors import BackendError, FormatError, OtherFormatError, StoreNotFoundError, UsageError
 from wustore.storage import url as remote
 from wustore.storage.files import open_regular
+from wustore.storage.icechunk import IcechunkKeys, icechunk_name, is_icechunk
 from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys
 from wustore.storage.zip import ZipKeys
 
@@ -45,7 +46,7 @@ def open_keys(address: Any) -> Keys:
         Directory, zip file, URL, or zarr Store object.
     """
     if not isinstance(address, str):
-        return StoreKeys(address)
+        return _keys_of_store(address)
     if not is_local(address):
         return _from_url(address, read_only=True)
     if os.path.isdir(address):  # noqa: PTH112
@@ -70,7 +71,11 @@ def writable_keys(address: Any) -> Keys:
         raise UsageError(
             "nothing can be written to a web server", path=remote.redact(address), hint="Write elsewhere and upload it."
         )
-    return StoreKeys(address) if not isinstance(address, str) else _from_url(address, read_only=False)
+    return _keys_of_store(address) if not isinstance(address, str) else _from_url(address, read_only=False)
+
+
+def _keys_of_store(store: Store) -> StoreKeys:
+    return IcechunkKeys(store) if is_icechunk(store) else StoreKeys(store)
 
 
 ZIP_SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")
@@ -124,6 +129,8 @@ def address_of(path: Any, *, to_write: bool = False) -> Any:
         if path is None
         else "Give the name of the file instead of the open file."
         if hasattr(path, "close")
+        else "Give its store: session.store."
+        if hasattr(path, "snapshot_id")
         else None,
     )
 
@@ -166,4 +173,4 @@ def _address_of_store(store: Store, to_write: bool) -> Any:
 
 def name_of(address: Any) -> str:
     """Return what to call a place in messages and in the history of a store: without user, password and query."""
-    return remote.redact(str(address))
+    return icechunk_name(address) if is_icechunk(address) else remote.redact(str(address))
