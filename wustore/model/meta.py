@@ -149,6 +149,13 @@ class Image:
     psf: NDArray[Any] | None = None
     checksums: tuple[int, ...] | None = None
 
+    @classmethod
+    def of(cls, planes: Mapping[str, NDArray[Any] | None]) -> Image:
+        """Return the image of some layers by name; science and variance that are not there have shape (0, 0)."""
+        science, variance, mask, psf = map(planes.get, LAYERS)
+        nothing = np.empty((0, 0), np.float32)
+        return cls(nothing if science is None else science, nothing if variance is None else variance, mask, psf)
+
     def layer(self, name: str) -> NDArray[Any] | None:
         """Return the layer of that name (one of `LAYERS`), or None where it is absent."""
         if name not in LAYERS:
