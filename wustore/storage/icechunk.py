@@ -51,6 +51,11 @@ class IcechunkKeys(StoreKeys):
         super().__init__(store)
         self.name = icechunk_name(store)
 
+    @property
+    def _session(self) -> Any:
+        store: Any = self.store
+        return store.session
+
     def _sync(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         from zarr.core.sync import sync
 
@@ -112,7 +117,7 @@ class IcechunkKeys(StoreKeys):
 
     def check_pickles(self) -> None:
         """Check that other processes can open the store; see `Keys.check_pickles`."""
-        if not self.store.session.read_only:
+        if not self._session.read_only:
             raise UsageError(
                 "a writable Icechunk session is not pickled: what it has not committed nobody else sees",
                 path=self.name,
@@ -123,7 +128,7 @@ class IcechunkKeys(StoreKeys):
 
     def begin(self) -> None:
         """Begin to change the store; see `Keys.begin`."""
-        session = self.store.session
+        session = self._session
         if session.read_only:
             raise UsageError(
                 "the Icechunk session is read-only, or was committed",
@@ -139,7 +144,7 @@ class IcechunkKeys(StoreKeys):
 
     def undo(self) -> None:
         """Take back what was written since `begin`; see `Keys.undo`."""
-        session = self.store.session
+        session = self._session
         if not session.read_only:
             session.discard_changes()
 

@@ -155,18 +155,23 @@ class TestEdits:
             write(repo, source)
 
         session = repo.writable_session("main")
-        backend = ZarrBackend()
         with ZarrBackend().open(session.store) if operation == "repack" else nullcontext(source) as reader:
-            failing: Any = EndingReader(reader)
-            options = {"overwrite": True, "profile": "fast"} if operation in {"repack", "overwrite"} else {}
+            failing = EndingReader(reader)
+            if operation == "append":
+
+                def change() -> Any:
+                    return ZarrBackend().append(session.store, [failing], lambda n: {})
+            else:
+                options = {} if operation == "create" else {"overwrite": True, "profile": "fast"}
+
+                def change() -> Any:
+                    return copy(failing, ZarrBackend().create(session.store, source.meta, **options), workers=1)
+
             with pytest.raises(CorruptError, match="the end"):
-                if operation == "append":
-                    backend.append(session.store, [failing], lambda n: {})
-                else:
-                    copy(failing, backend.create(session.store, source.meta, **options), workers=1)
+                change()
         assert not session.has_uncommitted_changes
         if operation != "create":
-            with backend.open(session.store) as reader:
+            with ZarrBackend().open(session.store) as reader:
                 assert_same(source, reader)
 
 
@@ -252,17 +257,18 @@ class TestSessions:
         work_unit = wustore.open(repo.readonly_session("main").store)
         write(repo, sample("ragged"), overwrite=True)
         other = pickle.loads(pickle.dumps(work_unit))
-        for name in ("science", "variance", "mask", "psf"):
-            assert np.array_equal(getattr(other, name)[...], getattr(work_unit, name)[...], equal_nan=True)
+        for i in range(3):
+            planes = [unit.im_stack.get_single_image(i).sci for unit in (other, work_unit)]
+            assert np.array_equal(*planes, equal_nan=True)
         session = repo.writable_session("main")
         with pytest.raises(UsageError, match=r"readonly_session.*store"):
             pickle.dumps(wustore.open(session.store))
         with pytest.raises(UsageError, match=r"session\.store"):
             wustore.open(session)
 
-    def test_not_resumable(self) -> None:
+    def test_no_journal(self) -> None:
         session = repository().writable_session("main")
-        with pytest.raises(UsageError, match="cannot be written in pieces"):
+        with pytest.raises(UsageError, match="in one go"):
             wustore.convert(in_ram(sample("simple")), session.store, resume=True)
 
 

@@ -90,8 +90,8 @@ class ZarrBackend(Backend):
             raise
 
     def resumes(self, path: Any) -> bool:
-        """Return whether it can hold a journal beside the shards, which are files, or objects, of their own."""
-        return not is_icechunk(path)
+        """Return whether other processes know the place by its name; shards are files, or objects, of their own."""
+        return isinstance(path, str)
 
     def resume(self, path: Any, meta: Meta, **options: Any) -> ZarrWriter:
         """Start or join a store that is written in pieces; see `wustore.backends.base.Backend.resume`."""
