@@ -25,7 +25,7 @@ from wustore.compat.wcs import kbmod_json_to_text
 from wustore.compat.yaml import load_mapping
 from wustore.errors import CorruptError, OtherFormatError, UsageError, WuStoreError, located
 from wustore.format.tagged_json import RawYaml
-from wustore.model.meta import LAYERS, Capsule, Column, ConstituentTable, Image, Meta
+from wustore.model.meta import LAYERS, Capsule, Column, ConstituentTable, Image, Meta, object_array
 from wustore.model.sizes import check_size
 from wustore.storage.files import open_regular
 
@@ -140,9 +140,7 @@ def _column(name: str, values: Iterable[Any], *, is_wcs: bool = False) -> Column
     kinds = {type(value) for value in items}
     if not is_wcs and kinds in ({str}, {float}):
         return Column(name, "plain", np.array(items))
-    array = np.empty(len(items), dtype=object)
-    array[:] = items
-    return Column(name, "wcs" if is_wcs else "json", array)
+    return Column(name, "wcs" if is_wcs else "json", object_array(items))
 
 
 def _number(value: Any) -> float | None:

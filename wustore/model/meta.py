@@ -7,7 +7,7 @@ edge, in `wustore.work_unit`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -34,6 +34,11 @@ LAYERS = (*PIXEL_LAYERS, "psf")
 """All layers of an image."""
 
 ColumnKind = Literal["plain", "wcs", "json"]
+
+
+def object_array(values: Iterable[Any]) -> NDArray[Any]:
+    """Return an array of Python objects, one axis; texts of any length, or mixed values, lists among them."""
+    return np.fromiter(values, dtype=object)
 
 
 @dataclass(frozen=True, slots=True)

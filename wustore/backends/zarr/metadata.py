@@ -16,6 +16,7 @@ from wustore.backends.zarr.codecs import Chain, DamagedChunk, Hints, parse_chain
 from wustore.errors import CorruptError
 from wustore.format.arrays import ArraySpec
 from wustore.model.checksum import crc32c
+from wustore.model.meta import object_array
 from wustore.model.sizes import check_size
 
 __all__ = [
@@ -202,9 +203,7 @@ def _text_from_bytes(stored: bytes, shape: tuple[int, ...]) -> NDArray[Any]:
         place += 4 + length
     if place != len(stored):
         raise DamagedChunk("the chunk holds a different number of bytes")
-    data = np.empty(len(values), dtype=object)
-    data[:] = values
-    return data.reshape(shape)
+    return object_array(values).reshape(shape)
 
 
 # --- the root document -----------------------------------------------------------------------------------
