@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from wustore.model.compare import Difference
     from wustore.ops.copy import LossWarning
     from wustore.ops.diff import LayerLoss
-    from wustore.ops.edit import EditWarning, append, drop, repack
+    from wustore.ops.edit import EditWarning, append, drop, migrate, repack
     from wustore.ops.jobs import finish, part, plan
     from wustore.ops.plans import Job
     from wustore.ops.repair import clean, repair
@@ -45,7 +45,7 @@ _MODULES = {
     "model.compare": "Difference",
     "ops.copy": "LossWarning",
     "ops.diff": "LayerLoss",
-    "ops.edit": "append repack drop EditWarning",
+    "ops.edit": "append repack drop migrate EditWarning",
     "ops.jobs": "plan part finish",
     "ops.plans": "Job",
     "ops.repair": "repair clean",
@@ -67,6 +67,7 @@ __all__ = [  # noqa: RUF022 - in the order a reader looks for them
     "append",
     "repack",
     "drop",
+    "migrate",
     "repair",
     "clean",
     "plan",

@@ -205,6 +205,9 @@ class Meta:
         Where the data came from: free JSON (format, layout, software), never needed for reading.
     history
         What was done to the store since, oldest first: one JSON object per edit.
+    additions
+        What a later version of the format added to the document: place to JSON value. Copies keep it; whoever makes
+        other metadata of these leaves it out.
     """
 
     times: NDArray[np.float64]
@@ -222,6 +225,7 @@ class Meta:
     mask_flags: Mapping[str, int] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
     history: tuple[Mapping[str, Any], ...] = ()
+    additions: Mapping[tuple[str, ...], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.times)

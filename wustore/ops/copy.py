@@ -11,8 +11,9 @@ from typing import Any
 from wustore.backends.base import Backend, Progress, Reader, Writer
 from wustore.backends.proxy import CheckedReader
 from wustore.backends.registry import backend_for_writing, open_reader
-from wustore.errors import UsageError
+from wustore.errors import UsageError, VersionError
 from wustore.format.planes import plane_checksums
+from wustore.format.version import VERSION, is_newer
 from wustore.model.meta import LAYERS, Meta
 from wustore.ops.diff import LayerLoss, losses
 from wustore.storage.stores import name_of
@@ -25,6 +26,7 @@ __all__ = [
     "copy_images",
     "measured_loss",
     "refuse_loss",
+    "refuse_newer",
     "shown_progress",
     "workers_within",
     "write",
@@ -173,6 +175,7 @@ def write(
     """
     backend = backend_for_writing(target, format_name)
     refuse_loss(backend, options, lossy=lossy)
+    refuse_newer(reader)
     leftovers = reader.capsule() if capsule else None
     writer = backend.create(target, reader.meta, capsule=leftovers, overwrite=overwrite, workers=workers, **options)
     copy(reader, writer, workers=workers, progress=progress)
@@ -192,6 +195,29 @@ def refuse_loss(backend: Backend, options: Mapping[str, Any], *, lossy: bool) ->
             where=backend.name,
             found=reason,
             hint="Leave them out; or agree to it with lossy=True or --lossy, which says in numbers what is lost.",
+        )
+
+
+def refuse_newer(reader: Reader) -> None:
+    """Refuse to copy a store of a later minor version with arrays or attributes that this code does not know.
+
+    What such a version added to the document is copied, but its arrays would be left out.
+
+    Raises
+    ------
+    VersionError
+    """
+    document = reader.document()
+    if not is_newer(document):
+        return
+    found = list(reader.foreign())
+    if found:
+        raise VersionError(
+            "the store has parts of a later version of the format, which a copy by this wustore would lose",
+            path=reader.path,
+            expected=f"version {VERSION}",
+            found=f"version {(document or {})['version']}, with {', '.join(found[:5])}",
+            hint="Update wustore; or remove them, if they are your own.",
         )
 
 

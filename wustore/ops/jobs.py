@@ -23,7 +23,7 @@ from wustore.backends.registry import backend_for_writing, backend_named, open_r
 from wustore.backends.state import replaced
 from wustore.errors import MissingDependencyError, UsageError, WuStoreError
 from wustore.model.meta import Capsule
-from wustore.ops.copy import copy_images, measured_loss, refuse_loss
+from wustore.ops.copy import copy_images, measured_loss, refuse_loss, refuse_newer
 from wustore.ops.diff import LayerLoss
 from wustore.ops.plans import Job, absolute, check_same, has_begun, keys_of, load_plan, refuse_secrets, save_plan
 from wustore.storage.journal import JOURNAL, Journal
@@ -133,6 +133,7 @@ def plan(
                 found = replace(found, overwrite=overwrite)
                 save_plan(found)
             return found
+        refuse_newer(reader)
         leftovers = reader.capsule() if capsule else None
         if leftovers is not None:
             wanted = replace(wanted, capsule=dict(leftovers.document))

@@ -128,6 +128,7 @@ def _windowed_meta(meta: Meta, rows: slice, columns: slice, path: str) -> Meta:
         image_shape=shape.astype(np.int32),
         wcs=None if meta.wcs is None else shifted_wcs(meta.wcs, *window),
         constituents=table,
+        additions={},
     )
 
 

@@ -38,9 +38,10 @@ from wustore.errors import (
     located,
 )
 from wustore.format import tagged_json
-from wustore.format.document import arrays_of, check_version, meta_from
+from wustore.format.document import arrays_of, meta_from
 from wustore.format.packed import PACKED, unpack
 from wustore.format.planes import LayerSpec, cast_plane, layers_of
+from wustore.format.version import check_version
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage import buffers
 from wustore.storage.journal import JOURNAL
