@@ -81,6 +81,7 @@ MISTAKES = [
     (["convert", "night.fits", "a.zarr", "--profile", "tiny"], USAGE, "compact"),
     (["convert", "night.fits", "a.zarr", "--layout", "rows"], USAGE, "cutouts"),
     (["convert", "night.fits", "a.h5", "-o", "profile"], USAGE, "-o help"),
+    (["convert", "night.fits", "a.h5", "-o", "overwrite=true"], USAGE, "-o help"),
     (["convert", "night.zarr", "a.fits", "-o", "compression_type=ZIP"], USAGE, "GZIP_2"),
     (["convert", "night.zarr", "a.fits", "--profile", "fast"], USAGE, "profile"),
     (["convert", "night.fits", "a.zarr", "--json"], USAGE, "--dry-run"),

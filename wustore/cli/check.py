@@ -62,8 +62,15 @@ def verify(
 
     def one(path: str) -> int:
         from wustore.backends.registry import open_reader
-        from wustore.ops.receipt import check_receipt, file_sums, read_receipt
-        from wustore.ops.verify import against_problems, counts, fits_problems, problems
+        from wustore.ops.verify import (
+            against_problems,
+            check_receipt,
+            counts,
+            file_sums,
+            fits_problems,
+            problems,
+            read_receipt,
+        )
 
         detail(f"verifying {path}")
         with open_reader(path, format=format_name) as reader, progress_bar("verifying") as progress:
@@ -136,7 +143,7 @@ def checksum(paths: tuple[str, ...], *, receipt: str | None, overwrite: bool, wo
     compares a store with it later. There is none for a store that something is wrong with.
     """
     from wustore.backends.registry import open_reader
-    from wustore.ops.receipt import file_sums, make_receipt
+    from wustore.ops.verify import file_sums, make_receipt
 
     if receipt is not None and len(paths) > 1:
         raise UsageError("a receipt is for one store", where="--receipt", found=f"{len(paths)} stores")

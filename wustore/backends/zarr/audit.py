@@ -7,14 +7,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from wustore.backends.zarr.zip import audit_zip
 from wustore.errors import CorruptError, WuStoreError
 from wustore.format.content import foreign_content, own_content
 from wustore.format.tagged_json import parse
 from wustore.model.compare import same_bits
 from wustore.model.meta import Meta
 from wustore.storage.zarr_store import Keys
-from wustore.storage.zip import ZipKeys
+from wustore.storage.zip import ZipKeys, audit_zip
 
 __all__ = ["audit", "foreign"]
 

@@ -16,7 +16,6 @@ from wustore.backends.base import ResumableWriter
 from wustore.backends.zarr.capsule import DATA, bound_spec, data_metadata, write_data
 from wustore.backends.zarr.encoder import Structure
 from wustore.backends.zarr.metadata import to_json
-from wustore.backends.zarr.zip import pack_directory
 from wustore.errors import StoreExistsError, UsageError
 from wustore.format.arrays import ArraySpec
 from wustore.format.packed import pack
@@ -27,6 +26,7 @@ from wustore.storage.journal import JOURNAL, Entry, Journal, check_complete
 from wustore.storage.staging import Staging, retire
 from wustore.storage.threads import worker_count
 from wustore.storage.zarr_store import DirectoryKeys, Keys
+from wustore.storage.zip import pack_directory
 
 __all__ = [
     "DirectoryTarget",
