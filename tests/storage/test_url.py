@@ -11,6 +11,7 @@ import os
 import pickle
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import warnings
@@ -27,14 +28,17 @@ from wustore.errors import (
     CorruptError,
     IncompleteError,
     MissingDependencyError,
+    StoreExistsError,
     StoreNotFoundError,
     StoreReplacedError,
     UsageError,
 )
-from wustore.ops import jobs
+from wustore.ops import edit, jobs
 from wustore.ops.copy import copy
 from wustore.storage import url as remote
+from wustore.storage.stores import writable_keys
 from wustore.testing import assert_same, sample, with_capsule
+from wustore.work_unit import work_unit_from
 
 pytest.importorskip("obstore", reason="reading URLs needs the extra cloud")
 moto_server = pytest.importorskip("moto.server", reason="the S3 server of the tests needs moto[server]")
@@ -57,6 +61,7 @@ class Server:
         host, port = self._server.get_host_and_port()
         self.address = host, port
         self.calls = []
+        self.on_request = lambda: None
         self._application = self._server._server.app
         self._server._server.app = self._counted
 
@@ -66,6 +71,7 @@ class Server:
             self.calls.append((environ["REQUEST_METHOD"], environ["PATH_INFO"], int(length)))
             return start(status, headers, *more)
 
+        self.on_request()
         return self._application(environ, noted)
 
     def bytes_sent(self):
@@ -323,6 +329,140 @@ def test_resume_on_a_bucket(s3, tmp_path):
     written = [path for method, path, _ in s3.calls if method == "PUT" and "/science/c" in path]
     assert len(written) == 2, written  # the images of part 1 were there already
     assert_same(sample("rich"), wustore.open_reader(target))
+
+
+# --- two that write, and writers that are killed ----------------------------------------------------------
+
+
+def test_overwriting_keeps_the_old_store_until_the_new_one_is_whole(s3):
+    url = save(sample("simple"), "s3://bucket/kept.zarr")
+    source = sample("chunked")
+    writer = backend_for_writing(url).create(url, source.meta, overwrite=True)
+    for i, image in source.images():
+        writer.write(i, image)
+        with wustore.open_reader(url) as reader:
+            assert_same(sample("simple"), reader)
+    with pytest.raises(UsageError, match="another process is changing"):
+        wustore.save(work_unit_from(sample("simple"), lazy=True), url, overwrite=True)
+    with pytest.raises(UsageError, match="another process is changing"):
+        edit.append(url, url, duplicates=True)
+    s3.calls.clear()
+    writer.commit()
+    roots = [path for method, path, _ in s3.calls if method == "PUT" and path.endswith("kept.zarr/zarr.json")]
+    assert len(roots) == 1
+    with wustore.open_reader(url) as reader:
+        assert_same(source, reader)
+    with contextlib.closing(writable_keys(url)) as keys:
+        assert not [key for key in keys.list("") if key.startswith((".", "science/c."))]
+
+
+def test_edits_at_a_url(s3):
+    url = save(with_capsule(sample("simple")), "s3://bucket/edited.zarr")
+    edit.repack(url, layout="cutouts")
+    assert edit.append(url, url, duplicates=True, drop_capsule=True) == 3
+    edit.drop(url, ["mask"])
+    edit.repack(url, profile="portable")
+    with wustore.open_reader(url) as reader:
+        assert [entry["action"] for entry in reader.meta.history] == ["repack", "append", "drop", "repack"]
+        for i in range(6):
+            assert reader.image(i).science.tobytes() == sample("simple").image(i % 3).science.tobytes()
+    assert wustore.verify(url) == []
+
+
+def is_second(reader):
+    """Return whether a store is the second of the samples that the writers write."""
+    return reader.meta.layer_shape("science") == sample("chunked").meta.layer_shape("science")
+
+
+def test_two_writers_at_one_url(s3):
+    """One of the two wins each time, and the other one gets an error of ours; or both one after the other."""
+    url, sources = "s3://bucket/two.zarr", [sample("simple"), sample("chunked")]
+    won = 0
+    for _ in range(20):
+        start, errors = threading.Barrier(2), [None, None]
+
+        def write(k, start=start, errors=errors):
+            start.wait()
+            try:
+                wustore.save(work_unit_from(sources[k], lazy=True), url, overwrite=True)
+            except (UsageError, StoreExistsError) as failed:
+                errors[k] = failed
+
+        threads = [threading.Thread(target=write, args=(k,)) for k in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not all(errors), errors
+        won += sum(error is None for error in errors)
+        with wustore.open_reader(url) as reader:
+            one = sources[is_second(reader)]
+            if any(errors):
+                assert one is sources[errors.index(None)]
+            assert_same(one, reader)
+    assert won < 40  # some have met
+
+
+def test_two_appends_at_one_url(s3):
+    url = save(sample("simple"), "s3://bucket/appended.zarr")
+    start, errors = threading.Barrier(2), []
+
+    def append():
+        start.wait()
+        try:
+            edit.append(url, url, duplicates=True)
+        except (UsageError, StoreReplacedError) as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=append) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with wustore.open_reader(url) as reader:
+        assert reader.meta.n_images == {0: 12, 1: 6}[len(errors)]
+    assert wustore.verify(url) == []
+
+
+@pytest.mark.slow
+def test_writers_that_are_killed(s3, tmp_path):
+    """At any of 50 requests: nothing, the old store, or the new one, and the next writer goes on at once."""
+    url = "s3://bucket/killed.zarr"
+    sources = [sample("simple"), sample("chunked")]
+    paths = [save(source, str(tmp_path / f"{k}.zarr")) for k, source in enumerate(sources)]
+    seen = set()
+    for number in range(50):
+        if number == 25:
+            save(sources[0], url, overwrite=True)  # from here on there is an old store
+        seen.add(_killed_write(s3, paths[1], url, number % 25 + 1))
+        try:
+            with wustore.open_reader(url) as reader:
+                assert_same(sources[is_second(reader)], reader)
+                seen.add(("old", "new")[is_second(reader)])
+        except (IncompleteError, StoreNotFoundError):
+            assert number < 25
+            seen.add("none")
+        if number >= 25:
+            save(sources[0], url, overwrite=True)
+    assert seen >= {"none", "old", "killed"}, seen
+
+
+def _killed_write(server, source, url, number):
+    """Overwrite a store in a process that is killed at a request; return how it ended."""
+    process = subprocess.Popen([sys.executable, "-m", "wustore", "convert", "-q", "--overwrite", source, url])
+    left = [number]
+
+    def count():
+        left[0] -= 1
+        if left[0] == 0:
+            process.kill()
+            process.wait()
+
+    server.on_request = count
+    try:
+        return "killed" if process.wait() < 0 else "ended"
+    finally:
+        server.on_request = lambda: None
 
 
 @pytest.mark.parametrize("name", ["s3://bucket/w.h5", "s3://bucket/w.fits", "http://127.0.0.1:1/w.zarr"])

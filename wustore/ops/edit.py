@@ -32,7 +32,6 @@ from wustore.ops.convert import refuse_same
 from wustore.ops.copy import copy
 from wustore.ops.diff import differences
 from wustore.ops.verify import problems
-from wustore.storage.icechunk import is_icechunk
 from wustore.storage.locks import alone, lock_of
 from wustore.storage.staging import Staging
 from wustore.storage.stores import address_of, is_local, name_of
@@ -396,18 +395,21 @@ def _settings(reader: Reader) -> dict[str, Any]:
 def _editing(path: Any, *, same_content: bool = False) -> Iterator[tuple[Any, Reader]]:
     """Open a store that nobody else changes meanwhile; give its place and reader."""
     address = address_of(path, to_write=True)
-    if is_icechunk(address):
+    if not is_local(address):
         with open_reader(address) as reader:
+            if reader.format != "zarr":
+                raise UsageError(
+                    "only local files and Zarr stores are edited in place",
+                    path=reader.path,
+                    found=reader.format,
+                    hint="Convert it to another place.",
+                )
             _refuse_foreign(reader, same_content=same_content)
             yield address, reader
         return
-    if not isinstance(address, str) or not address or not Path(address).exists():
-        with open_reader(address) as reader:  # or it says what is wrong
-            raise UsageError(
-                "only local stores are edited in place: elsewhere the old one would be gone before the new one comes",
-                path=reader.path,
-                hint="Convert it to another place.",
-            )
+    if not address or not Path(address).exists():
+        with open_reader(address):  # says what is wrong
+            pass
     place = Path(address).resolve()  # a link goes on leading to the store
     with alone(lock_of(place), address), open_reader(str(place)) as reader:
         if reader.format not in {"zarr", "zarr-zip", "hdf5"}:

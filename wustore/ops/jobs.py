@@ -294,7 +294,11 @@ def discard(target: str) -> None:
     IncompleteError, UsageError
         Where there is none.
     """
-    keys_of(target).delete_below("")
+    keys = keys_of(target)
+    if not is_local(target) and keys.size("zarr.json") is not None:
+        Journal(keys).drop()  # of the store that was to be replaced nothing goes; the new chunks go with the next one
+        return
+    keys.delete_below("")
     if is_local(target):
         Staging(target, overwrite=True, keep=True).abort(keep=False)
 

@@ -82,7 +82,8 @@ def keys_of(target: str, *, must_exist: bool = True) -> Keys:
     """Return the keys of the unfinished store for ``target``."""
     if not is_local(target):
         keys = writable_keys(target)
-        done = keys.size("zarr.json") is not None
+        root = keys.get("zarr.json")
+        done = root is not None and not Journal(keys).replaces(root)
         if done:
             Journal(keys).drop()  # killed after the root document was written: it is finished
         if done and must_exist:

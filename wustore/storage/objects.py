@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
     from zarr.abc.store import Store
 
-__all__ = ["Facts", "Objects", "RemoteFile", "objects_at"]
+__all__ = ["Facts", "Objects", "RemoteFile", "objects_at", "objects_of"]
 
 _WHOLE_PUT = 64 << 20
 """Bytes of the largest object that is written in one request; larger ones are written in parts."""
@@ -346,6 +346,13 @@ def objects_at(url: str) -> tuple[Objects, str]:
     with errors_of(url):
         open_ = _obstore_at if protocol in OBSTORE else _fsspec_at
         return open_(str(url), protocol, options_of(url))
+
+
+def objects_of(store: Store) -> Objects | None:
+    """Return the objects of a Store of zarr-python that is made of obstore, None of any other."""
+    from zarr.storage import ObjectStore
+
+    return _Obstore(store.store, str(store)) if isinstance(store, ObjectStore) else None
 
 
 # --- one object -----------------------------------------------------------------------------------------

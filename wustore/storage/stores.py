@@ -10,7 +10,8 @@ from wustore.errors import FormatError, OtherFormatError, StoreNotFoundError, Us
 from wustore.storage import url as remote
 from wustore.storage.files import open_regular
 from wustore.storage.icechunk import IcechunkKeys, icechunk_name, is_icechunk
-from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys, UrlKeys
+from wustore.storage.objects import objects_at, objects_of
+from wustore.storage.zarr_store import DirectoryKeys, Keys, ObjectKeys, StoreKeys
 from wustore.storage.zip import ZipKeys
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def open_keys(address: Any) -> Keys:
     if not isinstance(address, str):
         return _keys_of_store(address)
     if not is_local(address):
-        return UrlKeys(address)
+        return _keys_at(address)
     if os.path.isdir(address):  # noqa: PTH112
         return DirectoryKeys(address, hold=True)
     if not os.path.lexists(address):
@@ -58,11 +59,18 @@ def writable_keys(address: Any) -> Keys:
         raise UsageError(
             "nothing can be written to a web server", path=remote.redact(address), hint="Write elsewhere and upload it."
         )
-    return UrlKeys(address) if isinstance(address, str) else _keys_of_store(address)
+    return _keys_at(address) if isinstance(address, str) else _keys_of_store(address)
 
 
-def _keys_of_store(store: Store) -> StoreKeys:
-    return IcechunkKeys(store) if is_icechunk(store) else StoreKeys(store)
+def _keys_at(url: str) -> ObjectKeys:
+    return ObjectKeys(url, *objects_at(url))
+
+
+def _keys_of_store(store: Store) -> Keys:
+    if is_icechunk(store):
+        return IcechunkKeys(store)
+    objects = objects_of(store)
+    return StoreKeys(store) if objects is None else ObjectKeys(str(store), objects, "")
 
 
 ZIP_SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")
@@ -149,11 +157,14 @@ def _address_of_store(store: Store, to_write: bool) -> Any:
         return os.fspath(store.root)
     if isinstance(store, ZipStore):
         if to_write:
-            raise UsageError(
-                "a ZipStore is not written to: a zip file is packed when its store is whole",
-                path=store.path,
-                hint="Give its path, which ends in .zarr.zip, instead.",
-            )
+            # The zip file is packed when its store is whole, and replaced: no open file leads to the new one.
+            if store._is_open or not hasattr(store, "_zmode"):
+                raise UsageError(
+                    "the zarr ZipStore is open, and its file would be replaced",
+                    path=store.path,
+                    hint="Close it, or give its path, which ends in .zarr.zip, instead.",
+                )
+            store._zmode = "a"  # to be used afterwards without emptying what was written
         return os.fspath(store.path)
     return store
 

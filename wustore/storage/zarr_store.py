@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import os
 import shutil
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from wustore.errors import CorruptError, StoreNotFoundError
 from wustore.storage.files import open_handle, pread, sync
-from wustore.storage.objects import objects_at
+from wustore.storage.objects import Objects
 from wustore.storage.threads import Background
 from wustore.storage.url import CONCURRENCY, errors_of, gather, redact
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["DirectoryKeys", "Keys", "OpenValue", "StoreKeys", "UrlKeys", "is_half_written"]
+__all__ = ["DirectoryKeys", "Keys", "ObjectKeys", "OpenValue", "StoreKeys", "is_half_written"]
 
 _FLUSHED_BYTES = 1 << 18
 """Values from this size on are flushed while the next ones are encoded: at the end only the small ones are left."""
@@ -108,10 +109,30 @@ class Keys(ABC):
         """Write the value in one step, so that after a power failure it is the old or the new one."""
         self.set(key, value)
 
+    def delete_all(self, keys: Collection[str]) -> None:
+        """Remove keys; one that is missing is no error."""
+        for key in keys:
+            self.delete(key)
+
     def delete_below(self, prefix: str) -> None:
         """Remove all keys that start with ``prefix``, which ends in a slash."""
-        for key in [*self.list(prefix)]:
-            self.delete(key)
+        self.delete_all([*self.list(prefix)])
+
+    def versioned(self, key: str) -> tuple[bytes, str] | None:
+        """Return a value and what changes when it is replaced, or None if the key is missing."""
+        value = self.get(key)
+        return None if value is None else (value, hashlib.sha256(value).hexdigest())
+
+    def set_if(self, key: str, value: bytes, version: str | None) -> bool:
+        """Write a value if the one there is of this version (None: if there is none); return whether it stands there.
+
+        In one step if the store has conditional writes; else between looking and writing another may write.
+        """
+        found = self.versioned(key)
+        if (None if found is None else found[1]) != version:
+            return found is not None and found[0] == value
+        self.set(key, value)
+        return True
 
     def check_pickles(self) -> None:  # noqa: B027 - most do
         """Check that another process which gets the address pickled can open the store.
@@ -317,21 +338,23 @@ def _flush(path: str) -> None:
         sync(path)
 
 
-class UrlKeys(Keys):
-    """The objects below a URL.
+class ObjectKeys(Keys):
+    """Objects at a URL, or of a Store of zarr-python that is made of obstore.
 
     Parameters
     ----------
     url
-        Of the store.
+        What to call the store in messages.
+    objects, base
+        Where its objects are.
     """
 
     by_url = True
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, objects: Objects, base: str) -> None:
         self.name = redact(url)
         self._url = url
-        self.objects, self.base = objects_at(url)
+        self.objects, self.base = objects, base
 
     def _path(self, key: str) -> str:
         return f"{self.base}/{key}" if self.base else key
@@ -377,14 +400,23 @@ class UrlKeys(Keys):
 
     def delete(self, key: str) -> None:
         """Remove the key; see `Keys.delete`."""
-        with errors_of(self._url):
-            self.objects.delete([self._path(key)])
+        self.delete_all([key])
 
-    def delete_below(self, prefix: str) -> None:
-        """Remove the keys below; see `Keys.delete_below`."""
-        paths = [self._path(key) for key in self.list(prefix)]
+    def delete_all(self, keys: Collection[str]) -> None:
+        """Remove keys; see `Keys.delete_all`."""
         with errors_of(self._url):
-            self.objects.delete(paths)
+            self.objects.delete([self._path(key) for key in keys])
+
+    def versioned(self, key: str) -> tuple[bytes, str] | None:
+        """Return a value and its version; see `Keys.versioned`."""
+        return self._found(lambda: self.objects.get(self._path(key)))
+
+    def set_if(self, key: str, value: bytes, version: str | None) -> bool:
+        """Write a value on a condition; see `Keys.set_if`."""
+        with errors_of(self._url):
+            if self.objects.put(self._path(key), value, version):
+                return True
+        return self.get(key) == value  # it was written, and the answer got lost
 
 
 class StoreKeys(Keys):
