@@ -26,6 +26,7 @@ from wustore.model.meta import Capsule
 from wustore.ops.copy import copy_images, measured_loss, refuse_loss, refuse_newer
 from wustore.ops.diff import LayerLoss
 from wustore.ops.plans import Job, absolute, check_same, has_begun, keys_of, load_plan, refuse_secrets, save_plan
+from wustore.stamps.notebook import with_bar
 from wustore.storage.journal import JOURNAL, Journal
 from wustore.storage.locks import alone
 from wustore.storage.staging import Staging, check_target, partial_path
@@ -176,6 +177,7 @@ def _open_both(target: str, workers: int | None = 1) -> tuple[Job, Reader, Resum
         raise
 
 
+@with_bar("converting")
 def part(target: str, k: int, *, workers: int | None = None, progress: Progress | None = None) -> int:
     """Write the images of one part that are not written yet.
 
