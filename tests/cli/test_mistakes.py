@@ -125,3 +125,18 @@ def test_mistake(words, code, hint, folder, run, monkeypatch):
     if code != INCOMPLETE:
         assert out == ""
     assert {entry.relative_to(folder) for entry in folder.rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_mistakes_in_a_terminal(folder):
+    from terminal import in_terminal
+
+    before = {entry.relative_to(folder) for entry in folder.rglob("*")}
+    for words, code, hint in MISTAKES:
+        found, shown, _ = in_terminal(["wustore", *words], folder, columns=200)
+        assert found == code, f"{words}\n{shown}"
+        assert hint in shown.replace("\n", ""), f"{words}\n{shown}"
+        assert "Traceback" not in shown
+        assert "image/s" not in shown, f"{words} leaves its bar:\n{shown}"
+        assert sum(line.startswith(("wustore: error:", "Error:")) for line in shown.splitlines()) == 1, words
+    assert {entry.relative_to(folder) for entry in folder.rglob("*")} == before

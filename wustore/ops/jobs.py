@@ -25,9 +25,9 @@ from wustore.ops.diff import LayerLoss
 from wustore.ops.plans import Job, load_plan, started
 from wustore.storage.journal import JOURNAL
 from wustore.storage.locks import alone
-from wustore.storage.processes import safe_path
 from wustore.storage.staging import partial_path
 from wustore.storage.stores import address_of, is_local
+from wustore.storage.threads import safe_path
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -22,7 +22,7 @@ from wustore.model.meta import Capsule
 from wustore.ops.copy import refuse_loss, refuse_newer
 from wustore.storage.journal import JOURNAL, Journal, sealed_text, unsealed
 from wustore.storage.staging import Staging, check_target, partial_path, retire
-from wustore.storage.stores import address_of, is_local, writable_keys
+from wustore.storage.stores import address_of, is_local, name_of, writable_keys
 from wustore.storage.url import redact
 from wustore.storage.zarr_store import DirectoryKeys, Keys
 
@@ -279,6 +279,15 @@ def plan(
         As for `wustore.convert`.
     """
     source, target = address_of(source), address_of(target)
+    for place in (source, target):
+        if not isinstance(place, str):
+            raise UsageError(
+                "a conversion in pieces needs names that other processes can open",
+                path=name_of(place),
+                expected="a path or a URL",
+                found=f"{type(place).__name__} object",
+                hint="Convert it in one go: without resume, processes and scheduler.",
+            )
     refuse_secrets(source, target)
     backend = backend_for_writing(target, format)
     if not backend.resumes(target):
