@@ -62,7 +62,9 @@ def test_notebook_runs(tmp_path):
     processors = pytest.importorskip("nbconvert.preprocessors", reason="needs the extra docs")
     notebook = nbformat.read(ROOT / "docs" / "tutorial.ipynb", as_version=4)
     # Work that takes longer than DELAY shows a bar: here all of it.
-    late = "from wustore.stamps import notebook\nnotebook.DELAY = 0\nwu.trajectory_stamps([[95, 140, 260, 150]], radius=5)"
+    late = (
+        "from wustore.stamps import notebook\nnotebook.DELAY = 0\nwu.trajectory_stamps([[95, 140, 260, 150]], radius=5)"
+    )
     notebook.cells.insert(-1, nbformat.v4.new_code_cell(late))  # before the WorkUnit is closed
     run = processors.ExecutePreprocessor(timeout=300, kernel_name="python3")
     done, _ = run.preprocess(notebook, {"metadata": {"path": str(tmp_path)}})

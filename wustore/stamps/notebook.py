@@ -52,7 +52,7 @@ def facts_html(title: str, facts: Mapping[str, Any], picture: NDArray[np.uint8] 
         Grey (y, x) or colours (y, x, 3).
     """
     rows = "".join(
-        f"<tr><th>{escape(name)}</th><td style='text-align:left'>{escape(str(value))}</td></tr>"
+        f"<tr><th style='text-align:left'>{escape(name)}</th><td style='text-align:left'>{escape(str(value))}</td></tr>"
         for name, value in facts.items()
         if value is not None
     )
