@@ -259,9 +259,8 @@ _EXTRAS = {
     "xarray": "extra xarray: to_xarray() and the xarray engine",
     "dask": "extra xarray: lazy arrays in parallel",
     "distributed": "extra cluster: conversions on a Dask cluster",
-    "fsspec": "extra cloud: object stores",
-    "s3fs": "extra cloud: s3://",
-    "aiohttp": "extra cloud: https://",
+    "obstore": "extra cloud: s3://, gs://, az://, https://",
+    "fsspec": "extra cloud: other protocols",
     "pyarrow": "extra parquet: KBMOD results in Parquet",
     "jsonschema": "documents compared with the published schema",
 }

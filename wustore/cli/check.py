@@ -213,7 +213,9 @@ Examples:
 def clean(path: str, *, unfinished: bool, dry_run: bool, as_json: bool) -> None:
     """List and remove what killed processes left next to the store PATH, or in the directory PATH.
 
-    What a living process writes stays, and so do conversions that can be resumed, and files that were set aside.
+    An append to a Zarr store that was killed at its very end is finished: what it left are metadata documents that
+    only other programs read. What a living process writes stays, and so do conversions that can be resumed, and files
+    that were set aside.
     """
     from wustore.ops.repair import clean as run
 
@@ -223,8 +225,9 @@ def clean(path: str, *, unfinished: bool, dry_run: bool, as_json: bool) -> None:
         click.echo(json.dumps(entries, indent=2))
         return
     for one in found:
-        click.echo(f"{one.leftover.path}: {one.leftover.kind}{', removed' if one.removed else ''}")
-    report(f"{sum(one.removed for one in found)} of {len(found)} leftovers removed")
+        did = "written" if one.leftover.kind == "outdated" else "removed"
+        click.echo(f"{one.leftover.path}: {one.leftover.kind}{f', {did}' if one.removed else ''}")
+    report(f"{sum(one.removed for one in found)} of {len(found)} leftovers removed or put right")
 
 
 _DIFF_EXAMPLES = """

@@ -30,7 +30,7 @@ from wustore.storage.staging import sync_tree
 from wustore.storage.stores import is_local, writable_keys
 from wustore.storage.zarr_store import DirectoryKeys, Keys
 
-__all__ = ["append_images"]
+__all__ = ["append_images", "finish_append"]
 
 
 def _alone(path: Any) -> AbstractContextManager[None]:
@@ -128,6 +128,25 @@ def _next_separators(old: ZarrReader, keys: Keys) -> tuple[str, str]:
     """
     layers, small = old.separators()
     return layers, small if keys.transactional else "." if small == "/" else "/"
+
+
+def finish_append(path: Any, *, dry_run: bool = False) -> list[str]:
+    """Write the arrays' own metadata documents that an interrupted append has not replaced; return their keys.
+
+    Parameters
+    ----------
+    path
+        A Zarr store: directory, URL or zarr Store object.
+    dry_run
+        Write nothing.
+    """
+    with _alone(path), ZarrReader(_keys(path), path, "zarr") as reader:
+        documents = {f"{name}/zarr.json": node for name, node in reader.outdated().items()}
+        if not dry_run:
+            keys = _keys(path)
+            for key, node in documents.items():
+                keys.set_durably(key, to_json(node))
+    return list(documents)
 
 
 def _keys(path: Any) -> Keys:

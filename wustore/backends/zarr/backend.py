@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from wustore.backends.base import Backend, Reader
-from wustore.backends.zarr.append import append_images
+from wustore.backends.zarr.append import append_images, finish_append
 from wustore.backends.zarr.encoder import Structure
 from wustore.backends.zarr.metadata import SEPARATOR
 from wustore.backends.zarr.reader import ZarrReader, open_reader
@@ -108,6 +108,10 @@ class ZarrBackend(Backend):
         """Append images to a directory, URL or Store; see `wustore.backends.base.Backend.append`."""
         return append_images(path, sources, history, progress=progress)
 
+    def finish_edit(self, path: Any, *, dry_run: bool = False) -> list[str]:
+        """Finish an interrupted append; see `wustore.backends.base.Backend.finish_edit`."""
+        return finish_append(path, dry_run=dry_run)
+
     def _target(self, path: Any, overwrite: bool, options: Options) -> Target:
         if is_local(path):
             if overwrite and Path(path, "zarr.json").is_file():
@@ -179,6 +183,10 @@ class ZarrZipBackend(ZarrBackend):
     ) -> int:
         """Refuse: a zip file is written whole."""
         return Backend.append(self, path, sources, history, progress=progress)
+
+    def finish_edit(self, path: Any, *, dry_run: bool = False) -> list[str]:
+        """Return nothing: a zip file is replaced as a whole."""
+        return []
 
     def _target(self, path: Any, overwrite: bool, options: Options) -> Target:
         if not is_local(path):

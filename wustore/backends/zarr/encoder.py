@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from wustore.backends.zarr.codecs import Hints
 from wustore.backends.zarr.metadata import (
     BINDING,
+    CONSOLIDATED,
     PACKED_CHECKSUM,
     SEPARATOR,
     array_metadata,
@@ -173,9 +174,5 @@ class Structure:
     def root(self, document: Mapping[str, Any], nodes: Mapping[str, Any]) -> dict[str, Any]:
         """Return the root's metadata document, all others in it."""
         root = group_metadata({"Conventions": CONVENTIONS, "zarr_conventions": [], "wustore": document})
-        root["consolidated_metadata"] = {
-            "kind": "inline",
-            "must_understand": False,
-            "metadata": {name: nodes[name] for name in sorted(nodes)},
-        }
+        root["consolidated_metadata"] = {**CONSOLIDATED, "metadata": {name: nodes[name] for name in sorted(nodes)}}
         return root

@@ -21,6 +21,7 @@ from wustore.model.sizes import check_size
 
 __all__ = [
     "BINDING",
+    "CONSOLIDATED",
     "PACKED_CHECKSUM",
     "SEPARATOR",
     "array_metadata",
@@ -49,6 +50,10 @@ _DTYPES = {
     for name in ("bool", *(f"{kind}int{bits}" for kind in ("", "u") for bits in (8, 16, 32, 64)), "float16", "float32")
 } | {"float64": np.dtype(np.float64)}
 """Data types of Zarr v3 that the format uses."""
+
+
+CONSOLIDATED = {"kind": "inline", "must_understand": False}
+"""What the root says of the metadata documents in it; they are its member ``metadata``."""
 
 
 def to_json(document: Mapping[str, Any]) -> bytes:

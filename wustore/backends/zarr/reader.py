@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.base import Index, Reader
 from wustore.backends.state import content_state, one_state, reopen, replaced
-from wustore.backends.zarr.audit import audit, foreign
+from wustore.backends.zarr.audit import audit, foreign, outdated
 from wustore.backends.zarr.capsule import BOUND, DATA, CapsuleBytes
 from wustore.backends.zarr.codecs import DamagedChunk
 from wustore.backends.zarr.foreign import ForeignArray
@@ -381,6 +381,10 @@ class ZarrReader(Reader):
         return audit(
             self._keys, self._nodes, {spec.name: spec.data for spec in arrays_of(self._meta)} | packed, self._small
         )
+
+    def outdated(self) -> dict[str, Any]:
+        """Return the metadata documents, by name, that an interrupted append has not written to their own places."""
+        return {name: self._nodes[name] for name in outdated(self._keys, self._nodes)}
 
     def foreign(self) -> Iterator[str]:
         """Yield in words what others added; see `wustore.backends.base.Reader.foreign`."""
