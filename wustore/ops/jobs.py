@@ -28,9 +28,9 @@ from wustore.ops.diff import LayerLoss
 from wustore.ops.plans import Job, absolute, check_same, has_begun, keys_of, load_plan, refuse_secrets, save_plan
 from wustore.storage.journal import JOURNAL, Journal
 from wustore.storage.locks import alone
-from wustore.storage.processes import safe_path
 from wustore.storage.staging import Staging, check_target, partial_path
 from wustore.storage.stores import address_of, is_local, name_of
+from wustore.storage.threads import safe_path
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -120,16 +120,6 @@ def append_images(
     return count
 
 
-def _next_separators(old: ZarrReader, keys: Keys) -> tuple[str, str]:
-    """Return the separators of the chunk keys, of layers and of small arrays, after the append.
-
-    Those of the small arrays change, so that who has read the old root document finds what it speaks of. In a
-    transaction nobody sees the one beside the other.
-    """
-    layers, small = old.separators()
-    return layers, small if keys.transactional else "." if small == "/" else "/"
-
-
 def finish_append(path: Any, *, dry_run: bool = False) -> list[str]:
     """Write the arrays' own metadata documents that an interrupted append has not replaced; return their keys.
 
@@ -147,6 +137,16 @@ def finish_append(path: Any, *, dry_run: bool = False) -> list[str]:
             for key, node in documents.items():
                 keys.set_durably(key, to_json(node))
     return list(documents)
+
+
+def _next_separators(old: ZarrReader, keys: Keys) -> tuple[str, str]:
+    """Return the separators of the chunk keys, of layers and of small arrays, after the append.
+
+    Those of the small arrays change, so that who has read the old root document finds what it speaks of. In a
+    transaction nobody sees the one beside the other.
+    """
+    layers, small = old.separators()
+    return layers, small if keys.transactional else "." if small == "/" else "/"
 
 
 def _keys(path: Any) -> Keys:
