@@ -87,8 +87,6 @@ class Windows:
 
     Parameters
     ----------
-    reader
-        The open store.
     layers
         Layers to read; those that the store does not have are left out.
     images
@@ -289,12 +287,8 @@ class Gather:
 
         Parameters
         ----------
-        layer
-            One of those asked for.
         fill
             Value of pixels outside of the image, and of a layer that the store does not have.
-        dtype
-            Of the result.
 
         Returns
         -------

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from wustore.backends.hdf5 import netcdf
 from wustore.errors import OtherFormatError
 from wustore.storage.files import open_regular, pread
-from wustore.storage.url import RemoteFile, is_remote
+from wustore.storage.objects import RemoteFile
+from wustore.storage.url import is_remote
 
 __all__ = [
     "CAPSULE_BOUND",
@@ -54,12 +55,7 @@ def has_signature(file: IO[bytes] | io.RawIOBase, size: int) -> bool:
 
 
 def open_file(path: str, remote: RemoteFile | None = None) -> h5py.File:
-    """Open an HDF5 file for reading; ``remote`` is the object at a URL if it is open already.
-
-    Raises
-    ------
-    StoreNotFoundError, OtherFormatError, CorruptError
-    """
+    """Open an HDF5 file for reading; ``remote`` is the object at a URL if it is open already."""
     if is_remote(path):
         remote = RemoteFile(path, METADATA_BLOCK) if remote is None else remote
         if not has_signature(remote.stream(), _SNIFFED):

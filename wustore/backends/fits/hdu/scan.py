@@ -17,7 +17,7 @@ from wustore.backends.fits.hdu.header import BLOCK, CARD, Header
 from wustore.backends.fits.tiles.dtypes import PIXEL_TYPES
 from wustore.errors import CorruptError, OtherFormatError
 from wustore.storage.buffers import release
-from wustore.storage.url import RemoteFile
+from wustore.storage.objects import RemoteFile
 
 __all__ = ["Hdu", "ScannedFile", "Sliceable", "header_end", "is_fits", "scan"]
 
@@ -95,8 +95,6 @@ class ScannedFile:
 
     Parameters
     ----------
-    path
-        For messages.
     size
         Length of the file.
     hdus
@@ -197,8 +195,6 @@ def scan(data: Buffer | RemoteFile, path: str) -> ScannedFile:
     ----------
     data
         All bytes of the file, or the file at a URL.
-    path
-        For messages.
 
     Returns
     -------
