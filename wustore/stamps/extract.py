@@ -308,7 +308,8 @@ class _Request:
     @cached_property
     def dtypes(self) -> dict[str, np.dtype[Any]]:
         """The dtypes of stamps of each layer: floating, so that NaN fits, but for masks."""
-        dtypes = {"science": np.dtype(np.float64), "variance": np.dtype(np.float64), "mask": np.dtype(np.int8)}
+        dtypes: dict[str, np.dtype[Any]] = dict.fromkeys(PIXEL_LAYERS, np.dtype(np.float64))
+        dtypes["mask"] = np.dtype(np.int8)
         for layer in filter(self.reader.meta.has_layer, PIXEL_LAYERS):
             dtype = self.reader.meta.layer_dtype(layer)
             if layer == "mask" or dtype.kind == "f":
