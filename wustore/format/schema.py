@@ -18,7 +18,7 @@ from wustore.format.tagged_json import DEEPEST
 
 __all__ = ["Violation", "check", "load", "violation"]
 
-Name = Literal["document", "layout"]
+Name = Literal["document", "layout", "index"]
 
 
 class Violation(NamedTuple):
@@ -42,7 +42,8 @@ def load(name: Name) -> dict[str, Any]:
     Parameters
     ----------
     name
-        ``document``: the root document; ``layout``: a listing of the arrays (docs/spec.md, "Listing").
+        ``document``: the root document; ``layout``: a listing of the arrays (docs/spec.md, "Listing"); ``index``: the
+        document of an index of FITS files.
     """
     here = Path(__file__).parents[1]
     # A wheel carries them inside the package; a checkout has them at its top.
@@ -51,19 +52,21 @@ def load(name: Name) -> dict[str, Any]:
     return schema
 
 
-def violation(document: Any) -> Violation | None:
-    """Return the first rule of the schema that a root document breaks, None if it follows the schema."""
-    found = _document_rule()(document, 0)
+def violation(document: Any, name: Name = "document") -> Violation | None:
+    """Return the first rule of its schema that a document breaks, None if it follows the schema."""
+    found = _rule(name)(document, 0)
     return None if found is None else Violation(f"${found.where}", found.what)
 
 
-def check(document: Any, *, written: bool = False) -> None:
-    """Refuse a root document that does not follow the schema.
+def check(document: Any, name: Name = "document", *, written: bool = False) -> None:
+    """Refuse a document that does not follow its schema.
 
     Parameters
     ----------
     document
         The document, JSON values only.
+    name
+        Of the schema.
     written
         Whether it is about to be written, not read.
 
@@ -74,12 +77,13 @@ def check(document: Any, *, written: bool = False) -> None:
     FormatError
         The same of a document that is about to be written.
     """
-    found = violation(document)
+    found = violation(document, name)
     if found is None:
         return
     if written:
         raise FormatError("the format does not hold a value", where=found.where, found=found.what)
-    raise CorruptError("the root document does not follow the format", where=found.where, found=found.what)
+    what = "the root document" if name == "document" else f"the document of the {name}"
+    raise CorruptError(f"{what} does not follow the format", where=found.where, found=found.what)
 
 
 # --- the validator ------------------------------------------------------------------------------------
@@ -332,5 +336,5 @@ def _first(members: Any, depth: int) -> Violation | None:
 
 
 @cache
-def _document_rule() -> _Rule:
-    return _Compiler(load("document")).rule(load("document"))
+def _rule(name: Name) -> _Rule:
+    return _Compiler(load(name)).rule(load(name))

@@ -33,6 +33,7 @@ __all__ = [
     "is_read_only",
     "is_remote",
     "options_for",
+    "read_start",
     "redact",
     "refuse_writing",
     "retried",
@@ -247,6 +248,17 @@ def system_of(url: str) -> tuple[Any, str]:
             found = redact(str(error))
             raise BackendError("the URL cannot be used", path=redact(url), found=found) from None
     return system, path
+
+
+def read_start(url: str, most: int) -> bytes:
+    """Return the first bytes of an object, ``most`` of them at most, in one request: its size need not be known.
+
+    Raises
+    ------
+    StoreNotFoundError, MissingDependencyError, BackendError, OSError
+    """
+    system, path = system_of(url)
+    return bytes(retried(url, lambda: system.cat_file(path, start=0, end=most)))[:most]
 
 
 def refuse_writing(url: str, kind: str) -> None:
