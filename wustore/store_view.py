@@ -103,12 +103,7 @@ def _of(image: Image, layer: str) -> NDArray[Any]:
 
 
 def _room(memory: Any, shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    """Return memory that a user gives as an array of planes, without a copy.
-
-    Raises
-    ------
-    UsageError
-    """
+    """Return memory that a user gives as an array of planes, without a copy."""
     try:
         room: NDArray[Any] = np.asarray(memoryview(memory))
         if room.dtype == np.uint8 and room.ndim == 1:  # bytes, such as a mapped file or shared memory
@@ -126,13 +121,7 @@ def _room_text(shape: tuple[int, int, int]) -> str:
 
 
 class StoreSource:
-    """The planes of a store as KBMOD sees them; see `wustore.compat.layered_image.PlaneSource`.
-
-    Parameters
-    ----------
-    reader
-        The open store.
-    """
+    """The planes of a store as KBMOD sees them; see `wustore.compat.layered_image.PlaneSource`."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
@@ -186,10 +175,6 @@ class StoreSource:
 
         Parameters
         ----------
-        indices
-            The images.
-        progress
-            Called after each image.
         out
             Memory for science and variance, instead of new arrays; see `wustore.WorkUnit.load_images`.
 
@@ -453,7 +438,8 @@ def meta_of(work_unit: WorkUnitLike) -> Meta:
         same = observatory_of(location_of(stored.observatory)) == parts["observatory"]
         parts["observatory"] = stored.observatory if same else parts["observatory"]
     meta = Meta(links=links, configuration=configuration, **parts)
-    return stored if _pixel_source(work_unit.im_stack) is not None and _same_meta(meta, stored) else meta
+    same = dataclasses.replace(meta, additions=stored.additions)
+    return stored if _pixel_source(work_unit.im_stack) is not None and _same_meta(same, stored) else meta
 
 
 def _untouched(work_unit: WorkUnitLike, stored: Meta) -> bool:

@@ -18,13 +18,7 @@ __all__ = ["CheckedReader", "ReaderProxy"]
 
 
 class ReaderProxy(Reader):
-    """A reader that gives what another one gives; closing it leaves the other one open.
-
-    Parameters
-    ----------
-    source
-        The other reader.
-    """
+    """A reader that gives what another one gives; closing it leaves the other one open."""
 
     def __init__(self, source: Reader) -> None:
         self.source = source

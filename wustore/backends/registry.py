@@ -87,12 +87,7 @@ def format_names() -> list[str]:
 
 
 def backend_named(name: str) -> Backend:
-    """Return the backend of that name.
-
-    Raises
-    ------
-    UnknownFormatError
-    """
+    """Return the backend of that name."""
     for entry in _BUILT_IN:
         if entry.name == name:
             return _load(entry.address)
@@ -241,12 +236,7 @@ def _only_one(path: str, others: list[Backend], named: list[Backend], options: d
 
 
 def backend_for_writing(path: Any, name: str | None = None) -> Backend:
-    """Return the backend that writes a new store at ``path``: by name, else by suffix.
-
-    Raises
-    ------
-    UnknownFormatError
-    """
+    """Return the backend that writes a new store at ``path``: by name, else by suffix."""
     if name is not None:
         return backend_named(name)
     if not isinstance(path, str):

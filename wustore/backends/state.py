@@ -57,10 +57,6 @@ def content_state(
 
     Parameters
     ----------
-    document
-        The root document.
-    arrays
-        The small arrays.
     checksums
         Of the planes.
     """

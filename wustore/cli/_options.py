@@ -172,12 +172,7 @@ def many_options(command: F) -> F:
 def format_options(
     profile: str | None, layout: str | None, pairs: tuple[str, ...], *, checksum: bool = False
 ) -> dict[str, Any]:
-    """Return the options of DST's format; a ``NAME=VALUE`` whose value is JSON is taken as such, else as text.
-
-    Raises
-    ------
-    UsageError
-    """
+    """Return the options of DST's format; a ``NAME=VALUE`` whose value is JSON is taken as such, else as text."""
     options: dict[str, Any] = {"checksum": True} if checksum else {}
     for pair in pairs:
         name, equals, text = pair.partition("=")

@@ -85,13 +85,7 @@ def detail(message: str) -> None:
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Progress | None]:
-    """Give a function that shows how many images are done, or None if no bar is to be shown.
-
-    Parameters
-    ----------
-    label
-        What is being done.
-    """
+    """Give a function that shows how many images are done, or None if no bar is to be shown."""
     if SETTINGS.quiet or not SETTINGS.progress or not sys.stderr.isatty():
         yield None
         return

@@ -125,8 +125,6 @@ def measurements(
         A store of any format.
     n_images
         How many of its images to use.
-    cases
-        What to measure.
     directory
         Where to write the copies (they are removed); that of temporary files by default.
     progress

@@ -21,13 +21,6 @@ _RUBIN = (-30.24463333, -70.74941667, 2662.75)
 def location_of(observatory: Observatory, *, path: str | None = None) -> EarthLocation:
     """Return the place as astropy has it: from the geocentric form if that is known.
 
-    Parameters
-    ----------
-    observatory
-        The place.
-    path
-        The store it is from, for the message.
-
     Raises
     ------
     FormatError

@@ -21,13 +21,7 @@ _WINDOW = 2
 
 
 class Budget:
-    """Bytes that several lists may keep together.
-
-    Parameters
-    ----------
-    limit
-        The bytes.
-    """
+    """Bytes that several lists may keep together."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.used = limit, 0

@@ -170,12 +170,7 @@ def serialize_wcs(wcs: WCS | None) -> str:
 
 
 def deserialize_wcs(wcs_str: str) -> WCS | None:
-    """Return the WCS of KBMOD's JSON text, None for an empty one.
-
-    Raises
-    ------
-    FormatError
-    """
+    """Return the WCS of KBMOD's JSON text, None for an empty one."""
     text = kbmod_json_to_text(wcs_str)
     return None if text is None else text_to_wcs(text)
 

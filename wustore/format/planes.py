@@ -117,12 +117,6 @@ def plane_problems(
 
     Parameters
     ----------
-    meta
-        The metadata.
-    i
-        Index of the image.
-    image
-        The image.
     sums
         The stored checksums of all planes, or None if there are none.
     layers

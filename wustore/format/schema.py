@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from wustore.errors import CorruptError, FormatError
 from wustore.format.tagged_json import DEEPEST
+from wustore.format.version import VERSION, schema_version
 
 __all__ = ["Violation", "check", "load", "violation"]
 
@@ -36,7 +37,7 @@ _Rule = Callable[[Any, int], Violation | None]
 
 
 @cache
-def load(name: Name) -> dict[str, Any]:
+def load(name: Name, version: str = VERSION) -> dict[str, Any]:
     """Return a schema (JSON Schema 2020-12).
 
     Parameters
@@ -44,17 +45,19 @@ def load(name: Name) -> dict[str, Any]:
     name
         ``document``: the root document; ``layout``: a listing of the arrays (docs/spec.md, "Listing"); ``index``: the
         document of an index of FITS files.
+    version
+        Of the format.
     """
     here = Path(__file__).parents[1]
     # A wheel carries them inside the package; a checkout has them at its top.
     folder = next(place for place in (here / "schemas", here.parent / "schemas") if place.is_dir())
-    schema: dict[str, Any] = json.loads((folder / f"{name}.schema.json").read_text("utf-8"))
+    schema: dict[str, Any] = json.loads((folder / version / f"{name}.schema.json").read_text("utf-8"))
     return schema
 
 
 def violation(document: Any, name: Name = "document") -> Violation | None:
-    """Return the first rule of its schema that a document breaks, None if it follows the schema."""
-    found = _rule(name)(document, 0)
+    """Return the first rule of its version's schema that a document breaks, None if it follows the schema."""
+    found = _rule(name, schema_version(document) if name == "document" else VERSION)(document, 0)
     return None if found is None else Violation(f"${found.where}", found.what)
 
 
@@ -63,8 +66,6 @@ def check(document: Any, name: Name = "document", *, written: bool = False) -> N
 
     Parameters
     ----------
-    document
-        The document, JSON values only.
     name
         Of the schema.
     written
@@ -336,5 +337,6 @@ def _first(members: Any, depth: int) -> Violation | None:
 
 
 @cache
-def _rule(name: Name) -> _Rule:
-    return _Compiler(load(name)).rule(load(name))
+def _rule(name: Name, version: str) -> _Rule:
+    schema = load(name, version)
+    return _Compiler(schema).rule(schema)

@@ -126,8 +126,6 @@ def encode(value: Any, depth: int = 0) -> Any:
 
     Parameters
     ----------
-    value
-        The value.
     depth
         How many levels of JSON it is put below.
 
@@ -205,8 +203,6 @@ def decode(value: Any, depth: int = 0) -> Any:
 
     Parameters
     ----------
-    value
-        JSON values.
     depth
         How many levels of JSON it was found below.
 
@@ -271,12 +267,6 @@ def parse(
         JSON text; the tokens ``NaN`` and ``Infinity`` are refused.
     stored
         The length of what the text was unpacked from [byte], by default its own.
-    what
-        What it is, for messages.
-
-    Raises
-    ------
-    CorruptError
     """
     most = _VALUES + (len(text) if stored is None else stored) // 24
     if isinstance(text, str):

@@ -48,8 +48,6 @@ def same_value(a: Any, b: Any, *, ordered: bool = True) -> bool:
 
     Parameters
     ----------
-    a, b
-        The values.
     ordered
         Whether the order of the keys of a mapping counts.
     """
@@ -122,7 +120,7 @@ def meta_differences(a: Meta, b: Meta) -> Iterator[Difference]:
         if a.dtypes[layer] != b.dtypes[layer]:
             yield Difference(f"dtypes of {layer}", _short(a.dtypes[layer]), _short(b.dtypes[layer]))
     simple = ("links", "wcs", "reprojected", "reprojection_frame", "barycentric_distance", "observatory")
-    for name in (*simple, "configuration", "mask_flags"):
+    for name in (*simple, "configuration", "mask_flags", "additions"):
         left, right = getattr(a, name), getattr(b, name)
         if name == "observatory" and left is not None and right is not None:
             same = same_value(left.geodetic, right.geodetic) and same_value(left.geocentric, right.geocentric)

@@ -25,8 +25,6 @@ def appended(base: Meta, other: Meta, *, path: str | None = None) -> Meta:
     ----------
     base, other
         Two WorkUnits in the same pixel space.
-    path
-        Where ``other`` comes from, for messages.
 
     Raises
     ------

@@ -32,8 +32,6 @@ def chosen_images(
 
     Parameters
     ----------
-    meta
-        Metadata of the store.
     times
         (start, stop), MJD [days, UTC] or anything else that `wustore.model.units.mjd` takes, both ends included; None
         leaves an end open. Images without a time are never in a range.
@@ -166,4 +164,5 @@ def selected_meta(meta: Meta, chosen: NDArray[np.int64]) -> Meta:
         dtypes={layer: tuple(dtypes[i] for i in listed) for layer, dtypes in meta.dtypes.items()},
         links=links,
         constituents=table,
+        additions={},
     )

@@ -24,10 +24,6 @@ def check_size(claimed: int, stored: int) -> None:
     ----------
     claimed, stored
         What is to be taken, and what it comes from [byte].
-
-    Raises
-    ------
-    CorruptError
     """
     most = most_believed(stored)
     if not 0 <= claimed <= most:

@@ -59,8 +59,6 @@ def in_unit(value: Any, unit: str, name: str) -> NDArray[np.float64]:
         of these, which are converted.
     unit
         The unit wanted, as astropy spells it; ``pix`` for pixels.
-    name
-        What the value is, for messages.
 
     Returns
     -------
@@ -143,8 +141,6 @@ def mjd(value: Any, name: str = "times") -> NDArray[np.float64]:
     value
         MJD; an astropy Time of any scale; datetime64 or datetime (UTC unless they have a time zone); ISO 8601 text; a
         Quantity or column of MJD with a unit of time; or a list of these.
-    name
-        What the value is, for messages.
 
     Returns
     -------

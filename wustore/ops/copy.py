@@ -11,8 +11,9 @@ from typing import Any
 from wustore.backends.base import Backend, Progress, Reader, Writer
 from wustore.backends.proxy import CheckedReader
 from wustore.backends.registry import backend_for_writing, open_reader
-from wustore.errors import UsageError
+from wustore.errors import UsageError, VersionError
 from wustore.format.planes import plane_checksums
+from wustore.format.version import VERSION, is_newer
 from wustore.model.meta import LAYERS, Meta
 from wustore.ops.diff import LayerLoss, losses
 from wustore.storage.stores import name_of
@@ -25,6 +26,7 @@ __all__ = [
     "copy_images",
     "measured_loss",
     "refuse_loss",
+    "refuse_newer",
     "shown_progress",
     "workers_within",
     "write",
@@ -83,8 +85,6 @@ def copy(
     workers
         Threads that read and write an image each, the number of processors by default. So many images are in
         memory at a time.
-    progress
-        Called after each image.
 
     Raises
     ------
@@ -155,8 +155,6 @@ def write(
 
     Parameters
     ----------
-    reader
-        The source, open.
     target
         Where to write.
     format_name
@@ -165,10 +163,6 @@ def write(
         Whether an existing store may be replaced.
     capsule
         Keep what gives back the identical FITS files.
-    workers
-        Images at a time; the number of processors where None.
-    progress
-        Called with (images done, images in all).
     options
         Of the target's backend.
     lossy
@@ -178,13 +172,10 @@ def write(
     -------
     list of LayerLoss
         What such options lost.
-
-    Raises
-    ------
-    StoreExistsError, UnknownFormatError, UsageError, CorruptError, StoreReplacedError, FidelityError, OSError
     """
     backend = backend_for_writing(target, format_name)
     refuse_loss(backend, options, lossy=lossy)
+    refuse_newer(reader)
     leftovers = reader.capsule() if capsule else None
     writer = backend.create(target, reader.meta, capsule=leftovers, overwrite=overwrite, workers=workers, **options)
     copy(reader, writer, workers=workers, progress=progress)
@@ -196,12 +187,7 @@ class LossWarning(UserWarning):
 
 
 def refuse_loss(backend: Backend, options: Mapping[str, Any], *, lossy: bool) -> None:
-    """Refuse options that lose values, unless they were agreed to.
-
-    Raises
-    ------
-    UsageError
-    """
+    """Refuse options that lose values, unless they were agreed to."""
     reason = backend.lossy(options)
     if reason is not None and not lossy:
         raise UsageError(
@@ -212,6 +198,29 @@ def refuse_loss(backend: Backend, options: Mapping[str, Any], *, lossy: bool) ->
         )
 
 
+def refuse_newer(reader: Reader) -> None:
+    """Refuse to copy a store of a later minor version with arrays or attributes that this code does not know.
+
+    What such a version added to the document is copied, but its arrays would be left out.
+
+    Raises
+    ------
+    VersionError
+    """
+    document = reader.document()
+    if not is_newer(document):
+        return
+    found = list(reader.foreign())
+    if found:
+        raise VersionError(
+            "the store has parts of a later version of the format, which a copy by this wustore would lose",
+            path=reader.path,
+            expected=f"version {VERSION}",
+            found=f"version {(document or {})['version']}, with {', '.join(found[:5])}",
+            hint="Update wustore; or remove them, if they are your own.",
+        )
+
+
 def measured_loss(
     reader: Reader, target: Any, backend: Backend, options: Mapping[str, Any], workers: int | None = None
 ) -> list[LayerLoss]:
@@ -219,12 +228,8 @@ def measured_loss(
 
     Parameters
     ----------
-    reader
-        The source, open.
     target, backend, options
         What was written.
-    workers
-        Images at a time.
     """
     if backend.lossy(options) is None:
         return []
@@ -241,8 +246,6 @@ def shown_progress(label: str, *, leave: bool = False) -> Iterator[Progress]:
 
     Parameters
     ----------
-    label
-        What is being done.
     leave
         Whether the bar stays when all is done.
     """

@@ -56,10 +56,6 @@ def differences(
 
     Parameters
     ----------
-    a, b
-        Open readers of any formats.
-    workers
-        Threads that read ahead.
     rtol, atol
         Pixels that differ by no more than ``atol + rtol * abs(b)`` are equal, and so are two NaN; by default only
         the same bits are.
@@ -114,8 +110,6 @@ def losses(a: Reader, b: Reader, *, workers: int | None = None) -> list[LayerLos
     ----------
     a, b
         Open readers of any formats, with the same images.
-    workers
-        Threads that read ahead.
     """
     counts = {layer: [0, 0, 0.0, 0, 0] for layer in LAYERS}
     pairs = zip(a.images(workers=workers), b.images(workers=workers), strict=True)

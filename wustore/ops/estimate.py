@@ -139,18 +139,12 @@ def estimate(
 
     Parameters
     ----------
-    reader
-        The source.
     target, format, workers, max_memory, capsule, options
         As for `wustore.convert`. Nothing is written there; the sample goes to the temporary directory.
 
     Returns
     -------
     Estimate
-
-    Raises
-    ------
-    UnknownFormatError, UsageError, CorruptError, OSError
     """
     backend = backend_for_writing(target, format)
     n_images = reader.meta.n_images
@@ -188,19 +182,7 @@ def estimate(
 
 
 def refuse_if_too_large(found: Estimate, target: str) -> None:
-    """Raise where the target has no room for what was estimated.
-
-    Parameters
-    ----------
-    found
-        From `estimate`.
-    target
-        Its path, for the message.
-
-    Raises
-    ------
-    WuStoreError
-    """
+    """Raise where the target has no room for what was estimated."""
     if not found.fits:
         raise WuStoreError(
             "the target has not enough free space",

@@ -109,15 +109,9 @@ def image_facts(
 
     Parameters
     ----------
-    reader
-        The open store.
     pixels
         Whether to read pixels. Without them ``masked_percent``, ``sky_median``, ``sky_noise`` and ``psf_fwhm`` are
         None.
-    workers
-        Threads that read ahead.
-    progress
-        Called with (images done, images in all).
     """
     from wustore.stamps.sky import image_wcs
 

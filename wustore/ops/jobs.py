@@ -23,7 +23,7 @@ from wustore.backends.registry import backend_for_writing, backend_named, open_r
 from wustore.backends.state import replaced
 from wustore.errors import MissingDependencyError, UsageError, WuStoreError
 from wustore.model.meta import Capsule
-from wustore.ops.copy import copy_images, measured_loss, refuse_loss
+from wustore.ops.copy import copy_images, measured_loss, refuse_loss, refuse_newer
 from wustore.ops.diff import LayerLoss
 from wustore.ops.plans import Job, absolute, check_same, has_begun, keys_of, load_plan, refuse_secrets, save_plan
 from wustore.storage.journal import JOURNAL, Journal
@@ -124,6 +124,7 @@ def plan(
                 found = replace(found, overwrite=overwrite)
                 save_plan(found)
             return found
+        refuse_newer(reader)
         leftovers = reader.capsule() if capsule else None
         if leftovers is not None:
             wanted = replace(wanted, capsule=dict(leftovers.document))
@@ -266,13 +267,7 @@ def progress_of(target: str) -> tuple[int, int]:
 
 
 def parts_left(target: str) -> tuple[list[int], int]:
-    """Return (the parts with images that are not recorded as written, the number of parts).
-
-    Raises
-    ------
-    IncompleteError, UsageError, CorruptError
-        As for `progress_of`.
-    """
+    """Return (the parts with images that are not recorded as written, the number of parts)."""
     job, recorded = _recorded(target)
     return [k for k in range(job.parts) if not recorded.issuperset(job.images_of(k))], job.parts
 
@@ -339,16 +334,8 @@ def run(job: Job, reader: Reader, *, workers: int, processes: bool = False, prog
 
     Parameters
     ----------
-    job
-        From `plan`.
-    reader
-        The source, open.
-    workers
-        Images at a time.
     processes
         Whether each worker is a process of its own; by default threads of this one.
-    progress
-        Called with (images done, images in all).
 
     Raises
     ------

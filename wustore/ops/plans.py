@@ -169,8 +169,6 @@ def save_plan(job: Job, capsule: Capsule | None = None) -> None:
 
     Parameters
     ----------
-    job
-        The plan.
     capsule
         The FITS reconstruction data that it names, if they are not there already.
     """

@@ -93,14 +93,10 @@ def thumbnails(
 
     Parameters
     ----------
-    reader
-        An open store.
     factor
         How many pixels become one, from the shape (y, x) of an image.
     layers
         Wanted, of science, variance and mask.
-    progress
-        Called with (images done, images in all).
     """
     meta = reader.meta
     filters = image_column(meta, FILTER_COLUMNS)
@@ -148,16 +144,12 @@ def sheet(
 
     Parameters
     ----------
-    reader
-        An open store.
     stretch
         ``zscale`` or ``asinh``; see `wustore.stamps.picture.limits_of`.
     cut
         Values that become black and white in all images, instead of those that suit each image.
     columns
         Images in a row; by default the page is about as wide as high.
-    progress
-        Called with (images done, images in all).
 
     Returns
     -------
@@ -222,10 +214,6 @@ def page(
 
     Parameters
     ----------
-    reader
-        An open store.
-    stretch, cut, progress
-        As for `sheet`.
     max_bytes
         Size to aim at [bytes].
 
@@ -289,16 +277,12 @@ def page_text(
 
     Parameters
     ----------
-    reader
-        An open store.
     images
         Of each: height, width, factor, lines; limits and planes if they are in the page.
     mode
         ``preview`` if the planes are in the page, ``view`` if it asks a server for them.
     note
         What the page says at its foot.
-    stretch, cut
-        As for `sheet`.
     approximate
         What to say beside a value that is not exactly one of the store.
     """

@@ -37,11 +37,6 @@ class FileSum:
 def file_sums(reader: Reader) -> Iterator[FileSum]:
     """Yield name, size and sha256 of each file of a local store, sorted by name.
 
-    Parameters
-    ----------
-    reader
-        An open store.
-
     Raises
     ------
     UsageError
@@ -75,10 +70,6 @@ def make_receipt(reader: Reader, *, workers: int | None = None, progress: Progre
     ----------
     reader
         An open local store.
-    workers
-        Images at a time, the number of processors by default.
-    progress
-        Called after each image.
 
     Raises
     ------
@@ -149,8 +140,6 @@ def check_receipt(receipt: Mapping[str, Any], reader: Reader) -> Iterator[Proble
 
     Parameters
     ----------
-    receipt
-        From `read_receipt`.
     reader
         The store, open; it may have another name than it had.
     """

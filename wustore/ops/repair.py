@@ -14,6 +14,7 @@ from wustore.backends.base import Progress, Reader
 from wustore.backends.proxy import CheckedReader, ReaderProxy
 from wustore.backends.registry import open_reader
 from wustore.errors import CorruptError, UsageError, WuStoreError
+from wustore.format.additions import names_of
 from wustore.model.meta import Capsule, Image
 from wustore.model.select import selected_meta
 from wustore.ops.convert import refuse_same
@@ -105,6 +106,9 @@ def repair(
             readable = _Readable(reader, sums=has_sums, capsule=has_capsule)
         elif (reader.document() or {}).get("capsule") is not None:
             lost.append(Problem("damaged", "capsule", "the files it gives back held the lost images"))
+        if not everything:
+            newer = names_of(reader.meta.additions)
+            lost += [Problem("invalid", name, "of a later version of the format: not copied") for name in newer]
         meta = reader.meta if everything else selected_meta(reader.meta, np.array(images, np.int64))
         if lost:
             entry = history_entry("repair", lost=[problem.where for problem in lost])

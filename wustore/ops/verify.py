@@ -52,15 +52,6 @@ def problems(reader: Reader, *, workers: int | None = None, progress: Progress |
     The document is compared with the packaged JSON Schema; every plane with the metadata's shape and dtype and, if the
     format stores it, with its CRC-32C; the FITS reconstruction data are read; copies kept for other programs are
     compared. Damage in one layer of an image does not hide that in another, or in another image.
-
-    Parameters
-    ----------
-    reader
-        An open store of any format.
-    workers
-        Images at a time, the number of processors by default.
-    progress
-        Called after each image.
     """
     yield from _document_problems(reader)
     yield from (Problem("damaged", where, what) for where, what in reader.audit())
@@ -150,15 +141,7 @@ def counts(reader: Reader) -> dict[str, int]:
 
 
 def against_problems(reader: Reader, source: Reader, *, workers: int | None = None) -> Iterator[Problem]:
-    """Yield what distinguishes a store from the one that it was made from, bit for bit.
-
-    Parameters
-    ----------
-    reader, source
-        Both open, of any formats.
-    workers
-        Images at a time, the number of processors by default.
-    """
+    """Yield what distinguishes a store from the one that it was made from, bit for bit."""
     for difference in differences(reader, source, workers=workers):
         what = f"differs from {source.path}: {difference.left} here, {difference.right} there"
         yield Problem("invalid", difference.where, what)
@@ -175,10 +158,6 @@ def fits_problems(
         An open store of any format that has FITS reconstruction data.
     directory
         Where the files are written for a moment; by default that of temporary files.
-    workers
-        Images at a time, the number of processors by default.
-    progress
-        Called after each image.
     """
     try:
         capsule = reader.capsule()

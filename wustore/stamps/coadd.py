@@ -63,12 +63,7 @@ class RunningCoadd:
 
 
 def check_kind(kind: str) -> None:
-    """Refuse what is no kind of coadd.
-
-    Raises
-    ------
-    UsageError
-    """
+    """Refuse what is no kind of coadd."""
     if kind not in KINDS:
         raise UsageError("unknown kind of coadd", expected=", ".join(KINDS), found=kind)
 

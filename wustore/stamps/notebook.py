@@ -34,8 +34,6 @@ def facts_html(title: str, facts: Mapping[str, Any], picture: NDArray[np.uint8] 
 
     Parameters
     ----------
-    title, facts
-        As for `facts_text`.
     picture
         Grey (y, x) or colours (y, x, 3).
     """

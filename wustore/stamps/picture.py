@@ -141,8 +141,6 @@ def coloured(
         Shape (y, x).
     masked
         How much of each pixel is masked, 0 to 1 (or booleans); shown by `MASKED`.
-    limits, stretch
-        As for `grey`.
 
     Returns
     -------

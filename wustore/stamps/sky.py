@@ -86,8 +86,6 @@ def shared_wcs(meta: Meta, consequence: str, hint: str) -> str:
 
     Parameters
     ----------
-    meta
-        Metadata of the store.
     consequence, hint
         For the message: what different WCSs mean, and what to do then.
 
@@ -167,8 +165,6 @@ def sky_to_pixel(
 
     Parameters
     ----------
-    meta
-        Metadata that names the WCS of each image.
     ra, dec
         ICRS [deg], shape S.
     images

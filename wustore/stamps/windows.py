@@ -52,8 +52,6 @@ class Windows:
 
     Parameters
     ----------
-    reader
-        The open store.
     layers
         Layers to read; those that the store does not have are left out.
     images
@@ -266,16 +264,12 @@ class Block:
 
         Parameters
         ----------
-        layer
-            One of those asked for.
         k
             Place on the time axis.
         members
             Numbers of the windows. Shape (m,).
         fill
             Value of pixels outside of the image, and of a layer that the store does not have.
-        dtype
-            Of the result.
 
         Returns
         -------

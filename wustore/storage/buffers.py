@@ -27,11 +27,6 @@ def empty(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
     An array of numpy's begins somewhere in a large page, and so its first and its last part (a quarter of a plane of
     16 MB) come in small pages: 512 times as many faults. Giving 200 MB in such planes takes the system 30 ms, in
     aligned ones 21.
-
-    Parameters
-    ----------
-    shape, dtype
-        Of the array.
     """
     kind = np.dtype(dtype)
     size = math.prod(shape) * kind.itemsize

@@ -21,8 +21,6 @@ def check_regular(path: str | os.PathLike[str], folder: int | None = None) -> No
 
     Parameters
     ----------
-    path
-        The file.
     folder
         Descriptor of the directory from which a relative path goes on, instead of the current one.
 
@@ -40,19 +38,7 @@ def check_regular(path: str | os.PathLike[str], folder: int | None = None) -> No
 
 
 def open_handle(path: str | os.PathLike[str], folder: int | None = None) -> int:
-    """Return a descriptor of a regular file, or of a directory, open for reading.
-
-    Parameters
-    ----------
-    path, folder
-        As for `check_regular`.
-
-    Raises
-    ------
-    FormatError
-        As for `check_regular`.
-    OSError
-    """
+    """Return a descriptor of a regular file, or of a directory, open for reading."""
     check_regular(path, folder)
     return os.open(path, _FLAGS, dir_fd=folder)
 

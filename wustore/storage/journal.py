@@ -166,12 +166,7 @@ class Journal:
         return value
 
     def inventory(self, n_images: int) -> list[Entry]:
-        """Return the entries of all images after checking that every value is there in its size.
-
-        Raises
-        ------
-        IncompleteError, CorruptError
-        """
+        """Return the entries of all images after checking that every value is there in its size."""
         entries = [self.entry(i) for i in range(n_images)]
         check_complete(self._keys.name, [entry is not None for entry in entries])
         whole = [entry for entry in entries if entry is not None]
@@ -209,12 +204,7 @@ class Journal:
 
 
 def check_complete(path: str, written: Sequence[bool]) -> None:
-    """Make sure that every image was written.
-
-    Raises
-    ------
-    IncompleteError
-    """
+    """Make sure that every image was written."""
     missing = [str(i) for i, is_there in enumerate(written) if not is_there]
     if missing:
         raise IncompleteError(

@@ -29,12 +29,7 @@ def lock_of(store: Path) -> Path:
 
 
 def refuse_link(path: Path) -> None:
-    """Refuse a symbolic link at a name that anyone can tell beforehand: what is written there would go elsewhere.
-
-    Raises
-    ------
-    UsageError
-    """
+    """Refuse a symbolic link at a name that anyone can tell beforehand: what is written there would go elsewhere."""
     if path.is_symlink():
         raise UsageError(
             "a symbolic link in the place of an own file",
@@ -95,8 +90,6 @@ def alone(lock: Path, path: str) -> Iterator[None]:
     ----------
     lock
         The file to lock; it goes when the lock is given back.
-    path
-        The store, for messages.
 
     Raises
     ------

@@ -366,12 +366,7 @@ class Staging:
 
 
 def check_target(target: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Refuse a target as `Staging` does, without creating anything.
-
-    Raises
-    ------
-    StoreExistsError, StoreNotFoundError
-    """
+    """Refuse a target as `Staging` does, without creating anything."""
     _check(Path(os.path.abspath(target)), overwrite)  # noqa: PTH100 - as in `Staging`
 
 

@@ -43,10 +43,6 @@ def open_keys(address: Any) -> Keys:
     ----------
     address
         Directory, zip file, URL, or zarr Store object.
-
-    Raises
-    ------
-    StoreNotFoundError, FormatError, CorruptError, MissingDependencyError
     """
     if not isinstance(address, str):
         return StoreKeys(address)

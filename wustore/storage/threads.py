@@ -194,15 +194,6 @@ class _Batch(Generic[T, R]):
 def in_threads(function: Callable[[T], R], items: Iterable[T], workers: int | None = None) -> list[R]:
     """Return ``[function(item) for item in items]``, done by up to ``workers`` threads.
 
-    Parameters
-    ----------
-    function
-        Thread-safe function.
-    items
-        What to call it with.
-    workers
-        As for `worker_count`.
-
     Raises
     ------
     UsageError

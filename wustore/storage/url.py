@@ -161,8 +161,6 @@ class UrlWithOptions(str):
 
     Parameters
     ----------
-    url
-        The URL.
     storage_options
         As fsspec takes them. They are pickled with it, and appear in no message and no stored document.
     """
@@ -210,13 +208,7 @@ def _defaults_for(url: str) -> dict[str, Any]:
 
 
 def retried(url: str, ask: Callable[[], T]) -> T:
-    """Return what ``ask`` gives; a dropped connection is tried again, what the server refuses is not.
-
-    Raises
-    ------
-    WuStoreError, OSError
-        As `errors_of` makes them.
-    """
+    """Return what ``ask`` gives; a dropped connection is tried again, what the server refuses is not."""
     pause, begun = _PAUSE, time.monotonic()
     for attempt in range(_ATTEMPTS):
         try:
@@ -233,12 +225,7 @@ def retried(url: str, ask: Callable[[], T]) -> T:
 
 
 def system_of(url: str) -> tuple[Any, str]:
-    """Return the fsspec file system of a URL, and the path in it.
-
-    Raises
-    ------
-    MissingDependencyError, BackendError
-    """
+    """Return the fsspec file system of a URL, and the path in it."""
     with errors_of(url):
         try:
             from fsspec.core import url_to_fs
@@ -262,12 +249,7 @@ def read_start(url: str, most: int) -> bytes:
 
 
 def refuse_writing(url: str, kind: str) -> None:
-    """Refuse to write a single file to a URL.
-
-    Raises
-    ------
-    UsageError
-    """
+    """Refuse to write a single file to a URL."""
     raise UsageError(
         f"{kind} is not written to URLs", path=redact(url), hint="Write to a local path and copy it, or write Zarr."
     )
@@ -320,8 +302,6 @@ class RemoteFile:
 
     Parameters
     ----------
-    url
-        Where it is.
     block
         Bytes of the first block that is read ahead.
 

@@ -41,11 +41,6 @@ class _Member(NamedTuple):
 class ZipKeys(Keys):
     """Members of a zip file, read by range if they are stored uncompressed.
 
-    Parameters
-    ----------
-    path
-        The file.
-
     Raises
     ------
     CorruptError

@@ -16,7 +16,7 @@ from unbound import unbind
 from wustore.backends.base import Reader
 from wustore.backends.zarr.backend import ZarrBackend, ZarrZipBackend
 from wustore.backends.zarr.metadata import document_checksum
-from wustore.errors import CorruptError, FormatError, IncompleteError, OtherFormatError, VersionError, WuStoreError
+from wustore.errors import CorruptError, FormatError, IncompleteError, OtherFormatError, WuStoreError
 from wustore.ops.copy import copy
 from wustore.testing import assert_same, sample, with_capsule
 
@@ -221,15 +221,6 @@ class TestForeign:
         assert BACKEND.try_open(str(tmp_path)) is None
         with pytest.raises(FormatError, match="not a Zarr store"):
             BACKEND.open(str(tmp_path))
-
-    def test_newer_version(self, tmp_path: Path) -> None:
-        path = tmp_path / "x.zarr"
-        make(path)
-        root = json.loads((path / "zarr.json").read_text())
-        root["attributes"]["wustore"] |= {"min_reader": 99, "version": "9.0.0"}
-        (path / "zarr.json").write_text(json.dumps(root))
-        with pytest.raises(VersionError, match=r"9\.0\.0"):
-            BACKEND.open(str(path))
 
     def test_consolidated_metadata_is_not_required(self, tmp_path: Path) -> None:
         path = tmp_path / "x.zarr"

@@ -22,7 +22,7 @@ import threading
 import weakref
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -185,9 +185,9 @@ def _damaged(where: str, error: Exception) -> CorruptError:
 
 
 def meta_digest(meta: Meta) -> str:
-    """Return a sha256 over everything of the metadata except ``source`` and ``history``."""
-    document = document_of(meta)
-    for key in ("source", "history", "version", "min_reader"):
+    """Return a sha256 over everything of the metadata except ``source``, ``history`` and additions."""
+    document = document_of(replace(meta, source={}, history=(), additions={}))
+    for key in ("source", "history", "version"):
         document.pop(key)
     digest = hashlib.sha256(json.dumps(document, sort_keys=True, ensure_ascii=False).encode(errors="surrogatepass"))
     for array in arrays_of(meta):
@@ -231,13 +231,7 @@ def _sha256(content: Any) -> str:
 
 
 def build(source: FitsSource) -> Capsule:
-    """Make the capsule of a WorkUnit: hashes the files and keeps what belongs to no image.
-
-    Parameters
-    ----------
-    source
-        A reader of FITS files.
-    """
+    """Make the capsule of a WorkUnit: hashes the files and keeps what belongs to no image."""
     plan = _plan_of(source)
     files = []
     for file in plan.files:
@@ -259,8 +253,6 @@ def piece(source: FitsSource, i: int, image: Image) -> bytes:
 
     Parameters
     ----------
-    source
-        A reader of FITS files.
     i, image
         The image as it was read from them.
     """
@@ -313,12 +305,7 @@ class Head:
 
     @classmethod
     def decode(cls, data: bytes) -> Head:
-        """Decode a head.
-
-        Raises
-        ------
-        CorruptError
-        """
+        """Decode a head."""
         try:
             control, parts = _decode(_HEAD, data)
             at = int(control["template"])

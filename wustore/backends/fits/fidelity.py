@@ -159,8 +159,6 @@ def image_losses(i: int, image: Image, options: FitsOptions, infinite: frozenset
 
     Parameters
     ----------
-    i, image, options
-        What is written, and how.
     infinite
         The layers that hold infinities, if that is known already.
     """

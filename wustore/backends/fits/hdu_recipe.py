@@ -334,8 +334,6 @@ def record(header: Header, head: bytes, data: Buffer, data_length: int, plane: A
 
     Parameters
     ----------
-    header
-        Its cards.
     head
         The bytes of the header, padding included.
     data

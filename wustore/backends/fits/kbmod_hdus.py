@@ -27,7 +27,7 @@ from wustore.compat.image_metadata import constituents_to_hdu
 from wustore.compat.wcs import kbmod_header_cards
 from wustore.errors import UsageError
 from wustore.model.kbmod_rules import identity_psf, is_masked
-from wustore.model.meta import Column, ConstituentTable, Image, Meta
+from wustore.model.meta import Column, ConstituentTable, Image, Meta, object_array
 
 if TYPE_CHECKING:
     from astropy.io.fits import BinTableHDU
@@ -106,7 +106,7 @@ def _table(meta: Meta, *, exact: bool) -> ConstituentTable:
     """Return the table of constituent images with KBMOD's columns first, as its WorkUnit holds it."""
     named = {column.name: column for column in meta.constituents.columns}
     if "per_image_wcs" not in named or named["per_image_wcs"].kind == "wcs":
-        texts = np.array(_per_image_wcs(meta), dtype=object)
+        texts = object_array(_per_image_wcs(meta))
         named["per_image_wcs"] = Column("per_image_wcs", "wcs", texts)
     if exact:
         for name, column in named.items():
@@ -121,10 +121,6 @@ def head_hdus(meta: Meta, *, exact: bool = False, configuration: bool = True) ->
 
     Parameters
     ----------
-    meta
-        The WorkUnit.
-    exact
-        As in `FitsOptions`.
     configuration
         Whether to write KBMOD_CONFIG even if there is no configuration: KBMOD needs it in sharded sets.
     """
@@ -265,10 +261,6 @@ def image_hdus(
 
     Parameters
     ----------
-    meta, i, image
-        The image and its WorkUnit.
-    options
-        How to write the pixels.
     mask
         What `kbmod_mask` made of the image, if that is at hand.
     sharded

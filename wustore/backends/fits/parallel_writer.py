@@ -36,8 +36,6 @@ class ParallelWriter(Writer):
         What makes their bytes.
     output
         Where they go.
-    workers
-        Threads.
     """
 
     def __init__(self, n_images: int, encoder: ImageEncoder, output: Output, workers: int | None) -> None:

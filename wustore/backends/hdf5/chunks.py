@@ -54,8 +54,6 @@ class ChunkReader:
         Open h5py dataset with one to three axes; axis 0 counts images if there are three.
     raw
         The bytes of its file.
-    path
-        For messages.
     binding
         What binds the chunks to their places; None if nothing is known of them.
 
@@ -182,8 +180,6 @@ class ChunkReader:
             What `plan` gave.
         out
             The memory for which the plan was made: one axis, the dataset's dtype, native.
-        workers
-            Threads that will do it.
         """
         values = out.view(f"u{out.dtype.itemsize}") if self._pipeline is not None else out
         table, numbers = plan.table, plan.numbers

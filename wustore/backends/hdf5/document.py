@@ -19,6 +19,7 @@ from wustore.format import tagged_json
 from wustore.format.arrays import ArraySpec
 from wustore.format.packed import PACKED, unpack
 from wustore.model.compare import same_bits
+from wustore.model.meta import object_array
 from wustore.storage.processes import command
 
 __all__ = ["DOCUMENT_ARRAY", "check_copies", "document_spec", "parse_document", "read_document"]
@@ -32,18 +33,11 @@ _PATIENCE = 120.0
 
 def document_spec(text: str) -> ArraySpec:
     """Return the document as one more array to be packed."""
-    data = np.empty(1, dtype=object)
-    data[0] = text
-    return ArraySpec(DOCUMENT_ARRAY, data, ("one",))
+    return ArraySpec(DOCUMENT_ARRAY, object_array([text]), ("one",))
 
 
 def parse_document(text: str | bytes, path: str) -> dict[str, Any]:
-    """Return the document of its JSON text.
-
-    Raises
-    ------
-    CorruptError
-    """
+    """Return the document of its JSON text."""
     with located(path):
         document = tagged_json.parse(text, what="the root document")
     if not isinstance(document, dict):

@@ -61,10 +61,6 @@ class LayerEncoder:
 
     Parameters
     ----------
-    spec
-        The layer.
-    profile
-        A profile's name.
     chunks
         (y, x) of a chunk.
     exact
@@ -121,12 +117,8 @@ class Encoder(base.Encoder):
 
     Parameters
     ----------
-    path
-        Of the file, for messages.
     meta
         What the file holds.
-    profile, layout, chunks
-        See `wustore.backends.hdf5.backend.Hdf5Backend.create`.
     workers
         Threads that encode the chunks of an image.
     stored

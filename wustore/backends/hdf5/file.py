@@ -54,12 +54,7 @@ def has_signature(file: IO[bytes] | io.RawIOBase, size: int) -> bool:
 
 
 def open_file(path: str, remote: RemoteFile | None = None) -> h5py.File:
-    """Open an HDF5 file for reading; ``remote`` is the object at a URL if it is open already.
-
-    Raises
-    ------
-    StoreNotFoundError, OtherFormatError, CorruptError
-    """
+    """Open an HDF5 file for reading; ``remote`` is the object at a URL if it is open already."""
     if is_remote(path):
         remote = RemoteFile(path, METADATA_BLOCK) if remote is None else remote
         if not has_signature(remote.stream(), _SNIFFED):

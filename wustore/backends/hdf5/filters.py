@@ -110,8 +110,6 @@ class Decoded:
 
         Parameters
         ----------
-        parts
-            As `wustore.backends.hdf5.chunks.parts_of` makes them.
         out
             One axis, unsigned integers of the values' size.
         """
@@ -216,8 +214,6 @@ class Pipeline:
 
         Parameters
         ----------
-        raw
-            Stored bytes.
         starts, sizes
             Where the chunks lie in them.
         skipped
@@ -227,10 +223,6 @@ class Pipeline:
         -------
         Decoded
             Valid until this thread decodes again, or changes ``raw``.
-
-        Raises
-        ------
-        DamagedChunkError
         """
         n, nbytes = starts.size, self.nbytes
         sum_bit, deflate_bit, blosc_bit, shuffle_bit = self._bits

@@ -34,8 +34,6 @@ def place(
         Decoded chunks.
     starts, shuffled
         Where each begins, and whether its bytes are shuffled.
-    parts
-        As `wustore.backends.hdf5.chunks.parts_of` makes them.
     chunk
         Shape of a chunk, three axes.
     out

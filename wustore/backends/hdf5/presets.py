@@ -37,12 +37,7 @@ one core: a whole image and a stamp of 21 x 21 in one layer take 56 and 0.7 ms w
 
 
 def need_plugins() -> None:
-    """Register the plug-in filters.
-
-    Raises
-    ------
-    MissingDependencyError
-    """
+    """Register the plug-in filters."""
     try:
         import hdf5plugin
     except ImportError as error:

@@ -274,13 +274,7 @@ class Hdf5Reader(Reader):
             dtype = self._meta.dtypes[layer][i]
             assert dtype is not None
             planes[layer] = cast_plane(plane.reshape(shape), dtype)
-        nothing = np.empty((0, 0), np.float32)
-        return Image(
-            science=planes.get("science", nothing),
-            variance=planes.get("variance", nothing),
-            mask=planes.get("mask"),
-            psf=planes.get("psf"),
-        )
+        return Image.of(planes)
 
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return the shape of a chunk of a layer."""
@@ -296,8 +290,6 @@ class Hdf5Reader(Reader):
 
         Parameters
         ----------
-        layer, i
-            Which image.
         corners
             First (y, x) of each chunk.
 

@@ -49,8 +49,6 @@ class Hdf5Writer(Writer):
 
     Parameters
     ----------
-    staging
-        The target.
     encoder
         Of the same metadata.
     capsule

@@ -30,8 +30,6 @@ def audit(
 
     Parameters
     ----------
-    keys
-        The store.
     nodes
         Its consolidated metadata, by path; empty where it has none.
     arrays
@@ -65,13 +63,7 @@ def audit(
 
 
 def foreign(keys: Keys, nodes: Mapping[str, Any], meta: Meta) -> Iterator[str]:
-    """Yield in words what others added to a store; at a URL, where listing is slow, what its metadata name.
-
-    Parameters
-    ----------
-    keys, nodes, meta
-        As for `audit`.
-    """
+    """Yield in words what others added to a store; at a URL, where listing is slow, what its metadata name."""
     own = own_content(meta)
     root = _document(keys, "zarr.json")
     yield from (f"root attribute {name}" for name in sorted(set(_attributes(root)) - _ROOT_ATTRIBUTES))

@@ -57,8 +57,6 @@ class ZarrBackend(Backend):
         ----------
         path
             Directory, zip file, URL, or zarr Store object.
-        workers
-            Threads that decode chunks, the number of processors by default.
         """
         reader = open_reader(path, self.name, workers)
         if options:

@@ -72,8 +72,6 @@ class CapsuleBytes:
 
     Parameters
     ----------
-    keys
-        The store.
     metadata
         Of the data array.
     bounds
@@ -122,12 +120,7 @@ class CapsuleBytes:
         return body
 
     def piece(self, k: int) -> bytes:
-        """Return piece ``k``: 0 is the head, i + 1 belongs to image i.
-
-        Raises
-        ------
-        CorruptError
-        """
+        """Return piece ``k``: 0 is the head, i + 1 belongs to image i."""
         start, stop = self._bounds[k], self._bounds[k + 1]
         parts = []
         while start < stop:

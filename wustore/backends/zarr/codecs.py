@@ -92,23 +92,13 @@ RESIDUE = 0x48674BC7
 
 
 def check_crc(raw: bytes) -> None:
-    """Compare the checksum at the end of ``raw`` with the bytes before, without copying them.
-
-    Raises
-    ------
-    DamagedChunk
-    """
+    """Compare the checksum at the end of ``raw`` with the bytes before, without copying them."""
     if len(raw) < 4 or crc32c(raw) != RESIDUE:
         raise DamagedChunk("the checksum (crc32c) does not match")
 
 
 def strip_crc(raw: bytes) -> bytes:
-    """Return the bytes before the checksum after comparing it.
-
-    Raises
-    ------
-    DamagedChunk
-    """
+    """Return the bytes before the checksum after comparing it."""
     check_crc(raw)
     return raw[:-4]
 
@@ -168,12 +158,7 @@ class Chain:
         return lambda chunk: bytes(encode(chunk.astype(little, copy=False)))
 
     def decode(self, raw: bytes, shape: tuple[int, ...]) -> NDArray[Any]:
-        """Return the values of a chunk from its stored bytes: a new array.
-
-        Raises
-        ------
-        DamagedChunk
-        """
+        """Return the values of a chunk from its stored bytes: a new array."""
         out = np.empty(shape, self.dtype)
         self.decode_into([raw], shape, [[(out, ..., ...)]])
         return out
@@ -376,8 +361,6 @@ def finds_structure(values: NDArray[Any], order: int) -> bool:
     ----------
     values
         A sample: contiguous, one axis.
-    order
-        As in `Hints`.
     """
     from pcodec import standalone
 

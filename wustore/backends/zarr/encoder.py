@@ -39,10 +39,6 @@ class Structure:
 
     Parameters
     ----------
-    meta
-        What the store holds.
-    profile, layout, chunks
-        See `wustore.backends.zarr.writer.Options`.
     bound
         Whether shards are bound to their places; a store that was begun without it goes on without it.
     generation

@@ -36,8 +36,6 @@ class ForeignArray:
 
     Parameters
     ----------
-    keys
-        The store.
     name
         Path of the array.
     """
@@ -59,12 +57,7 @@ class ForeignArray:
         return CorruptError(what, path=self._keys.name, where=f"array {self._name}{where}", found=found)
 
     def read(self, index: tuple[slice, ...]) -> NDArray[Any]:
-        """Return a box.
-
-        Raises
-        ------
-        CorruptError
-        """
+        """Return a box."""
         self._check_there(index)
         try:
             data = np.asarray(self.array[index])

@@ -16,6 +16,7 @@ from wustore.backends.zarr.codecs import Chain, DamagedChunk, Hints, parse_chain
 from wustore.errors import CorruptError
 from wustore.format.arrays import ArraySpec
 from wustore.model.checksum import crc32c
+from wustore.model.meta import object_array
 from wustore.model.sizes import check_size
 
 __all__ = [
@@ -129,12 +130,7 @@ def encode_small(data: NDArray[Any]) -> bytes | None:
 
 
 def decode_small(metadata: Mapping[str, Any], raw: bytes | None) -> NDArray[Any] | None:
-    """Return an array from its one chunk, or None if the metadata is not what `small_metadata` writes.
-
-    Raises
-    ------
-    DamagedChunk
-    """
+    """Return an array from its one chunk, or None if the metadata is not what `small_metadata` writes."""
     try:
         shape = tuple(map(operator.index, metadata["shape"]))
         kind, codecs = metadata["data_type"], metadata["codecs"]
@@ -198,9 +194,7 @@ def _text_from_bytes(stored: bytes, shape: tuple[int, ...]) -> NDArray[Any]:
         place += 4 + length
     if place != len(stored):
         raise DamagedChunk("the chunk holds a different number of bytes")
-    data = np.empty(len(values), dtype=object)
-    data[:] = values
-    return data.reshape(shape)
+    return object_array(values).reshape(shape)
 
 
 # --- the root document -----------------------------------------------------------------------------------

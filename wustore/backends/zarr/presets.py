@@ -85,16 +85,8 @@ def grid_for(
         One of `wustore.model.meta.LAYERS`.
     shape
         Padded shape (y, x).
-    dtype
-        Of the layer.
-    profile, layout
-        Names.
     chunks
         Shape (y, x) of an inner chunk, instead of the layout's; PSF kernels are never cut.
-
-    Raises
-    ------
-    UsageError
     """
     check_names(profile, layout)
     sides = chunk_sides(chunks)

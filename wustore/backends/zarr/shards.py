@@ -138,14 +138,8 @@ def encode_shard(
     ----------
     plane
         Shape (y, x), not larger than the shard; the rest is ``fill``.
-    grid
-        How to cut it.
     fill
         Value of the padding.
-    hints
-        For pcodec.
-    workers
-        Threads that encode.
     bound
         Whether the checksums of the chunks are put before the index.
     """
@@ -275,14 +269,8 @@ class ShardedLayer:
 
         Parameters
         ----------
-        i
-            The image.
         tail
             The end of the shard.
-
-        Raises
-        ------
-        CorruptError
         """
         size, start = self._tail_size, self._tail_size - self.grid.index_size
         if len(tail) < size:
@@ -334,12 +322,7 @@ class ShardedLayer:
         return blocks
 
     def fill(self, i: int, boxes: Sequence[Box], workers: int = 1) -> None:
-        """Fill boxes of image ``i``: every inner chunk they touch is read and decoded once.
-
-        Raises
-        ------
-        CorruptError
-        """
+        """Fill boxes of image ``i``: every inner chunk they touch is read and decoded once."""
         targets = self._targets(boxes)
         if not targets:
             return

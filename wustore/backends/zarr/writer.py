@@ -155,19 +155,7 @@ class StoreTarget(Target):
 
 
 class ZarrWriter(ResumableWriter):
-    """A Zarr store being written.
-
-    Parameters
-    ----------
-    target
-        Where to.
-    structure
-        What the store consists of.
-    capsule
-        See `wustore.backends.base.Backend.create`.
-    options
-        How.
-    """
+    """A Zarr store being written."""
 
     def __init__(self, target: Target, structure: Structure, capsule: Capsule | None, options: Options) -> None:
         self._target = target
@@ -315,12 +303,7 @@ class _Journaled:
 
 
 def options_from(options: Mapping[str, Any]) -> Options:
-    """Return checked options.
-
-    Raises
-    ------
-    UsageError
-    """
+    """Return checked options."""
     known = Options.__dataclass_fields__
     unknown = sorted(options.keys() - known.keys())
     if unknown:

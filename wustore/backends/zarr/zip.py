@@ -25,10 +25,6 @@ def pack_directory(path: Path, to: Path, *, without: str) -> None:
 
     Parameters
     ----------
-    path
-        The directory.
-    to
-        The file.
     without
         Start of the names to leave out.
     """
@@ -52,11 +48,6 @@ def audit_zip(keys: ZipKeys) -> Iterator[tuple[str, str]]:
 
     A file that was packed here must be, byte for byte, what packing its members again gives. Of a file that another
     tool packed, headers are held against the directory, and members against their CRC-32.
-
-    Parameters
-    ----------
-    keys
-        The open file.
     """
     path = Path(keys.name)
     with path.open("rb") as file, zipfile.ZipFile(file) as archive:

@@ -36,8 +36,6 @@ def describe_outer(path: str, name: str, content: Buffer) -> dict[str, Any]:
 
     Parameters
     ----------
-    path
-        The file.
     name
         How it is compressed: ``gzip``, ``bzip2`` or ``zip``.
     content

@@ -64,22 +64,12 @@ def compression_of(start: bytes) -> str | None:
 
 
 def open_source(path: str) -> io.BufferedReader:
-    """Return a file, or an object at a URL, open for reading.
-
-    Raises
-    ------
-    StoreNotFoundError, FormatError
-    """
+    """Return a file, or an object at a URL, open for reading."""
     return io.BufferedReader(RemoteFile(path).stream()) if is_remote(path) else open_regular(path)
 
 
 def state_of(path: str) -> tuple[Any, ...]:
-    """Return size, modification time and inode of a file, by which a change is noticed; at a URL size and version.
-
-    Raises
-    ------
-    StoreNotFoundError
-    """
+    """Return size, modification time and inode of a file, by which a change is noticed; at a URL size and version."""
     if is_remote(path):
         return RemoteFile(path).state
     try:
@@ -201,13 +191,7 @@ def load(path: str) -> Content:
 
 
 def load_remote(remote: RemoteFile) -> Content:
-    """Return the bytes of a FITS file at a URL, fetched whole, and unpacked if it is compressed.
-
-    Raises
-    ------
-    OtherFormatError, CorruptError
-        As for `load`.
-    """
+    """Return the bytes of a FITS file at a URL, fetched whole, and unpacked if it is compressed."""
     kind = compression_of(remote.cached(0, BLOCK))
     with io.BufferedReader(remote.stream()) as stream:
         data = _spooled(pieces(remote) if kind is None else _unpacked(stream, remote.name, kind), remote.name)

@@ -60,8 +60,6 @@ class FitsFile:
 
     Parameters
     ----------
-    path
-        The file.
     cache
         Where the bytes of the reader's files are kept.
 
@@ -93,12 +91,7 @@ class FitsFile:
         self.scan: ScannedFile = scan(parts, redact(path))
 
     def check_state(self) -> None:
-        """Check that the file was not changed since it was opened.
-
-        Raises
-        ------
-        StoreReplacedError
-        """
+        """Check that the file was not changed since it was opened."""
         try:
             found = source.state_of(self.path)
         except StoreNotFoundError as error:

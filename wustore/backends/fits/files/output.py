@@ -89,10 +89,6 @@ class Output:
     repacked
         After `commit`, the names of files whose originals were compressed with other settings, or (under the same name)
         at all.
-
-    Raises
-    ------
-    StoreExistsError, StoreNotFoundError
     """
 
     def __init__(

@@ -46,8 +46,6 @@ def wrong_sums(data: Buffer, hdu: Hdu) -> Iterator[tuple[str, str]]:
 
     Parameters
     ----------
-    data
-        All bytes of the file.
     hdu
         Where the HDU lies.
     """

@@ -34,8 +34,6 @@ def unpacked_table(header: Header, data: bytes, *, path: str, where: str) -> tup
     ----------
     header, data
         Of the HDU; ``data`` without padding.
-    path, where
-        For messages.
 
     Raises
     ------

@@ -35,8 +35,6 @@ class Plane:
     ----------
     hdu
         Where it lies.
-    path
-        For messages.
 
     Attributes
     ----------
@@ -170,8 +168,6 @@ class Plane:
 
         Parameters
         ----------
-        data
-            All bytes of the file.
         rows, columns
             Slices within the image, step 1; all by default.
         out

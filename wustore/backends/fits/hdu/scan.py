@@ -101,8 +101,6 @@ class ScannedFile:
 
     Parameters
     ----------
-    path
-        For messages.
     size
         Length of the file.
     hdus
@@ -203,8 +201,6 @@ def scan(data: Buffer | Searchable, path: str) -> ScannedFile:
     ----------
     data
         All bytes of the file, the file at a URL, or what an index holds of it.
-    path
-        For messages.
 
     Returns
     -------

@@ -57,8 +57,6 @@ def read_table(header: Header, data: bytes | memoryview, *, path: str, where: st
     ----------
     header, data
         Of the HDU; ``data`` without padding.
-    path, where
-        For messages.
 
     Raises
     ------

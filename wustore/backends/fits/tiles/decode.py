@@ -73,8 +73,6 @@ class Decoder:
         ----------
         numbers
             Their rows in the table.
-        shape
-            The shape of each.
         into
             Where integers of the right type may be put. Those of a batch otherwise last until the next one.
         """
@@ -238,8 +236,6 @@ class Decoder:
         ----------
         numbers
             Their rows in the table.
-        shape
-            The shape of each.
         out
             C-contiguous, shape (tile, pixel) and the stored type.
         """
@@ -327,8 +323,6 @@ def decode_plane(
 
     Parameters
     ----------
-    layout
-        The image.
     table
         The data of the HDU: main table, gap and heap; padding may follow.
     rows, columns
@@ -381,10 +375,6 @@ def heap_ranges(
     """Return (start, stop) in the data of an HDU of the tiles that a window touches; parameters as `decode_plane`.
 
     Only the main table of ``table`` is looked at: the rest need not have been read yet.
-
-    Raises
-    ------
-    CorruptError, FormatError
     """
     content = Table(layout, table)
     ranges: list[tuple[int, int]] = []

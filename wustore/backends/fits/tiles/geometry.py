@@ -99,15 +99,7 @@ def window_of(layout: TileLayout, rows: slice | None = None, columns: slice | No
 
 
 def count_tiles(layout: TileLayout, rows: slice | None = None, columns: slice | None = None) -> TileCount:
-    """Tell how many tiles and pixels a window decodes.
-
-    Parameters
-    ----------
-    layout
-        The image.
-    rows, columns
-        As given to `decode_plane`.
-    """
+    """Tell how many tiles and pixels a window decodes."""
     window = window_of(layout, rows, columns)
     tiles = math.prod(b - a for a, b in zip(window.first_tile, window.last_tile, strict=True))
     pixels = 1
@@ -160,13 +152,7 @@ def batches(
 
 
 def blocks(n_tiles: int, n_pixels: int) -> Iterator[slice]:
-    """Yield the tiles of a batch, as many at a time as stay in the cache with their working copies.
-
-    Parameters
-    ----------
-    n_tiles, n_pixels
-        Tiles of the batch, and pixels of each.
-    """
+    """Yield the tiles of a batch, as many at a time as stay in the cache with their working copies."""
     step = max(1, _BATCH_PIXELS // n_pixels)
     for i in range(0, n_tiles, step):
         yield slice(i, min(i + step, n_tiles))

@@ -75,8 +75,6 @@ def gunzip(data: bytes, sizes: Iterable[int], name: int) -> bytes:
         One gzip stream, or several members that follow one another.
     sizes
         The sizes that the content may have, in bytes.
-    name
-        Number of the tile, for the error message.
 
     Raises
     ------
@@ -132,8 +130,6 @@ def gzip_like_astropy(data: bytes, clock: int | None = None) -> bytes:
 
     Parameters
     ----------
-    data
-        The tile.
     clock
         Seconds since 1970 to put in place of the present time.
     """
@@ -226,8 +222,6 @@ def likely_settings(extra_flags: int, *, thorough: bool = False) -> Iterable[tup
     ----------
     extra_flags
         Of the header: they tell the best and the fastest level.
-    thorough
-        As for `recognise_gzip`.
     """
     tried = set()
     likely = sorted(ASTROPY_LIKELY, key=lambda item: {2: item[0] != 9, 4: item[0] != 1}.get(extra_flags, 0))

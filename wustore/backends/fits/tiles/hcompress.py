@@ -33,8 +33,6 @@ def encode_hdu(array: NDArray[Any], **options: Any) -> tuple[dict[str, Any], byt
 
     Parameters
     ----------
-    array
-        The image.
     options
         Arguments of `astropy.io.fits.CompImageHDU`.
 
@@ -75,14 +73,10 @@ def decode_hcompress(
 
     Parameters
     ----------
-    tiles
-        The compressed bytes.
     shape
         Rows and columns of each tile.
     parameters
         Names and values of ZNAMEi and ZVALi (SCALE, SMOOTH).
-    names
-        Number of each tile, for the error message.
 
     Raises
     ------

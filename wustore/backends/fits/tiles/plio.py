@@ -23,8 +23,6 @@ def decode_plio(data: NDArray[np.int16], n_pixels: int, name: int) -> NDArray[np
         The words of the list.
     n_pixels
         Pixels to decode; what the list does not cover is 0.
-    name
-        Number of the tile, for the error message.
 
     Raises
     ------

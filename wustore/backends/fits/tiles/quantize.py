@@ -80,8 +80,6 @@ def dither_noise(rows: NDArray[np.int64], n_pixels: int) -> NDArray[np.float32]:
     ----------
     rows
         Number of each tile counted from 1, plus ZDITHER0, minus 1: what the standard calls the seed.
-    n_pixels
-        Pixels of each tile.
     """
     noise = np.empty((len(rows), n_pixels), np.float32)
     for i, row in enumerate(rows):
@@ -229,8 +227,6 @@ def quantise(
         The distance between levels, one for all or one per tile; a tile with step 0 fails.
     out
         Gets the integers, of shape (tile, pixel); NaN becomes `BLANK`. Those of failed tiles have no meaning.
-    dither, rows
-        See `dequantise`.
     scratch
         Working space to use again.
 
@@ -331,8 +327,6 @@ def requantise(
         Decoded tiles, of shape (tile, pixel).
     out
         Gets the integers, of shape (tile, pixel).
-    scale, zero, blank, dither, rows
-        As given to `dequantise`.
     """
     with np.errstate(all="ignore"):
         work = values.astype(np.float64)

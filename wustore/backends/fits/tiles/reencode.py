@@ -79,8 +79,6 @@ def reencode_plane(
 
     Parameters
     ----------
-    layout
-        The layout of the HDU.
     array
         What `decode_plane` returned.
     zscale, zzero
@@ -258,11 +256,6 @@ class Integers:
 
 def decode_integers(layout: TileLayout, table: Buffer) -> Integers:
     """Decode an image only as far as its stored integers.
-
-    Parameters
-    ----------
-    layout, table
-        As given to `decode_plane`.
 
     Raises
     ------

@@ -68,8 +68,6 @@ def size_limits(n_pixels: int, item_size: int, block_size: int) -> tuple[int, in
 
     Parameters
     ----------
-    n_pixels
-        Pixels of the tile.
     item_size
         Bytes per pixel: 1, 2 or 4.
     block_size
@@ -140,8 +138,6 @@ def decode_rows(tiles: Tiles, rows: Sequence[NDArray[np.integer]] | NDArray[np.i
 
     Parameters
     ----------
-    tiles
-        The tiles.
     rows
         One C-contiguous 1-D array of 1, 2 or 4-byte integers per tile.
 
@@ -296,15 +292,7 @@ def encode_floats_again(
     blank: int | None,
     block_size: int,
 ) -> Encoded | None:
-    """Encode rows that `decode_floats` made, if the compiled loops can; else return None.
-
-    Parameters
-    ----------
-    values, block_size
-        As for `encode_floats`.
-    scale, zero, blank
-        As for `decode_floats`.
-    """
+    """Encode rows that `decode_floats` made, if the compiled loops can; else return None."""
     if not _finite(scale, zero) or (loops := compiled_loops()) is None:
         return None
     out, sizes = _output(values, room_for(values.shape[1], 4, block_size))

@@ -233,8 +233,6 @@ def decode_floats(
 
     Parameters
     ----------
-    heap, spans, block_size
-        As for `decode_integers`.
     scale, zero
         Finite ZSCALE and ZZERO of each tile.
     blank, has_blank
@@ -408,8 +406,6 @@ def encode_floats(
         float32 or float64, shape (tile, pixel).
     step
         The distance between levels, above 0.
-    block_size, out, sizes
-        As for `encode_integers`.
     zero
         Gets the zero point of each tile.
 
@@ -466,8 +462,6 @@ def encode_floats_again(
         ZSCALE and ZZERO of each tile.
     blank
         The integer that stands for NaN; -2**31 if there is none.
-    block_size, out, sizes
-        As for `encode_integers`.
     """
     n_pixels = values.shape[1]
     row = np.empty(n_pixels, np.int32)
