@@ -15,7 +15,7 @@ from wustore import errors
 
 HEAVY = {
     "astropy", "zarr", "h5py", "numcodecs", "pcodec", "imagecodecs", "yaml", "click", "tqdm", "numpy",
-    "dask", "xarray", "hdf5plugin", "fsspec", "jsonschema", "pyarrow", "matplotlib",
+    "dask", "xarray", "hdf5plugin", "obstore", "fsspec", "jsonschema", "pyarrow", "matplotlib",
 }  # fmt: skip
 
 

@@ -16,7 +16,6 @@ import wustore
 from wustore.backends.fits.restored_files import StoreChangedWarning
 from wustore.backends.registry import backend_for_writing
 from wustore.backends.zarr.metadata import document_checksum
-from wustore.backends.zarr.zip import pack_directory
 from wustore.cli import main
 from wustore.errors import CorruptError, UsageError, VersionError
 from wustore.format.version import VERSION
@@ -24,6 +23,7 @@ from wustore.ops.copy import copy
 from wustore.ops.diff import differences
 from wustore.ops.edit import migrate
 from wustore.ops.verify import problems
+from wustore.storage.zip import pack_directory
 from wustore.testing import sample
 
 STORES = Path(__file__).parent / "data" / "stores"

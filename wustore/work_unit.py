@@ -40,7 +40,7 @@ from wustore.compat.image_stack import ImageStack, match_times
 from wustore.compat.observatory import default_observatory, location_of
 from wustore.compat.plane_list import PlaneList
 from wustore.compat.reprojection import image_positions_to_original_icrs, offline
-from wustore.compat.wcs import calc_ecliptic_angle, sky_to_pixel
+from wustore.compat.wcs import calc_ecliptic_angle, each_sky_to_pixel, sky_to_pixel
 from wustore.errors import FormatError, StoreExistsError, UsageError, WuStoreError
 from wustore.format.wcs import text_to_wcs, wcs_to_text
 from wustore.model.units import in_unit, mjd
@@ -543,13 +543,10 @@ class WorkUnit:
             images = np.arange(n)
         else:
             raise UsageError("without a global WCS, times are needed to choose the image of each position")
-        pixels = np.empty((n, 2))
         wcses = [self.org_img_meta["per_image_wcs"][i] for i in images]
-        for wcs in {id(wcs): wcs for wcs in wcses}.values():
-            if wcs is None:
-                raise UsageError("an image has no WCS")
-            chosen = np.array([other is wcs for other in wcses])
-            pixels[chosen] = sky_to_pixel(coords[chosen], wcs)
+        if any(wcs is None for wcs in wcses):
+            raise UsageError("an image has no WCS")
+        pixels = each_sky_to_pixel(coords, wcses)
         return pixels[:, 0], pixels[:, 1]
 
     def compute_ecliptic_angle(self) -> float | None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import http.server
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,8 +87,6 @@ class RangeServer(http.server.ThreadingHTTPServer):
 @contextlib.contextmanager
 def serving(directory: Path) -> Iterator[RangeServer]:
     """Serve a directory."""
-    from fsspec.implementations.http import HTTPFileSystem
-
     with RangeServer(directory) as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -99,7 +95,3 @@ def serving(directory: Path) -> Iterator[RangeServer]:
         finally:
             running.shutdown()
             thread.join()
-            with warnings.catch_warnings():  # fsspec keeps its connections; what it forgets it does not close
-                warnings.simplefilter("ignore", ResourceWarning)
-                HTTPFileSystem.clear_instance_cache()
-                gc.collect()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.base import Reader
 from wustore.cli._options import STORE, format_option, json_option, over
-from wustore.cli._output import columns, json_text, report, say, size_text
+from wustore.cli._output import columns, fitted, json_text, report, say, size_text
 from wustore.cli._run import INCOMPLETE, OK, error_text, exit_code
 from wustore.errors import FormatError, IncompleteError, UsageError, WuStoreError
 from wustore.format import tagged_json
@@ -73,10 +73,10 @@ def _show(path: str, format_name: str | None, *, as_json: bool) -> int:
         if as_json:
             click.echo(json_text({key: None if value is None else value for key, value in unfinished.items()}))
         else:
-            click.echo("\n".join(_lines({key: value for key, value in unfinished.items() if value is not None})))
+            click.echo("\n".join(fitted(_lines(unfinished))))
         say(f"wustore: error: {error}")
         return INCOMPLETE
-    click.echo(json_text(found) if as_json else "\n".join(_lines(found)))
+    click.echo(json_text(found) if as_json else "\n".join(fitted(_lines(found))))
     return OK
 
 
@@ -350,6 +350,8 @@ def _inline(value: Any, key: str = "") -> str:
         return ", ".join(f"{name} {_inline(item, name)}" for name, item in value.items() if item is not None)
     if key == "parts_left":
         return _ranges(value)
+    if key == "observatory":
+        return "latitude {:.9g}, longitude {:.9g} deg, height {:.9g} m".format(*value)
     if isinstance(value, list | tuple):
         numbers = all(isinstance(item, int) for item in value)
         return (" x " if numbers else ", ").join(_inline(item) for item in value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.base import Progress, Reader
 from wustore.backends.proxy import CheckedReader, ReaderProxy
-from wustore.backends.registry import open_reader
+from wustore.backends.registry import backend_named, open_reader
 from wustore.errors import CorruptError, UsageError, WuStoreError
 from wustore.format.additions import names_of
 from wustore.model.meta import Capsule, Image
@@ -22,7 +23,7 @@ from wustore.ops.copy import write
 from wustore.ops.edit import EditedReader, history_entry
 from wustore.ops.verify import Problem
 from wustore.stamps.view import View
-from wustore.storage.staging import Leftover, leftovers, remove
+from wustore.storage.staging import Leftover, leftovers, remove, stores_of
 from wustore.storage.stores import address_of, is_local
 from wustore.storage.threads import read_ahead
 
@@ -163,7 +164,7 @@ def _whole(reader: Reader, lost: list[Problem], workers: int | None, progress: P
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What a killed process left behind, and whether it was removed."""
+    """What a killed process left behind, and whether it was removed, or in case of ``outdated`` written."""
 
     leftover: Leftover
     removed: bool
@@ -172,7 +173,8 @@ class Cleaned:
 def clean(path: Any, *, unfinished: bool = False, dry_run: bool = False) -> list[Cleaned]:
     """Find, and remove, what killed processes left beside a store, or beside all stores of a directory.
 
-    What a living process writes stays. So do conversions that can be resumed, unless asked otherwise, and old files
+    Metadata documents of Zarr arrays that an append no longer came to write are written. What a living process writes
+    stays. So do conversions that can be resumed, unless asked otherwise, and old files
     that were set aside: these are the only copy of what was to be replaced.
 
     Parameters
@@ -203,4 +205,10 @@ def clean(path: Any, *, unfinished: bool = False, dry_run: bool = False) -> list
         if removes and not dry_run:
             remove(leftover.path)
         done.append(Cleaned(leftover, removes and not dry_run))
+    for store in stores_of(Path(address)):
+        with suppress(WuStoreError):
+            with open_reader(store) as reader:
+                backend = backend_named(reader.format)
+            keys = backend.finish_edit(str(store), dry_run=dry_run)
+            done += [Cleaned(Leftover(store / key, "outdated"), not dry_run) for key in keys]
     return done

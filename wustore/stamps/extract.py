@@ -258,7 +258,7 @@ def trajectory_coadds(
     wanted = _Request(reader, radius, chosen_images(reader.meta, times, images), layers, max_memory)
     x, y, ids = wanted.path(trajectories)
     values = wanted.medians(x, y, progress) if kind == "median" else wanted.running(kind, x, y, progress)
-    return Coadds(values, kind, x, y, ids=ids, **wanted.facts)
+    return Coadds(values=values, kind=kind, x=x, y=y, ids=ids, **wanted.facts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -230,6 +230,31 @@ class TestForeign:
         (path / "zarr.json").write_text(json.dumps(root, indent=4))
         assert read_all(path, BACKEND, source) is None
 
+    def test_every_byte_of_the_root_is_verified(self, tmp_path: Path) -> None:
+        """Also those that neither the checksum of the document nor opening covers."""
+        path = tmp_path / "x.zarr"
+        source = make(path)
+        text = (path / "zarr.json").read_bytes()
+        start = text.index(b'"wustore"')
+        document = json.dumps(json.loads(text)["attributes"]["wustore"], separators=(",", ":")).encode()
+        end = text.index(document) + len(document)
+        missed = []
+        for at in (*range(start), *range(end, end + 100), *range(len(text) - 30, len(text))):
+            for bit in (0, 3):
+                flipped = bytearray(text)
+                flipped[at] ^= 1 << bit
+                (path / "zarr.json").write_bytes(flipped)
+                try:
+                    with BACKEND.open(str(path)) as reader:
+                        found = list(reader.audit())
+                except (WuStoreError, OSError):
+                    continue
+                if not found:
+                    missed.append((at, bit, text[at - 20 : at + 20]))
+        assert not missed
+        (path / "zarr.json").write_bytes(text)
+        assert read_all(path, BACKEND, source) is None
+
     def test_without_the_packed_copy(self, tmp_path: Path) -> None:
         """The arrays themselves hold everything; ``packed`` only makes opening quick."""
         path = tmp_path / "x.zarr"

@@ -47,8 +47,9 @@ from wustore.format.planes import LayerSpec, cast_plane, layers_of
 from wustore.model.checksum import plane_checksum
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage.buffers import empty
+from wustore.storage.objects import RemoteFile
 from wustore.storage.threads import in_threads, worker_count
-from wustore.storage.url import RemoteFile, is_remote
+from wustore.storage.url import is_remote
 
 __all__ = ["Hdf5Reader"]
 

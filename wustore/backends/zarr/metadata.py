@@ -21,6 +21,7 @@ from wustore.model.sizes import check_size
 
 __all__ = [
     "BINDING",
+    "CONSOLIDATED",
     "PACKED_CHECKSUM",
     "SEPARATOR",
     "array_metadata",
@@ -30,6 +31,7 @@ __all__ = [
     "encode_small",
     "group_metadata",
     "packed_checksum",
+    "separator_of",
     "small_metadata",
     "to_json",
 ]
@@ -48,6 +50,10 @@ _DTYPES = {
     for name in ("bool", *(f"{kind}int{bits}" for kind in ("", "u") for bits in (8, 16, 32, 64)), "float16", "float32")
 } | {"float64": np.dtype(np.float64)}
 """Data types of Zarr v3 that the format uses."""
+
+
+CONSOLIDATED = {"kind": "inline", "must_understand": False}
+"""What the root says of the metadata documents in it; they are its member ``metadata``."""
 
 
 def to_json(document: Mapping[str, Any]) -> bytes:
@@ -94,6 +100,14 @@ def array_metadata(
 def chunk_key(name: str, place: tuple[int, ...], separator: str = SEPARATOR) -> str:
     """Return the key of a chunk of an array written here."""
     return f"{name}/" + separator.join(("c", *map(str, place)))
+
+
+def separator_of(node: Mapping[str, Any]) -> str:
+    """Return the separator of an array's chunk keys (Zarr v3: a slash by default)."""
+    try:
+        return str(node["chunk_key_encoding"].get("configuration", {}).get("separator", "/"))
+    except (KeyError, AttributeError):
+        return "/"
 
 
 # --- arrays of one chunk --------------------------------------------------------------------------------

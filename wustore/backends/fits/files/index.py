@@ -31,7 +31,8 @@ from wustore.model.checksum import crc32c
 from wustore.model.sizes import most_believed
 from wustore.storage.buffers import release
 from wustore.storage.files import open_regular
-from wustore.storage.url import LARGEST, RemoteFile, is_remote, read_start, redact, with_options_of
+from wustore.storage.objects import RemoteFile, objects_at
+from wustore.storage.url import LARGEST, errors_of, is_remote, redact, with_options_of
 
 __all__ = [
     "CHECKED",
@@ -94,10 +95,12 @@ class _Source:
     def __init__(self, address: str) -> None:
         self.address = address
         self.name = redact(address)
-        self._remote: RemoteFile | None = None
+        self._rest: RemoteFile | None = None
         self._lock = threading.Lock()
         if is_remote(address):
-            self.start = read_start(address, LARGEST)
+            objects, path = objects_at(address)
+            with errors_of(address):
+                _, self.start = objects.start(path, LARGEST)
         else:
             with open_regular(address) as file:
                 self.start = file.read(LARGEST)
@@ -109,8 +112,8 @@ class _Source:
             data = self.start[at:stop]
         elif is_remote(self.address):
             with self._lock:
-                self._remote = self._remote or RemoteFile(self.address)
-            data = self._remote.cached(at, stop)
+                self._rest = self._rest or RemoteFile(self.address)
+            data = self._rest.cached(at, stop)
         else:
             with open_regular(self.address) as file:
                 left = os.fstat(file.fileno()).st_size - at

@@ -21,9 +21,13 @@ from wustore.backends.fits.hdu.image import Plane
 from wustore.backends.fits.hdu.scan import Buffer, Hdu, Sliceable
 from wustore.backends.state import replaced
 from wustore.errors import StoreNotFoundError
-from wustore.storage.url import RemoteFile, redact
+from wustore.storage.objects import RemoteFile
+from wustore.storage.url import redact
 
 __all__ = ["IndexedFitsFile"]
+
+_MOST_FIRST = 15
+"""Blocks at the start of a file that are read with its size."""
 
 
 class IndexedFitsFile(FitsFile):
@@ -50,6 +54,7 @@ class IndexedFitsFile(FitsFile):
         self._is_fetched = False
         self._compared: Buffer | None = None
         self._lock = threading.Lock()
+        self._n_first = 1
         self._unchecked = set(index.ranges)
         own = {place for hdu in self.scan.hdus for place in index.needs(hdu)}
         self._of_whole_file = self._unchecked - own
@@ -65,7 +70,7 @@ class IndexedFitsFile(FitsFile):
         """
         with self._lock:
             if self._remote is None:
-                remote = RemoteFile(self.path)
+                remote = RemoteFile(self.path, CHECKED * self._n_first)
                 if remote.size != self._index.size:
                     expected, found = f"{self._index.size} bytes", f"{remote.size} bytes"
                     raise changed(remote.name, "its size", expected=expected, found=found)
@@ -77,11 +82,13 @@ class IndexedFitsFile(FitsFile):
     def check_start(self) -> None:
         """Compare size and version, and if the version is not known the headers and tables that the file begins with.
 
+        That is one request, unless these are larger than what a `RemoteFile` reads ahead.
+
         Raises
         ------
         StoreReplacedError
         """
-        self.connect()
+        self._n_first = min(-(-self._index.ranges[0][1] // CHECKED), _MOST_FIRST)
         self._get([], [self._index.ranges[0]])
 
     def check_state(self) -> None:
@@ -129,9 +136,11 @@ class IndexedFitsFile(FitsFile):
         missing = [place for place, data in zip(ranges, known, strict=True) if data is None]
         if not missing:
             return [data for data in known if data is not None]
-        self.connect()
         found = iter(self._get(missing, [*self._index.needs(hdu), *self._of_whole_file]))
         return [next(found) if data is None else data for data in known]
+
+    def _check(self, start: int, data: bytes) -> None:
+        self._index.check(start, data, redact(self.path))
 
     def _get(self, ranges: Sequence[Range], compared: Sequence[Range]) -> list[bytes]:
         """Return the bytes of ranges; read also what the index holds of others that were not compared yet."""
@@ -142,7 +151,12 @@ class IndexedFitsFile(FitsFile):
             (start // CHECKED * CHECKED, min(-(-stop // CHECKED) * CHECKED, remote.size)) if stop > start else (0, 0)
             for start, stop in wanted
         ]
-        blocks = fetch(remote, aligned, lambda start, data: self._index.check(start, data, remote.name))
+        at_hand = 0, min(CHECKED * self._n_first, remote.size)  # read with the size of the file
+        missing = [place for place in aligned if place != at_hand]
+        others = iter(fetch(remote, missing, self._check) if missing else ())
+        if at_hand in aligned:
+            self._check(0, first := remote.cached(*at_hand))
+        blocks = [first if place == at_hand else next(others) for place in aligned]
         found = [
             block[start - low : stop - low]
             for block, (low, _), (start, stop) in zip(blocks, aligned, wanted, strict=True)

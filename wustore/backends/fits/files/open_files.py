@@ -18,8 +18,9 @@ from wustore.backends.fits.hdu.scan import Buffer, ScannedFile, Sliceable, is_fi
 from wustore.backends.state import replaced
 from wustore.errors import StoreNotFoundError, UsageError
 from wustore.storage.buffers import release
+from wustore.storage.objects import RemoteFile
 from wustore.storage.threads import read_ahead
-from wustore.storage.url import CONCURRENCY, LARGEST, RemoteFile, gather, is_remote, redact, with_options_of
+from wustore.storage.url import CONCURRENCY, LARGEST, gather, is_remote, redact, with_options_of
 
 __all__ = ["Cache", "FitsFile", "fetch", "has_shards", "shard_name", "shard_path"]
 
