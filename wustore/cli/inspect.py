@@ -121,7 +121,7 @@ def _table(paths: tuple[str, ...], format_name: str | None, *, continue_on_error
 
 def _progress(path: str) -> dict[str, Any]:
     """Return how far an unfinished conversion is, and what is to be done; nothing if it is not planned yet."""
-    from wustore.ops.jobs import parts_left, progress_of
+    from wustore.ops.plans import parts_left, progress_of
 
     try:
         written, images = progress_of(path)
