@@ -280,16 +280,14 @@ def _capsule(document: Mapping[str, Any], kept: int | None) -> dict[str, Any] | 
     # Opaque here, so nothing about it is taken for granted.
     files = [_capsule_file(entry) for entry in listed if isinstance(entry, Mapping)] if isinstance(listed, list) else []
     sizes = [file["size"] for file in files if isinstance(file["size"], int)]
-    found = {"form": capsule.get("form"), "files": files, "bytes_of_files": sum(sizes)}
-    return found if kept is None else found | {"bytes": kept}
+    return {"form": capsule.get("form"), "files": files, "bytes_of_files": sum(sizes), "bytes": kept}
 
 
 def _capsule_file(entry: Mapping[str, Any]) -> dict[str, Any]:
-    file = {key: entry.get(key) for key in ("name", "size", "sha256")}
     outer = entry.get("outer")
-    if isinstance(outer, Mapping):
-        file |= {"compressed": outer.get("format"), "compressed_file_exact": outer.get("exact")}
-    return file
+    how = outer if isinstance(outer, Mapping) else {}
+    file = {key: entry.get(key) for key in ("name", "size", "sha256")}
+    return file | {"compressed": how.get("format"), "compressed_file_exact": how.get("exact")}
 
 
 # --- for people -----------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from wustore.errors import MissingDependencyError, WuStoreError
 from wustore.ops.copy import copy_images, measured_loss
 from wustore.ops.diff import LayerLoss
 from wustore.ops.plans import Job, load_plan, started
+from wustore.stamps.notebook import with_bar
 from wustore.storage.journal import JOURNAL
 from wustore.storage.locks import alone
 from wustore.storage.staging import partial_path
@@ -50,6 +51,7 @@ def _open_both(target: str, workers: int | None = 1) -> tuple[Job, Reader, Resum
         raise
 
 
+@with_bar("converting")
 def part(target: str, k: int, *, workers: int | None = None, progress: Progress | None = None) -> int:
     """Write the images of one part that are not written yet.
 

@@ -293,7 +293,7 @@ class FitsReader(Reader):
         if self.index is not None:
             facts["index"] = self.index.name
         plane = self.layout.images[0].planes["science"]
-        facts["science compression"] = plane.compression
+        facts["science_compression"] = plane.compression
         return facts
 
     def close(self) -> None:
