@@ -24,7 +24,7 @@ from wustore.model.units import whole_pixels
 from wustore.stamps.coadd import RunningCoadd, check_kind
 from wustore.stamps.notebook import with_bar
 from wustore.stamps.results import Coadds, Stamps
-from wustore.stamps.sky import image_wcs_or_none, numbers_alike, sky_to_pixel
+from wustore.stamps.sky import linked_wcs_or_none, numbers_alike, sky_to_pixel
 from wustore.stamps.trajectories import nearest_pixel, trajectories_from
 from wustore.stamps.windows import AT_A_TIME, Block, Windows
 from wustore.storage import buffers
@@ -305,7 +305,7 @@ class _Request:
             "times": meta.times[self.images],
             "images": self.images,
             "radius": int(self.radius),
-            "wcs": tuple(image_wcs_or_none(meta, i) for i in self.images.tolist()),
+            "wcs": tuple(linked_wcs_or_none(meta, i) for i in self.images.tolist()),
             "source": str(self.reader.path),
         }
 
