@@ -228,10 +228,10 @@ def _image_wcs(meta: Meta) -> int:
 def _field(meta: Meta) -> dict[str, float] | None:
     """Return centre and size of the first image on the sky; None without a WCS."""
     from wustore.ops.images import field_of
-    from wustore.stamps.sky import image_wcs
+    from wustore.stamps.sky import linked_wcs
 
     try:
-        return field_of(image_wcs(meta, 0), meta.shape_of("science", 0))
+        return field_of(linked_wcs(meta, 0), meta.shape_of("science", 0))
     except (UsageError, FormatError):
         return None
 
