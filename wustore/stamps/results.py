@@ -218,7 +218,13 @@ class Stamps(_Cut):
         return coadd(self.science, kind, self.variance)
 
     def coadds(self, kind: str = "mean") -> Coadds:
-        """Return `coadd` as `Coadds`, which say where they come from; S is then flat."""
+        """Return `coadd` as `Coadds`, which say where they come from; S is then flat.
+
+        Parameters
+        ----------
+        kind
+            As in `coadd`.
+        """
         side, n_times = 2 * self.radius + 1, len(self.times)
         n = math.prod(self.x.shape[:-1])
         return Coadds(
@@ -317,6 +323,9 @@ class Stamps(_Cut):
     def plot(self, coadd: str = "mean", *, positions: int = 8, times: int = 10) -> Figure:
         """Plot the coadd and the stamps of the first positions with matplotlib.
 
+        Images that have a WCS are drawn with astropy's WCSAxes, whose coordinates are those of each stamp; RA and Dec
+        stand at the coadds.
+
         Parameters
         ----------
         coadd
@@ -330,6 +339,8 @@ class Stamps(_Cut):
 
         Raises
         ------
+        UsageError
+            If there is no science layer.
         MissingDependencyError
             Without matplotlib (extra ``plot``).
         """
@@ -380,7 +391,22 @@ class Coadds(_Cut):
         return picture.labelled_sheet(tiles, title=f"{self._titled(len(self), shown)}, {self.kind}")
 
     def plot(self, *, positions: int = 24) -> Figure:
-        """Plot the first coadds with matplotlib; see `Stamps.plot`."""
+        """Plot the first coadds with matplotlib: on the sky if they have a WCS.
+
+        Parameters
+        ----------
+        positions
+            How many to show at most.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        MissingDependencyError
+            Without matplotlib (extra ``plot``).
+        """
         few = self._first(positions)
         shown = [
             _Shown(few.values[k], None, [f"id {name}", self.kind], k, 0) for k, name in enumerate(few.ids.tolist())
