@@ -18,27 +18,13 @@ if TYPE_CHECKING:
     from wustore.compat.configuration import SearchConfiguration
     from wustore.compat.image_stack import ImageStack
     from wustore.compat.layered_image import LayeredImage
-    from wustore.errors import (
-        BackendError,
-        CorruptError,
-        FidelityError,
-        FormatError,
-        IncompleteError,
-        MissingDependencyError,
-        StoreExistsError,
-        StoreNotFoundError,
-        StoreReplacedError,
-        UnknownFormatError,
-        UsageError,
-        VersionError,
-        WuStoreError,
-    )
+    from wustore.errors import *  # noqa: F403
     from wustore.model.compare import Difference
     from wustore.ops.copy import LossWarning
     from wustore.ops.diff import LayerLoss
-    from wustore.ops.edit import EditWarning, append, drop, repack
-    from wustore.ops.jobs import finish, part, plan
-    from wustore.ops.plans import Job
+    from wustore.ops.edit import EditWarning, append, drop, migrate, repack
+    from wustore.ops.jobs import finish, part
+    from wustore.ops.plans import Job, plan
     from wustore.ops.repair import clean, repair
     from wustore.ops.verify import Problem
     from wustore.stamps.layer import Layer
@@ -46,51 +32,30 @@ if TYPE_CHECKING:
     from wustore.stamps.trajectories import Trajectories
     from wustore.work_unit import WorkUnit
 
+from wustore import errors
 from wustore._version import __version__ as __version__
 
-_HOMES = {
-    "append": "ops.edit",
-    "repack": "ops.edit",
-    "drop": "ops.edit",
-    "EditWarning": "ops.edit",
-    "LayerLoss": "ops.diff",
-    "LossWarning": "ops.copy",
-    "repair": "ops.repair",
-    "clean": "ops.repair",
-    "plan": "ops.jobs",
-    "part": "ops.jobs",
-    "finish": "ops.jobs",
-    "Job": "ops.plans",
-    "verify": "api",
-    "diff": "api",
-    "Problem": "ops.verify",
-    "Difference": "model.compare",
-    "Stamps": "stamps.results",
-    "Coadds": "stamps.results",
-    "Trajectories": "stamps.trajectories",
-    "convert": "api",
-    "open": "api",
-    "open_reader": "backends.registry",
-    "save": "api",
-    "SearchConfiguration": "compat.configuration",
-    "ImageStack": "compat.image_stack",
-    "LayeredImage": "compat.layered_image",
-    "Layer": "stamps.layer",
-    "WorkUnit": "work_unit",
-    "BackendError": "errors",
-    "CorruptError": "errors",
-    "FidelityError": "errors",
-    "FormatError": "errors",
-    "IncompleteError": "errors",
-    "MissingDependencyError": "errors",
-    "StoreExistsError": "errors",
-    "StoreNotFoundError": "errors",
-    "StoreReplacedError": "errors",
-    "UnknownFormatError": "errors",
-    "UsageError": "errors",
-    "VersionError": "errors",
-    "WuStoreError": "errors",
+_MODULES = {
+    "api": "open save convert verify diff",
+    "backends.registry": "open_reader",
+    "compat.configuration": "SearchConfiguration",
+    "compat.image_stack": "ImageStack",
+    "compat.layered_image": "LayeredImage",
+    "errors": " ".join(errors.__all__),
+    "model.compare": "Difference",
+    "ops.copy": "LossWarning",
+    "ops.diff": "LayerLoss",
+    "ops.edit": "append repack drop migrate EditWarning",
+    "ops.jobs": "part finish",
+    "ops.plans": "Job plan",
+    "ops.repair": "repair clean",
+    "ops.verify": "Problem",
+    "stamps.layer": "Layer",
+    "stamps.results": "Stamps Coadds",
+    "stamps.trajectories": "Trajectories",
+    "work_unit": "WorkUnit",
 }
+_HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 __all__ = [  # noqa: RUF022 - in the order a reader looks for them
     "open",
@@ -102,6 +67,7 @@ __all__ = [  # noqa: RUF022 - in the order a reader looks for them
     "append",
     "repack",
     "drop",
+    "migrate",
     "repair",
     "clean",
     "plan",
@@ -121,20 +87,8 @@ __all__ = [  # noqa: RUF022 - in the order a reader looks for them
     "LayerLoss",
     "LossWarning",
     "EditWarning",
-    "BackendError",
-    "CorruptError",
-    "FidelityError",
-    "FormatError",
-    "IncompleteError",
-    "MissingDependencyError",
-    "StoreExistsError",
-    "StoreNotFoundError",
-    "StoreReplacedError",
-    "UnknownFormatError",
-    "UsageError",
-    "VersionError",
-    "WuStoreError",
 ]
+__all__ += errors.__all__
 
 
 def __getattr__(name: str) -> Any:

@@ -438,7 +438,8 @@ def meta_of(work_unit: WorkUnitLike) -> Meta:
         same = observatory_of(location_of(stored.observatory)) == parts["observatory"]
         parts["observatory"] = stored.observatory if same else parts["observatory"]
     meta = Meta(links=links, configuration=configuration, **parts)
-    return stored if _pixel_source(work_unit.im_stack) is not None and _same_meta(meta, stored) else meta
+    same = dataclasses.replace(meta, additions=stored.additions)
+    return stored if _pixel_source(work_unit.im_stack) is not None and _same_meta(same, stored) else meta
 
 
 def _untouched(work_unit: WorkUnitLike, stored: Meta) -> bool:

@@ -36,7 +36,7 @@ from wustore.errors import (
     WuStoreError,
 )
 from wustore.model.compare import same_bits
-from wustore.model.meta import LAYERS, Capsule, Column, ConstituentTable, Image, Meta, Observatory
+from wustore.model.meta import LAYERS, Capsule, Column, ConstituentTable, Image, Meta, Observatory, object_array
 from wustore.ops.copy import copy
 from wustore.ops.diff import differences
 
@@ -72,10 +72,8 @@ def _odd_floats(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.
 
 
 def _columns(n: int) -> tuple[Column, ...]:
-    mixed = np.empty(n, dtype=object)
-    mixed[:] = [None, 41.5, "text", {"a": [1, 2.0]}, True, 7, float("nan")][:n] + ["x"] * max(0, n - 7)
-    wcs = np.empty(n, dtype=object)
-    wcs[:] = [WCS_TEXT if k % 3 else None for k in range(n)]
+    mixed = object_array([None, 41.5, "text", {"a": [1, 2.0]}, True, 7, float("nan")][:n] + ["x"] * max(0, n - 7))
+    wcs = object_array(WCS_TEXT if k % 3 else None for k in range(n))
     return (
         Column("data_loc", "plain", np.array([f"/data/image {k} é" for k in range(n)])),
         Column("per_image_wcs", "wcs", wcs),

@@ -11,7 +11,6 @@ import contextlib
 import copy
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -40,13 +39,12 @@ from wustore.compat.image_stack import ImageStack, match_times
 from wustore.compat.observatory import default_observatory, location_of
 from wustore.compat.plane_list import PlaneList
 from wustore.compat.reprojection import image_positions_to_original_icrs, offline
-from wustore.compat.wcs import calc_ecliptic_angle, sky_to_pixel
+from wustore.compat.wcs import calc_ecliptic_angle, each_sky_to_pixel, sky_to_pixel
 from wustore.errors import FormatError, StoreExistsError, UsageError, WuStoreError
 from wustore.format.wcs import text_to_wcs, wcs_to_text
 from wustore.model.units import in_unit, mjd
 from wustore.ops.copy import copy as copy_store
-from wustore.ops.copy import shown_progress
-from wustore.stamps.notebook import facts_html
+from wustore.stamps.notebook import facts_html, is_interactive, shown_progress
 from wustore.storage.stores import address_of
 
 if TYPE_CHECKING:
@@ -543,13 +541,10 @@ class WorkUnit:
             images = np.arange(n)
         else:
             raise UsageError("without a global WCS, times are needed to choose the image of each position")
-        pixels = np.empty((n, 2))
         wcses = [self.org_img_meta["per_image_wcs"][i] for i in images]
-        for wcs in {id(wcs): wcs for wcs in wcses}.values():
-            if wcs is None:
-                raise UsageError("an image has no WCS")
-            chosen = np.array([other is wcs for other in wcses])
-            pixels[chosen] = sky_to_pixel(coords[chosen], wcs)
+        if any(wcs is None for wcs in wcses):
+            raise UsageError("an image has no WCS")
+        pixels = each_sky_to_pixel(coords, wcses)
         return pixels[:, 0], pixels[:, 1]
 
     def compute_ecliptic_angle(self) -> float | None:
@@ -1174,8 +1169,7 @@ def _load(format_name: str, path: Any, *, lazy: bool, show_progress: bool | None
 @contextlib.contextmanager
 def _bar(show: bool | None) -> Iterator[Progress | None]:
     """Give a function that moves a bar, a widget in notebooks; None if no bar is to be shown."""
-    interactive = hasattr(sys, "ps1") or "ipykernel" in sys.modules
-    if not (interactive if show is None else show):
+    if not (is_interactive() if show is None else show):
         yield None
         return
     with shown_progress("loading images", leave=True) as progress:

@@ -61,8 +61,22 @@ def test_doctor(run):
     assert found["ok"] is True
     assert found["wustore"] == wustore.__version__
     assert found["codecs"]["zarr compact"] == "ok"
-    assert set(found["limits"]) == {"processors", "open files", "memory", "temporary"}
+    assert set(found["limits"]) == {"processors", "open_files", "memory", "temporary"}
     assert "hdf5 portable" in run("doctor")[1]
+
+
+def test_doctor_looks_at_every_package():
+    import re
+    import tomllib
+
+    from pages import ROOT
+
+    from wustore.cli.about import _CORE, _EXTRAS
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert {re.match(r"[\w-]+", text)[0] for text in project["dependencies"]} == {*_CORE, "numba"}
+    extras = {use.split()[1].rstrip(":") for use in _EXTRAS.values() if use.startswith("extra ")}
+    assert extras == set(project["optional-dependencies"]) - {"all", "test", "docs", "lint"}
 
 
 def test_doctor_says_what_fails(run, monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 from wustore import errors
 from wustore.backends.memory import MemoryReader
 from wustore.backends.registry import backend_for_writing
+from wustore.format.version import VERSION
 from wustore.ops.copy import copy
 from wustore.testing import sample
 
@@ -80,7 +81,7 @@ def test_info_of_an_import(run, tmp_path, suffix):
     packed.write_bytes(gzip.compress(path.read_bytes(), 6))
     assert run("convert", packed, store, "--quiet") == (0, "", "")
     found = json.loads(run("info", store, "--json")[1])
-    assert found["version"] == "0.1.0"
+    assert found["version"] == VERSION
     assert found["capsule"]["form"] == "fits"
     (file,) = found["capsule"]["files"]
     assert file["name"] == "night.fits.gz"

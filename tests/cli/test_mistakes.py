@@ -81,6 +81,7 @@ MISTAKES = [
     (["convert", "night.fits", "a.zarr", "--profile", "tiny"], USAGE, "compact"),
     (["convert", "night.fits", "a.zarr", "--layout", "rows"], USAGE, "cutouts"),
     (["convert", "night.fits", "a.h5", "-o", "profile"], USAGE, "-o help"),
+    (["convert", "night.fits", "a.h5", "-o", "overwrite=true"], USAGE, "-o help"),
     (["convert", "night.zarr", "a.fits", "-o", "compression_type=ZIP"], USAGE, "GZIP_2"),
     (["convert", "night.zarr", "a.fits", "--profile", "fast"], USAGE, "profile"),
     (["convert", "night.fits", "a.zarr", "--json"], USAGE, "--dry-run"),
@@ -123,4 +124,19 @@ def test_mistake(words, code, hint, folder, run, monkeypatch):
     assert len(lines) <= 5
     if code != INCOMPLETE:
         assert out == ""
+    assert {entry.relative_to(folder) for entry in folder.rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_mistakes_in_a_terminal(folder):
+    from terminal import in_terminal
+
+    before = {entry.relative_to(folder) for entry in folder.rglob("*")}
+    for words, code, hint in MISTAKES:
+        found, shown, _ = in_terminal(["wustore", *words], folder, columns=200)
+        assert found == code, f"{words}\n{shown}"
+        assert hint in shown.replace("\n", ""), f"{words}\n{shown}"
+        assert "Traceback" not in shown
+        assert "image/s" not in shown, f"{words} leaves its bar:\n{shown}"
+        assert sum(line.startswith(("wustore: error:", "Error:")) for line in shown.splitlines()) == 1, words
     assert {entry.relative_to(folder) for entry in folder.rglob("*")} == before

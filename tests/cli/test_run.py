@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from terminal import Terminal, in_terminal
 
 import wustore
 from wustore import errors
@@ -155,34 +156,29 @@ def test_reader_of_the_output_goes_away():
     assert err == ""
 
 
-def terminal_output(master):
-    try:
-        return os.read(master, 4096)
-    except OSError:  # Linux says so when the other side is closed
-        return b""
-
-
-@pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are those of POSIX")
-def test_progress_only_on_a_terminal():
-    import fcntl
-    import pty
-    import struct
-    import termios
-
+def test_progress_only_on_a_terminal(tmp_path):
     program = SLOW.replace("0.3 if i < 1 else 5", "0").replace('"--workers", "1"', '"--overwrite"')
     quiet = subprocess.run(
         [sys.executable, "-c", program, "ram:out"], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
     )
     assert quiet.stderr == "ram:out: 3 images\n"
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    command = [sys.executable, "-c", program, "ram:out"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=slave) as process:
-        os.close(slave)
-        seen = b"".join(iter(lambda: terminal_output(master), b""))
-    os.close(master)
-    assert process.returncode == 0
-    assert b"converting" in seen
+    program = program.replace('    print("reading", flush=True)\n', "")
+    code, shown, came = in_terminal([sys.executable, "-c", program, "ram:out"], tmp_path)
+    assert code == 0
+    assert "converting" in came
+    assert shown == "ram:out: 3 images"  # the bar is gone
+
+
+def test_ctrl_c_in_a_terminal(tmp_path):
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, "-c", SLOW, str(tmp_path / "out" / "night.zarr")]
+    with Terminal(command, tmp_path) as terminal:
+        terminal.wait("reading(.|\n)*reading")
+        terminal.type("\x03")
+        assert terminal.end() == 130
+        assert "wustore: interrupted" in terminal.screen
+        assert "Traceback" not in terminal.output
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_warnings_are_one_line(store, run, monkeypatch):

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from wustore.errors import CorruptError, FormatError, VersionError
+from wustore.errors import CorruptError, FormatError
 from wustore.format.document import arrays_of, document_of, meta_from
 from wustore.format.planes import cast_plane, layers_of
 from wustore.model.checksum import plane_checksum
@@ -44,20 +44,11 @@ def test_array_names_are_safe(name):
         assert all(part.replace("_", "a").isalnum() for part in spec.name.split("/"))
 
 
-def test_newer_version_is_refused_with_both_versions():
-    document, arrays = stored(sample("simple").meta)
-    document |= {"min_reader": 99, "version": "9.0.0"}
-    with pytest.raises(VersionError, match="newer") as caught:
-        reopened(document, arrays)
-    assert "0.1.0" in str(caught.value)
-    assert "9.0.0" in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("change", "error"),
     [
         ({"format": "other"}, FormatError),
-        ({"min_reader": "1"}, CorruptError),
+        ({"version": "1"}, CorruptError),
         ({"n_images": 5}, CorruptError),
         ({"layers": None}, CorruptError),
         ({"n_constituents": 99}, FormatError),

@@ -18,6 +18,7 @@ from wustore.format import schema, tagged_json
 from wustore.format.arrays import checksum_array
 from wustore.format.document import arrays_of, document_of
 from wustore.format.planes import layers_of
+from wustore.format.version import OLDER, VERSION
 from wustore.ops.copy import copy as copy_store
 from wustore.testing import SAMPLES, sample, with_capsule
 
@@ -52,9 +53,10 @@ def listing(meta):
     return {"arrays": json.loads(json.dumps(arrays))}
 
 
+@pytest.mark.parametrize("version", [VERSION, *OLDER])
 @pytest.mark.parametrize("name", ["document", "layout"])
-def test_schemas_are_valid(name):
-    jsonschema.Draft202012Validator.check_schema(schema.load(name))
+def test_schemas_are_valid(name, version):
+    jsonschema.Draft202012Validator.check_schema(schema.load(name, version))
 
 
 @pytest.mark.parametrize("name", list(SAMPLES))
@@ -140,7 +142,8 @@ MUTATIONS = {
     "other format": lambda d: d.update(format="zarr"),
     "no version": lambda d: d.pop("version"),
     "version not semantic": lambda d: d.update(version="1"),
-    "reader version as text": lambda d: d.update(min_reader="1"),
+    "version of three parts": lambda d: d.update(version="1.0.0"),
+    "version of another format": lambda d: d.update(version="2.0"),
     "no images": lambda d: d.update(n_images=0),
     "no variance layer": lambda d: d["layers"].pop("variance"),
     "unknown layer": lambda d: d["layers"].update(weight={"dtype": "<f4"}),

@@ -12,7 +12,7 @@ import wustore
 from wustore.backends.registry import backend_for_writing
 from wustore.errors import CorruptError, UsageError
 from wustore.ops.copy import copy
-from wustore.ops.receipt import check_receipt, file_sums, make_receipt, read_receipt
+from wustore.ops.verify import check_receipt, file_sums, make_receipt, read_receipt
 from wustore.testing import sample
 
 

@@ -62,6 +62,42 @@ def test_nothing_whole(damaged: Path) -> None:
         repair(damaged, damaged, overwrite=True)
 
 
+def test_clean_finishes_an_append(tmp_path: Path) -> None:
+    """Killed after the root was replaced: the store has the new images, its arrays' documents are old."""
+    path = tmp_path / "a.zarr"
+    for seed, target in enumerate((path, tmp_path / "b.zarr")):
+        source = sample("simple", seed)
+        copy(source, backend_for_writing("a.zarr").create(str(target), source.meta))
+    before = {key: key.read_bytes() for key in path.glob("*/zarr.json")}
+    wustore.append(path, tmp_path / "b.zarr")
+    after = {key: key.read_bytes() for key in before}
+    for key, text in before.items():
+        key.write_bytes(text)
+    found = list(wustore.verify(path))
+    assert {str(tmp_path / "a.zarr" / problem.where) for problem in found} == {
+        str(key) for key in before if before[key] != after[key]
+    }
+    assert all("wustore clean" in problem.what for problem in found)
+    assert [one.removed for one in clean(path, dry_run=True)] == [False] * len(found)
+    assert {one.leftover.kind for one in clean(tmp_path)} == {"outdated"}
+    assert {key: key.read_bytes() for key in before} == after
+    assert not list(wustore.verify(path))
+    assert not clean(tmp_path)
+
+
+def test_clean_keeps_documents_that_are_damaged(tmp_path: Path) -> None:
+    """Which of two copies is right cannot be known: only what an append leaves is replaced."""
+    path = tmp_path / "a.zarr"
+    source = sample("simple")
+    copy(source, backend_for_writing("a.zarr").create(str(path), source.meta))
+    place = path / "science" / "zarr.json"
+    damaged = place.read_bytes().replace(b"float32", b"float64")
+    place.write_bytes(damaged)
+    assert not clean(path)
+    assert place.read_bytes() == damaged
+    assert [problem.where for problem in wustore.verify(path)] == ["science/zarr.json"]
+
+
 def test_clean(damaged: Path, tmp_path: Path) -> None:
     script = "from wustore.storage.staging import Staging; import os, sys; s = Staging(sys.argv[1]); "
     script += "open(s.path, 'w').close(); print(s.path.name, flush=True); os._exit(9)"

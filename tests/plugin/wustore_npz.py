@@ -7,9 +7,9 @@ import zipfile
 
 import numpy as np
 
+from wustore import CorruptError, FormatError, IncompleteError, OtherFormatError, UsageError
 from wustore.backends.base import Backend, Writer
 from wustore.backends.memory import MemoryReader
-from wustore.errors import CorruptError, FormatError, IncompleteError, OtherFormatError, UsageError
 from wustore.format.document import arrays_of, document_of, meta_from
 from wustore.model.meta import LAYERS, Image
 from wustore.storage.files import open_regular

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+
 import imagecodecs
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from wustore.compat.wcs import make_fake_wcs
 from wustore.errors import UsageError
 from wustore.format.wcs import wcs_to_text
 from wustore.stamps import picture as preview
+from wustore.stamps.picture import HEIGHT, STEP, drawn
 
 
 def test_grey_is_linear_between_limits():
@@ -137,3 +140,18 @@ def test_scale_bars_are_round(scale, longest, text):
     assert preview.angle_text(arcsec) == text
     assert pixels <= longest
     assert arcsec == pytest.approx(pixels * scale)
+
+
+def test_every_letter_has_a_shape_of_its_own():
+    shapes = {letter: drawn(letter).tobytes() for letter in map(chr, range(32, 127))}
+    assert len(set(shapes.values())) == 95
+    assert not drawn(" ").any()
+    assert all(drawn(letter).any() for letter in string.ascii_letters + string.digits)
+
+
+def test_lines():
+    assert drawn("12.5").shape == (HEIGHT, 4 * STEP)
+    assert drawn("").shape == (HEIGHT, 0)
+    assert drawn("é").tobytes() == drawn("?").tobytes()
+    rows = ["".join(" #"[pixel] for pixel in row).rstrip() for row in drawn("L").tolist()]
+    assert rows == ["#"] * 6 + ["#####"]

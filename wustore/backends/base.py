@@ -507,6 +507,13 @@ class Backend(ABC):
             hint="Convert the store to Zarr or HDF5 first.",
         )
 
+    def finish_edit(self, path: str, *, dry_run: bool = False) -> list[str]:
+        """Write what a killed edit has left to write, and return the names of it; the default knows of nothing.
+
+        Only what other programs read may be left so: for `Reader` the store has the state before or after the edit.
+        """
+        return []
+
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""

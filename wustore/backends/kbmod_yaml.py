@@ -25,7 +25,7 @@ from wustore.compat.wcs import kbmod_json_to_text
 from wustore.compat.yaml import load_mapping
 from wustore.errors import CorruptError, OtherFormatError, UsageError, WuStoreError, located
 from wustore.format.tagged_json import RawYaml
-from wustore.model.meta import LAYERS, Capsule, Column, ConstituentTable, Image, Meta
+from wustore.model.meta import LAYERS, Capsule, Column, ConstituentTable, Image, Meta, object_array
 from wustore.model.sizes import check_size
 from wustore.storage.files import open_regular
 
@@ -38,8 +38,6 @@ _LARGE = frozenset({*_PIXELS.values(), "psfs"})
 """Parts with pixels: read by a faster parser, and checked plane by plane."""
 _MOST_IMAGES = 1_000_000
 _NO_DATA = -9999.0
-_EMPTY = np.empty((0, 0), dtype=np.float32)
-
 # The newest first: a name and a key that this and every later version wrote.
 _ERAS = (("kbmod-2024-05", "per_image_indices"), ("kbmod-2024-02", "per_image_wcs"), ("kbmod-2023-11", "num_images"))
 
@@ -142,9 +140,7 @@ def _column(name: str, values: Iterable[Any], *, is_wcs: bool = False) -> Column
     kinds = {type(value) for value in items}
     if not is_wcs and kinds in ({str}, {float}):
         return Column(name, "plain", np.array(items))
-    array = np.empty(len(items), dtype=object)
-    array[:] = items
-    return Column(name, "wcs" if is_wcs else "json", array)
+    return Column(name, "wcs" if is_wcs else "json", object_array(items))
 
 
 def _number(value: Any) -> float | None:
@@ -261,12 +257,7 @@ class YamlDumpReader(Reader):
     def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read one image; see `wustore.backends.base.Reader.image`."""
         planes = {layer: self._layer(layer)[i].copy() for layer in layers if self._meta.dtypes[layer][i] is not None}
-        return Image(
-            science=planes.get("science", _EMPTY),
-            variance=planes.get("variance", _EMPTY),
-            mask=planes.get("mask"),
-            psf=planes.get("psf"),
-        )
+        return Image.of(planes)
 
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return the whole layer: text has no parts that can be read alone."""

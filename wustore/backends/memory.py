@@ -33,8 +33,6 @@ class _Store:
 _STORES: dict[str, _Store] = {}
 """Stores of this process by their path (``ram:`` and a name)."""
 
-_EMPTY = np.empty((0, 0), dtype=np.float32)
-
 
 def padded_box(meta: Meta, layer: str, index: Index, planes: Sequence[NDArray[Any] | None]) -> NDArray[Any]:
     """Return the box ``index`` of the padded array of a layer, from the true-shape planes of its images.
@@ -121,18 +119,11 @@ class MemoryReader(Reader):
     def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Return image ``i``; see `wustore.backends.base.Reader.image`."""
         image = self._images[i]
-        wanted = {}
-        for layer in LAYERS:
-            plane = image.layer(layer) if layer in layers else None
-            wanted[layer] = None if plane is None else self._handed_out(plane)
-        return Image(
-            science=_EMPTY if wanted["science"] is None else wanted["science"],
-            variance=_EMPTY if wanted["variance"] is None else wanted["variance"],
-            mask=wanted["mask"],
-            psf=wanted["psf"],
-        )
+        return Image.of({layer: self._handed_out(image.layer(layer)) for layer in LAYERS if layer in layers})
 
-    def _handed_out(self, plane: NDArray[Any]) -> NDArray[Any]:
+    def _handed_out(self, plane: NDArray[Any] | None) -> NDArray[Any] | None:
+        if plane is None:
+            return None
         if not self._shared:
             return np.array(plane, order="C")
         view = np.ascontiguousarray(plane).view()

@@ -11,6 +11,7 @@ import contextlib
 import filecmp
 import os
 import warnings
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from wustore.model.meta import Capsule, Image, Meta
 from wustore.storage.files import sync
 from wustore.storage.journal import Entry, Journal
 from wustore.storage.staging import partial_path, remove, retire
+from wustore.storage.url import is_remote
 from wustore.storage.zarr_store import DirectoryKeys
 
-__all__ = ["PieceWriter"]
+__all__ = ["PieceWriter", "PiecewiseBackend"]
 
 
 class PieceWriter(ResumableWriter):
@@ -154,3 +156,34 @@ class PieceWriter(ResumableWriter):
         """Keep what is written, for a resume."""
         with contextlib.suppress(OSError):
             self._keys.settle()
+
+
+class PiecewiseBackend(Backend):
+    """A format of files on local disks that is written in pieces by `PieceWriter`."""
+
+    @abstractmethod
+    def encoder(
+        self, path: str, meta: Meta, *, capsule: Capsule | None, workers: int | None, **options: Any
+    ) -> Encoder:
+        """Return what makes the pieces; options as for `create`."""
+
+    def resumes(self, path: str) -> bool:
+        """Return whether it is a local path."""
+        return not is_remote(path)
+
+    def resume(
+        self,
+        path: str,
+        meta: Meta,
+        *,
+        fingerprint: str,
+        capsule: Capsule | None = None,
+        overwrite: bool = False,
+        workers: int | None = None,
+        **options: Any,
+    ) -> PieceWriter:
+        """Start or join a store that is written in pieces; see `wustore.backends.base.Backend.resume`."""
+        encoder = self.encoder(path, meta, capsule=capsule, workers=workers, **options)
+        return PieceWriter(
+            self, path, meta, encoder, fingerprint=fingerprint, capsule=capsule, overwrite=overwrite, options=options
+        )

@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "append": ("edit:append", "Append images to a Zarr or HDF5 store; existing chunks stay as they are."),
     "repack": ("edit:repack", "Write a store again in another profile or layout."),
     "drop": ("edit:drop", "Remove layers, or the FITS reconstruction data, from a store."),
+    "migrate": ("edit:migrate", "Write a store of an older version of the format in the current one."),
     "diff": ("check:diff", "Compare two stores bit for bit, or within a tolerance, whatever their formats."),
     "verify": ("check:verify", "Read everything and check it against its checksums."),
     "checksum": ("check:checksum", "Print the sha256 of every file, or write a receipt."),

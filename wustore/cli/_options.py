@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import click
@@ -21,6 +23,7 @@ __all__ = [
     "MOMENT",
     "STORE",
     "Number",
+    "TargetOptions",
     "add_common_options",
     "format_option",
     "format_options",
@@ -155,11 +158,52 @@ _MANY_OPTIONS = (
 )
 
 
+@dataclass(frozen=True)
+class TargetOptions:
+    """What the options of `target_options` say about SRC and DST."""
+
+    source_format: str | None
+    target_format: str | None
+    overwrite: bool
+    lossy: bool
+    no_capsule: bool
+    profile: str | None
+    layout: str | None
+    others: tuple[str, ...]
+    checksum: bool
+
+    @property
+    def of_format(self) -> dict[str, Any]:
+        """The options of DST's format."""
+        return format_options(self.profile, self.layout, self.others, checksum=self.checksum)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All of them, as `wustore.convert` and `wustore.plan` take them."""
+        own = {
+            "source_format": self.source_format,
+            "format": self.target_format,
+            "overwrite": self.overwrite,
+            "lossy": self.lossy,
+            "capsule": not self.no_capsule,
+        }
+        of_format = self.of_format
+        for name in own.keys() & of_format.keys():
+            raise UsageError("not an option of a format", where="--option", found=name, hint="-o help lists these.")
+        return own | of_format
+
+
 def target_options(command: F) -> F:
-    """Add the options that say what DST becomes."""
+    """Add the options that say what DST becomes; the command gets them as ``to``, a `TargetOptions`."""
+
+    @functools.wraps(command)
+    def collected(*arguments: Any, **options: Any) -> Any:
+        own = {member.name: options.pop(member.name) for member in fields(TargetOptions)}
+        return command(*arguments, to=TargetOptions(**own), **options)
+
     for option in reversed(_TARGET_OPTIONS):
-        command = option(command)
-    return command
+        collected = option(collected)
+    return collected  # type: ignore[return-value]
 
 
 def many_options(command: F) -> F:

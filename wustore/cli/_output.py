@@ -10,9 +10,11 @@ import csv
 import io
 import json
 import re
+import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +30,7 @@ __all__ = [
     "columns",
     "csv_text",
     "detail",
+    "fitted",
     "json_text",
     "progress_bar",
     "report",
@@ -89,7 +92,7 @@ def progress_bar(label: str) -> Iterator[Progress | None]:
     if SETTINGS.quiet or not SETTINGS.progress or not sys.stderr.isatty():
         yield None
         return
-    from wustore.ops.copy import shown_progress
+    from wustore.stamps.notebook import shown_progress
 
     with shown_progress(label) as show:
         yield show
@@ -154,3 +157,20 @@ def columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
         ).rstrip()
         for row in table
     ]
+
+
+def fitted(lines: Iterable[str]) -> Iterator[str]:
+    """Yield lines of names and values; on a terminal, those that are too long are broken below their value."""
+    if not sys.stdout.isatty():
+        yield from lines
+        return
+    width = shutil.get_terminal_size().columns
+    for line in lines:
+        start = re.match(r" *\S+ {2,}|  +", line)
+        yield from textwrap.wrap(
+            line,
+            width,
+            subsequent_indent=" " * (start.end() if start and start.end() < width // 2 else 4),
+            break_long_words=False,
+            break_on_hyphens=False,
+        ) or [""]

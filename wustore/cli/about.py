@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.cli._options import json_option
-from wustore.cli._output import size_text
+from wustore.cli._output import fitted, size_text
 from wustore.cli._run import DIFFERS, OK
 
 if TYPE_CHECKING:
@@ -146,25 +146,24 @@ def _demo(folder: Path, *, kept: bool) -> int:
     from wustore.ops.diff import differences
 
     click.echo(
-        f"A WorkUnit of {N_IMAGES} images of {SIZE} x {SIZE}: noise, stars, one moving source, 2 % masked.\n"
-        f"Files in {folder}\n"
+        f"A WorkUnit of {N_IMAGES} images of {SIZE} x {SIZE}: noise, stars, one moving source.\nFiles in {folder}\n"
     )
     source = folder / "night.fits"
     work_unit = build()
     seconds = _seconds(work_unit.to_fits, str(source), overwrite=True)
     digest = _sha256(source)
-    steps = [_Step(source.name, _size(source), seconds, f"sha256 {digest[:16]}...")]
+    steps = [_Step(source.name, _size(source), seconds, f"sha256 {digest[:8]}")]
     same = True
     for name, again in (("night.zarr", "from_zarr.fits"), ("night.h5", "from_hdf5.fits")):
         store, back = folder / name, folder / again
         seconds = _seconds(convert, source, store, overwrite=True)
         with open_reader(source) as a, open_reader(store) as b:
             n_different = sum(1 for _ in differences(a, b))
-        proof = "every value equal, bit for bit" if n_different == 0 else f"{n_different} DIFFERENCES"
+        proof = "every value equal" if n_different == 0 else f"{n_different} DIFFERENCES"
         steps.append(_Step(name, _size(store), seconds, proof))
         seconds = _seconds(convert, store, back, overwrite=True)
         identical = _sha256(back) == digest
-        proof = f"sha256 {_sha256(back)[:16]}...  " + ("identical" if identical else "DIFFERENT")
+        proof = f"sha256 {_sha256(back)[:8]} " + ("identical" if identical else "DIFFERENT")
         steps.append(_Step(again, _size(back), seconds, proof))
         same = same and identical and n_different == 0
     _tell(steps)
@@ -197,10 +196,10 @@ def _sha256(path: Path) -> str:
 def _tell(steps: list[_Step]) -> None:
     pixels = N_IMAGES * SIZE * SIZE
     first = steps[0].size
-    click.echo(f"{'file':<16}{'size':>10}{'of FITS':>9}{'B/pixel':>9}{'made in':>10}  proof")
+    click.echo(f"{'file':<15}{'size':>10}{'of FITS':>9}{'B/pixel':>9}{'made in':>10}  proof")
     for step in steps:
         click.echo(
-            f"{step.name:<16}{step.size / 1e6:>7.2f} MB{step.size / first:>9.2f}{step.size / pixels:>9.2f}"
+            f"{step.name:<15}{step.size / 1e6:>7.2f} MB{step.size / first:>9.2f}{step.size / pixels:>9.2f}"
             f"{step.seconds:>8.2f} s  {step.proof}"
         )
 
@@ -220,11 +219,11 @@ def _show_stamps(folder: Path) -> None:
     picture.write_bytes(preview.png(preview.contact_sheet(stamps, zoom=6, gap=6)))
     side = 2 * RADIUS + 1
     click.echo(
-        f"\n{len(stamps)} stamps of {side} x {side} along the motion, cut out of the closed Zarr store in"
-        f" {seconds * 1000:.0f} ms: {picture.name}"
+        f"\n{picture.name}: {len(stamps)} stamps of {side} x {side} along the motion, cut in {seconds * 1000:.0f} ms"
     )
     if sys.stdout.isatty() and sys.stdout.encoding.lower().startswith("utf"):
-        click.echo(preview.terminal(preview.contact_sheet(stamps[:5], gap=1)))
+        n_shown = max((shutil.get_terminal_size().columns - 1) // (side + 1), 1)
+        click.echo(preview.terminal(preview.contact_sheet(stamps[:n_shown], gap=1)))
 
 
 @click.command()
@@ -241,14 +240,18 @@ def formats(*, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     width = max(len(str(row["name"])) for row in rows)
-    for row in rows:
-        endings = f" ({', '.join(row['suffixes'])})" if row["suffixes"] else ""
-        click.echo(f"{row['name']:<{width}}  {row['description']}{endings}")
+    endings = [f" ({', '.join(row['suffixes'])})" if row["suffixes"] else "" for row in rows]
+    lines = (f"{row['name']:<{width}}  {row['description']}{each}" for row, each in zip(rows, endings, strict=True))
+    click.echo("\n".join(fitted(lines)))
 
 
 # --- doctor ---------------------------------------------------------------------------------------------
 
-_CORE = ("numpy", "astropy", "zarr", "numcodecs", "pcodec", "h5py", "imagecodecs", "PyYAML", "click", "tqdm")
+_CORE = (
+    *("numpy", "astropy", "zarr", "numcodecs", "pcodec", "google-crc32c", "h5py", "imagecodecs"),
+    *("PyYAML", "click", "tqdm"),
+)
+"""Packages without which nothing works; numba may be missing."""
 _EXTRAS = {
     "numba": "FITS Rice tiles in compiled loops; without it FITS is read and written several times slower",
     "hdf5plugin": "extra plugins: the HDF5 profile fast",
@@ -256,11 +259,10 @@ _EXTRAS = {
     "xarray": "extra xarray: to_xarray() and the xarray engine",
     "dask": "extra xarray: lazy arrays in parallel",
     "distributed": "extra cluster: conversions on a Dask cluster",
-    "fsspec": "extra cloud: object stores",
-    "s3fs": "extra cloud: s3://",
-    "aiohttp": "extra cloud: https://",
+    "obstore": "extra cloud: s3://, gs://, az://, https://",
+    "fsspec": "extra cloud: other protocols",
     "pyarrow": "extra parquet: KBMOD results in Parquet",
-    "jsonschema": "extra validate: documents against the schema",
+    "jsonschema": "documents compared with the published schema",
 }
 
 
@@ -275,14 +277,18 @@ def doctor(*, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
-        for title, part in found.items():
-            if isinstance(part, dict):
-                click.echo(title)
-                lines = [[f"  {name}", "-" if value is None else str(value)] for name, value in part.items()]
-                click.echo("\n".join(f"{name:<20}{value}" for name, value in lines))
-            else:
-                click.echo(f"{title:<20}{part}")
+        click.echo("\n".join(fitted(_doctor_lines(found))))
     return OK if found["ok"] else DIFFERS
+
+
+def _doctor_lines(found: dict[str, Any]) -> Iterator[str]:
+    for title, part in found.items():
+        if not isinstance(part, dict):
+            yield f"{title:<20}{'yes' if part is True else 'no' if part is False else part}"
+        elif part:
+            yield title
+            for name, value in part.items():
+                yield f"  {name.replace('_', ' '):<18}{'missing' if value is None else value}"
 
 
 def _examined() -> dict[str, Any]:
@@ -301,10 +307,10 @@ def _examined() -> dict[str, Any]:
         "core": core,
         "extras": {name: _version(name) or f"not installed ({use})" for name, use in _EXTRAS.items()},
         "codecs": codecs,
-        "plug-ins": {point.name: point.value for point in entry_points(group=GROUP)},
+        "plugins": {point.name: point.value for point in entry_points(group=GROUP)},
         "limits": {
             "processors": default_workers(),
-            "open files": _open_files(),
+            "open_files": _open_files(),
             "memory": _memory(),
             "temporary": f"{tempfile.gettempdir()}, {size_text(shutil.disk_usage(tempfile.gettempdir()).free)} free",
         },

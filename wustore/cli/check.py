@@ -62,8 +62,15 @@ def verify(
 
     def one(path: str) -> int:
         from wustore.backends.registry import open_reader
-        from wustore.ops.receipt import check_receipt, file_sums, read_receipt
-        from wustore.ops.verify import against_problems, counts, fits_problems, problems
+        from wustore.ops.verify import (
+            against_problems,
+            check_receipt,
+            counts,
+            file_sums,
+            fits_problems,
+            problems,
+            read_receipt,
+        )
 
         detail(f"verifying {path}")
         with open_reader(path, format=format_name) as reader, progress_bar("verifying") as progress:
@@ -136,7 +143,7 @@ def checksum(paths: tuple[str, ...], *, receipt: str | None, overwrite: bool, wo
     compares a store with it later. There is none for a store that something is wrong with.
     """
     from wustore.backends.registry import open_reader
-    from wustore.ops.receipt import file_sums, make_receipt
+    from wustore.ops.verify import file_sums, make_receipt
 
     if receipt is not None and len(paths) > 1:
         raise UsageError("a receipt is for one store", where="--receipt", found=f"{len(paths)} stores")
@@ -206,7 +213,9 @@ Examples:
 def clean(path: str, *, unfinished: bool, dry_run: bool, as_json: bool) -> None:
     """List and remove what killed processes left next to the store PATH, or in the directory PATH.
 
-    What a living process writes stays, and so do conversions that can be resumed, and files that were set aside.
+    An append to a Zarr store that was killed at its very end is finished: what it left are metadata documents that
+    only other programs read. What a living process writes stays, and so do conversions that can be resumed, and files
+    that were set aside.
     """
     from wustore.ops.repair import clean as run
 
@@ -216,8 +225,9 @@ def clean(path: str, *, unfinished: bool, dry_run: bool, as_json: bool) -> None:
         click.echo(json.dumps(entries, indent=2))
         return
     for one in found:
-        click.echo(f"{one.leftover.path}: {one.leftover.kind}{', removed' if one.removed else ''}")
-    report(f"{sum(one.removed for one in found)} of {len(found)} leftovers removed")
+        did = "written" if one.leftover.kind == "outdated" else "removed"
+        click.echo(f"{one.leftover.path}: {one.leftover.kind}{f', {did}' if one.removed else ''}")
+    report(f"{sum(one.removed for one in found)} of {len(found)} leftovers removed or put right")
 
 
 _DIFF_EXAMPLES = """

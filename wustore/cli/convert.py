@@ -6,12 +6,11 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
 from wustore.backends.base import Progress
-from wustore.cli._options import STORE, format_options, many_options, over, target_options, workers_option
+from wustore.cli._options import STORE, TargetOptions, many_options, over, target_options, workers_option
 from wustore.cli._output import SIZE, detail, progress_bar, report, size_text
 from wustore.cli._run import DIFFERS, OK
 from wustore.errors import UsageError, WuStoreError
@@ -52,15 +51,7 @@ Examples:
 def convert(
     paths: tuple[str, ...],
     *,
-    target_format: str | None,
-    source_format: str | None,
-    profile: str | None,
-    layout: str | None,
-    others: tuple[str, ...],
-    overwrite: bool,
-    no_capsule: bool,
-    lossy: bool,
-    checksum: bool,
+    to: TargetOptions,
     workers: int | None,
     processes: bool,
     max_memory: int | None,
@@ -82,51 +73,35 @@ def convert(
     If there are several SRC, or DST is a directory, each is converted into a file or store of its own name in
     DST: Zarr, or what --format says.
     """
-    if "help" in others:
-        return _show_options(target_format or _format_of_name(paths[-1]))
-    options = format_options(profile, layout, others, checksum=checksum)
+    if "help" in to.others:
+        return _show_options(to.target_format or _format_of_name(paths[-1]))
+    arguments = to.arguments
     if as_json and not dry_run:
         raise UsageError("--json goes with --dry-run", where="--json", hint="A conversion prints no data.")
-    targets = _targets(paths, target_format)
+    targets = _targets(paths, to.target_format)
     if targets[0][1] != paths[-1] and "://" not in paths[-1] and not dry_run:
         Path(paths[-1]).mkdir(parents=True, exist_ok=True)
 
     def one(source: str, target: str) -> int:
         if dry_run:
-            _show_estimate(
-                source,
-                target,
-                source_format=source_format,
-                format=target_format,
-                overwrite=overwrite,
-                workers=workers,
-                max_memory=max_memory,
-                capsule=not no_capsule,
-                options=options,
-                as_json=as_json,
-            )
+            _show_estimate(source, target, to, workers=workers, max_memory=max_memory, as_json=as_json)
             return OK
         from wustore.ops.convert import convert as run
 
-        _say_if_sharded(source, target, source_format, target_format)
+        _say_if_sharded(source, target, to)
         detail(f"converting {source} to {target}")
         with progress_bar("converting") as bar:
             count = _Count(bar)
             lost = run(
                 source,
                 target,
-                source_format=source_format,
-                format=target_format,
-                overwrite=overwrite,
-                capsule=not no_capsule,
-                lossy=lossy,
                 workers=workers,
                 processes=processes,
                 max_memory=max_memory,
                 resume=resume,
                 scheduler=scheduler,
                 progress=count,
-                **options,
+                **arguments,
             )
         report(_result(source, target, count))
         return DIFFERS if lost else OK
@@ -249,14 +224,14 @@ def _show_options(name: str | None) -> int:
     return 0
 
 
-def _say_if_sharded(source: str, target: str, source_format: str | None, target_format: str | None) -> None:
+def _say_if_sharded(source: str, target: str, to: TargetOptions) -> None:
     """Say how a sharded set is made, if a single FITS file is asked for of a store that was made from a set."""
     from wustore.backends.registry import open_reader
 
-    if target_format is not None or _format_of_name(target) != "fits":
+    if to.target_format is not None or _format_of_name(target) != "fits":
         return
     try:
-        with open_reader(source, format=source_format) as reader:
+        with open_reader(source, format=to.source_format) as reader:
             capsule = (reader.document() or {}).get("capsule")
             sharded = reader.format == "sharded-fits" or (
                 isinstance(capsule, dict) and capsule.get("form") == "sharded-fits"
@@ -268,17 +243,7 @@ def _say_if_sharded(source: str, target: str, source_format: str | None, target_
 
 
 def _show_estimate(
-    source: str,
-    target: str,
-    *,
-    source_format: str | None,
-    format: str | None,  # noqa: A002
-    overwrite: bool,
-    workers: int | None,
-    max_memory: int | None,
-    capsule: bool,
-    options: dict[str, Any],
-    as_json: bool,
+    source: str, target: str, to: TargetOptions, *, workers: int | None, max_memory: int | None, as_json: bool
 ) -> None:
     """Print what a conversion will need, and refuse one that will not fit.
 
@@ -292,16 +257,16 @@ def _show_estimate(
     from wustore.storage.staging import check_target
 
     if "://" not in target and not target.startswith("ram:"):
-        check_target(target, overwrite=overwrite)  # the same refusals as the conversion itself
-    with open_reader(source, format=source_format) as reader:
+        check_target(target, overwrite=to.overwrite)  # the same refusals as the conversion itself
+    with open_reader(source, format=to.source_format) as reader:
         found = estimate(
             reader,
             target,
-            format=format,
+            format=to.target_format,
             workers=workers,
             max_memory=max_memory,
-            capsule=capsule,
-            options=options,
+            capsule=not to.no_capsule,
+            options=to.of_format,
         )
     if as_json:
         click.echo(json.dumps({**asdict(found), "fits": found.fits}, indent=2))
@@ -341,36 +306,18 @@ def plan(
     target: str,
     *,
     parts: int,
-    target_format: str | None,
-    source_format: str | None,
-    profile: str | None,
-    layout: str | None,
-    others: tuple[str, ...],
-    overwrite: bool,
-    no_capsule: bool,
-    lossy: bool,
-    checksum: bool,
+    to: TargetOptions,
 ) -> int:
     """Plan the conversion of SRC into DST in N parts.
 
     Prints the plan as JSON. Then every part may run anywhere, in any order, more than once; ``wustore
     finish`` checks that all is there and lets DST appear. Planning again with another N is refused.
     """
-    if "help" in others:
-        return _show_options(target_format or _format_of_name(target))
-    from wustore.ops.jobs import plan as run
+    if "help" in to.others:
+        return _show_options(to.target_format or _format_of_name(target))
+    from wustore.ops.plans import plan as run
 
-    job = run(
-        source,
-        target,
-        source_format=source_format,
-        format=target_format,
-        overwrite=overwrite,
-        capsule=not no_capsule,
-        lossy=lossy,
-        parts=parts,
-        **format_options(profile, layout, others, checksum=checksum),
-    )
+    job = run(source, target, parts=parts, **to.arguments)
     images = [len(job.images_of(k)) for k in range(job.parts)]
     click.echo(json.dumps({"target": job.target, "images": job.n_images, "parts": job.parts, "images_of_part": images}))
     report(f"{target}: planned in {job.parts} parts; wustore part {target} K for each K, then wustore finish {target}")

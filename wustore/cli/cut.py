@@ -19,7 +19,7 @@ _STAMP_EXAMPLES = """
 Examples:
   wustore stamp night.zarr --x 1000 --y 1200 --radius 10 -o stamp.png
   wustore stamp night.fits --ra 351.42 --dec -5.51 -o stamp.fits
-  wustore stamp night.zarr --trajectories results.parquet --coadd mean -o coadds.npz
+  wustore stamp night.zarr --trajectories a.ecsv --coadd mean -o coadds.npz
 """
 
 
@@ -98,7 +98,7 @@ def stamp(
 _CUTOUT_EXAMPLES = """
 \b
 Examples:
-  wustore cutout night.zarr small.fits --x 1000 --y 1200 --width 200 --height 100
+  wustore cutout night.zarr small.fits --x 1000 --y 1200 --width 200
   wustore cutout night.fits small.zarr --ra 351.42 --dec -5.51 --size 60
   wustore cutout night.zarr green.zarr --filters g --times 60000.1 60000.2
 """
@@ -171,7 +171,7 @@ _EXPORT_EXAMPLES = """
 \b
 Examples:
   wustore export --for-kbmod night.zarr night.fits && kbmod-stats night.fits
-  wustore export --for-kbmod --times 60000 60010 s3://bucket/night.zarr few.fits
+  wustore export --for-kbmod s3://bucket/night.zarr few.fits --images 0-9
 """
 
 

@@ -1,4 +1,4 @@
-"""``wustore append``, ``wustore repack`` and ``wustore drop``: a store edited in place, journalled in its history."""
+"""``wustore append``, ``repack``, ``drop`` and ``migrate``: a store edited in place, journalled in its history."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from wustore.cli._options import STORE, format_options
 from wustore.cli._output import progress_bar, report
 from wustore.errors import UsageError
 
-__all__ = ["append", "drop", "repack"]
+__all__ = ["append", "drop", "migrate", "repack"]
 
 
 @click.command(
@@ -85,3 +85,28 @@ def drop(store: str, names: tuple[str, ...]) -> None:
     with progress_bar("rewriting") as progress:
         run(store, names, progress=progress)
     report(f"{store}: removed {', '.join(names)}")
+
+
+@click.command(
+    epilog="""
+\b
+Examples:
+  wustore migrate night.zarr
+  wustore migrate s3://bucket/night.zarr new.zarr
+"""
+)
+@click.argument("store", type=STORE)
+@click.argument("out", required=False, type=STORE)
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists; the old one stays until the new is whole.")
+def migrate(store: str, out: str | None, *, overwrite: bool) -> None:
+    """Write STORE, of an older version of the format, in the current one: to OUT, or in its place.
+
+    The new store is read again and compared with the old one before it appears. Older versions stay readable; this is
+    for programs that know the current version only.
+    """
+    from wustore.format.version import VERSION
+    from wustore.ops.edit import migrate as run
+
+    with progress_bar("migrating") as progress:
+        done = run(store, out, overwrite=overwrite, progress=progress)
+    report(f"{store if out is None else out}: version {VERSION}" if done else f"{store}: already {VERSION}")

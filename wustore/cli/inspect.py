@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.base import Reader
 from wustore.cli._options import STORE, format_option, json_option, over
-from wustore.cli._output import columns, json_text, report, say, size_text
+from wustore.cli._output import columns, fitted, json_text, report, say, size_text
 from wustore.cli._run import INCOMPLETE, OK, error_text, exit_code
 from wustore.errors import FormatError, IncompleteError, UsageError, WuStoreError
 from wustore.format import tagged_json
@@ -73,10 +73,10 @@ def _show(path: str, format_name: str | None, *, as_json: bool) -> int:
         if as_json:
             click.echo(json_text({key: None if value is None else value for key, value in unfinished.items()}))
         else:
-            click.echo("\n".join(_lines({key: value for key, value in unfinished.items() if value is not None})))
+            click.echo("\n".join(fitted(_lines(unfinished))))
         say(f"wustore: error: {error}")
         return INCOMPLETE
-    click.echo(json_text(found) if as_json else "\n".join(_lines(found)))
+    click.echo(json_text(found) if as_json else "\n".join(fitted(_lines(found))))
     return OK
 
 
@@ -121,7 +121,7 @@ def _table(paths: tuple[str, ...], format_name: str | None, *, continue_on_error
 
 def _progress(path: str) -> dict[str, Any]:
     """Return how far an unfinished conversion is, and what is to be done; nothing if it is not planned yet."""
-    from wustore.ops.jobs import parts_left, progress_of
+    from wustore.ops.plans import parts_left, progress_of
 
     try:
         written, images = progress_of(path)
@@ -228,10 +228,10 @@ def _image_wcs(meta: Meta) -> int:
 def _field(meta: Meta) -> dict[str, float] | None:
     """Return centre and size of the first image on the sky; None without a WCS."""
     from wustore.ops.images import field_of
-    from wustore.stamps.sky import image_wcs
+    from wustore.stamps.sky import linked_wcs
 
     try:
-        return field_of(image_wcs(meta, 0), meta.shape_of("science", 0))
+        return field_of(linked_wcs(meta, 0), meta.shape_of("science", 0))
     except (UsageError, FormatError):
         return None
 
@@ -280,16 +280,14 @@ def _capsule(document: Mapping[str, Any], kept: int | None) -> dict[str, Any] | 
     # Opaque here, so nothing about it is taken for granted.
     files = [_capsule_file(entry) for entry in listed if isinstance(entry, Mapping)] if isinstance(listed, list) else []
     sizes = [file["size"] for file in files if isinstance(file["size"], int)]
-    found = {"form": capsule.get("form"), "files": files, "bytes_of_files": sum(sizes)}
-    return found if kept is None else found | {"bytes": kept}
+    return {"form": capsule.get("form"), "files": files, "bytes_of_files": sum(sizes), "bytes": kept}
 
 
 def _capsule_file(entry: Mapping[str, Any]) -> dict[str, Any]:
-    file = {key: entry.get(key) for key in ("name", "size", "sha256")}
     outer = entry.get("outer")
-    if isinstance(outer, Mapping):
-        file |= {"compressed": outer.get("format"), "compressed_file_exact": outer.get("exact")}
-    return file
+    how = outer if isinstance(outer, Mapping) else {}
+    file = {key: entry.get(key) for key in ("name", "size", "sha256")}
+    return file | {"compressed": how.get("format"), "compressed_file_exact": how.get("exact")}
 
 
 # --- for people -----------------------------------------------------------------------------------------
@@ -350,6 +348,8 @@ def _inline(value: Any, key: str = "") -> str:
         return ", ".join(f"{name} {_inline(item, name)}" for name, item in value.items() if item is not None)
     if key == "parts_left":
         return _ranges(value)
+    if key == "observatory":
+        return "latitude {:.9g}, longitude {:.9g} deg, height {:.9g} m".format(*value)
     if isinstance(value, list | tuple):
         numbers = all(isinstance(item, int) for item in value)
         return (" x " if numbers else ", ").join(_inline(item) for item in value)

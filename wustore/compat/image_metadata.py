@@ -7,6 +7,8 @@ WCS columns are JSON text under ``_WCSSTR_<name>``, object columns become text, 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from wustore.compat.wcs import kbmod_json_to_text, text_to_kbmod_json
 from wustore.errors import FormatError
 from wustore.format import tagged_json
 from wustore.format.wcs import text_to_wcs, wcs_to_text
-from wustore.model.meta import Column, ConstituentTable
+from wustore.model.meta import Column, ConstituentTable, object_array
 
 if TYPE_CHECKING:
     from astropy.io.fits import BinTableHDU
@@ -52,66 +54,34 @@ def _is_wcs(value: Any) -> bool:
     return isinstance(value, WCS)
 
 
-class _WcsTexts:
-    """Header text of WCS objects; one that is in many rows is written once."""
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[Any, str]] = {}
-
-    def of(self, wcs: Any) -> str:
-        entry = self._known.get(id(wcs))
-        if entry is None:
-            entry = self._known[id(wcs)] = (wcs, wcs_to_text(wcs))
-        return entry[1]
-
-
-class _WcsObjects:
-    """WCS objects of header text; equal text gives the same object within a table."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, Any] = {}
-
-    def of(self, text: str) -> Any:
-        if text not in self._known:
-            self._known[text] = text_to_wcs(text)
-        return self._known[text]
-
-
-def _cell_to_json(value: Any, texts: _WcsTexts) -> Any:
+def _cell_to_json(value: Any, text_of: Callable[[Any], str]) -> Any:
     if _is_wcs(value):
-        return {_WCS_TAG: texts.of(value)}
+        return {_WCS_TAG: text_of(value)}
     if type(value) is dict:
-        return {key: _cell_to_json(item, texts) for key, item in value.items()}
+        return {key: _cell_to_json(item, text_of) for key, item in value.items()}
     if type(value) in {list, tuple}:
-        return type(value)(_cell_to_json(item, texts) for item in value)
+        return type(value)(_cell_to_json(item, text_of) for item in value)
     return value
 
 
-def _cell_from_json(value: Any, objects: _WcsObjects) -> Any:
+def _cell_from_json(value: Any, wcs_of: Callable[[str], Any]) -> Any:
     if type(value) is dict:
         if list(value) == [_WCS_TAG]:
-            return objects.of(value[_WCS_TAG])
-        return {key: _cell_from_json(item, objects) for key, item in value.items()}
+            return wcs_of(value[_WCS_TAG])
+        return {key: _cell_from_json(item, wcs_of) for key, item in value.items()}
     if type(value) in {list, tuple}:
-        return type(value)(_cell_from_json(item, objects) for item in value)
+        return type(value)(_cell_from_json(item, wcs_of) for item in value)
     return value
-
-
-def _objects(values: list[Any]) -> NDArray[Any]:
-    array = np.empty(len(values), dtype=object)
-    for k, value in enumerate(values):
-        array[k] = value
-    return array
 
 
 # --- astropy table <-> model --------------------------------------------------------------------------
 
 
-def _object_column(name: str, values: NDArray[Any], texts: _WcsTexts) -> tuple[str, NDArray[Any]]:
+def _object_column(name: str, values: NDArray[Any], text_of: Callable[[Any], str]) -> tuple[str, NDArray[Any]]:
     cells = [row.tolist() if isinstance(row, np.ndarray) and row.dtype == object else row for row in values]
     if any(_is_wcs(cell) for cell in cells) and all(cell is None or _is_wcs(cell) for cell in cells):
-        return "wcs", _objects([None if cell is None else texts.of(cell) for cell in cells])
-    converted = [_cell_to_json(cell, texts) for cell in cells]
+        return "wcs", object_array([None if cell is None else text_of(cell) for cell in cells])
+    converted = [_cell_to_json(cell, text_of) for cell in cells]
     for row, cell in enumerate(converted):
         try:
             tagged_json.encode(cell)
@@ -122,7 +92,7 @@ def _object_column(name: str, values: NDArray[Any], texts: _WcsTexts) -> tuple[s
                 expected="numbers, text, lists, mappings, WCS",
                 found=type(cells[row]).__name__,
             ) from error
-    return "json", _objects(converted)
+    return "json", object_array(converted)
 
 
 def table_to_constituents(table: Table) -> ConstituentTable:
@@ -143,7 +113,7 @@ def table_to_constituents(table: Table) -> ConstituentTable:
     """
     from astropy.units import Quantity
 
-    texts = _WcsTexts()
+    text_of = cache(wcs_to_text)  # a WCS that is in many rows is written once
     columns = []
     for name in table.colnames:
         column = table[name]
@@ -164,7 +134,7 @@ def table_to_constituents(table: Table) -> ConstituentTable:
         if hasattr(column, "mask") and mask is None:
             mask = np.array(column.mask, dtype=bool)
         if values.dtype == object:
-            kind, values = _object_column(name, values, texts)
+            kind, values = _object_column(name, values, text_of)
         else:
             kind, values = "plain", np.ascontiguousarray(values).astype(values.dtype.newbyteorder("="))
         info = column.info
@@ -191,14 +161,14 @@ def constituents_to_table(constituents: ConstituentTable) -> Table:
     from astropy.table import Column as TableColumn
     from astropy.table import MaskedColumn, Table
 
-    objects = _WcsObjects()
+    wcs_of = cache(text_to_wcs)
     columns = []
     for column in constituents.columns:
         values = column.values
         if column.kind == "wcs":
-            values = _objects([None if text is None else objects.of(text) for text in values])
+            values = object_array([None if text is None else wcs_of(text) for text in values])
         elif column.kind == "json":
-            values = _objects([_cell_from_json(cell, objects) for cell in values])
+            values = object_array([_cell_from_json(cell, wcs_of) for cell in values])
         else:
             values = values.copy()
         described: dict[str, Any] = {
@@ -277,9 +247,7 @@ def _fits_values(column: Column) -> tuple[str, NDArray[Any]] | None:
     if column.kind == "json":
         if all(cell is None for cell in values):
             return None
-        texts = np.empty(len(values), object)
-        texts[:] = [_object_text(cell) for cell in values]
-        return name, _fits_texts(texts)
+        return name, _fits_texts(object_array(map(_object_text, values)))
     if values.dtype.kind == "U":
         return name, _fits_texts(values)
     if values.dtype.kind in "Mm":
@@ -351,14 +319,14 @@ def hdu_to_constituents(hdu: BinTableHDU) -> ConstituentTable:
     for fits_column in hdu.columns:
         name = fits_column.name
         if name.startswith(_EMPTY_PREFIX):
-            columns.append(Column(name.removeprefix(_EMPTY_PREFIX), "json", _objects([None] * n_rows)))
+            columns.append(Column(name.removeprefix(_EMPTY_PREFIX), "json", object_array([None] * n_rows)))
             continue
         values = _native(data, name)
         if fits_column.bzero == -128 and fits_column.format.endswith("B"):
             values = (data.view(np.ndarray)[name] ^ 0x80).astype(np.uint8).view(np.int8)
         if name.startswith(_WCS_PREFIX):
             texts = [kbmod_json_to_text(text) for text in values.astype(str).tolist()]
-            columns.append(Column(name.removeprefix(_WCS_PREFIX), "wcs", _objects(texts)))
+            columns.append(Column(name.removeprefix(_WCS_PREFIX), "wcs", object_array(texts)))
             continue
         mask = None
         if fits_column.null is not None and values.dtype.kind in "iu":

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from wustore.compat.wcs import sky_to_pixel
+from wustore.compat.wcs import each_sky_to_pixel
 from wustore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -220,17 +220,11 @@ def image_positions_to_original_icrs(
 
 
 def _pixels_of(coords: SkyCoord, pairs: list[tuple[int, int]], wcses: Sequence[WCS | None]) -> NDArray[np.float64]:
-    """Return the pixel position of coordinate k in constituent j for each pair, one WCS at a time."""
-    placed = np.full((len(pairs), 2), np.nan)
-    by_wcs: dict[int, list[int]] = {}
-    for row, (_, j) in enumerate(pairs):
-        if wcses[j] is None:
-            raise UsageError("a constituent image has no WCS", where=f"constituent {j}")
-        by_wcs.setdefault(id(wcses[j]), []).append(row)
-    for rows in by_wcs.values():
-        wcs = wcses[pairs[rows[0]][1]]
-        placed[rows] = sky_to_pixel(coords[[pairs[row][0] for row in rows]], wcs)
-    return placed
+    """Return the pixel position of coordinate k in constituent j for each pair."""
+    lacking = next((j for _, j in pairs if wcses[j] is None), None)
+    if lacking is not None:
+        raise UsageError("a constituent image has no WCS", where=f"constituent {lacking}")
+    return each_sky_to_pixel(coords[np.array([k for k, _ in pairs], int)], [wcses[j] for _, j in pairs])
 
 
 def _inside(x: float, y: float, wcs: WCS | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ __all__ = [
     "append_wcs_to_hdu_header",
     "calc_ecliptic_angle",
     "deserialize_wcs",
+    "each_sky_to_pixel",
     "extract_wcs_from_hdu_header",
     "kbmod_header_cards",
     "kbmod_json_to_text",
@@ -203,6 +204,17 @@ def sky_to_pixel(coords: SkyCoord, wcs: WCS) -> NDArray[np.float64]:
             if failed is not None:
                 pixels[failed] = np.nan
     return pixels.reshape(*coords.shape, 2)
+
+
+def each_sky_to_pixel(coords: SkyCoord, wcses: Sequence[WCS]) -> NDArray[np.float64]:
+    """Return the pixel (x, y) of coordinate ``k`` in ``wcses[k]``, shape (n, 2): `sky_to_pixel` once for each WCS."""
+    rows: dict[int, list[int]] = {}
+    for k, wcs in enumerate(wcses):
+        rows.setdefault(id(wcs), []).append(k)
+    pixels = np.empty((len(wcses), 2))
+    for chosen in rows.values():
+        pixels[chosen] = sky_to_pixel(coords[chosen], wcses[chosen[0]])
+    return pixels
 
 
 def extract_wcs_from_hdu_header(header: Header | Mapping[str, Any]) -> WCS | None:

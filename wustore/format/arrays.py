@@ -36,12 +36,6 @@ class ArraySpec:
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
-def text_array(values: list[str]) -> NDArray[Any]:
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
-
-
 CHECKSUM_DIMS = ("time", "checksum_layer")
 
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from wustore.errors import CorruptError, FormatError, located
 from wustore.format import tagged_json
-from wustore.format.arrays import ArraySpec, text_array
-from wustore.model.meta import Column, ConstituentTable
+from wustore.format.arrays import ArraySpec
+from wustore.model.meta import Column, ConstituentTable, object_array
 from wustore.model.sizes import check_size
 
 _PLAIN_NODE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
@@ -37,7 +37,7 @@ def _encode_plain(values: NDArray[Any]) -> tuple[str, NDArray[Any], str | None]:
     """Return (encoding, stored array, name of the extra last dimension) of a plain column."""
     kind = values.dtype.kind
     if kind == "U":
-        return "text", text_array([str(v) for v in values.ravel()]).reshape(values.shape), None
+        return "text", object_array([str(v) for v in values.ravel()]).reshape(values.shape), None
     if kind == "S":
         width = max(values.dtype.itemsize, 1)
         flat = np.ascontiguousarray(values.astype(f"S{width}"))
@@ -104,9 +104,9 @@ def column_parts(column: Column, node: str) -> tuple[dict[str, Any], list[ArrayS
     }
     extra: str | None = None
     if column.kind == "wcs":
-        stored = text_array(["" if text is None else str(text) for text in column.values])
+        stored = object_array(["" if text is None else str(text) for text in column.values])
     elif column.kind == "json":
-        stored = text_array([tagged_json.dumps(value) for value in column.values])
+        stored = object_array([tagged_json.dumps(value) for value in column.values])
     else:
         entry["encoding"], stored, extra = _encode_plain(column.values)
         entry["dtype"] = column.values.dtype.newbyteorder("<").str
@@ -149,11 +149,9 @@ def column_from(entry: Mapping[str, Any], n_rows: int, array: Callable[[str], ND
         )
     values: NDArray[Any]
     if kind == "wcs":
-        values = text_array([text or None for text in stored.tolist()])  # type: ignore[misc]
+        values = object_array([text or None for text in stored.tolist()])
     elif kind == "json":
-        values = np.empty(len(stored), dtype=object)
-        for k, text in enumerate(stored.tolist()):
-            values[k] = tagged_json.loads(text)
+        values = object_array(map(tagged_json.loads, stored.tolist()))
     else:
         values = _decode_plain(entry["encoding"], stored, tagged_json.dtype_from(entry["dtype"]), name)
     mask = None

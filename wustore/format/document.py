@@ -2,7 +2,7 @@
 
 The Zarr and HDF5 backends store what this module gives them under the same names, and FITS carries the
 same document where its own layout cannot hold a value. Rules: docs/spec.md; shape of the document:
-schemas/document.schema.json.
+schemas/1.0/document.schema.json.
 """
 
 from __future__ import annotations
@@ -13,32 +13,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.errors import CorruptError, FormatError, VersionError, WuStoreError, located
+from wustore.errors import CorruptError, WuStoreError, located
 from wustore.format import schema, tagged_json
+from wustore.format.additions import additions_of, restore_additions
 from wustore.format.arrays import ArraySpec
 from wustore.format.columns import column_from, table_parts
+from wustore.format.version import FORMAT, VERSION, check_version
 from wustore.model.meta import LAYERS, ConstituentTable, Meta, Observatory
 
 __all__ = [
     "CONVENTIONS",
-    "FORMAT",
-    "MIN_READER",
     "NAMES",
-    "READER",
-    "VERSION",
     "arrays_of",
-    "check_version",
     "document_of",
     "meta_from",
 ]
 
-FORMAT = "wustore"
-VERSION = "0.1.0"
-"""Version of the format written (semantic; 0.x may change until it is frozen)."""
-READER = 1
-"""What this code can read: stores whose ``min_reader`` is not above it."""
-MIN_READER = 1
-"""The oldest reader that understands what this code writes."""
 CONVENTIONS = "CF-1.12"
 NAMES = frozenset(
     (
@@ -90,7 +80,6 @@ def document_of(meta: Meta) -> dict[str, Any]:
     document = {
         "format": FORMAT,
         "version": VERSION,
-        "min_reader": MIN_READER,
         "n_images": meta.n_images,
         "n_constituents": meta.n_constituents,
         "layers": layers,
@@ -106,31 +95,9 @@ def document_of(meta: Meta) -> dict[str, Any]:
         "source": tagged_json.encode(dict(meta.source)),
         "history": [tagged_json.encode(dict(edit)) for edit in meta.history],
     }
+    restore_additions(document, meta.additions)
     schema.check(document, written=True)
     return document
-
-
-def check_version(document: Any) -> None:
-    """Refuse a document that is not ours or that this code is too old for."""
-    if not isinstance(document, dict):
-        raise CorruptError("the root document is not an object", found=type(document).__name__)
-    if document.get("format") != FORMAT:
-        raise FormatError(
-            "not a wustore store",
-            where="root document",
-            expected=FORMAT,
-            found=document.get("format"),
-        )
-    minimum = document.get("min_reader")
-    if not isinstance(minimum, int) or isinstance(minimum, bool):
-        raise CorruptError("the root document names no reader version", where="min_reader", found=minimum)
-    if minimum > READER:
-        raise VersionError(
-            "the store was written by a newer wustore",
-            expected=f"min_reader at most {READER} (format {VERSION})",
-            found=f"min_reader {minimum} (format {document.get('version')})",
-            hint="Update wustore to read it.",
-        )
 
 
 def meta_from(document: Any, array: Callable[[str], NDArray[Any]], *, path: str | None = None) -> Meta:
@@ -226,7 +193,7 @@ def _observatory_from(place: Mapping[str, Any] | None) -> Observatory | None:
     return Observatory((latitude, longitude, height), (x, y, z))
 
 
-def _meta_from(document: Mapping[str, Any], array: Callable[[str], NDArray[Any]]) -> Meta:
+def _meta_from(document: dict[str, Any], array: Callable[[str], NDArray[Any]]) -> Meta:
     n_images = document["n_images"]
     times = array("time")
     if times.shape != (n_images,) or times.dtype.kind not in "fiu":
@@ -253,6 +220,7 @@ def _meta_from(document: Mapping[str, Any], array: Callable[[str], NDArray[Any]]
         mask_flags=document["mask_flags"],
         source=tagged_json.decode(document["source"]),
         history=tuple(tagged_json.decode(edit) for edit in document["history"]),
+        additions=additions_of(document),
     )
     _check_dtypes(document["layers"], meta)
     return meta

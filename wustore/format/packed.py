@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.errors import CorruptError
-from wustore.format.arrays import ArraySpec, text_array
+from wustore.format.arrays import ArraySpec
 from wustore.format.tagged_json import dtype_from, parse
+from wustore.model.meta import object_array
 
 __all__ = ["PACKED", "pack", "unpack"]
 
@@ -65,4 +66,4 @@ def _unpacked(bodies: memoryview, dtype: str, shape: list[int], offset: int, siz
     texts = parse(bytes(body))
     if not all(isinstance(text, str) for text in texts):
         raise CorruptError("an array of text holds something else")
-    return text_array(texts).reshape(shape)
+    return object_array(texts).reshape(shape)

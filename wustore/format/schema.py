@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from wustore.errors import CorruptError, FormatError
 from wustore.format.tagged_json import DEEPEST
+from wustore.format.version import VERSION, schema_version
 
 __all__ = ["Violation", "check", "load", "violation"]
 
@@ -36,24 +37,26 @@ _Rule = Callable[[Any, int], Violation | None]
 
 
 @cache
-def load(name: Name) -> dict[str, Any]:
+def load(name: Name, version: str = VERSION) -> dict[str, Any]:
     """Return a schema (JSON Schema 2020-12).
 
     Parameters
     ----------
     name
         ``document``: the root document; ``layout``: a listing of the arrays (docs/spec.md, "Listing").
+    version
+        Of the format.
     """
     here = Path(__file__).parents[1]
     # A wheel carries them inside the package; a checkout has them at its top.
     folder = next(place for place in (here / "schemas", here.parent / "schemas") if place.is_dir())
-    schema: dict[str, Any] = json.loads((folder / f"{name}.schema.json").read_text("utf-8"))
+    schema: dict[str, Any] = json.loads((folder / version / f"{name}.schema.json").read_text("utf-8"))
     return schema
 
 
 def violation(document: Any) -> Violation | None:
-    """Return the first rule of the schema that a root document breaks, None if it follows the schema."""
-    found = _document_rule()(document, 0)
+    """Return the first rule of its version's schema that a root document breaks, None if it follows the schema."""
+    found = _document_rule(schema_version(document))(document, 0)
     return None if found is None else Violation(f"${found.where}", found.what)
 
 
@@ -330,5 +333,6 @@ def _first(members: Any, depth: int) -> Violation | None:
 
 
 @cache
-def _document_rule() -> _Rule:
-    return _Compiler(load("document")).rule(load("document"))
+def _document_rule(version: str) -> _Rule:
+    schema = load("document", version)
+    return _Compiler(schema).rule(schema)

@@ -120,7 +120,7 @@ def meta_differences(a: Meta, b: Meta) -> Iterator[Difference]:
         if a.dtypes[layer] != b.dtypes[layer]:
             yield Difference(f"dtypes of {layer}", _short(a.dtypes[layer]), _short(b.dtypes[layer]))
     simple = ("links", "wcs", "reprojected", "reprojection_frame", "barycentric_distance", "observatory")
-    for name in (*simple, "configuration", "mask_flags"):
+    for name in (*simple, "configuration", "mask_flags", "additions"):
         left, right = getattr(a, name), getattr(b, name)
         if name == "observatory" and left is not None and right is not None:
             same = same_value(left.geodetic, right.geodetic) and same_value(left.geocentric, right.geocentric)

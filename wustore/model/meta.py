@@ -7,7 +7,7 @@ edge, in `wustore.work_unit`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -34,6 +34,11 @@ LAYERS = (*PIXEL_LAYERS, "psf")
 """All layers of an image."""
 
 ColumnKind = Literal["plain", "wcs", "json"]
+
+
+def object_array(values: Iterable[Any]) -> NDArray[Any]:
+    """Return an array of Python objects, one axis; texts of any length, or mixed values, lists among them."""
+    return np.fromiter(values, dtype=object)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +154,13 @@ class Image:
     psf: NDArray[Any] | None = None
     checksums: tuple[int, ...] | None = None
 
+    @classmethod
+    def of(cls, planes: Mapping[str, NDArray[Any] | None]) -> Image:
+        """Return the image of some layers by name; science and variance that are not there have shape (0, 0)."""
+        science, variance, mask, psf = map(planes.get, LAYERS)
+        nothing = np.empty((0, 0), np.float32)
+        return cls(nothing if science is None else science, nothing if variance is None else variance, mask, psf)
+
     def layer(self, name: str) -> NDArray[Any] | None:
         """Return the layer of that name (one of `LAYERS`), or None where it is absent."""
         if name not in LAYERS:
@@ -193,6 +205,9 @@ class Meta:
         Where the data came from: free JSON (format, layout, software), never needed for reading.
     history
         What was done to the store since, oldest first: one JSON object per edit.
+    additions
+        What a later version of the format added to the document: place to JSON value. Copies keep it; whoever makes
+        other metadata of these leaves it out.
     """
 
     times: NDArray[np.float64]
@@ -210,6 +225,7 @@ class Meta:
     mask_flags: Mapping[str, int] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
     history: tuple[Mapping[str, Any], ...] = ()
+    additions: Mapping[tuple[str, ...], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.times)

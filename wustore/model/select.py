@@ -164,4 +164,5 @@ def selected_meta(meta: Meta, chosen: NDArray[np.int64]) -> Meta:
         dtypes={layer: tuple(dtypes[i] for i in listed) for layer, dtypes in meta.dtypes.items()},
         links=links,
         constituents=table,
+        additions={},
     )

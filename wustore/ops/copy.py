@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from wustore.backends.base import Backend, Progress, Reader, Writer
 from wustore.backends.proxy import CheckedReader
 from wustore.backends.registry import backend_for_writing, open_reader
-from wustore.errors import UsageError
+from wustore.errors import UsageError, VersionError
 from wustore.format.planes import plane_checksums
+from wustore.format.version import VERSION, is_newer
 from wustore.model.meta import LAYERS, Meta
 from wustore.ops.diff import LayerLoss, losses
 from wustore.storage.stores import name_of
@@ -25,7 +26,7 @@ __all__ = [
     "copy_images",
     "measured_loss",
     "refuse_loss",
-    "shown_progress",
+    "refuse_newer",
     "workers_within",
     "write",
 ]
@@ -173,6 +174,7 @@ def write(
     """
     backend = backend_for_writing(target, format_name)
     refuse_loss(backend, options, lossy=lossy)
+    refuse_newer(reader)
     leftovers = reader.capsule() if capsule else None
     writer = backend.create(target, reader.meta, capsule=leftovers, overwrite=overwrite, workers=workers, **options)
     copy(reader, writer, workers=workers, progress=progress)
@@ -195,6 +197,29 @@ def refuse_loss(backend: Backend, options: Mapping[str, Any], *, lossy: bool) ->
         )
 
 
+def refuse_newer(reader: Reader) -> None:
+    """Refuse to copy a store of a later minor version with arrays or attributes that this code does not know.
+
+    What such a version added to the document is copied, but its arrays would be left out.
+
+    Raises
+    ------
+    VersionError
+    """
+    document = reader.document()
+    if not is_newer(document):
+        return
+    found = list(reader.foreign())
+    if found:
+        raise VersionError(
+            "the store has parts of a later version of the format, which a copy by this wustore would lose",
+            path=reader.path,
+            expected=f"version {VERSION}",
+            found=f"version {(document or {})['version']}, with {', '.join(found[:5])}",
+            hint="Update wustore; or remove them, if they are your own.",
+        )
+
+
 def measured_loss(
     reader: Reader, target: Any, backend: Backend, options: Mapping[str, Any], workers: int | None = None
 ) -> list[LayerLoss]:
@@ -212,23 +237,3 @@ def measured_loss(
     for loss in found:
         warnings.warn(LossWarning(f"{name_of(target)}: {loss}"), stacklevel=4)
     return found
-
-
-@contextlib.contextmanager
-def shown_progress(label: str, *, leave: bool = False) -> Iterator[Progress]:
-    """Give a function that moves a progress bar, a widget in notebooks.
-
-    Parameters
-    ----------
-    leave
-        Whether the bar stays when all is done.
-    """
-    from tqdm.auto import tqdm
-
-    with tqdm(desc=label, unit="image", leave=leave, dynamic_ncols=True) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield show

@@ -7,6 +7,7 @@ new one, never anything between.
 from __future__ import annotations
 
 import datetime
+import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,18 +19,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore._version import __version__
-from wustore.backends.base import Progress, Reader
+from wustore.backends.base import Backend, Progress, Reader
 from wustore.backends.proxy import CheckedReader, ReaderProxy
-from wustore.backends.registry import backend_named, open_reader
-from wustore.errors import UsageError
+from wustore.backends.registry import backend_for_writing, backend_named, open_reader
+from wustore.errors import CorruptError, UsageError
+from wustore.format.additions import names_of
 from wustore.format.planes import plane_checksums
+from wustore.format.version import OLDER, VERSION
 from wustore.model.concat import appended
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
+from wustore.ops.convert import refuse_same
 from wustore.ops.copy import copy
+from wustore.ops.diff import differences
+from wustore.ops.verify import problems
+from wustore.stamps.notebook import with_bar
+from wustore.storage.icechunk import is_icechunk
 from wustore.storage.locks import alone, lock_of
-from wustore.storage.stores import address_of, name_of
+from wustore.storage.staging import Staging
+from wustore.storage.stores import address_of, is_local, name_of
 
-__all__ = ["EditWarning", "EditedReader", "append", "drop", "history_entry", "repack"]
+__all__ = ["EditWarning", "EditedReader", "append", "drop", "history_entry", "migrate", "repack"]
 
 DROPPABLE = ("mask", "psf", "capsule")
 """What a WorkUnit can be without; science and variance it must have."""
@@ -41,7 +50,7 @@ def history_entry(action: str, **facts: Any) -> dict[str, Any]:
     Parameters
     ----------
     action
-        ``append``, ``repack`` or ``drop``.
+        ``append``, ``repack``, ``drop`` or ``migrate``.
     facts
         What else is to be known of it: JSON values.
     """
@@ -85,13 +94,16 @@ class EditedReader(ReaderProxy):
         return self.source.image_capsule(i, image) if self._keep_capsule else None
 
 
-def _rewritten(reader: Reader, meta: Meta, *, keep_capsule: bool, progress: Progress | None, options: Any) -> None:
+def _rewritten(
+    address: Any, reader: Reader, meta: Meta, *, keep_capsule: bool, progress: Progress | None, options: Any
+) -> None:
     """Write a store anew in its own place; the old one stays until the new one is whole."""
     edited = EditedReader(reader, meta, keep_capsule=keep_capsule)
-    writer = backend_named(reader.format).create(reader.path, meta, capsule=edited.capsule(), overwrite=True, **options)
+    writer = backend_named(reader.format).create(address, meta, capsule=edited.capsule(), overwrite=True, **options)
     copy(edited, writer, progress=progress)
 
 
+@with_bar("repacking")
 def repack(path: Any, *, progress: Progress | None = None, **options: Any) -> None:
     """Write a store anew with another profile, layout or chunks, in its own place.
 
@@ -111,16 +123,91 @@ def repack(path: Any, *, progress: Progress | None = None, **options: Any) -> No
         it.
     StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError, OSError
     """
-    with _editing(path) as reader:
+    with _editing(path, same_content=True) as (address, reader):
         meta = reader.meta
         meta = replace(meta, history=(*meta.history, history_entry("repack", options=dict(options))))
         kept = _settings(reader)
         if "chunks" in options or "layout" in options:
             kept.pop("layout", None)
             kept.pop("chunks", None)
-        _rewritten(reader, meta, keep_capsule=True, progress=progress, options=kept | options)
+        _rewritten(address, reader, meta, keep_capsule=True, progress=progress, options=kept | options)
 
 
+@with_bar("migrating")
+def migrate(path: Any, out: Any = None, *, overwrite: bool = False, progress: Progress | None = None) -> bool:
+    """Write a store of an older version of the format in the current one, and compare the two before it appears.
+
+    Stores of every version since 0.1.0 are read as they are; this is for programs that know the current one only.
+
+    Parameters
+    ----------
+    path
+        A Zarr or HDF5 store: path, URL or Store object.
+    out
+        Where the new store will be, in the format that its ending names; in place of the old one by default, which
+        must be local.
+    overwrite
+        Whether an existing ``out`` may be replaced.
+    progress
+        Called with (images done, images in all).
+
+    Returns
+    -------
+    bool
+        False if the store has the current version already; then nothing is written.
+
+    Raises
+    ------
+    UsageError
+        For a format without versions, a store elsewhere without ``out``, content that wustore did not write, or if
+        another process is changing it.
+    CorruptError
+        The store is damaged; or the new one is not the same, and does not appear (at a URL it is there: remove it).
+    StoreNotFoundError, StoreExistsError, UnknownFormatError, FormatError, VersionError, IncompleteError, OSError
+    """
+    source = address_of(path, to_write=out is None)
+    with open_reader(source) as reader:
+        document = reader.document()
+        if document is None:
+            raise UsageError("this format has no versions", path=reader.path, expected="a store", found=reader.format)
+        if document["version"] not in OLDER:
+            return False
+        if out is not None:
+            _refuse_foreign(reader, same_content=True)
+            target = address_of(out, to_write=True)
+            refuse_same(source, target)
+            _migrated(reader, target, backend_for_writing(target), overwrite=overwrite, progress=progress)
+            return True
+    with _editing(source, same_content=True) as (address, reader):
+        _migrated(reader, address, backend_named(reader.format), overwrite=True, progress=progress)
+    return True
+
+
+def _migrated(reader: Reader, target: Any, backend: Backend, *, overwrite: bool, progress: Progress | None) -> None:
+    entry = history_entry("migrate", **{"from": (reader.document() or {})["version"], "to": VERSION})
+    meta = replace(reader.meta, history=(*reader.meta.history, entry))
+    edited = EditedReader(reader, meta, keep_capsule=True)
+
+    def write(place: Any, *, replaces: bool) -> None:
+        writer = backend.create(place, meta, capsule=edited.capsule(), overwrite=replaces, **_settings(reader))
+        copy(edited, writer, progress=progress)
+        with open_reader(place, format=backend.name) as made:
+            for wrong in itertools.chain(problems(made), differences(edited, made)):
+                raise CorruptError("the new store is not what it was made from", path=name_of(target), found=str(wrong))
+
+    if not is_local(target):
+        write(target, replaces=overwrite)
+        return
+    staging = Staging(target, overwrite=overwrite)
+    try:
+        write(str(staging.path), replaces=False)
+        staging.commit()
+    except BaseException:
+        staging.abort()
+        raise
+
+
+@with_bar("rewriting")
 def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -> None:
     """Remove layers, or the FITS leftovers, from a store.
 
@@ -145,7 +232,7 @@ def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -
         raise UsageError(
             "cannot drop this", expected=", ".join(DROPPABLE), found=", ".join(sorted(wanted)) or "nothing"
         )
-    with _editing(path) as reader:
+    with _editing(path) as (address, reader):
         meta = reader.meta
         there = {layer for layer in LAYERS if meta.has_layer(layer)}
         has_capsule = reader.capsule() is not None
@@ -161,9 +248,10 @@ def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -
         entry = history_entry("drop", names=sorted(wanted))
         meta = replace(meta, dtypes=dtypes, psf_shape=psf_shape, history=(*meta.history, entry))
         options = _settings(reader)
-        _rewritten(reader, meta, keep_capsule=False, progress=progress, options=options)
+        _rewritten(address, reader, meta, keep_capsule=False, progress=progress, options=options)
 
 
+@with_bar("appending")
 def append(
     path: Any,
     *sources: Any,
@@ -249,12 +337,15 @@ def _refuse_or_warn(error: UsageError, answer: bool | None) -> None:
     warnings.warn(EditWarning(str(error)), stacklevel=5)
 
 
-def _refuse_foreign(reader: Reader) -> None:
-    """Refuse an edit of a store that others added something to: it would be lost."""
-    found = list(reader.foreign())
+def _refuse_foreign(reader: Reader, *, same_content: bool = False) -> None:
+    """Refuse an edit of a store that others, or a later version, added something to: it would be lost or untrue.
+
+    What a later version added to the document stays if the content stays the same.
+    """
+    found = [*reader.foreign(), *([] if same_content else names_of(reader.meta.additions))]
     if found:
         raise UsageError(
-            "the store holds what wustore did not write, and an edit would lose it",
+            "the store holds what this wustore did not write, and an edit would lose it",
             path=reader.path,
             found=", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else ""),
             hint="Move it elsewhere, or convert the store into a new one, which leaves it out.",
@@ -307,9 +398,14 @@ def _settings(reader: Reader) -> dict[str, Any]:
 
 
 @contextmanager
-def _editing(path: Any) -> Iterator[Reader]:
-    """Open a store that nobody else changes meanwhile."""
+def _editing(path: Any, *, same_content: bool = False) -> Iterator[tuple[Any, Reader]]:
+    """Open a store that nobody else changes meanwhile; give its place and reader."""
     address = address_of(path, to_write=True)
+    if is_icechunk(address):
+        with open_reader(address) as reader:
+            _refuse_foreign(reader, same_content=same_content)
+            yield address, reader
+        return
     if not isinstance(address, str) or not address or not Path(address).exists():
         with open_reader(address) as reader:  # or it says what is wrong
             raise UsageError(
@@ -327,5 +423,5 @@ def _editing(path: Any) -> Iterator[Reader]:
                 found=reader.format,
                 hint="Convert it first.",
             )
-        _refuse_foreign(reader)
-        yield reader
+        _refuse_foreign(reader, same_content=same_content)
+        yield str(place), reader

@@ -16,7 +16,8 @@ import numpy as np
 from wustore.backends.base import Backend, Reader
 from wustore.backends.registry import backend_for_writing
 from wustore.errors import WuStoreError
-from wustore.ops.copy import bytes_per_image, copy, workers_within
+from wustore.model.meta import Capsule
+from wustore.ops.copy import bytes_per_image, copy, copy_images, workers_within
 from wustore.stamps.view import select
 from wustore.storage.threads import default_workers
 
@@ -96,14 +97,21 @@ def _measured(reader: Reader, images: list[int], backend: Any, options: Mapping[
         return sum(entry.stat().st_size for entry in files), len(files), seconds
 
 
-def _restored_bytes(reader: Reader, backend: Backend) -> int | None:
-    """Return the size of the FITS files that a store gives back; None if it does not."""
-    if backend.name not in _FITS or reader.format in _FITS:
-        return None
-    found = reader.capsule()
-    if found is None:
-        return None
-    return sum(int(file["size"]) for file in found.document["files"])
+def _restores(reader: Reader, backend: Backend) -> Capsule | None:
+    """Return the capsule from which a store gives the FITS files back; None if it does not."""
+    return reader.capsule() if backend.name in _FITS and reader.format not in _FITS else None
+
+
+def _restoring_seconds(reader: Reader, images: list[int], backend: Backend, capsule: Capsule) -> list[float]:
+    """Make the HDUs of some images again in a temporary place; return how long each of them took."""
+    found = []
+    with tempfile.TemporaryDirectory(prefix="wustore-estimate-") as place:
+        writer = backend.resume(str(Path(place) / "sample.fits"), reader.meta, fingerprint="", capsule=capsule)
+        for i in images:
+            begin = time.perf_counter()
+            copy_images(reader, writer, indices=[i], workers=1)
+            found.append(time.perf_counter() - begin)
+    return found
 
 
 def _proof_seconds(reader: Reader, i: int) -> float:
@@ -114,15 +122,17 @@ def _proof_seconds(reader: Reader, i: int) -> float:
     return time.perf_counter() - begin
 
 
-def _hash_seconds(reader: Reader) -> float:
-    """Return how long the files of a FITS source take to be hashed, which happens once before its images are copied."""
-    if reader.format not in _FITS:
-        return 0.0
-    files = [Path(place) for place in reader.places()]
-    total = sum(file.stat().st_size for file in files if file.is_file())
+def _hash_seconds(size: int) -> float:
+    """Return how long it takes to hash that many bytes."""
+    sample = bytes(_HASHED)
     begin = time.perf_counter()
-    hashlib.sha256(bytes(_HASHED))
-    return (time.perf_counter() - begin) * total / _HASHED
+    hashlib.sha256(sample)
+    return (time.perf_counter() - begin) * size / _HASHED
+
+
+def _bytes_of(reader: Reader) -> int:
+    """Return the bytes of the files of a store."""
+    return sum(place.stat().st_size for place in map(Path, reader.places()) if place.is_file())
 
 
 def estimate(
@@ -136,6 +146,8 @@ def estimate(
     options: Mapping[str, Any] | None = None,
 ) -> Estimate:
     """Convert the first image, then a middle one with it, and scale by the number of pixels.
+
+    If the FITS files of a store come back, the HDUs of these two images are made again instead.
 
     Parameters
     ----------
@@ -151,28 +163,35 @@ def estimate(
     pixels = reader.meta.image_shape.astype(np.float64).prod(axis=1)
     first, middle = 0, n_images // 2
     sampled = [first] if n_images == 1 else [first, middle]
-    restored = _restored_bytes(reader, backend) if capsule and not options else None
-    one = _measured(reader, [first], backend, options or {})
-    if n_images == 1:
-        size, files, seconds = one
-    else:
-        two = _measured(reader, sampled, backend, options or {})
-        share = (pixels.sum() - pixels[first]) / max(pixels[middle], 1)
-        size = one[0] + max(two[0] - one[0], 0) * share
-        files = one[1] + (two[1] - one[1]) * (n_images - 1)
-        # The first time is that of everything that is loaded once as well; the second one has two images without it.
-        seconds = two[2] * pixels.sum() / max(pixels[first] + pixels[middle], 1)
+    backend_options = options or {}
+    restoring = _restores(reader, backend) if capsule and not backend_options else None
     in_work = workers_within(reader.meta, workers, max_memory)
-    if capsule:
-        seconds += _proof_seconds(reader, middle) * pixels.sum() / max(pixels[middle], 1)
+    once = 0.0  # what is loaded once, and hashed
+    if restoring is not None:
+        size = sum(int(file["size"]) for file in restoring.document["files"])
+        files = 1 if backend.name == "fits" else n_images + 1
+        took = _restoring_seconds(reader, sampled, backend, restoring)
+        seconds = took[-1] * pixels.sum() / max(pixels[sampled[-1]], 1)
+        once = max(took[0] - took[-1], 0) + _hash_seconds(int(size))
+    else:
+        size, files, seconds = one = _measured(reader, [first], backend, backend_options)
+        if n_images > 1:
+            two = _measured(reader, sampled, backend, backend_options)
+            share = (pixels.sum() - pixels[first]) / max(pixels[middle], 1)
+            size = one[0] + max(two[0] - one[0], 0) * share
+            files = one[1] + (two[1] - one[1]) * (n_images - 1)
+            # The first time is also that of what is loaded once; the second one has two images without it.
+            seconds = two[2] * pixels.sum() / max(pixels[first] + pixels[middle], 1)
+            once = max(one[2] - seconds / n_images, 0)
+        if capsule:
+            seconds += _proof_seconds(reader, middle) * pixels.sum() / max(pixels[middle], 1)
+            once += _hash_seconds(_bytes_of(reader)) if reader.format in _FITS else 0
     at_a_time = min(in_work, n_images, default_workers())
-    seconds = max(one[2] - seconds / n_images, 0) + seconds / (1 + _SPEED_UP * (at_a_time - 1))
-    if capsule:
-        seconds += _hash_seconds(reader)
+    seconds = once + seconds / (1 + _SPEED_UP * (at_a_time - 1))
     return Estimate(
         sampled=tuple(sampled),
         n_images=n_images,
-        target_bytes=int(size) if restored is None else restored,
+        target_bytes=int(size),
         target_files=int(files),
         memory_bytes=_BASE_MEMORY + in_work * bytes_per_image(reader.meta),
         seconds=float(seconds),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,18 @@ from numpy.typing import NDArray
 
 from wustore.backends.base import Progress, Reader
 from wustore.backends.proxy import CheckedReader, ReaderProxy
-from wustore.backends.registry import open_reader
+from wustore.backends.registry import backend_named, open_reader
 from wustore.errors import CorruptError, UsageError, WuStoreError
+from wustore.format.additions import names_of
 from wustore.model.meta import Capsule, Image
 from wustore.model.select import selected_meta
 from wustore.ops.convert import refuse_same
 from wustore.ops.copy import write
 from wustore.ops.edit import EditedReader, history_entry
 from wustore.ops.verify import Problem
+from wustore.stamps.notebook import with_bar
 from wustore.stamps.view import View
-from wustore.storage.staging import Leftover, leftovers, remove
+from wustore.storage.staging import Leftover, leftovers, remove, stores_of
 from wustore.storage.stores import address_of, is_local
 from wustore.storage.threads import read_ahead
 
@@ -48,6 +51,7 @@ class _Readable(ReaderProxy):
         return self.source.image_capsule(i, image) if self._has_capsule else None
 
 
+@with_bar("repairing")
 def repair(
     damaged: Any,
     target: Any,
@@ -105,6 +109,9 @@ def repair(
             readable = _Readable(reader, sums=has_sums, capsule=has_capsule)
         elif (reader.document() or {}).get("capsule") is not None:
             lost.append(Problem("damaged", "capsule", "the files it gives back held the lost images"))
+        if not everything:
+            newer = names_of(reader.meta.additions)
+            lost += [Problem("invalid", name, "of a later version of the format: not copied") for name in newer]
         meta = reader.meta if everything else selected_meta(reader.meta, np.array(images, np.int64))
         if lost:
             entry = history_entry("repair", lost=[problem.where for problem in lost])
@@ -159,7 +166,7 @@ def _whole(reader: Reader, lost: list[Problem], workers: int | None, progress: P
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What a killed process left behind, and whether it was removed."""
+    """What a killed process left behind, and whether it was removed, or in case of ``outdated`` written."""
 
     leftover: Leftover
     removed: bool
@@ -168,7 +175,8 @@ class Cleaned:
 def clean(path: Any, *, unfinished: bool = False, dry_run: bool = False) -> list[Cleaned]:
     """Find, and remove, what killed processes left beside a store, or beside all stores of a directory.
 
-    What a living process writes stays. So do conversions that can be resumed, unless asked otherwise, and old files
+    Metadata documents of Zarr arrays that an append no longer came to write are written. What a living process writes
+    stays. So do conversions that can be resumed, unless asked otherwise, and old files
     that were set aside: these are the only copy of what was to be replaced.
 
     Parameters
@@ -199,4 +207,10 @@ def clean(path: Any, *, unfinished: bool = False, dry_run: bool = False) -> list
         if removes and not dry_run:
             remove(leftover.path)
         done.append(Cleaned(leftover, removes and not dry_run))
+    for store in stores_of(Path(address)):
+        with suppress(WuStoreError):
+            with open_reader(store) as reader:
+                backend = backend_named(reader.format)
+            keys = backend.finish_edit(str(store), dry_run=dry_run)
+            done += [Cleaned(Leftover(store / key, "outdated"), not dry_run) for key in keys]
     return done

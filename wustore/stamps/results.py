@@ -45,6 +45,7 @@ class _Shown:
     time: int
 
 
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class _Cut:
     """What stamps and coadds have in common: where they were cut out."""
 
@@ -53,9 +54,9 @@ class _Cut:
     times: NDArray[np.float64]
     images: NDArray[np.int64]
     radius: int
-    ids: NDArray[Any]
-    wcs: tuple[str | None, ...]
-    source: str
+    ids: NDArray[Any] = field(default_factory=lambda: np.array(0))
+    wcs: tuple[str | None, ...] = ()
+    source: str = ""
 
     def sky(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return where the centres are on the sky.
@@ -103,7 +104,7 @@ class _Cut:
         return (self.source or "stamps") + (f": the first {shown} of {n} positions" if shown < n else "")
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Stamps(_Cut):
     """Stamps through time.
 
@@ -141,14 +142,6 @@ class Stamps(_Cut):
     variance: NDArray[Any] | None
     mask: NDArray[Any] | None
     inside: NDArray[np.bool_]
-    x: NDArray[np.int64]
-    y: NDArray[np.int64]
-    times: NDArray[np.float64]
-    images: NDArray[np.int64]
-    radius: int
-    ids: NDArray[Any] = field(default_factory=lambda: np.array(0))
-    wcs: tuple[str | None, ...] = ()
-    source: str = ""
 
     def __len__(self) -> int:
         return len(self.inside)
@@ -204,16 +197,12 @@ class Stamps(_Cut):
         side, n_times = 2 * self.radius + 1, len(self.times)
         n = math.prod(self.x.shape[:-1])
         return Coadds(
-            self.coadd(kind).reshape(n, side, side),
-            kind,
-            self.x.reshape(n, n_times),
-            self.y.reshape(n, n_times),
-            self.times,
-            self.images,
-            self.radius,
-            self.ids.reshape(n),
-            self.wcs,
-            self.source,
+            values=self.coadd(kind).reshape(n, side, side),
+            kind=kind,
+            x=self.x.reshape(n, n_times),
+            y=self.y.reshape(n, n_times),
+            ids=self.ids.reshape(n),
+            **{name: getattr(self, name) for name in ("times", "images", "radius", "wcs", "source")},
         )
 
     # --- pictures ------------------------------------------------------------------------------------------
@@ -334,7 +323,7 @@ def _figure(rows: list[list[_Shown]]) -> Figure:
     return figure
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Coadds(_Cut):
     """Coadded stamps.
 
@@ -350,14 +339,6 @@ class Coadds(_Cut):
 
     values: NDArray[np.float64]
     kind: str
-    x: NDArray[np.int64]
-    y: NDArray[np.int64]
-    times: NDArray[np.float64]
-    images: NDArray[np.int64]
-    radius: int
-    ids: NDArray[Any] = field(default_factory=lambda: np.array(0))
-    wcs: tuple[str | None, ...] = ()
-    source: str = ""
 
     def __len__(self) -> int:
         return len(self.values)

@@ -128,6 +128,7 @@ def _windowed_meta(meta: Meta, rows: slice, columns: slice, path: str) -> Meta:
         image_shape=shape.astype(np.int32),
         wcs=None if meta.wcs is None else shifted_wcs(meta.wcs, *window),
         constituents=table,
+        additions={},
     )
 
 
@@ -235,16 +236,15 @@ class View(Reader):
         """Read one image, without FITS reconstruction data; see `wustore.backends.base.Reader.image`."""
         if not self._is_window:
             return self._source.image(int(self._chosen[i]), layers)
-        planes: dict[str, NDArray[Any] | None] = {}
+        planes: dict[str, NDArray[Any]] = {}
         for layer in LAYERS:
             dtype = self._meta.dtypes[layer][i]
             if layer not in layers or dtype is None:
-                planes[layer] = np.empty((0, 0), np.float32) if layer in {"science", "variance"} else None
                 continue
             height, width = self._meta.shape_of(layer, i)
             box = self.read(layer, (slice(i, i + 1), slice(0, height), slice(0, width)))
             planes[layer] = cast_plane(box[0], dtype)
-        return Image(**planes)  # type: ignore[arg-type]
+        return Image.of(planes)
 
     def images(
         self,

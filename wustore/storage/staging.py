@@ -36,6 +36,7 @@ __all__ = [
     "partial_path",
     "remove",
     "retire",
+    "stores_of",
     "sync_tree",
     "take_mode",
 ]
@@ -382,10 +383,20 @@ def _refuse_links_below(path: Path) -> None:
 
 
 class Leftover(NamedTuple):
-    """What a process left: its path, whether it is ``abandoned``, ``unfinished``, ``in use`` or ``set aside``."""
+    """What a process left: its path, and what it is; see `leftovers`.
+
+    ``outdated``: a document within a store that an edit no longer came to replace.
+    """
 
     path: Path
-    kind: Literal["abandoned", "unfinished", "in use", "set aside"]
+    kind: Literal["abandoned", "unfinished", "in use", "set aside", "outdated"]
+
+
+def stores_of(path: Path) -> list[Path]:
+    """Return a directory that is a store, or the directories directly in it that are; nothing for a file."""
+    if not path.is_dir():
+        return []
+    return [path] if _is_store(path) else [entry for entry in sorted(path.iterdir()) if _is_store(entry)]
 
 
 def leftovers(path: Path) -> Iterator[Leftover]:

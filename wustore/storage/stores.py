@@ -6,10 +6,11 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from wustore.errors import BackendError, FormatError, OtherFormatError, StoreNotFoundError, UsageError
+from wustore.errors import FormatError, OtherFormatError, StoreNotFoundError, UsageError
 from wustore.storage import url as remote
 from wustore.storage.files import open_regular
-from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys
+from wustore.storage.icechunk import IcechunkKeys, icechunk_name, is_icechunk
+from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys, UrlKeys
 from wustore.storage.zip import ZipKeys
 
 if TYPE_CHECKING:
@@ -23,19 +24,6 @@ def is_local(address: Any) -> bool:
     return isinstance(address, str) and "://" not in address
 
 
-def _from_url(url: str, *, read_only: bool) -> Keys:
-    with remote.errors_of(url):
-        try:
-            import fsspec  # noqa: F401
-            from zarr.storage import FsspecStore
-
-            store = FsspecStore.from_url(url, storage_options=remote.options_for(url), read_only=read_only)
-        except ValueError as error:
-            found = remote.redact(str(error))
-            raise BackendError("the URL cannot be used", path=remote.redact(url), found=found) from None
-    return StoreKeys(store, url)
-
-
 def open_keys(address: Any) -> Keys:
     """Return the keys of an existing store.
 
@@ -45,9 +33,9 @@ def open_keys(address: Any) -> Keys:
         Directory, zip file, URL, or zarr Store object.
     """
     if not isinstance(address, str):
-        return StoreKeys(address)
+        return _keys_of_store(address)
     if not is_local(address):
-        return _from_url(address, read_only=True)
+        return UrlKeys(address)
     if os.path.isdir(address):  # noqa: PTH112
         return DirectoryKeys(address, hold=True)
     if not os.path.lexists(address):
@@ -70,7 +58,11 @@ def writable_keys(address: Any) -> Keys:
         raise UsageError(
             "nothing can be written to a web server", path=remote.redact(address), hint="Write elsewhere and upload it."
         )
-    return StoreKeys(address) if not isinstance(address, str) else _from_url(address, read_only=False)
+    return UrlKeys(address) if isinstance(address, str) else _keys_of_store(address)
+
+
+def _keys_of_store(store: Store) -> StoreKeys:
+    return IcechunkKeys(store) if is_icechunk(store) else StoreKeys(store)
 
 
 ZIP_SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")
@@ -124,6 +116,8 @@ def address_of(path: Any, *, to_write: bool = False) -> Any:
         if path is None
         else "Give the name of the file instead of the open file."
         if hasattr(path, "close")
+        else "Give its store: session.store."
+        if hasattr(path, "snapshot_id")
         else None,
     )
 
@@ -166,4 +160,4 @@ def _address_of_store(store: Store, to_write: bool) -> Any:
 
 def name_of(address: Any) -> str:
     """Return what to call a place in messages and in the history of a store: without user, password and query."""
-    return remote.redact(str(address))
+    return icechunk_name(address) if is_icechunk(address) else remote.redact(str(address))

@@ -1,4 +1,4 @@
-"""Bytes at URLs: object stores and web servers, through fsspec.
+"""URLs: what is shown of them, their options, what their libraries raise, and ranges that are fetched together.
 
 Credentials come from wherever the library of the protocol finds them (environment, profiles, instance roles);
 nothing here asks for them, and what messages show of a URL has none.
@@ -6,37 +6,34 @@ nothing here asks for them, and what messages show of a URL has none.
 
 from __future__ import annotations
 
-import io
+import os
 import re
-import threading
-import time
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
-from wustore.errors import BackendError, MissingDependencyError, StoreNotFoundError, UsageError, WuStoreError
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
-T = TypeVar("T")
+from wustore.errors import MissingDependencyError, StoreNotFoundError, UsageError, WuStoreError
 
 __all__ = [
     "CONCURRENCY",
-    "RemoteFile",
+    "LARGEST",
+    "OBSTORE",
+    "WEB",
     "UrlWithOptions",
     "coalesce",
     "errors_of",
     "gather",
     "is_read_only",
     "is_remote",
-    "options_for",
+    "options_of",
+    "protocol_of",
     "redact",
     "refuse_writing",
-    "retried",
-    "system_of",
+    "settings_of",
+    "unknown_options",
     "with_options_of",
 ]
 
@@ -50,26 +47,50 @@ GAP = 1 << 16
 LARGEST = 8 << 20
 """Bytes of one request made of several ranges; larger ones would leave the other connections idle."""
 
-BLOCK = 1 << 14
-"""Bytes of the first block that a `RemoteFile` reads ahead, enough for the header of an image in KBMOD's files; each
-block that follows on another is twice as long."""
+WEB = ("http", "https")
 
-_LARGEST_BLOCK = 1 << 20
-_CACHED = 16 << 20
-_ATTEMPTS = 4
-_PAUSE = 0.1
-"""Seconds before the second attempt; doubled before each further one."""
-_PATIENCE = 30.0
-"""Seconds after which nothing is tried again: with the limits below a dead server ends in an error in two minutes."""
-_CONNECT_SECONDS, _READ_SECONDS = 15, 45
+_CONNECT_SECONDS, _READ_SECONDS, _REQUEST_SECONDS = 15, 30, 600
+_RETRY_SECONDS, _RETRIES = 30, 4
+"""After so many seconds, or attempts, nothing is tried again: a dead server ends in an error in two minutes."""
 
-_EXTRA = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
-_WEB = ("http", "https")
+OBSTORE = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "azure": "az", "abfs": "az"} | {
+    name: name for name in ("abfss", "http", "https")
+}
+"""Protocols of obstore, under the name that it knows."""
+
+_SAME = {
+    "anon": "skip_signature",
+    "key": "access_key_id",
+    "secret": "secret_access_key",
+    "endpoint_url": "endpoint",
+    "region_name": "region",
+    "requester_pays": "request_payer",
+    "headers": "default_headers",
+}
+"""Options that fsspec's libraries have under another name than obstore."""
+
+_OF_CLIENT = {
+    "allow_http",
+    "allow_invalid_certificates",
+    "connect_timeout",
+    "default_headers",
+    "proxy_url",
+    "read_timeout",
+    "root_certificate",
+    "timeout",
+    "user_agent",
+}
+_SECONDS = {"connect_timeout", "read_timeout", "timeout", "retry_timeout"}
 
 
 def is_remote(address: Any) -> bool:
     """Return whether ``address`` is a URL."""
     return isinstance(address, str) and "://" in address
+
+
+def protocol_of(url: str) -> str:
+    """Return what stands before ``://`` in a URL, in small letters."""
+    return url.partition("://")[0].lower()
 
 
 _URL_END = re.compile(r"[\s'\"<>]")
@@ -126,33 +147,54 @@ def errors_of(url: str) -> Iterator[None]:
     except FileNotFoundError as error:
         failed = StoreNotFoundError("there is nothing at this URL", path=redact(url), hint="Check the name.")
         cause = error.__cause__
-        if url.partition("://")[0] in _WEB and cause is not None and getattr(cause, "status", 404) != 404:
-            failed = OSError(f"{redact(url)}: {type(cause).__name__}: {redact(str(cause))}")
+        if cause is not None and getattr(cause, "status", 404) != 404:
+            failed = OSError(_text_of(cause, url))
         elif isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
-            # fsspec calls every web server that it cannot talk to a missing file.
-            failed = OSError(f"{redact(url)}: {type(cause).__name__}: {redact(str(cause))}")
+            # fsspec calls every server that it cannot talk to a missing file.
+            failed = OSError(_text_of(cause, url))
     except ImportError as error:
-        protocol = url.partition("://")[0]
-        package = _EXTRA.get(protocol, "aiohttp" if protocol in _WEB else "fsspec")
-        bringing = "'wustore[cloud]'" if package in {"s3fs", "fsspec", "aiohttp"} else package
         failed = MissingDependencyError(
-            f"reading and writing {protocol}:// needs a package that is not installed",
+            f"reading and writing {protocol_of(url)}:// needs a package that is not installed",
             path=redact(url),
-            expected=package,
             found=redact(str(error)),
-            hint=f"pip install {bringing} brings it.",
+            hint="pip install 'wustore[cloud]' brings obstore and fsspec; other protocols of fsspec need their own.",
         )
     except OSError as error:
         failed = type(error)(*(redact(part) if isinstance(part, str) else part for part in error.args))
         failed.filename = failed.filename or redact(url)  # that nothing listens there says not where
     except Exception as error:
-        # What botocore, aiohttp and their kin raise derives from nothing in common.
-        text = f"{redact(url)}: {type(error).__name__}: {redact(str(error))}"
-        if "404" in str(error) and getattr(error, "status", None) == 404:
+        # What obstore, aiohttp and their kin raise derives from nothing in common.
+        if getattr(error, "status", None) == 404:
             failed = StoreNotFoundError("there is nothing at this URL", path=redact(url), hint="Check the name.")
         else:
-            failed = OSError(text)
+            failed = _failure(error, url)
     raise failed from None
+
+
+def _text_of(error: BaseException, url: str) -> str:
+    # obstore's texts end in what its error is made of.
+    return f"{redact(url)}: {type(error).__name__}: {redact(str(error).partition(_OBSTORE_SOURCE)[0])}"
+
+
+_OBSTORE_SOURCE = "\n\nDebug source:"
+
+
+def _failure(error: Exception, url: str) -> OSError:
+    """Return what an error that is no `OSError` means."""
+    kind, text, said = type(error).__name__, str(error), _text_of(error, url)
+    if kind in {"PermissionDeniedError", "UnauthenticatedError"}:
+        return PermissionError(said)
+    if kind == "NotSupportedError" and "ange request" in text:
+        return OSError(f"the server of {redact(url)} does not answer range requests")
+    if "kind: Timeout" in text:
+        return TimeoutError(f"{said}; it did not answer in time")
+    if "kind: Connect" in text:
+        return ConnectionError(f"{said}; no connection could be made")
+    if "instance metadata" in text or "169.254.169.254" in text:
+        return PermissionError(f"{said}; no credentials were found: a public bucket needs the storage option anon=true")
+    if "LOCATION" in text and "region" in text:
+        return OSError(f"{said}; the bucket is in another region: give it as the storage option region")
+    return OSError(said)
 
 
 class UrlWithOptions(str):
@@ -161,7 +203,7 @@ class UrlWithOptions(str):
     Parameters
     ----------
     storage_options
-        As fsspec takes them. They are pickled with it, and appear in no message and no stored document.
+        As docs/howto/cloud.md lists them. They are pickled with it, and appear in no message and no stored document.
     """
 
     __slots__ = ("storage_options",)
@@ -181,59 +223,9 @@ def with_options_of(url: str, other: str) -> str:
     return UrlWithOptions(url, other.storage_options) if isinstance(other, UrlWithOptions) else url
 
 
-def options_for(url: str) -> dict[str, Any]:
-    """Return options of the file system for this URL: the user's, no cache of listings, time limits.
-
-    A cached listing would hide what another process has written or deleted since.
-    """
-    given = dict(url.storage_options) if isinstance(url, UrlWithOptions) else {}
-    return _defaults_for(url) | given
-
-
-def _defaults_for(url: str) -> dict[str, Any]:
-    options: dict[str, Any] = {"use_listings_cache": False}
-    protocol = url.partition("://")[0]
-    if protocol in {"s3", "s3a"}:
-        limits = {"connect_timeout": _CONNECT_SECONDS, "read_timeout": _READ_SECONDS, "retries": {"max_attempts": 1}}
-        return options | {"config_kwargs": limits}
-    if protocol not in _WEB:
-        return options
-    try:
-        from aiohttp import ClientTimeout
-    except ImportError:
-        return options  # opening says what is missing
-    limit = ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS)
-    return options | {"client_kwargs": {"timeout": limit}}
-
-
-def retried(url: str, ask: Callable[[], T]) -> T:
-    """Return what ``ask`` gives; a dropped connection is tried again, what the server refuses is not."""
-    pause, begun = _PAUSE, time.monotonic()
-    for attempt in range(_ATTEMPTS):
-        try:
-            with errors_of(url):
-                return ask()
-        except (WuStoreError, PermissionError):
-            raise
-        except OSError:
-            if attempt == _ATTEMPTS - 1 or time.monotonic() - begun > _PATIENCE:
-                raise
-        time.sleep(pause)
-        pause *= 2
-    raise AssertionError
-
-
-def system_of(url: str) -> tuple[Any, str]:
-    """Return the fsspec file system of a URL, and the path in it."""
-    with errors_of(url):
-        try:
-            from fsspec.core import url_to_fs
-
-            system, path = url_to_fs(url, **options_for(url))
-        except ValueError as error:
-            found = redact(str(error))
-            raise BackendError("the URL cannot be used", path=redact(url), found=found) from None
-    return system, path
+def options_of(url: str) -> dict[str, Any]:
+    """Return the storage options that the user gave with a URL."""
+    return dict(url.storage_options) if isinstance(url, UrlWithOptions) else {}
 
 
 def refuse_writing(url: str, kind: str) -> None:
@@ -245,7 +237,7 @@ def refuse_writing(url: str, kind: str) -> None:
 
 def is_read_only(url: str) -> bool:
     """Return whether nothing can be written by this protocol."""
-    return url.partition("://")[0] in _WEB
+    return protocol_of(url) in WEB
 
 
 def coalesce(ranges: Sequence[tuple[int, int]], gap: int = GAP, largest: int = LARGEST) -> list[tuple[int, int]]:
@@ -285,138 +277,94 @@ def gather(
     return parts
 
 
-class RemoteFile:
-    """One object, read by byte ranges; safe to use from several threads.
+# --- options --------------------------------------------------------------------------------------------
 
-    Parameters
-    ----------
-    block
-        Bytes of the first block that is read ahead.
 
-    Attributes
-    ----------
-    name
-        The URL without credentials, for messages.
-    size
-        Length [byte].
-    state
-        What changes when the object is replaced: size, and what the store says of its version.
-    requests, bytes_read
-        Of the contents, so far.
+def unknown_options(url: str, found: str) -> UsageError:
+    """Return the error of storage options that no library takes."""
+    return UsageError(
+        "unknown storage options, or values that do not fit",
+        path=redact(url),
+        found=redact(found),
+        hint="docs/howto/cloud.md lists them; the others are those of obstore.",
+    )
+
+
+def settings_of(
+    root: str, protocol: str, options: Mapping[str, Any]
+) -> tuple[dict[str, str], dict[str, Any], dict[str, Any], Any]:
+    """Return the configuration of a store, its client, its retries and what gives credentials."""
+    retries: dict[str, Any] = {"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=_RETRY_SECONDS)}
+    client: dict[str, Any] = {
+        "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
+        "read_timeout": timedelta(seconds=_READ_SECONDS),
+        "timeout": timedelta(seconds=_REQUEST_SECONDS),
+    }
+    given = dict(options)
+    for name in ("client_kwargs", "client_options", "config_kwargs"):  # where fsspec's libraries have them
+        given |= given.pop(name, None) or {}
+    config: dict[str, str] = {}
+    provider = given.pop("credential_provider", None)
+    profile = given.pop("profile", None)
+    for name, value in given.items():
+        name = _SAME.get(name, name)  # noqa: PLW2901
+        if name in _SECONDS and isinstance(value, int | float):
+            value = timedelta(seconds=value)  # noqa: PLW2901
+        if name == "token" and protocol in {"gs", "gcs"}:
+            name, value = ("skip_signature", True) if value == "anon" else ("application_credentials", value)  # noqa: PLW2901
+        if name == "verify":
+            client["allow_invalid_certificates"] = not value
+        elif name in _OF_CLIENT:
+            client[name] = value
+        elif name in {"max_retries", "retry_timeout"}:
+            retries[name] = value
+        elif value is not None:
+            config[name] = str(value).lower() if isinstance(value, bool) else str(value)
+    if OBSTORE[protocol] == "s3" and provider is None:
+        provider = _from_profile(root, config, profile)
+    endpoint = config.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    if root.startswith("http:") or (OBSTORE[protocol] == "s3" and endpoint.startswith("http:")):
+        client.setdefault("allow_http", True)
+    return config, client, retries, provider
+
+
+_KEYS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+)
+
+
+def _from_profile(root: str, config: dict[str, str], profile: str | None) -> Any:
+    """Return what gives the credentials of a profile of AWS; None if there is none, or others are given.
+
+    Region and endpoint of the profile are added to ``config``.
     """
-
-    def __init__(self, url: str, block: int = BLOCK) -> None:
-        self.url = url
-        self.name = redact(url)
-        self._system, self._path = system_of(url)
-        self._block = block
-        self._blocks: OrderedDict[int, bytes] = OrderedDict()
-        self._held = 0
-        self._lock = threading.Lock()
-        self.requests = 0
-        self.bytes_read = 0
-        facts = retried(url, lambda: self._system.info(self._path))
-        if facts.get("type") == "directory":
-            raise StoreNotFoundError("a prefix, not an object", path=self.name, hint="Check the name.")
-        size = facts.get("size")
-        if not isinstance(size, int):
-            raise OSError(f"the server does not say how long {self.name} is")
-        self.size = size
-        version = facts.get("ETag") or facts.get("etag") or facts.get("mtime") or facts.get("LastModified")
-        self.state = size, str(version or "")
-
-    def __len__(self) -> int:
-        return self.size
-
-    def read(self, start: int, size: int) -> bytes:
-        """Return ``size`` bytes at ``start`` in one request, fewer where the object ends before."""
-        stop = min(start + size, self.size)
-        if stop <= start:
-            return b""
-        data = bytes(retried(self.url, lambda: self._system.cat_file(self._path, start=start, end=stop)))
-        if len(data) > stop - start:
-            raise OSError(f"the server of {self.name} does not answer range requests")
-        with self._lock:
-            self.requests += 1
-            self.bytes_read += len(data)
-        return data
-
-    def cached(self, start: int, stop: int) -> bytes:
-        """Return bytes for which the object is read in blocks: metadata, small pieces near each other."""
-        stop = min(stop, self.size)
-        if stop - start >= _LARGEST_BLOCK:
-            return self.read(start, stop - start)
-        parts = []
-        while start < stop:
-            base, block = self._block_at(start)
-            part = block[start - base : stop - base]
-            if not part:
-                break  # shorter than the store said
-            parts.append(part)
-            start += len(part)
-        return b"".join(parts)
-
-    def _block_at(self, at: int) -> tuple[int, bytes]:
-        with self._lock:
-            length = self._block
-            for base, block in self._blocks.items():
-                if base <= at < base + len(block):
-                    self._blocks.move_to_end(base)
-                    return base, block
-                if base + len(block) == at:
-                    length = min(2 * len(block), _LARGEST_BLOCK)
-        # The last block is as long as the others: what was added last when the object was written is used together.
-        base = at if at + length <= self.size else max(self.size - length, 0)
-        data = self.read(base, length)
-        with self._lock:
-            self._held += len(data) - len(self._blocks.pop(base, b""))
-            self._blocks[base] = data
-            while self._held > _CACHED:
-                self._held -= len(self._blocks.popitem(last=False)[1])
-        return base, data
-
-    def __getitem__(self, part: slice) -> bytes:
-        start, stop, _ = part.indices(self.size)
-        return self.cached(start, stop)
-
-    def find(self, wanted: bytes, start: int, stop: int) -> int:
-        """Return where ``wanted`` is found first, as `bytes.find`."""
-        step, stop = 2880, min(stop, self.size)
-        while start < stop:
-            piece = self.cached(start, min(start + step + len(wanted) - 1, stop))
-            at = piece.find(wanted)
-            if at >= 0:
-                return start + at
-            start += step
-        return -1
-
-    def stream(self) -> io.RawIOBase:
-        """Return the object as a file that is open for reading."""
-        return _Stream(self)
-
-
-class _Stream(io.RawIOBase):
-    def __init__(self, file: RemoteFile) -> None:
-        self._file = file
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
-        self._at = max(base + offset, 0)
-        return self._at
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        view = memoryview(buffer).cast("B")
-        data = self._file.cached(self._at, self._at + len(view))
-        view[: len(data)] = data
-        self._at += len(data)
-        return len(data)
+    profile = profile or os.environ.get("AWS_PROFILE")
+    if profile is None:
+        if {"skip_signature", "access_key_id"} & config.keys() or any(map(os.environ.get, _KEYS)):
+            return None
+        home = Path("~/.aws").expanduser()
+        files = ("AWS_SHARED_CREDENTIALS_FILE", home / "credentials"), ("AWS_CONFIG_FILE", home / "config")
+        if not any(Path(os.environ.get(name, default)).is_file() for name, default in files):
+            return None
+    try:
+        import boto3
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError as error:
+        raise MissingDependencyError(
+            "profiles of AWS are read by a package that is not installed",
+            path=redact(root),
+            expected="boto3",
+            hint="pip install boto3 brings it; or give the credentials by the environment or storage options.",
+        ) from error
+    session = boto3.Session(profile_name=profile)
+    if session.get_credentials() is None and profile is None:
+        return None
+    if session.region_name:
+        config.setdefault("region", session.region_name)
+    endpoint = session.client("s3", region_name=session.region_name or "us-east-1").meta.endpoint_url
+    if not endpoint.endswith((".amazonaws.com", ".amazonaws.com.cn")):
+        config.setdefault("endpoint", endpoint)
+    return None if "skip_signature" in config else Boto3CredentialProvider(session)

@@ -9,24 +9,22 @@ import shutil
 import stat
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from wustore.errors import CorruptError
+from wustore.errors import CorruptError, StoreNotFoundError
 from wustore.storage.files import open_handle, pread, sync
+from wustore.storage.objects import objects_at
 from wustore.storage.threads import Background
-from wustore.storage.url import CONCURRENCY, LARGEST, errors_of, gather, redact, retried
+from wustore.storage.url import CONCURRENCY, errors_of, gather, redact
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
 T = TypeVar("T")
 
-__all__ = ["DirectoryKeys", "Keys", "OpenValue", "StoreKeys", "is_half_written"]
-
-_WHOLE = 16 << 20
-"""Bytes asked for at once of an object of unknown length: no shard of 2048 x 2048 float32 pixels is longer."""
+__all__ = ["DirectoryKeys", "Keys", "OpenValue", "StoreKeys", "UrlKeys", "is_half_written"]
 
 _FLUSHED_BYTES = 1 << 18
 """Values from this size on are flushed while the next ones are encoded: at the end only the small ones are left."""
@@ -64,11 +62,15 @@ class Keys(ABC):
         Whether a URL led here, where there may be nothing at all.
     in_files
         Whether there is `open`.
+    transactional
+        Whether nothing that is written is seen before somebody commits it. Such a store holds nodes and chunks of a
+        Zarr hierarchy and no other keys: an array's document before its chunks, slashes in the keys of these.
     """
 
     name: str
     by_url: bool = False
     in_files: bool = False
+    transactional: bool = False
 
     def open(self, key: str) -> OpenValue | None:
         """Return the value to be read in parts, or None where the key is missing."""
@@ -110,6 +112,29 @@ class Keys(ABC):
         """Remove all keys that start with ``prefix``, which ends in a slash."""
         for key in [*self.list(prefix)]:
             self.delete(key)
+
+    def check_pickles(self) -> None:  # noqa: B027 - most do
+        """Check that another process which gets the address pickled can open the store.
+
+        Raises
+        ------
+        UsageError
+        """
+
+    def begin(self) -> None:  # noqa: B027 - of no concern to most
+        """Begin to change a transactional store.
+
+        Raises
+        ------
+        UsageError
+            If it cannot be changed, or `undo` could not go back to what it holds.
+        """
+
+    def undo(self) -> None:  # noqa: B027
+        """Take back what was written to a transactional store since `begin`."""
+
+    def retain(self, nodes: Collection[str]) -> None:  # noqa: B027
+        """Remove all nodes of a transactional store but these and the root."""
 
     def is_same(self) -> bool | None:
         """Return whether the address still leads to the directory or file that is open; None if that is not known."""
@@ -292,6 +317,76 @@ def _flush(path: str) -> None:
         sync(path)
 
 
+class UrlKeys(Keys):
+    """The objects below a URL.
+
+    Parameters
+    ----------
+    url
+        Of the store.
+    """
+
+    by_url = True
+
+    def __init__(self, url: str) -> None:
+        self.name = redact(url)
+        self._url = url
+        self.objects, self.base = objects_at(url)
+
+    def _path(self, key: str) -> str:
+        return f"{self.base}/{key}" if self.base else key
+
+    def _found(self, ask: Callable[[], T]) -> T | None:
+        """Return what ``ask`` gives; None if there is no such object."""
+        try:
+            with errors_of(self._url):
+                return ask()
+        except StoreNotFoundError:
+            return None
+
+    def get(self, key: str) -> bytes | None:
+        """Return the value, or None; see `Keys.get`."""
+        found = self._found(lambda: self.objects.get(self._path(key)))
+        return None if found is None else found[0]
+
+    def get_tail(self, key: str, length: int) -> bytes | None:
+        """Return the last bytes, or None; see `Keys.get_tail`."""
+        return self._found(lambda: self.objects.get_tail(self._path(key), length))
+
+    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
+        """Return the bytes of each range, or None; see `Keys.get_ranges`."""
+        wanted = [(start, start + length) for start, length in ranges]
+        path = self._path(key)
+        return gather(wanted, lambda requests: self._found(lambda: self.objects.get_ranges(path, requests)))
+
+    def size(self, key: str) -> int | None:
+        """Return the length, or None; see `Keys.size`."""
+        facts = self._found(lambda: self.objects.facts(self._path(key)))
+        return None if facts is None else facts.size
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Yield the keys below; see `Keys.list`."""
+        top = self._path(prefix)
+        found = self._found(lambda: [*self.objects.list(top.rstrip("/"))]) or []
+        return iter([path.removeprefix(self.base).lstrip("/") for path in found if path.startswith(top)])
+
+    def set(self, key: str, value: bytes) -> None:
+        """Write the value; see `Keys.set`."""
+        with errors_of(self._url):
+            self.objects.put(self._path(key), value)
+
+    def delete(self, key: str) -> None:
+        """Remove the key; see `Keys.delete`."""
+        with errors_of(self._url):
+            self.objects.delete([self._path(key)])
+
+    def delete_below(self, prefix: str) -> None:
+        """Remove the keys below; see `Keys.delete_below`."""
+        paths = [self._path(key) for key in self.list(prefix)]
+        with errors_of(self._url):
+            self.objects.delete(paths)
+
+
 class StoreKeys(Keys):
     """Any zarr Store object: memory, fsspec, obstore and others.
 
@@ -299,30 +394,23 @@ class StoreKeys(Keys):
     ----------
     store
         The Store.
-    name
-        What to call it in messages, its own text by default.
     """
 
-    def __init__(self, store: Store, name: str | None = None) -> None:
+    def __init__(self, store: Store) -> None:
         from zarr.core.buffer import default_buffer_prototype
         from zarr.storage import StorePath
 
         self.store = store
-        self._url = name or str(store)
-        self.by_url = name is not None
-        self.name = redact(self._url)
+        self.name = redact(str(store))
         self._prototype = default_buffer_prototype()
-        if not self.by_url:
-            # zarr-python opens some stores when they are used first, and not in every call.
-            self._sync(lambda: StorePath.open(store, ""))
+        # zarr-python opens some stores when they are used first, and not in every call.
+        self._sync(lambda: StorePath.open(store, ""))
 
     def _sync(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Return what a call of zarr-python gives; at a URL a dropped connection is tried again."""
+        """Return what a call of zarr-python gives."""
         from zarr.core.sync import sync
 
-        if self.by_url:
-            return retried(self._url, lambda: sync(work()))
-        with errors_of(self._url):
+        with errors_of(self.name):
             return sync(work())
 
     def _get(self, key: str, byte_range: Any) -> bytes | None:
@@ -331,20 +419,7 @@ class StoreKeys(Keys):
 
     def get(self, key: str) -> bytes | None:
         """Return the value, or None; see `Keys.get`."""
-        # By range: for a whole object s3fs asks for its length first, which is a second request.
-        from zarr.abc.store import RangeByteRequest
-
-        try:
-            value = self._get(key, RangeByteRequest(0, _WHOLE))
-        except OSError:
-            if self.size(key) == 0:
-                return b""  # an empty object has no ranges
-            raise
-        if value is None or len(value) != _WHOLE:
-            return value  # more than was asked for: the server knows no ranges
-        size = self.size(key) or 0
-        rest = self.get_ranges(key, [(k, min(LARGEST, size - k)) for k in range(_WHOLE, size, LARGEST)])
-        return None if rest is None else b"".join([value, *rest])
+        return self._get(key, None)
 
     def get_tail(self, key: str, length: int) -> bytes | None:
         """Return the last bytes, or None; see `Keys.get_tail`."""

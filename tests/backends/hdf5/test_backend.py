@@ -18,7 +18,7 @@ from in_memory import in_memory
 
 from wustore.backends.hdf5.backend import Hdf5Backend
 from wustore.backends.memory import MemoryReader
-from wustore.errors import FormatError, MissingDependencyError, UsageError, VersionError
+from wustore.errors import FormatError, MissingDependencyError, UsageError
 from wustore.format import tagged_json
 from wustore.format.presets import LAYOUTS, PROFILES
 from wustore.model.compare import same_bits
@@ -337,18 +337,6 @@ def test_user_block(tmp_path):
     assert Hdf5Backend().recognises((tmp_path / "b.h5").read_bytes()[:4096])
     with Hdf5Backend().open(str(tmp_path / "b.h5")) as reader:
         assert_same(source, reader)
-
-
-def test_newer_version(tmp_path):
-    path = save(tmp_path / "a.h5", sample("simple"))
-    with h5py.File(path, "r+") as file:
-        document = json.loads(file.attrs["wustore"])
-        document["min_reader"] = 99
-        del file["packed"]
-        file.attrs["wustore"] = json.dumps(document)
-        del file.attrs["wustore_sha256"]
-    with pytest.raises(VersionError, match="99"):
-        Hdf5Backend().open(path)
 
 
 def test_what_we_write_is_not_foreign(tmp_path):

@@ -222,7 +222,7 @@ def test_changed_document_and_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"format": "wustore"}', '{"format": "wustore", "min_reader": 1}']
+    "text", ["", "{", "[]", "{}", '{"format": "wustore"}', '{"format": "wustore", "version": "1.0"}']
 )
 def test_strange_documents(tmp_path, text):
     path = make(tmp_path / "a.h5", "simple")

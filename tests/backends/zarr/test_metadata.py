@@ -15,7 +15,8 @@ from wustore.backends.zarr.metadata import (
     small_metadata,
     to_json,
 )
-from wustore.format.arrays import ArraySpec, text_array
+from wustore.format.arrays import ArraySpec
+from wustore.model.meta import object_array
 
 
 def spec(data: np.ndarray) -> ArraySpec:
@@ -28,7 +29,7 @@ def spec(data: np.ndarray) -> ArraySpec:
         np.arange(6, dtype="i8").reshape(2, 3),
         np.array([np.nan, -0.0, np.inf]),
         np.array([True, False]),
-        text_array(["", "é", "a" * 300]),
+        object_array(["", "é", "a" * 300]),
         np.empty((0, 4), "f4"),
     ],
     ids=["numbers", "floats", "booleans", "text", "empty"],

@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from wustore.backends.registry import backend_for_writing, open_reader
-from wustore.backends.zarr.zip import audit_zip, pack_directory
 from wustore.errors import WuStoreError
 from wustore.ops.copy import copy
 from wustore.ops.verify import problems
-from wustore.storage.zip import ZipKeys
+from wustore.storage.zip import ZipKeys, audit_zip, pack_directory
 from wustore.testing import sample
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from wustore.backends.base import Backend, Writer
+from wustore.backends.base import Encoder, Writer
 from wustore.backends.fits.files.input import compression_of
 from wustore.backends.fits.hdu.scan import is_fits
 from wustore.backends.fits.reader import FitsReader
-from wustore.backends.pieces import PieceWriter
+from wustore.backends.pieces import PiecewiseBackend
 from wustore.errors import OtherFormatError, UsageError
 from wustore.model.meta import Capsule, Meta
 from wustore.storage.url import is_remote, refuse_writing
@@ -17,12 +17,10 @@ from wustore.storage.url import is_remote, refuse_writing
 __all__ = ["FitsBackend", "ShardedFitsBackend"]
 
 
-class FitsBackend(Backend):
-    """A WorkUnit in one FITS file, plain or inside .gz, .bz2 or .zip."""
+class _FilesBackend(PiecewiseBackend):
+    """What a single file and a sharded set have in common."""
 
-    name = "fits"
-    suffixes = (".fits.gz", ".fits.bz2", ".fits.zip", ".fit.gz", ".fits.fz", ".fits", ".fit", ".fts")
-    description = "KBMOD's single FITS file, of any layout since 2023"
+    sharded: ClassVar[bool]
     options: ClassVar[Mapping[str, str]] = {
         "mode": "archive: nothing is lost (default); kbmod: the bytes that KBMOD writes, quantised",
         "lossless": "true for GZIP_2 without quantisation",
@@ -36,8 +34,45 @@ class FitsBackend(Backend):
         return is_fits(start) or compression_of(start) is not None
 
     def open(self, path: str, **options: Any) -> FitsReader:
-        """Open a file; see `wustore.backends.base.Backend.open`."""
+        """Open a file, or a set by its primary file; see `wustore.backends.base.Backend.open`."""
         return _open(path, self.name, options)
+
+    def create(
+        self, path: str, meta: Meta, *, capsule: Capsule | None = None, overwrite: bool = False, **options: Any
+    ) -> Writer:
+        """Start a file or a set; see `Backend.create` and `fits.writer.create` for the options."""
+        from wustore.backends.fits import writer
+
+        if is_remote(path):
+            refuse_writing(path, "FITS")
+        return writer.create(path, meta, capsule=capsule, overwrite=overwrite, sharded=self.sharded, **options)
+
+    def encoder(
+        self, path: str, meta: Meta, *, capsule: Capsule | None, workers: int | None, **options: Any
+    ) -> Encoder:
+        """Return what encodes an image, in one thread whatever ``workers`` says."""
+        from wustore.backends.fits import writer
+
+        return writer.encoder(meta, capsule=capsule, sharded=self.sharded, **options)
+
+    def lossy(self, options: Mapping[str, Any]) -> str | None:
+        """Return which option loses values; see `wustore.backends.base.Backend.lossy`."""
+        if options.get("mode") == "kbmod":
+            return "mode=kbmod writes what KBMOD sees, and quantises it"
+        if options.get("quantize_level") not in {None, 0}:
+            return f"quantize_level={options['quantize_level']} rounds the pixels"
+        if options.get("compression_type") in {"RICE_1", "HCOMPRESS_1"}:
+            return f"compression_type={options['compression_type']} without quantisation truncates pixels to integers"
+        return None
+
+
+class FitsBackend(_FilesBackend):
+    """A WorkUnit in one FITS file, plain or inside .gz, .bz2 or .zip."""
+
+    name = "fits"
+    suffixes = (".fits.gz", ".fits.bz2", ".fits.zip", ".fit.gz", ".fits.fz", ".fits", ".fit", ".fts")
+    description = "KBMOD's single FITS file, of any layout since 2023"
+    sharded = False
 
     def try_open(self, path: str, **options: Any) -> FitsReader | None:
         """Open a file, or a sharded set by its primary file; see `wustore.backends.base.Backend.try_open`."""
@@ -46,102 +81,13 @@ class FitsBackend(Backend):
         except OtherFormatError:
             return None
 
-    def create(
-        self, path: str, meta: Meta, *, capsule: Capsule | None = None, overwrite: bool = False, **options: Any
-    ) -> Writer:
-        """Start a file; see `Backend.create` and `fits.writer.create` for the options."""
-        from wustore.backends.fits import writer
 
-        if is_remote(path):
-            refuse_writing(path, "FITS")
-        return writer.create(path, meta, capsule=capsule, overwrite=overwrite, sharded=False, **options)
-
-    def lossy(self, options: Mapping[str, Any]) -> str | None:
-        """Return which option loses values; see `wustore.backends.base.Backend.lossy`."""
-        return _lossy(options)
-
-    def resumes(self, path: str) -> bool:
-        """Return whether it is a local file."""
-        return not is_remote(path)
-
-    def resume(self, path: str, meta: Meta, **options: Any) -> PieceWriter:
-        """Start or join a file that is written in pieces; see `wustore.backends.base.Backend.resume`."""
-        return _in_pieces(self, path, meta, sharded=False, **options)
-
-
-class ShardedFitsBackend(Backend):
+class ShardedFitsBackend(_FilesBackend):
     """A WorkUnit in a primary FITS file and one file for each image, named by the primary file."""
 
     name = "sharded-fits"
     description = "KBMOD's sharded set: a primary FITS file, and <i>_<name> for each image"
-    options: ClassVar[Mapping[str, str]] = FitsBackend.options
-
-    def recognises(self, start: bytes) -> bool:
-        """Return whether it begins as a FITS file, or as a compressed file."""
-        return FitsBackend().recognises(start)
-
-    def open(self, path: str, **options: Any) -> FitsReader:
-        """Open a set by its primary file; see `wustore.backends.base.Backend.open`."""
-        return _open(path, self.name, options)
-
-    def create(
-        self, path: str, meta: Meta, *, capsule: Capsule | None = None, overwrite: bool = False, **options: Any
-    ) -> Writer:
-        """Start a set; see `Backend.create` and `fits.writer.create` for the options."""
-        from wustore.backends.fits import writer
-
-        if is_remote(path):
-            refuse_writing(path, "FITS")
-        return writer.create(path, meta, capsule=capsule, overwrite=overwrite, sharded=True, **options)
-
-    def lossy(self, options: Mapping[str, Any]) -> str | None:
-        """Return which option loses values; see `wustore.backends.base.Backend.lossy`."""
-        return _lossy(options)
-
-    def resumes(self, path: str) -> bool:
-        """Return whether they are local files."""
-        return not is_remote(path)
-
-    def resume(self, path: str, meta: Meta, **options: Any) -> PieceWriter:
-        """Start or join a set that is written in pieces; see `wustore.backends.base.Backend.resume`."""
-        return _in_pieces(self, path, meta, sharded=True, **options)
-
-
-def _lossy(options: Mapping[str, Any]) -> str | None:
-    if options.get("mode") == "kbmod":
-        return "mode=kbmod writes what KBMOD sees, and quantises it"
-    if options.get("quantize_level") not in {None, 0}:
-        return f"quantize_level={options['quantize_level']} rounds the pixels"
-    if options.get("compression_type") in {"RICE_1", "HCOMPRESS_1"}:
-        return f"compression_type={options['compression_type']} without quantisation truncates pixels to integers"
-    return None
-
-
-def _in_pieces(
-    backend: Backend,
-    path: str,
-    meta: Meta,
-    *,
-    sharded: bool,
-    fingerprint: str,
-    capsule: Capsule | None = None,
-    overwrite: bool = False,
-    workers: int | None = None,
-    **options: Any,
-) -> PieceWriter:
-    from wustore.backends.fits import writer
-
-    # An image is encoded in one thread, whatever ``workers`` says.
-    return PieceWriter(
-        backend,
-        path,
-        meta,
-        writer.encoder(meta, capsule=capsule, sharded=sharded, **options),
-        fingerprint=fingerprint,
-        capsule=capsule,
-        overwrite=overwrite,
-        options=options,
-    )
+    sharded = True
 
 
 def _open(path: str, form: str | None, options: dict[str, Any]) -> FitsReader:

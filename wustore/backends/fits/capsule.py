@@ -22,7 +22,7 @@ import threading
 import weakref
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -185,9 +185,9 @@ def _damaged(where: str, error: Exception) -> CorruptError:
 
 
 def meta_digest(meta: Meta) -> str:
-    """Return a sha256 over everything of the metadata except ``source`` and ``history``."""
-    document = document_of(meta)
-    for key in ("source", "history", "version", "min_reader"):
+    """Return a sha256 over everything of the metadata except ``source``, ``history`` and additions."""
+    document = document_of(replace(meta, source={}, history=(), additions={}))
+    for key in ("source", "history", "version"):
         document.pop(key)
     digest = hashlib.sha256(json.dumps(document, sort_keys=True, ensure_ascii=False).encode(errors="surrogatepass"))
     for array in arrays_of(meta):

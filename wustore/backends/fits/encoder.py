@@ -20,7 +20,7 @@ from wustore.backends.fits.kbmod_hdus import FitsOptions, image_hdus, kbmod_mask
 from wustore.errors import CorruptError, FormatError
 from wustore.format.arrays import ArraySpec
 from wustore.format.packed import pack, unpack
-from wustore.model.meta import LAYERS, Image, Meta
+from wustore.model.meta import LAYERS, Image, Meta, object_array
 
 __all__ = ["CanonicalEncoder", "CapsuleEncoder", "Hdus", "ImageEncoder", "Made"]
 
@@ -56,7 +56,7 @@ class ImageEncoder(Encoder):
         """Make it as one piece of bytes; see `wustore.backends.base.Encoder.encode`."""
         made = self.make(i, image, capsule)
         kind = type(made).__name__
-        arrays = {"kind": _texts([kind]), **_ARRAYS[kind](made)}
+        arrays = {"kind": object_array([kind]), **_ARRAYS[kind](made)}
         return pack(ArraySpec(name, array, (name,)) for name, array in arrays.items()).data.tobytes()
 
     def parse(self, piece: bytes) -> Made:
@@ -133,12 +133,6 @@ class CapsuleEncoder(ImageEncoder):
 _Arrays = Mapping[str, NDArray[Any]]
 
 
-def _texts(texts: list[str]) -> NDArray[Any]:
-    array = np.empty(len(texts), dtype=object)
-    array[:] = texts
-    return array
-
-
 def _bytes(pieces: list[bytes]) -> NDArray[np.uint8]:
     return np.frombuffer(b"".join(pieces), np.uint8)
 
@@ -160,14 +154,14 @@ def _image_from(arrays: _Arrays) -> Image:
 
 
 _ARRAYS: dict[str, Callable[[Any], dict[str, NDArray[Any]]]] = {
-    "Hdus": lambda made: {"data": _bytes(made.pieces), "losses": _texts(made.losses)},
+    "Hdus": lambda made: {"data": _bytes(made.pieces), "losses": object_array(made.losses)},
     "list": lambda blocks: {
         "data": _bytes([block.data for block in blocks]),
         "size": np.array([len(block.data) for block in blocks], np.int64),
         "file": np.array([block.file for block in blocks], np.int64),
         "offset": np.array([block.offset for block in blocks], np.int64),
         "layer": np.array([block.layer for block in blocks], np.int64),
-        "name": _texts([block.name for block in blocks]),
+        "name": object_array([block.name for block in blocks]),
     },
     "Image": lambda image: {name: plane for name in LAYERS if (plane := image.layer(name)) is not None},
 }

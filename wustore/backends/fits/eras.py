@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from wustore.backends.fits.hdu.header import Header
 from wustore.backends.fits.hdu.image import Plane
@@ -22,7 +21,7 @@ from wustore.backends.fits.hdu.scan import ScannedFile
 from wustore.backends.fits.hdu.table import TableColumn
 from wustore.compat.wcs import kbmod_json_to_text
 from wustore.errors import FormatError
-from wustore.model.meta import Column
+from wustore.model.meta import Column, object_array
 
 __all__ = ["ERAS", "PREFIXES", "Era", "ImagePlanes", "wcs_text"]
 
@@ -175,13 +174,6 @@ SOURCES = (
 )
 
 
-def _objects(values: Iterable[Any]) -> NDArray[Any]:
-    items = list(values)
-    array = np.empty(len(items), dtype=object)
-    array[:] = items
-    return array
-
-
 def text_of(cell: Any) -> str:
     return cell.decode("latin-1") if isinstance(cell, bytes) else str(cell)
 
@@ -196,11 +188,11 @@ def columns_of(columns: Iterable[TableColumn]) -> dict[str, Column]:
             except FormatError:
                 pass  # it only looks like KBMOD's: it stays as it is
             else:
-                column = Column(name.removeprefix(_WCS_COLUMN), "wcs", _objects(texts))
+                column = Column(name.removeprefix(_WCS_COLUMN), "wcs", object_array(texts))
                 found[column.name] = column
                 continue
         if name.startswith(_EMPTY_COLUMN):
-            column = Column(name.removeprefix(_EMPTY_COLUMN), "json", _objects([None] * len(values)))
+            column = Column(name.removeprefix(_EMPTY_COLUMN), "json", object_array([None] * len(values)))
             found.setdefault(column.name, column)
             continue
         if name in found and found[name].kind != "wcs":
@@ -220,11 +212,11 @@ def is_empty(column: Column) -> bool:
 
 def column_of(name: str, values: list[Any], *, is_wcs: bool) -> Column:
     if is_wcs:
-        return Column(name, "wcs", _objects(values))
+        return Column(name, "wcs", object_array(values))
     kinds = {type(value) for value in values}
     if kinds in ({str}, {float}, {int}, {bool}):
         return Column(name, "plain", np.array(values))
-    return Column(name, "json", _objects(values))
+    return Column(name, "json", object_array(values))
 
 
 # --- the whole ----------------------------------------------------------------------------------------

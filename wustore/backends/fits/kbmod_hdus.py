@@ -27,7 +27,7 @@ from wustore.compat.image_metadata import constituents_to_hdu
 from wustore.compat.wcs import kbmod_header_cards
 from wustore.errors import UsageError
 from wustore.model.kbmod_rules import identity_psf, is_masked
-from wustore.model.meta import Column, ConstituentTable, Image, Meta
+from wustore.model.meta import Column, ConstituentTable, Image, Meta, object_array
 
 if TYPE_CHECKING:
     from astropy.io.fits import BinTableHDU
@@ -106,7 +106,7 @@ def _table(meta: Meta, *, exact: bool) -> ConstituentTable:
     """Return the table of constituent images with KBMOD's columns first, as its WorkUnit holds it."""
     named = {column.name: column for column in meta.constituents.columns}
     if "per_image_wcs" not in named or named["per_image_wcs"].kind == "wcs":
-        texts = np.array(_per_image_wcs(meta), dtype=object)
+        texts = object_array(_per_image_wcs(meta))
         named["per_image_wcs"] = Column("per_image_wcs", "wcs", texts)
     if exact:
         for name, column in named.items():
@@ -134,8 +134,8 @@ def head_hdus(meta: Meta, *, exact: bool = False, configuration: bool = True) ->
 # --- image HDUs ---------------------------------------------------------------------------------------
 
 
-def _header_wcs(meta: Meta, i: int) -> str | None:
-    """Return the WCS that KBMOD puts in the headers of image ``i``: the global one, else row ``i`` of the table."""
+def _wcs_of_row(meta: Meta, i: int) -> str | None:
+    """Return the WCS that KBMOD puts in the headers of image ``i``: the global one, else row ``i``, linked or not."""
     if meta.wcs is not None:
         return meta.wcs
     texts = _per_image_wcs(meta)
@@ -268,7 +268,7 @@ def image_hdus(
         astropy (from version 7) makes of a compressed image that comes first.
     """
     time = {"MJD": card("MJD", float(meta.times[i]))}
-    wcs = _header_wcs(meta, i)
+    wcs = _wcs_of_row(meta, i)
     cards = time if wcs is None else time | _wcs_cards(wcs)
     links = meta.links_of(i)
     index_cards = {"NIND": card("NIND", len(links))}

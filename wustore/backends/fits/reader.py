@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,6 @@ _OPEN_FILES = 64
 
 _CONNECTIONS = 8
 """Images of a box at a URL that are read at a time; more of them are no faster (tests/benchmarks/remote.py)."""
-
-_EMPTY = np.empty((0, 0), dtype=np.float32)
-
-
-def _image(planes: Mapping[str, NDArray[Any]]) -> Image:
-    return Image(
-        science=planes.get("science", _EMPTY),
-        variance=planes.get("variance", _EMPTY),
-        mask=planes.get("mask"),
-        psf=planes.get("psf"),
-    )
 
 
 class FitsReader(Reader):
@@ -174,7 +163,7 @@ class FitsReader(Reader):
     def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read one image; see `wustore.backends.base.Reader.image`."""
         planes = {layer: values for layer in layers if (values := self._read_plane(i, layer)) is not None}
-        image = _image(planes)
+        image = Image.of(planes)
         self._release(i)
         return image
 
@@ -260,7 +249,7 @@ class FitsReader(Reader):
         if self.files[0].compression is not None:
             facts["file compression"] = self.files[0].compression
         plane = self.layout.images[0].planes["science"]
-        facts["science compression"] = plane.compression
+        facts["science_compression"] = plane.compression
         return facts
 
     def close(self) -> None:

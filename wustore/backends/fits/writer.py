@@ -178,7 +178,7 @@ def _unusable(capsule: Capsule, meta: Meta) -> str | None:
     except (KeyError, TypeError) as error:
         raise CorruptError("the FITS capsule is damaged", where="document", found=repr(error)) from error
     if encoding != ENCODING:
-        return f"its leftovers were recorded by another version of wustore (encoding {encoding}, not {ENCODING})"
+        return f"its FITS reconstruction data are of another version of wustore (encoding {encoding}, not {ENCODING})"
     if digest != meta_digest(meta):
         return "the metadata were changed after the import"
     if bad or form not in ("fits", "sharded-fits") or n_files != (1 if form == "fits" else 1 + meta.n_images):

@@ -9,14 +9,14 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from wustore.backends.base import Backend, Reader
+from wustore.backends.base import Reader
 from wustore.backends.hdf5.append import append_images
 from wustore.backends.hdf5.encoder import Encoder
 from wustore.backends.hdf5.file import has_signature
 from wustore.backends.hdf5.presets import need_plugins
 from wustore.backends.hdf5.reader import Hdf5Reader
 from wustore.backends.hdf5.writer import Hdf5Writer
-from wustore.backends.pieces import PieceWriter
+from wustore.backends.pieces import PiecewiseBackend
 from wustore.errors import UsageError
 from wustore.format.presets import check_names, chunk_sides
 from wustore.model.meta import Capsule, Meta
@@ -27,7 +27,7 @@ from wustore.storage.url import CONCURRENCY, is_remote, refuse_writing
 __all__ = ["Hdf5Backend", "Hdf5Reader"]
 
 
-class Hdf5Backend(Backend):
+class Hdf5Backend(PiecewiseBackend):
     """WorkUnits in HDF5 files."""
 
     name = "hdf5"
@@ -76,35 +76,22 @@ class Hdf5Backend(Backend):
         """
         if is_remote(path):
             refuse_writing(path, "HDF5")
-        encoder = _encoder(path, meta, **options)
+        encoder = self.encoder(path, meta, capsule=capsule, workers=options.pop("workers", None), **options)
         return Hdf5Writer(Staging(path, overwrite=overwrite), encoder, capsule)
 
-    def resumes(self, path: str) -> bool:
-        """Return whether it is a local file."""
-        return not is_remote(path)
-
-    def resume(
-        self,
-        path: str,
-        meta: Meta,
-        *,
-        fingerprint: str,
-        capsule: Capsule | None = None,
-        overwrite: bool = False,
-        workers: int | None = None,
-        **options: Any,
-    ) -> PieceWriter:
-        """Start or join a file that is written in pieces; see `wustore.backends.base.Backend.resume`."""
-        return PieceWriter(
-            self,
-            path,
-            meta,
-            _encoder(path, meta, workers=workers, **options),
-            fingerprint=fingerprint,
-            capsule=capsule,
-            overwrite=overwrite,
-            options=options,
-        )
+    def encoder(
+        self, path: str, meta: Meta, *, capsule: Capsule | None, workers: int | None, **options: Any
+    ) -> Encoder:
+        """Return what encodes images, with checked options of `create`."""
+        profile = options.pop("profile", None) or "portable"
+        layout = options.pop("layout", None) or "images"
+        chunks = options.pop("chunks", None)
+        worker_count(workers)
+        _refuse(options, path, "profile, layout, chunks, workers")
+        check_names(profile, layout)
+        if profile == "fast":
+            need_plugins()
+        return Encoder(path, meta, profile, layout, chunk_sides(chunks), workers)
 
     def append(
         self,
@@ -118,20 +105,6 @@ class Hdf5Backend(Backend):
         if is_remote(path):
             refuse_writing(path, "HDF5")
         return append_images(path, sources, history, progress=progress)
-
-
-def _encoder(path: str, meta: Meta, **options: Any) -> Encoder:
-    """Return what encodes images with checked options of `Hdf5Backend.create`."""
-    profile = options.pop("profile", None) or "portable"
-    layout = options.pop("layout", None) or "images"
-    chunks = options.pop("chunks", None)
-    workers = options.pop("workers", None)
-    worker_count(workers)
-    _refuse(options, path, "profile, layout, chunks, workers")
-    check_names(profile, layout)
-    if profile == "fast":
-        need_plugins()
-    return Encoder(path, meta, profile, layout, chunk_sides(chunks), workers)
 
 
 def _refuse(options: Mapping[str, Any], path: str, known: str) -> None:

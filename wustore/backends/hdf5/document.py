@@ -19,7 +19,8 @@ from wustore.format import tagged_json
 from wustore.format.arrays import ArraySpec
 from wustore.format.packed import PACKED, unpack
 from wustore.model.compare import same_bits
-from wustore.storage.processes import command
+from wustore.model.meta import object_array
+from wustore.storage.threads import command
 
 __all__ = ["DOCUMENT_ARRAY", "check_copies", "document_spec", "parse_document", "read_document"]
 
@@ -32,9 +33,7 @@ _PATIENCE = 120.0
 
 def document_spec(text: str) -> ArraySpec:
     """Return the document as one more array to be packed."""
-    data = np.empty(1, dtype=object)
-    data[0] = text
-    return ArraySpec(DOCUMENT_ARRAY, data, ("one",))
+    return ArraySpec(DOCUMENT_ARRAY, object_array([text]), ("one",))
 
 
 def parse_document(text: str | bytes, path: str) -> dict[str, Any]:

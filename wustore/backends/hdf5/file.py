@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from wustore.backends.hdf5 import netcdf
 from wustore.errors import OtherFormatError
 from wustore.storage.files import open_regular, pread
-from wustore.storage.url import RemoteFile, is_remote
+from wustore.storage.objects import RemoteFile
+from wustore.storage.url import is_remote
 
 __all__ = [
     "CAPSULE_BOUND",

@@ -20,7 +20,7 @@ from wustore.errors import CorruptError, WuStoreError, located
 from wustore.format.arrays import ArraySpec
 from wustore.format.content import foreign_content, own_content
 from wustore.model.checksum import crc32c
-from wustore.model.meta import Meta
+from wustore.model.meta import Meta, object_array
 from wustore.model.sizes import check_size
 
 __all__ = [
@@ -180,10 +180,8 @@ def _add_text(file: h5py.File, spec: ArraySpec) -> h5py.Dataset:
         escaped = True
     if escaped:
         cells = [json.dumps(text).encode() for text in texts]
-    values = np.empty(len(cells), dtype=object)
-    values[:] = cells
     dataset = file.create_dataset(
-        spec.name, data=values.reshape(spec.data.shape), dtype=h5py.string_dtype(), track_times=False
+        spec.name, data=object_array(cells).reshape(spec.data.shape), dtype=h5py.string_dtype(), track_times=False
     )
     dataset.attrs.create(TEXT_CHECKSUM, np.uint32(crc32c(b"".join(cell + b"\0" for cell in cells))))
     if escaped:
@@ -294,9 +292,7 @@ def _read_text(dataset: h5py.Dataset, name: str, path: str) -> NDArray[Any]:
     texts = joined.decode().split("\0")[:-1]  # one call for all: three times as fast as one for each
     if ESCAPED in dataset.attrs:
         texts = [json.loads(text) for text in texts]
-    array = np.empty(len(texts), dtype=object)
-    array[:] = texts
-    return array.reshape(stored.shape)
+    return object_array(texts).reshape(stored.shape)
 
 
 def unreadable(file: h5py.File, path: str) -> Iterator[tuple[str, str]]:

@@ -48,8 +48,9 @@ from wustore.format.planes import LayerSpec, cast_plane, layers_of
 from wustore.model.checksum import plane_checksum
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage.buffers import empty
+from wustore.storage.objects import RemoteFile
 from wustore.storage.threads import in_threads, worker_count
-from wustore.storage.url import RemoteFile, is_remote
+from wustore.storage.url import is_remote
 
 __all__ = ["Hdf5Reader"]
 
@@ -275,13 +276,7 @@ class Hdf5Reader(Reader):
             dtype = self._meta.dtypes[layer][i]
             assert dtype is not None
             planes[layer] = cast_plane(plane.reshape(shape), dtype)
-        nothing = np.empty((0, 0), np.float32)
-        return Image(
-            science=planes.get("science", nothing),
-            variance=planes.get("variance", nothing),
-            mask=planes.get("mask"),
-            psf=planes.get("psf"),
-        )
+        return Image.of(planes)
 
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return the shape of a chunk of a layer."""

@@ -7,18 +7,26 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from wustore.backends.zarr.zip import audit_zip
+from wustore.backends.zarr.metadata import CONSOLIDATED
 from wustore.errors import CorruptError, WuStoreError
 from wustore.format.content import foreign_content, own_content
+from wustore.format.document import CONVENTIONS
 from wustore.format.tagged_json import parse
 from wustore.model.compare import same_bits
 from wustore.model.meta import Meta
 from wustore.storage.zarr_store import Keys
-from wustore.storage.zip import ZipKeys
+from wustore.storage.zip import ZipKeys, audit_zip
 
-__all__ = ["audit", "foreign"]
+__all__ = ["audit", "foreign", "outdated"]
 
 _ROOT_ATTRIBUTES = {"Conventions", "zarr_conventions", "wustore"}
+_ROOT_MEMBERS = {"zarr_format", "node_type", "attributes", "consolidated_metadata"}
+_OF_A_GENERATION = {"shape", "chunk_grid", "chunk_key_encoding"}
+"""Members of an array's metadata that an append changes."""
+_OUTDATED = (
+    "the metadata document is of the state before the last append, which was interrupted. Readers that use the root's"
+    " consolidated metadata are not concerned; 'wustore clean' of the store writes it"
+)
 _OF_THE_SYSTEM = (".nfs", ".DS_Store", ".wustore-")
 """Beginnings of names that file systems, and locks, put into a directory."""
 
@@ -39,6 +47,7 @@ def audit(
     """
     if isinstance(keys, ZipKeys):
         yield from audit_zip(keys)
+    yield from _root_problems(_document(keys, "zarr.json"))
     for name, node in nodes.items():
         where = f"{name}/zarr.json"
         text = keys.get(where)
@@ -50,7 +59,9 @@ def audit(
         except CorruptError as error:
             yield where, str(error)
             continue
-        if document != node:
+        if _is_outdated(document, node):
+            yield where, _OUTDATED
+        elif document != node:
             yield where, "the metadata document differs from the consolidated metadata of the root"
     for name, data in arrays.items():
         try:
@@ -60,6 +71,50 @@ def audit(
             continue
         if not same_bits(found, data):
             yield f"array {name}", "its values are not those the store is opened with"
+
+
+def outdated(keys: Keys, nodes: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of arrays whose own metadata documents an interrupted append has not replaced.
+
+    Parameters
+    ----------
+    keys, nodes
+        As for `audit`.
+    """
+    return (name for name, node in nodes.items() if _is_outdated(_document(keys, f"{name}/zarr.json"), node))
+
+
+def _is_outdated(document: Any, node: Any) -> bool:
+    """Return whether a document is what an append replaces by ``node``: the same, but for fewer images."""
+    if not isinstance(document, dict) or not isinstance(node, dict) or document == node:
+        return False
+    a, b = document.get("shape"), node.get("shape")
+    if not isinstance(a, list) or not isinstance(b, list) or len(a) != len(b):
+        return False
+    fewer = all(isinstance(n, int) and isinstance(m, int) and n <= m for n, m in zip(a, b, strict=True))
+    return fewer and _without(document, _OF_A_GENERATION) == _without(node, _OF_A_GENERATION)
+
+
+def _without(document: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in document.items() if name not in names}
+
+
+def _root_problems(root: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with members of the root that neither its checksum nor opening covers."""
+    for name in sorted(root.keys() - _ROOT_MEMBERS):
+        yield "zarr.json", f"unknown member {name!r}"
+    attributes = root.get("attributes")
+    attributes = attributes if isinstance(attributes, dict) else {}
+    if attributes.get("Conventions") != CONVENTIONS:
+        yield "zarr.json, attribute Conventions", f"it is {attributes.get('Conventions')!r}, not {CONVENTIONS!r}"
+    if not isinstance(attributes.get("zarr_conventions"), list):
+        yield "zarr.json, attribute zarr_conventions", "it is no list"
+    consolidated = root.get("consolidated_metadata")
+    if consolidated is None:
+        return
+    rest = _without(consolidated, {"metadata"}) if isinstance(consolidated, dict) else consolidated
+    if rest != CONSOLIDATED or not isinstance(consolidated.get("metadata"), dict):
+        yield "zarr.json, consolidated_metadata", "it is no consolidated metadata, inline, as Zarr has it"
 
 
 def foreign(keys: Keys, nodes: Mapping[str, Any], meta: Meta) -> Iterator[str]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.zarr.codecs import DamagedChunk, strip_crc
 from wustore.errors import CorruptError, FormatError
-from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys
+from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys, UrlKeys
 
 __all__ = ["ForeignArray"]
 
@@ -19,16 +19,19 @@ _FILTERS = Lock()
 """Warning filters belong to the process: two threads that set and restore them at a time undo each other."""
 
 
-def _store_of(keys: Keys) -> Any:
+def _store_of(keys: Keys) -> tuple[Any, str]:
+    """Return zarr-python's Store of the keys, and the path of the group in it."""
+    if isinstance(keys, UrlKeys):
+        return keys.objects.zarr_store(keys.base)
     if isinstance(keys, StoreKeys):
-        return keys.store
+        return keys.store, ""
     if isinstance(keys, DirectoryKeys):
         from zarr.storage import LocalStore
 
-        return LocalStore(keys.root, read_only=True)
+        return LocalStore(keys.root, read_only=True), ""
     from zarr.storage import ZipStore
 
-    return ZipStore(keys.name, mode="r")
+    return ZipStore(keys.name, mode="r"), ""
 
 
 class ForeignArray:
@@ -48,7 +51,8 @@ class ForeignArray:
         try:
             with _FILTERS, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # codecs outside the core are said so on every open
-                array = zarr.open_array(_store_of(keys), path=name, mode="r", zarr_format=3)
+                store, base = _store_of(keys)
+                array = zarr.open_array(store, path=f"{base}/{name}".strip("/"), mode="r", zarr_format=3)
         except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
             raise self._corrupt("an array cannot be opened", error) from error
         self.array: Any = array

@@ -16,10 +16,12 @@ from wustore.backends.zarr.codecs import Chain, DamagedChunk, Hints, parse_chain
 from wustore.errors import CorruptError
 from wustore.format.arrays import ArraySpec
 from wustore.model.checksum import crc32c
+from wustore.model.meta import object_array
 from wustore.model.sizes import check_size
 
 __all__ = [
     "BINDING",
+    "CONSOLIDATED",
     "PACKED_CHECKSUM",
     "SEPARATOR",
     "array_metadata",
@@ -29,6 +31,7 @@ __all__ = [
     "encode_small",
     "group_metadata",
     "packed_checksum",
+    "separator_of",
     "small_metadata",
     "to_json",
 ]
@@ -47,6 +50,10 @@ _DTYPES = {
     for name in ("bool", *(f"{kind}int{bits}" for kind in ("", "u") for bits in (8, 16, 32, 64)), "float16", "float32")
 } | {"float64": np.dtype(np.float64)}
 """Data types of Zarr v3 that the format uses."""
+
+
+CONSOLIDATED = {"kind": "inline", "must_understand": False}
+"""What the root says of the metadata documents in it; they are its member ``metadata``."""
 
 
 def to_json(document: Mapping[str, Any]) -> bytes:
@@ -93,6 +100,14 @@ def array_metadata(
 def chunk_key(name: str, place: tuple[int, ...], separator: str = SEPARATOR) -> str:
     """Return the key of a chunk of an array written here."""
     return f"{name}/" + separator.join(("c", *map(str, place)))
+
+
+def separator_of(node: Mapping[str, Any]) -> str:
+    """Return the separator of an array's chunk keys (Zarr v3: a slash by default)."""
+    try:
+        return str(node["chunk_key_encoding"].get("configuration", {}).get("separator", "/"))
+    except (KeyError, AttributeError):
+        return "/"
 
 
 # --- arrays of one chunk --------------------------------------------------------------------------------
@@ -193,9 +208,7 @@ def _text_from_bytes(stored: bytes, shape: tuple[int, ...]) -> NDArray[Any]:
         place += 4 + length
     if place != len(stored):
         raise DamagedChunk("the chunk holds a different number of bytes")
-    data = np.empty(len(values), dtype=object)
-    data[:] = values
-    return data.reshape(shape)
+    return object_array(values).reshape(shape)
 
 
 # --- the root document -----------------------------------------------------------------------------------

@@ -17,8 +17,9 @@ from wustore.backends.fits.hdu.image import Plane
 from wustore.backends.fits.hdu.scan import Buffer, ScannedFile, Sliceable, is_fits, scan
 from wustore.backends.state import replaced
 from wustore.errors import StoreNotFoundError, UsageError
+from wustore.storage.objects import RemoteFile
 from wustore.storage.threads import read_ahead
-from wustore.storage.url import CONCURRENCY, RemoteFile, gather, is_remote, redact, with_options_of
+from wustore.storage.url import CONCURRENCY, gather, is_remote, redact, with_options_of
 
 __all__ = ["Cache", "FitsFile", "has_shards", "shard_name", "shard_path"]
 

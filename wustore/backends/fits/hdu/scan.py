@@ -17,7 +17,7 @@ from wustore.backends.fits.hdu.header import BLOCK, CARD, Header
 from wustore.backends.fits.tiles.dtypes import PIXEL_TYPES
 from wustore.errors import CorruptError, OtherFormatError
 from wustore.storage.buffers import release
-from wustore.storage.url import RemoteFile
+from wustore.storage.objects import RemoteFile
 
 __all__ = ["Hdu", "ScannedFile", "Sliceable", "header_end", "is_fits", "scan"]
 

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from wustore.backends.fits.hdu.header_writer import HeaderText, padding
 from wustore.errors import CorruptError, WuStoreError
 from wustore.format import tagged_json
-from wustore.format.arrays import text_array
 from wustore.format.document import arrays_of, document_of, meta_from
-from wustore.model.meta import Meta
+from wustore.model.meta import Meta, object_array
 from wustore.model.sizes import most_believed
 
 __all__ = ["NAME", "read_wustore_hdu", "wustore_hdu"]
@@ -124,4 +123,4 @@ def _texts(stored: Any) -> NDArray[Any]:
         flat = [cell for row in flat for cell in row]
     if not isinstance(stored, list) or not all(isinstance(cell, str) for cell in flat):
         raise CorruptError("an array of text holds something else")
-    return text_array(flat).reshape(shape)
+    return object_array(flat).reshape(shape)
