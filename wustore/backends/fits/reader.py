@@ -21,7 +21,7 @@ from wustore.errors import CorruptError, FormatError, OtherFormatError, StoreNot
 from wustore.format.planes import fill_value
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage.buffers import release
-from wustore.storage.threads import read_ahead
+from wustore.storage.threads import read_ahead, worker_count
 from wustore.storage.url import redact
 
 __all__ = ["FitsReader"]
@@ -156,7 +156,8 @@ class FitsReader(Reader):
                 part[...] = values
 
         # At a URL each image takes two requests, which need not wait for those of another one.
-        for _ in read_ahead(fill, range(times.stop - times.start), _CONNECTIONS if self.files[0].is_remote else 1):
+        workers = _CONNECTIONS if self.files[0].is_remote else worker_count(work=out.nbytes)
+        for _ in read_ahead(fill, range(times.stop - times.start), workers):
             pass
         return out
 
