@@ -422,8 +422,8 @@ class WorkUnit:
 
     @per_image_indices.setter
     def per_image_indices(self, indices: Iterable[int | Iterable[int]]) -> None:
-        # As given, numpy's integers and arrays too; a single number is a list of one. self._links: list[list[int]] =
-        [[int(i)] if np.ndim(i) == 0 else list(i) for i in indices]  # type: ignore[arg-type]
+        # As given, numpy's integers and arrays too; a single number is a list of one.
+        self._links: list[list[int]] = [[int(i)] if np.ndim(i) == 0 else list(i) for i in indices]  # type: ignore[arg-type]
 
     @property
     def _per_image_indices(self) -> list[list[int]]:
