@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from zarr.storage import MemoryStore
 
 import wustore
 from wustore.backends.memory import MemoryReader
@@ -274,6 +275,19 @@ def test_targets_that_cannot_be_resumed(source, tmp_path, target):
 
 
 @kinds()
+@pytest.mark.parametrize("options", [{"resume": True}, {"processes": True}, {"scheduler": "tcp://node:8786"}])
+@pytest.mark.parametrize("end", ["source", "target"])
+def test_store_objects_have_no_name_for_other_processes(source, tmp_path, end, options):
+    store = MemoryStore()
+    places = (source, store)
+    if end == "source":
+        wustore.convert(source, store)
+        places = (store, tmp_path / "n.zarr")
+    with pytest.raises(UsageError, match="in one go"):
+        wustore.convert(*places, **options)
+    assert not list(tmp_path.glob("*n.zarr*"))
+
+
 def test_existing_target(source, target, kind):
     wustore.convert(source, target, resume=True, **kind.options)
     before = listing(target)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from wustore.storage.processes import command, safe_path
+from wustore.storage.threads import command, safe_path
 
 _SCRIPT = "open('RUN', 'w').close()\nraise SystemExit('a script of the user')\n"
 

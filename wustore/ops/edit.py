@@ -32,6 +32,7 @@ from wustore.ops.convert import refuse_same
 from wustore.ops.copy import copy
 from wustore.ops.diff import differences
 from wustore.ops.verify import problems
+from wustore.storage.icechunk import is_icechunk
 from wustore.storage.locks import alone, lock_of
 from wustore.storage.staging import Staging
 from wustore.storage.stores import address_of, is_local, name_of
@@ -92,10 +93,12 @@ class EditedReader(ReaderProxy):
         return self.source.image_capsule(i, image) if self._keep_capsule else None
 
 
-def _rewritten(reader: Reader, meta: Meta, *, keep_capsule: bool, progress: Progress | None, options: Any) -> None:
+def _rewritten(
+    address: Any, reader: Reader, meta: Meta, *, keep_capsule: bool, progress: Progress | None, options: Any
+) -> None:
     """Write a store anew in its own place; the old one stays until the new one is whole."""
     edited = EditedReader(reader, meta, keep_capsule=keep_capsule)
-    writer = backend_named(reader.format).create(reader.path, meta, capsule=edited.capsule(), overwrite=True, **options)
+    writer = backend_named(reader.format).create(address, meta, capsule=edited.capsule(), overwrite=True, **options)
     copy(edited, writer, progress=progress)
 
 
@@ -118,14 +121,14 @@ def repack(path: Any, *, progress: Progress | None = None, **options: Any) -> No
         it.
     StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError, OSError
     """
-    with _editing(path, same_content=True) as reader:
+    with _editing(path, same_content=True) as (address, reader):
         meta = reader.meta
         meta = replace(meta, history=(*meta.history, history_entry("repack", options=dict(options))))
         kept = _settings(reader)
         if "chunks" in options or "layout" in options:
             kept.pop("layout", None)
             kept.pop("chunks", None)
-        _rewritten(reader, meta, keep_capsule=True, progress=progress, options=kept | options)
+        _rewritten(address, reader, meta, keep_capsule=True, progress=progress, options=kept | options)
 
 
 def migrate(path: Any, out: Any = None, *, overwrite: bool = False, progress: Progress | None = None) -> bool:
@@ -172,8 +175,8 @@ def migrate(path: Any, out: Any = None, *, overwrite: bool = False, progress: Pr
             refuse_same(source, target)
             _migrated(reader, target, backend_for_writing(target), overwrite=overwrite, progress=progress)
             return True
-    with _editing(source, same_content=True) as reader:
-        _migrated(reader, reader.path, backend_named(reader.format), overwrite=True, progress=progress)
+    with _editing(source, same_content=True) as (address, reader):
+        _migrated(reader, address, backend_named(reader.format), overwrite=True, progress=progress)
     return True
 
 
@@ -225,7 +228,7 @@ def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -
         raise UsageError(
             "cannot drop this", expected=", ".join(DROPPABLE), found=", ".join(sorted(wanted)) or "nothing"
         )
-    with _editing(path) as reader:
+    with _editing(path) as (address, reader):
         meta = reader.meta
         there = {layer for layer in LAYERS if meta.has_layer(layer)}
         has_capsule = reader.capsule() is not None
@@ -241,7 +244,7 @@ def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -
         entry = history_entry("drop", names=sorted(wanted))
         meta = replace(meta, dtypes=dtypes, psf_shape=psf_shape, history=(*meta.history, entry))
         options = _settings(reader)
-        _rewritten(reader, meta, keep_capsule=False, progress=progress, options=options)
+        _rewritten(address, reader, meta, keep_capsule=False, progress=progress, options=options)
 
 
 def append(
@@ -390,9 +393,14 @@ def _settings(reader: Reader) -> dict[str, Any]:
 
 
 @contextmanager
-def _editing(path: Any, *, same_content: bool = False) -> Iterator[Reader]:
-    """Open a store that nobody else changes meanwhile."""
+def _editing(path: Any, *, same_content: bool = False) -> Iterator[tuple[Any, Reader]]:
+    """Open a store that nobody else changes meanwhile; give its place and reader."""
     address = address_of(path, to_write=True)
+    if is_icechunk(address):
+        with open_reader(address) as reader:
+            _refuse_foreign(reader, same_content=same_content)
+            yield address, reader
+        return
     if not isinstance(address, str) or not address or not Path(address).exists():
         with open_reader(address) as reader:  # or it says what is wrong
             raise UsageError(
@@ -411,4 +419,4 @@ def _editing(path: Any, *, same_content: bool = False) -> Iterator[Reader]:
                 hint="Convert it first.",
             )
         _refuse_foreign(reader, same_content=same_content)
-        yield reader
+        yield str(place), reader

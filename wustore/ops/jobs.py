@@ -28,9 +28,9 @@ from wustore.ops.diff import LayerLoss
 from wustore.ops.plans import Job, absolute, check_same, has_begun, keys_of, load_plan, refuse_secrets, save_plan
 from wustore.storage.journal import JOURNAL, Journal
 from wustore.storage.locks import alone
-from wustore.storage.processes import safe_path
 from wustore.storage.staging import Staging, check_target, partial_path
-from wustore.storage.stores import address_of, is_local
+from wustore.storage.stores import address_of, is_local, name_of
+from wustore.storage.threads import safe_path
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -82,6 +82,15 @@ def plan(
         As for `wustore.convert`.
     """
     source, target = address_of(source), address_of(target)
+    for place in (source, target):
+        if not isinstance(place, str):
+            raise UsageError(
+                "a conversion in pieces needs names that other processes can open",
+                path=name_of(place),
+                expected="a path or a URL",
+                found=f"{type(place).__name__} object",
+                hint="Convert it in one go: without resume, processes and scheduler.",
+            )
     refuse_secrets(source, target)
     backend = backend_for_writing(target, format)
     if not backend.resumes(target):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from wustore.errors import FormatError, OtherFormatError, StoreNotFoundError, UsageError
 from wustore.storage import url as remote
 from wustore.storage.files import open_regular
+from wustore.storage.icechunk import IcechunkKeys, icechunk_name, is_icechunk
 from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys, UrlKeys
 from wustore.storage.zip import ZipKeys
 
@@ -32,7 +33,7 @@ def open_keys(address: Any) -> Keys:
         Directory, zip file, URL, or zarr Store object.
     """
     if not isinstance(address, str):
-        return StoreKeys(address)
+        return _keys_of_store(address)
     if not is_local(address):
         return UrlKeys(address)
     if os.path.isdir(address):  # noqa: PTH112
@@ -57,7 +58,11 @@ def writable_keys(address: Any) -> Keys:
         raise UsageError(
             "nothing can be written to a web server", path=remote.redact(address), hint="Write elsewhere and upload it."
         )
-    return UrlKeys(address) if isinstance(address, str) else StoreKeys(address)
+    return UrlKeys(address) if isinstance(address, str) else _keys_of_store(address)
+
+
+def _keys_of_store(store: Store) -> StoreKeys:
+    return IcechunkKeys(store) if is_icechunk(store) else StoreKeys(store)
 
 
 ZIP_SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")
@@ -111,6 +116,8 @@ def address_of(path: Any, *, to_write: bool = False) -> Any:
         if path is None
         else "Give the name of the file instead of the open file."
         if hasattr(path, "close")
+        else "Give its store: session.store."
+        if hasattr(path, "snapshot_id")
         else None,
     )
 
@@ -153,4 +160,4 @@ def _address_of_store(store: Store, to_write: bool) -> Any:
 
 def name_of(address: Any) -> str:
     """Return what to call a place in messages and in the history of a store: without user, password and query."""
-    return remote.redact(str(address))
+    return icechunk_name(address) if is_icechunk(address) else remote.redact(str(address))

@@ -1,4 +1,4 @@
-"""Threads: how many there are, and work that is spread over them.
+"""Threads: how many there are, and work that is spread over them; child processes that run no stranger's code.
 
 What ``workers`` means, everywhere: the number of threads (or processes) that work at the same time, the calling one
 included; None chooses (`worker_count`). Work inside of such a thread shares its part: two images that are read with
@@ -10,8 +10,10 @@ so nested calls cannot wait for each other.
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
@@ -23,7 +25,17 @@ from typing import Any, Generic, TypeVar
 
 from wustore.errors import UsageError
 
-__all__ = ["Background", "available_cores", "default_workers", "in_threads", "read_ahead", "worker_count", "worth"]
+__all__ = [
+    "Background",
+    "available_cores",
+    "command",
+    "default_workers",
+    "in_threads",
+    "read_ahead",
+    "safe_path",
+    "worker_count",
+    "worth",
+]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -294,3 +306,56 @@ class Background:
             pool.shutdown()
         for call in calls:
             call.result()
+
+
+# --- child processes ------------------------------------------------------------------------------------
+#
+# Python looks for modules in the current directory first if it is started with ``-c``, and so do the workers that
+# `multiprocessing` spawns. A script in the directory of the data that has the name of a module would be run.
+
+_OWN = Path(__file__).resolve().parents[2]
+"""Where this package was found."""
+
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
+    "import importlib; getattr(importlib.import_module(sys.argv[1]), sys.argv[2])(*sys.argv[3:])"
+)
+
+
+def _search_path() -> list[str]:
+    """Return where this process finds modules, without the current directory."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        here = None
+    return [entry for entry in sys.path if entry and (Path(entry).resolve() != here or here == _OWN)]
+
+
+def command(module: str, function: str, *arguments: str) -> list[str]:
+    """Return the command that calls a function with texts in another Python, with the modules of this one."""
+    return [
+        sys.executable,
+        "-I",
+        "-W",
+        "ignore",
+        "-c",
+        _START,
+        json.dumps(_search_path()),
+        module,
+        function,
+        *arguments,
+    ]
+
+
+@contextmanager
+def safe_path() -> Iterator[None]:
+    """Let Pythons that are started meanwhile not look into the current directory."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("PYTHONSAFEPATH", None)
+        else:
+            os.environ["PYTHONSAFEPATH"] = before

@@ -9,7 +9,7 @@ import shutil
 import stat
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -62,11 +62,15 @@ class Keys(ABC):
         Whether a URL led here, where there may be nothing at all.
     in_files
         Whether there is `open`.
+    transactional
+        Whether nothing that is written is seen before somebody commits it. Such a store holds nodes and chunks of a
+        Zarr hierarchy and no other keys: an array's document before its chunks, slashes in the keys of these.
     """
 
     name: str
     by_url: bool = False
     in_files: bool = False
+    transactional: bool = False
 
     def open(self, key: str) -> OpenValue | None:
         """Return the value to be read in parts, or None where the key is missing."""
@@ -108,6 +112,29 @@ class Keys(ABC):
         """Remove all keys that start with ``prefix``, which ends in a slash."""
         for key in [*self.list(prefix)]:
             self.delete(key)
+
+    def check_pickles(self) -> None:  # noqa: B027 - most do
+        """Check that another process which gets the address pickled can open the store.
+
+        Raises
+        ------
+        UsageError
+        """
+
+    def begin(self) -> None:  # noqa: B027 - of no concern to most
+        """Begin to change a transactional store.
+
+        Raises
+        ------
+        UsageError
+            If it cannot be changed, or `undo` could not go back to what it holds.
+        """
+
+    def undo(self) -> None:  # noqa: B027
+        """Take back what was written to a transactional store since `begin`."""
+
+    def retain(self, nodes: Collection[str]) -> None:  # noqa: B027
+        """Remove all nodes of a transactional store but these and the root."""
 
     def is_same(self) -> bool | None:
         """Return whether the address still leads to the directory or file that is open; None if that is not known."""

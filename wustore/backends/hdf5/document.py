@@ -20,7 +20,7 @@ from wustore.format.arrays import ArraySpec
 from wustore.format.packed import PACKED, unpack
 from wustore.model.compare import same_bits
 from wustore.model.meta import object_array
-from wustore.storage.processes import command
+from wustore.storage.threads import command
 
 __all__ = ["DOCUMENT_ARRAY", "check_copies", "document_spec", "parse_document", "read_document"]
 

@@ -9,7 +9,7 @@ metadata may see an array's old length for a moment longer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from wustore.backends.zarr.metadata import to_json
 from wustore.backends.zarr.reader import ZarrReader
 from wustore.errors import CorruptError, UsageError, WuStoreError
 from wustore.model.concat import appended
+from wustore.model.meta import Meta
 from wustore.storage.locks import alone, lock_of
 from wustore.storage.staging import sync_tree
 from wustore.storage.stores import is_local, writable_keys
@@ -38,7 +39,9 @@ def _alone(path: Any) -> AbstractContextManager[None]:
     return alone(lock_of(Path(path)), path) if is_local(path) else nullcontext()
 
 
-def _structure_of(document: dict[str, Any], reader: ZarrReader, generation: int, meta: Any) -> Structure:
+def _structure_of(
+    document: dict[str, Any], reader: ZarrReader, generation: int, meta: Meta, separators: tuple[str, str]
+) -> Structure:
     """Return the structure that continues a store: its profile and chunks, whatever they are called."""
     storage = document.get("storage")
     if not isinstance(storage, dict) or "profile" not in storage:
@@ -55,6 +58,7 @@ def _structure_of(document: dict[str, Any], reader: ZarrReader, generation: int,
         chunks=chunks,
         generation=generation,
         bound=reader.bindings() is not None,
+        separators=separators,
     )
 
 
@@ -96,15 +100,23 @@ def append_images(
         count = meta.n_images - old.meta.n_images
         meta = replace(meta, history=(*meta.history, history(count)))
         generation = int(document.get("generation", 0)) + 1
-        structure = _structure_of(document, old, generation, meta)
-        _check_grids(structure, _structure_of(document, old, generation, old.meta), old.path)
+        keys = _keys(path)
+        separators = _next_separators(old, keys)
+        structure = _structure_of(document, old, generation, meta, separators)
+        _check_grids(structure, _structure_of(document, old, generation, old.meta, separators), old.path)
         checksums, bindings = old.checksums(), old.bindings()
         before = np.hstack([checksums, np.zeros_like(checksums) if bindings is None else bindings])
-        keys = _keys(path)
         if isinstance(keys, DirectoryKeys):
             keys.sweep()  # what an append that was killed left
-        rows = np.array([*before.tolist(), *_write(keys, structure, old.meta.n_images, sources, progress)], np.uint32)
-        _switch(keys, structure, rows)
+        keys.begin()
+        try:
+            if keys.transactional:
+                _write_nodes(keys, structure.nodes([], {}))
+            new = _write(keys, structure, old.meta.n_images, sources, progress)
+            _switch(keys, structure, np.array([*before.tolist(), *new], np.uint32))
+        except BaseException:
+            keys.undo()
+            raise
     return count
 
 
@@ -125,6 +137,16 @@ def finish_append(path: Any, *, dry_run: bool = False) -> list[str]:
             for key, node in documents.items():
                 keys.set_durably(key, to_json(node))
     return list(documents)
+
+
+def _next_separators(old: ZarrReader, keys: Keys) -> tuple[str, str]:
+    """Return the separators of the chunk keys, of layers and of small arrays, after the append.
+
+    Those of the small arrays change, so that who has read the old root document finds what it speaks of. In a
+    transaction nobody sees the one beside the other.
+    """
+    layers, small = old.separators()
+    return layers, small if keys.transactional else "." if small == "/" else "/"
 
 
 def _keys(path: Any) -> Keys:
@@ -159,9 +181,17 @@ def _write(
         raise CorruptError("a source gave fewer images than it said", expected=structure.meta.n_images, found=i)
 
 
+def _write_nodes(keys: Keys, nodes: Mapping[str, Any]) -> None:
+    for name, node in nodes.items():
+        keys.set(f"{name}/zarr.json", to_json(node))
+
+
 def _switch(keys: Keys, structure: Structure, rows: NDArray[np.uint32]) -> None:
     """Write the small arrays, make all durable, then replace the root document in one step."""
     small = structure.arrays(rows)
+    nodes = structure.nodes(small, {})
+    if keys.transactional:
+        _write_nodes(keys, nodes)
     for spec in small:
         key, chunk = structure.small_chunk(spec)
         if chunk is not None:
@@ -169,11 +199,10 @@ def _switch(keys: Keys, structure: Structure, rows: NDArray[np.uint32]) -> None:
     if isinstance(keys, DirectoryKeys):
         keys.settle()
         sync_tree(Path(keys.root))
-    nodes = structure.nodes(small, {})
     document = structure.document(None, small[-1])
     keys.set_durably("zarr.json", to_json(structure.root(document, nodes)))
-    for name, node in nodes.items():
-        keys.set(f"{name}/zarr.json", to_json(node))
+    if not keys.transactional:
+        _write_nodes(keys, nodes)
     # The original FITS files are not those of this content any more.
     keys.delete_below("fits/")
     if isinstance(keys, DirectoryKeys):

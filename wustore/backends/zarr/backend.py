@@ -9,12 +9,14 @@ from typing import Any, ClassVar
 from wustore.backends.base import Backend, Reader
 from wustore.backends.zarr.append import append_images, finish_append
 from wustore.backends.zarr.encoder import Structure
+from wustore.backends.zarr.metadata import SEPARATOR
 from wustore.backends.zarr.reader import ZarrReader, open_reader
 from wustore.backends.zarr.writer import (
     DirectoryTarget,
     Options,
     StoreTarget,
     Target,
+    TransactionTarget,
     ZarrWriter,
     ZipTarget,
     options_from,
@@ -23,6 +25,7 @@ from wustore.errors import CorruptError, StoreExistsError, UsageError
 from wustore.format.document import NAMES
 from wustore.format.tagged_json import parse
 from wustore.model.meta import Capsule, Meta
+from wustore.storage.icechunk import is_icechunk
 from wustore.storage.staging import Staging
 from wustore.storage.stores import ZIP_SIGNATURES, is_local, writable_keys
 from wustore.storage.zarr_store import DirectoryKeys, Keys, is_half_written
@@ -73,7 +76,10 @@ class ZarrBackend(Backend):
         ``resume``, ``fingerprint``.
         """
         chosen = options_from(options)
-        structure = Structure(meta, profile=chosen.profile, layout=chosen.layout, chunks=chosen.chunks)
+        separators = ("/", "/") if is_icechunk(path) else (SEPARATOR, SEPARATOR)
+        structure = Structure(
+            meta, profile=chosen.profile, layout=chosen.layout, chunks=chosen.chunks, separators=separators
+        )
         target = self._target(path, overwrite, chosen)
         try:
             return ZarrWriter(target, structure, capsule, chosen)
@@ -84,8 +90,8 @@ class ZarrBackend(Backend):
             raise
 
     def resumes(self, path: Any) -> bool:
-        """Return True: shards are files, or objects, of their own."""
-        return True
+        """Return whether other processes know the place by its name; shards are files, or objects, of their own."""
+        return isinstance(path, str)
 
     def resume(self, path: Any, meta: Meta, **options: Any) -> ZarrWriter:
         """Start or join a store that is written in pieces; see `wustore.backends.base.Backend.resume`."""
@@ -120,6 +126,9 @@ class ZarrBackend(Backend):
                     hint="Choose another name, or overwrite it (--overwrite, overwrite=True).",
                 )
             _refuse_others(keys)
+        if keys.transactional:
+            return TransactionTarget(keys)
+        if keys.size("zarr.json") is not None:
             # Nothing can be exchanged in an object store: the old store goes before the new one comes.
             keys.delete("zarr.json")
             keys.delete_below("")

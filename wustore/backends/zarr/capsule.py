@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.zarr.codecs import Chain, DamagedChunk, strip_crc, with_crc
-from wustore.backends.zarr.metadata import array_metadata, chunk_key
+from wustore.backends.zarr.metadata import array_metadata, chunk_key, separator_of
 from wustore.errors import CorruptError
 from wustore.format.arrays import ArraySpec
 from wustore.storage.zarr_store import Keys
@@ -38,8 +38,8 @@ def bound_spec(sizes: Iterable[int]) -> ArraySpec:
     )
 
 
-def data_metadata(total: int) -> dict[str, Any]:
-    """Return the metadata of the data array, ``total`` bytes long."""
+def data_metadata(total: int, separator: str) -> dict[str, Any]:
+    """Return the metadata of the data array, ``total`` bytes long; ``separator`` is that of its chunk keys."""
     attributes = {"long_name": "what regenerates the FITS files this store was made from; opaque"}
     return array_metadata(
         (total,),
@@ -48,23 +48,24 @@ def data_metadata(total: int) -> dict[str, Any]:
         chunk=(_chunk_length(total),),
         codecs=_CHAIN.to_json(),
         attributes=attributes,
+        separator=separator,
     )
 
 
-def write_data(keys: Keys, total: int, pieces: Iterator[bytes]) -> None:
-    """Write the data array from its pieces, holding one chunk and one piece at a time."""
+def write_data(keys: Keys, total: int, pieces: Iterator[bytes], separator: str) -> None:
+    """Write the chunks of the data array from its pieces, holding one chunk and one piece at a time."""
     length = _chunk_length(total)
     pending = bytearray()
     count = 0
     for piece in pieces:
         pending += piece
         while len(pending) >= length:
-            keys.set(chunk_key(DATA, (count,)), with_crc(bytes(pending[:length])))
+            keys.set(chunk_key(DATA, (count,), separator), with_crc(bytes(pending[:length])))
             del pending[:length]
             count += 1
     if pending:
         # The last chunk is stored whole, as every reader of Zarr expects it.
-        keys.set(chunk_key(DATA, (count,)), with_crc(bytes(pending.ljust(length, b"\0"))))
+        keys.set(chunk_key(DATA, (count,), separator), with_crc(bytes(pending.ljust(length, b"\0"))))
 
 
 class CapsuleBytes:
@@ -87,6 +88,7 @@ class CapsuleBytes:
 
     def __init__(self, keys: Keys, metadata: Mapping[str, Any], bounds: NDArray[Any], n_images: int) -> None:
         self._keys = keys
+        self._separator = separator_of(metadata)
         try:
             (total,) = metadata["shape"]
             (self._length,) = metadata["chunk_grid"]["configuration"]["chunk_shape"]
@@ -106,7 +108,7 @@ class CapsuleBytes:
         number, body = self._last
         if number == k:
             return body
-        raw = self._keys.get(chunk_key(DATA, (k,)))
+        raw = self._keys.get(chunk_key(DATA, (k,), self._separator))
         where = f"array {DATA}, chunk {k}"
         if raw is None:
             raise CorruptError("a chunk is missing", path=self._keys.name, where=where)

@@ -31,6 +31,7 @@ __all__ = [
     "encode_small",
     "group_metadata",
     "packed_checksum",
+    "separator_of",
     "small_metadata",
     "to_json",
 ]
@@ -99,6 +100,14 @@ def array_metadata(
 def chunk_key(name: str, place: tuple[int, ...], separator: str = SEPARATOR) -> str:
     """Return the key of a chunk of an array written here."""
     return f"{name}/" + separator.join(("c", *map(str, place)))
+
+
+def separator_of(node: Mapping[str, Any]) -> str:
+    """Return the separator of an array's chunk keys (Zarr v3: a slash by default)."""
+    try:
+        return str(node["chunk_key_encoding"].get("configuration", {}).get("separator", "/"))
+    except (KeyError, AttributeError):
+        return "/"
 
 
 # --- arrays of one chunk --------------------------------------------------------------------------------

@@ -15,9 +15,7 @@ import numpy as np
 from wustore.backends.base import ResumableWriter
 from wustore.backends.zarr.capsule import DATA, bound_spec, data_metadata, write_data
 from wustore.backends.zarr.encoder import Structure
-from wustore.backends.zarr.metadata import (
-    to_json,
-)
+from wustore.backends.zarr.metadata import to_json
 from wustore.errors import StoreExistsError, UsageError
 from wustore.format.arrays import ArraySpec
 from wustore.format.packed import pack
@@ -30,7 +28,16 @@ from wustore.storage.threads import worker_count
 from wustore.storage.zarr_store import DirectoryKeys, Keys
 from wustore.storage.zip import pack_directory
 
-__all__ = ["DirectoryTarget", "Options", "StoreTarget", "Target", "ZarrWriter", "ZipTarget", "options_from"]
+__all__ = [
+    "DirectoryTarget",
+    "Options",
+    "StoreTarget",
+    "Target",
+    "TransactionTarget",
+    "ZarrWriter",
+    "ZipTarget",
+    "options_from",
+]
 
 
 @dataclass(frozen=True)
@@ -154,6 +161,24 @@ class StoreTarget(Target):
             self.keys.delete_below("")
 
 
+class TransactionTarget(Target):
+    """A store in a transaction: nobody sees it before whoever gave the store commits it.
+
+    What is there already is replaced key by key, so that the source may be the same store, read image by image.
+    """
+
+    def __init__(self, keys: Keys) -> None:
+        self.keys = keys
+        keys.begin()
+
+    def publish(self, journal: Journal | None) -> None:
+        """Do nothing: the commit is not ours."""
+
+    def discard(self) -> None:
+        """Go back to what was there."""
+        self.keys.undo()
+
+
 class ZarrWriter(ResumableWriter):
     """A Zarr store being written."""
 
@@ -167,6 +192,13 @@ class ZarrWriter(ResumableWriter):
         self._options = options
         self._workers = options.workers
         self._kept = _Journaled(self._keys, self._plan()) if options.resume else _Remembered(self._keys.name)
+        self._declare({spec.name: structure.layer_metadata(spec) for spec in structure.layers})
+
+    def _declare(self, nodes: Mapping[str, Any]) -> None:
+        """Write the documents of arrays before their chunks in a transaction; elsewhere others would see them."""
+        if self._keys.transactional:
+            for name, node in nodes.items():
+                self._keys.set(f"{name}/zarr.json", to_json(node))
 
     def _plan(self) -> dict[str, Any]:
         """Return what is written, and from what: only the same conversion is resumed."""
@@ -210,22 +242,26 @@ class ZarrWriter(ResumableWriter):
         document = structure.document(None if capsule is None else capsule.document, small[-1])
         if capsule is not None:
             small.append(self._write_capsule(capsule, others))
+        nodes = structure.nodes(small, others)
+        self._declare(nodes)
         for spec in small:
             key, chunk = structure.small_chunk(spec)
             if chunk is not None:
                 self._keys.set(key, chunk)
-        nodes = structure.nodes(small, others)
         for name, node in nodes.items():
             self._keys.set(f"{name}/zarr.json", to_json(node))
         # Last of all: without it nothing here opens as a store.
         self._keys.set("zarr.json", to_json(structure.root(document, nodes)))
+        self._keys.retain(nodes)
 
     def _write_capsule(self, capsule: Capsule, nodes: dict[str, Any]) -> ArraySpec:
         images = range(self._meta.n_images)
         sizes = [len(capsule.head), *(self._kept.piece_size(i) for i in images)]
         total = sum(sizes)
-        nodes[DATA] = data_metadata(total)
-        write_data(self._keys, total, itertools.chain([capsule.head], map(self._kept.piece, images)))
+        separator = self._structure.layer_separator
+        nodes[DATA] = data_metadata(total, separator)
+        self._declare({DATA: nodes[DATA]})
+        write_data(self._keys, total, itertools.chain([capsule.head], map(self._kept.piece, images)), separator)
         return bound_spec(sizes)
 
     def abort(self) -> None:
