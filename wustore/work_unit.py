@@ -11,7 +11,6 @@ import contextlib
 import copy
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -45,8 +44,7 @@ from wustore.errors import FormatError, StoreExistsError, UsageError, WuStoreErr
 from wustore.format.wcs import text_to_wcs, wcs_to_text
 from wustore.model.units import in_unit, mjd
 from wustore.ops.copy import copy as copy_store
-from wustore.ops.copy import shown_progress
-from wustore.stamps.notebook import facts_html
+from wustore.stamps.notebook import facts_html, is_interactive, shown_progress
 from wustore.storage.stores import address_of
 
 if TYPE_CHECKING:
@@ -1171,8 +1169,7 @@ def _load(format_name: str, path: Any, *, lazy: bool, show_progress: bool | None
 @contextlib.contextmanager
 def _bar(show: bool | None) -> Iterator[Progress | None]:
     """Give a function that moves a bar, a widget in notebooks; None if no bar is to be shown."""
-    interactive = hasattr(sys, "ps1") or "ipykernel" in sys.modules
-    if not (interactive if show is None else show):
+    if not (is_interactive() if show is None else show):
         yield None
         return
     with shown_progress("loading images", leave=True) as progress:

@@ -19,7 +19,7 @@ from wustore.model.meta import LAYERS, PIXEL_LAYERS, Meta
 from wustore.model.select import image_column
 from wustore.model.units import whole_pixels
 from wustore.stamps.layer import Layer
-from wustore.stamps.sky import WCS_COLUMN, image_wcs_or_none, numbers_alike, texts_sky_to_pixel
+from wustore.stamps.sky import WCS_COLUMN, linked_wcs_or_none, numbers_alike, texts_sky_to_pixel
 from wustore.stamps.trajectories import nearest_pixel
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _coordinates(meta: Meta) -> dict[str, xr.Variable]:
         "y": xr.Variable("y", np.arange(height), {"units": "pixel"}),
         "x": xr.Variable("x", np.arange(width), {"units": "pixel"}),
     }
-    texts = [image_wcs_or_none(meta, i) or "" for i in range(meta.n_images)]
+    texts = [linked_wcs_or_none(meta, i) or "" for i in range(meta.n_images)]
     if any(texts):
         coordinates["image_wcs"] = xr.Variable(
             "time", np.array(texts, dtype=object), {"long_name": "WCS of each image, FITS header text"}

@@ -170,13 +170,13 @@ def chunk(seeds: Path, work: Path, rng: random.Random) -> Path:
 
 def journal(seeds: Path, work: Path, rng: random.Random) -> Path:
     """A file of the journal of an unfinished conversion, and of the plan; the conversion is then resumed."""
-    from wustore.ops import jobs
+    from wustore.ops import jobs, plans
 
     source, target = _saved(seeds, "night.zarr"), work / "night.h5"
     for left in work.glob(".night.h5*"):
         shutil.rmtree(left)
     target.unlink(missing_ok=True)
-    jobs.plan(str(source), str(target), parts=2)
+    plans.plan(str(source), str(target), parts=2)
     jobs.part(str(target), 0)
     [folder] = work.glob(".night.h5*")
     file = rng.choice(sorted(path for path in folder.rglob("*") if path.is_file()))

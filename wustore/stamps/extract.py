@@ -22,8 +22,9 @@ from wustore.model.meta import PIXEL_LAYERS
 from wustore.model.select import TimeRange, chosen_images
 from wustore.model.units import whole_pixels
 from wustore.stamps.coadd import RunningCoadd, check_kind
+from wustore.stamps.notebook import with_bar
 from wustore.stamps.results import Coadds, Stamps
-from wustore.stamps.sky import image_wcs_or_none, numbers_alike, sky_to_pixel
+from wustore.stamps.sky import linked_wcs_or_none, numbers_alike, sky_to_pixel
 from wustore.stamps.trajectories import nearest_pixel, trajectories_from
 from wustore.stamps.windows import AT_A_TIME, Block, Windows
 from wustore.storage import buffers
@@ -35,6 +36,7 @@ MAX_MEMORY = 256 << 20
 """Working memory besides the result [bytes]: the pixels of 16 images of 2048 x 2048."""
 
 
+@with_bar("cutting")
 def stamps(
     reader: Reader,
     x: ArrayLike | None = None,
@@ -105,6 +107,7 @@ def stamps(
     return wanted.stamps(nearest_pixel(centre_x), nearest_pixel(centre_y), ids, progress)
 
 
+@with_bar("cutting")
 def trajectory_stamps(
     reader: Reader,
     trajectories: Any,
@@ -217,6 +220,7 @@ def stamp_batches(
             progress(seam, n_times)
 
 
+@with_bar("coadding")
 def trajectory_coadds(
     reader: Reader,
     trajectories: Any,
@@ -301,7 +305,7 @@ class _Request:
             "times": meta.times[self.images],
             "images": self.images,
             "radius": int(self.radius),
-            "wcs": tuple(image_wcs_or_none(meta, i) for i in self.images.tolist()),
+            "wcs": tuple(linked_wcs_or_none(meta, i) for i in self.images.tolist()),
             "source": str(self.reader.path),
         }
 

@@ -11,7 +11,7 @@ from wustore.backends.base import Reader
 from wustore.errors import MissingDependencyError, UsageError
 from wustore.model.kbmod_rules import is_masked
 from wustore.stamps.picture import EMPTY, MASKED, limits_of
-from wustore.stamps.sky import image_wcs_or_none
+from wustore.stamps.sky import linked_wcs_or_none
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,7 +85,7 @@ def plot_image(reader: Reader, i: int = 0, layer: str = "science", stretch: str 
     if layer not in {"science", "variance"} or not meta.has_layer(layer):
         raise UsageError("not a layer to plot", path=reader.path, expected="science or variance", found=layer)
     figure = new_figure(7, 6)
-    text = image_wcs_or_none(meta, i)
+    text = linked_wcs_or_none(meta, i)
     axes = figure.add_subplot(projection=None if text is None else text_to_wcs(text))
     image = reader.image(i, (layer, "mask"))
     plane = image.layer(layer)

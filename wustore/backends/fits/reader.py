@@ -249,7 +249,7 @@ class FitsReader(Reader):
         if self.files[0].compression is not None:
             facts["file compression"] = self.files[0].compression
         plane = self.layout.images[0].planes["science"]
-        facts["science compression"] = plane.compression
+        facts["science_compression"] = plane.compression
         return facts
 
     def close(self) -> None:
