@@ -186,9 +186,9 @@ def make(target: Path) -> None:
             key = name.partition(".")[0].partition("-")[0]
             assert content.setdefault(key, found) == found
             files["stores"][name] = files_of(work, name)
-            with zipfile.ZipFile(target / f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-                for path in files["stores"][name]:
-                    archive.write(work / path, path)
+            with zipfile.ZipFile(target / f"{name}.zip", "w") as archive:
+                for path in files["stores"][name]:  # all dated 1980-01-01
+                    archive.writestr(zipfile.ZipInfo(path), (work / path).read_bytes(), zipfile.ZIP_DEFLATED)
     (target / "content.json").write_text(json.dumps(content, indent=1) + "\n")
     (target / "files.json").write_text(json.dumps(files, indent=1) + "\n")
 
