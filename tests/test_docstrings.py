@@ -89,6 +89,8 @@ def test_docstring(name):
             }
         return
     documented = listed(text, "Parameters")
+    if name.startswith("wustore.testing."):  # helpers of tests: one sentence names the parameters
+        return
     assert sorted(documented) == sorted(parameters(value)), "parameters"
     annotation = inspect.signature(value).return_annotation
     if annotation not in {None, "None", "NoReturn", inspect.Signature.empty}:

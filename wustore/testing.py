@@ -218,15 +218,7 @@ SAMPLES = {
 
 
 def sample(name: str, seed: int = 0) -> MemoryReader:
-    """Return a sample WorkUnit (a key of `SAMPLES`), the same for the same seed.
-
-    Parameters
-    ----------
-    name
-        A key of `SAMPLES`.
-    seed
-        Of the random values.
-    """
+    """Return a sample WorkUnit (``name`` is a key of `SAMPLES`), the same for the same ``seed``."""
     return SAMPLES[name](np.random.default_rng(seed))
 
 
@@ -239,13 +231,7 @@ def with_capsule(reader: MemoryReader) -> MemoryReader:
 
 
 def assert_same(left: Reader, right: Reader) -> None:
-    """Fail with the first differences where two stores are not equal bit for bit.
-
-    Parameters
-    ----------
-    left, right
-        Open stores.
-    """
+    """Fail with the first differences if two open stores, ``left`` and ``right``, are not equal bit for bit."""
     found = [str(difference) for _, difference in zip(range(8), differences(left, right), strict=False)]
     assert not found, "\n".join(found)
 
@@ -282,29 +268,13 @@ class BackendConformance:
         return str(tmp_path / f"store{self.suffix}")
 
     def make(self, path: str, source: Reader, **options: Any) -> Reader:
-        """Return the store that ``source`` was written to, open.
-
-        Parameters
-        ----------
-        path
-            Where to write.
-        source
-            What to write.
-        options
-            Of the backend.
-        """
+        """Return the store that ``source`` was written to, open."""
         options = {"capsule": source.capsule(), **self.options, **options}
         copy(source, self.backend.create(path, source.meta, **options))
         return self.backend.open(path)
 
     def listing(self, tmp_path: Path) -> list[str]:
-        """Return what is in the directory.
-
-        Parameters
-        ----------
-        tmp_path
-            The directory.
-        """
+        """Return what is in the directory."""
         return sorted(entry.name for entry in tmp_path.iterdir())
 
     @pytest.mark.parametrize("name", list(SAMPLES))
