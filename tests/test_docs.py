@@ -45,12 +45,12 @@ def run_console(text, page, directory):
 
 @pytest.mark.parametrize(
     "page",
-    [p for p in PAGES if any(b[0] in {"python", "console"} for b in blocks(p))],
+    [p for p in PAGES if any(b[0] in {"python", "{shown}", "console"} for b in blocks(p))],
     ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_blocks_run(page, tmp_path):
     for language, text in blocks(page):
-        if language == "python":
+        if language in {"python", "{shown}"}:
             run_python(text, page, tmp_path)
         elif language == "console":
             run_console(text, page, tmp_path)
@@ -61,12 +61,19 @@ def test_notebook_runs(tmp_path):
     nbformat = pytest.importorskip("nbformat", reason="needs the extra docs")
     processors = pytest.importorskip("nbconvert.preprocessors", reason="needs the extra docs")
     notebook = nbformat.read(ROOT / "docs" / "tutorial.ipynb", as_version=4)
+    # Work that takes longer than DELAY shows a bar: here all of it.
+    late = (
+        "from wustore.stamps import notebook\nnotebook.DELAY = 0\nwu.trajectory_stamps([[95, 140, 260, 150]], radius=5)"
+    )
+    notebook.cells.insert(-1, nbformat.v4.new_code_cell(late))  # before the WorkUnit is closed
     run = processors.ExecutePreprocessor(timeout=300, kernel_name="python3")
     done, _ = run.preprocess(notebook, {"metadata": {"path": str(tmp_path)}})
     shown = [output for cell in done.cells for output in cell.get("outputs", [])]
     assert all(output["output_type"] != "error" for output in shown)
     rich = [output["data"] for output in shown if output["output_type"] == "execute_result"]
     assert any("text/html" in data for data in rich)
+    bars = [output for output in done.cells[-2]["outputs"] if output["output_type"] != "execute_result"]
+    assert any("cutting" in output.get("text", str(output.get("data"))) for output in bars)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

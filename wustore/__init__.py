@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from wustore.ops.copy import LossWarning
     from wustore.ops.diff import LayerLoss
     from wustore.ops.edit import EditWarning, append, drop, migrate, repack
-    from wustore.ops.jobs import finish, part, plan
-    from wustore.ops.plans import Job
+    from wustore.ops.jobs import finish, part
+    from wustore.ops.plans import Job, plan
     from wustore.ops.repair import clean, repair
     from wustore.ops.verify import Problem
     from wustore.stamps.layer import Layer
@@ -46,8 +46,8 @@ _MODULES = {
     "ops.copy": "LossWarning",
     "ops.diff": "LayerLoss",
     "ops.edit": "append repack drop migrate EditWarning",
-    "ops.jobs": "plan part finish",
-    "ops.plans": "Job",
+    "ops.jobs": "part finish",
+    "ops.plans": "Job plan",
     "ops.repair": "repair clean",
     "ops.verify": "Problem",
     "stamps.layer": "Layer",

@@ -10,6 +10,7 @@ from wustore.backends.registry import open_reader
 from wustore.model.compare import Difference
 from wustore.ops.convert import convert as convert_store
 from wustore.ops.copy import write
+from wustore.stamps.notebook import with_bar
 from wustore.storage.stores import address_of
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def open(path: Any, *, format: str | None = None, lazy: bool = True, **options: 
     return work_unit_from(open_reader(path, format=format, **options), lazy=lazy)
 
 
+@with_bar("saving")
 def save(
     work_unit: Any,
     path: Any,
@@ -121,6 +123,7 @@ def save(
     )
 
 
+@with_bar("converting")
 @functools.wraps(convert_store)
 def convert(source: Any, target: Any, **options: Any) -> list[LayerLoss]:  # noqa: D103 - of what it wraps
     if hasattr(source, "im_stack"):  # a WorkUnit in memory
@@ -128,6 +131,7 @@ def convert(source: Any, target: Any, **options: Any) -> list[LayerLoss]:  # noq
     return convert_store(source, target, **options)
 
 
+@with_bar("verifying")
 def verify(
     path: Any,
     *,

@@ -36,6 +36,7 @@ from wustore.format.wcs import wcs_to_text
 from wustore.model.meta import LAYERS, Image, Meta
 from wustore.ops.copy import copy as copy_store
 from wustore.ops.copy import write
+from wustore.stamps.notebook import with_bar
 from wustore.storage.stores import address_of
 from wustore.work_unit import WorkUnit
 
@@ -197,6 +198,7 @@ def _kbmod() -> tuple[Any, Any, Any]:
     return ImageStackPy, KbmodConfiguration, KbmodWorkUnit
 
 
+@with_bar("reprojecting")
 def reproject(
     source: Any,
     target: Any,

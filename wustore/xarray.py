@@ -19,7 +19,7 @@ from wustore.model.meta import LAYERS, PIXEL_LAYERS, Meta
 from wustore.model.select import image_column
 from wustore.model.units import whole_pixels
 from wustore.stamps.layer import Layer
-from wustore.stamps.sky import WCS_COLUMN, image_wcs_or_none, numbers_alike, texts_sky_to_pixel
+from wustore.stamps.sky import WCS_COLUMN, linked_wcs_or_none, numbers_alike, texts_sky_to_pixel
 from wustore.stamps.trajectories import nearest_pixel
 
 if TYPE_CHECKING:
@@ -76,7 +76,13 @@ class _LayerArray(BackendArray):
 
 
 def mjd_to_datetime(mjd: NDArray[np.float64]) -> NDArray[np.datetime64] | None:
-    """Return MJD [days, UTC] as datetime64[ns], NaT for NaN; None if a time is outside of the years 1678 to 2262."""
+    """Return MJD [days, UTC] as datetime64[ns], NaT for NaN; None if a time is outside of the years 1678 to 2262.
+
+    Parameters
+    ----------
+    mjd
+        Times. Any shape.
+    """
     known = np.isfinite(mjd)
     if np.any(np.isinf(mjd)) or np.any(np.abs(mjd[known] - 40587) > 106_000):  # days on either side of 1970
         return None
@@ -133,7 +139,7 @@ def _coordinates(meta: Meta) -> dict[str, xr.Variable]:
         "y": xr.Variable("y", np.arange(height), {"units": "pixel"}),
         "x": xr.Variable("x", np.arange(width), {"units": "pixel"}),
     }
-    texts = [image_wcs_or_none(meta, i) or "" for i in range(meta.n_images)]
+    texts = [linked_wcs_or_none(meta, i) or "" for i in range(meta.n_images)]
     if any(texts):
         coordinates["image_wcs"] = xr.Variable(
             "time", np.array(texts, dtype=object), {"long_name": "WCS of each image, FITS header text"}
@@ -389,7 +395,13 @@ class WuStoreEntrypoint(BackendEntrypoint):
         return dataset
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Return whether this is a FITS WorkUnit; Zarr and HDF5 stores are left to xarray's own engines."""
+        """Return whether this is a FITS WorkUnit; Zarr and HDF5 stores are left to xarray's own engines.
+
+        Parameters
+        ----------
+        filename_or_obj
+            What xarray was given: a path, a URL or an open file.
+        """
         if not isinstance(filename_or_obj, str | os.PathLike):
             return False
         path = os.fspath(filename_or_obj)

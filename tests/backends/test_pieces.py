@@ -20,7 +20,7 @@ from wustore.backends.hdf5.backend import Hdf5Backend
 from wustore.backends.hdf5.encoder import Encoder
 from wustore.backends.registry import backend_for_writing
 from wustore.errors import CorruptError, UsageError, WuStoreError
-from wustore.ops import jobs
+from wustore.ops import jobs, plans
 from wustore.ops.copy import copy
 from wustore.testing import sample, with_capsule
 
@@ -125,7 +125,7 @@ def test_changed_pixels_fall_back_as_ever(edited, tmp_path, form):
     target = str(tmp_path / "b" / "x.fits")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        jobs.plan(edited, target, format=form)
+        plans.plan(edited, target, format=form)
         jobs.part(target, 0)
     with pytest.warns(StoreChangedWarning, match="pixels of image 1"):
         jobs.finish(target)
@@ -157,7 +157,7 @@ def test_what_an_ordinary_writer_refuses_is_refused_at_once(tmp_path):
         ("x.h5", {"profile": "zap"}),
     ):
         with pytest.raises(WuStoreError):
-            jobs.plan(str(source), str(tmp_path / target), **options)
+            plans.plan(str(source), str(tmp_path / target), **options)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["0_x.fits", "source.h5"]
 
 

@@ -61,7 +61,7 @@ def test_doctor(run):
     assert found["ok"] is True
     assert found["wustore"] == wustore.__version__
     assert found["codecs"]["zarr compact"] == "ok"
-    assert set(found["limits"]) == {"processors", "open files", "memory", "temporary"}
+    assert set(found["limits"]) == {"processors", "open_files", "memory", "temporary"}
     assert "hdf5 portable" in run("doctor")[1]
 
 

@@ -109,12 +109,12 @@ def test_options_that_are_listed_are_taken(nights, run, tmp_path):
 
 
 def test_resume_says_what_it_kept(nights, run, tmp_path):
-    from wustore.ops import jobs
+    from wustore.ops import jobs, plans
 
     source, target = tmp_path / "source.zarr", tmp_path / "x.zarr"
     reader = sample("chunked")
     copy(reader, backend_for_writing(str(source)).create(str(source), reader.meta))
-    jobs.plan(str(source), str(target), parts=3)
+    plans.plan(str(source), str(target), parts=3)
     jobs.part(str(target), 1)
     code, _, err = run("convert", source, target, "--resume")
     assert code == 0

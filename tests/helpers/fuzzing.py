@@ -20,6 +20,7 @@ from wustore.backends.zarr.codecs import with_crc
 from wustore.backends.zarr.metadata import document_checksum
 from wustore.errors import WuStoreError
 from wustore.ops.copy import copy
+from wustore.ops.diff import differences
 from wustore.ops.verify import problems
 from wustore.testing import sample, with_capsule
 
@@ -30,7 +31,7 @@ GOLDEN = Path(__file__).parents[1] / "data"
 
 
 def use(path: Path, work: Path) -> str:
-    """Do with a store what its user does: open, look, read all, verify, convert; return how it ended."""
+    """Do with a store what its user does: open, look, read all, verify, convert, diff; return how it ended."""
     try:
         with open_reader(path) as reader:
             reader.describe()
@@ -44,6 +45,9 @@ def use(path: Path, work: Path) -> str:
                 copy(
                     reader, backend_for_writing(str(target)).create(str(target), reader.meta, overwrite=True), workers=1
                 )
+                with open_reader(target) as copied:
+                    different = [str(difference) for difference in differences(reader, copied, workers=1)]
+                assert not different, different
     except ALLOWED as error:
         str(error)
         return type(error).__name__
@@ -170,13 +174,13 @@ def chunk(seeds: Path, work: Path, rng: random.Random) -> Path:
 
 def journal(seeds: Path, work: Path, rng: random.Random) -> Path:
     """A file of the journal of an unfinished conversion, and of the plan; the conversion is then resumed."""
-    from wustore.ops import jobs
+    from wustore.ops import jobs, plans
 
     source, target = _saved(seeds, "night.zarr"), work / "night.h5"
     for left in work.glob(".night.h5*"):
         shutil.rmtree(left)
     target.unlink(missing_ok=True)
-    jobs.plan(str(source), str(target), parts=2)
+    plans.plan(str(source), str(target), parts=2)
     jobs.part(str(target), 0)
     [folder] = work.glob(".night.h5*")
     file = rng.choice(sorted(path for path in folder.rglob("*") if path.is_file()))

@@ -25,7 +25,7 @@ from wustore.backends.registry import backend_for_writing
 from wustore.backends.zarr.writer import DirectoryTarget
 from wustore.errors import CorruptError, IncompleteError, StoreExistsError, StoreReplacedError, UsageError, WuStoreError
 from wustore.model.meta import LAYERS
-from wustore.ops import jobs
+from wustore.ops import jobs, plans
 from wustore.ops.copy import copy
 from wustore.ops.estimate import Estimate, estimate, refuse_if_too_large
 from wustore.storage.journal import JOURNAL, Journal, sealed_text, unsealed
@@ -130,12 +130,12 @@ def written(target):
 
 @kinds()
 def test_parts_in_any_order_with_repeats(source, reference, target, kind):
-    jobs.plan(source, target, parts=5, **kind.options)
+    plans.plan(source, target, parts=5, **kind.options)
     for k in (3, 0, 0, 4, 2, 3, 1):
         with pytest.raises(IncompleteError):
             wustore.open_reader(target)
         jobs.part(target, k)
-    assert jobs.progress_of(target) == (12, 12)
+    assert plans.progress_of(target) == (12, 12)
     jobs.finish(target)
     assert listing(target) == reference
     assert not list(Path(target).parent.glob(".*"))
@@ -143,14 +143,14 @@ def test_parts_in_any_order_with_repeats(source, reference, target, kind):
 
 @kinds()
 def test_plan_is_joined_not_restarted(source, target, kind):
-    first = jobs.plan(source, target, parts=3, **kind.options)
+    first = plans.plan(source, target, parts=3, **kind.options)
     jobs.part(target, 1)
-    assert jobs.plan(source, target, parts=3, **kind.options) == first
-    assert jobs.progress_of(target) == (4, 12)
+    assert plans.plan(source, target, parts=3, **kind.options) == first
+    assert plans.progress_of(target) == (4, 12)
 
 
 def test_parts_cover_every_image_once(source, tmp_path):
-    job = jobs.plan(source, str(tmp_path / "x.zarr"), parts=5)
+    job = plans.plan(source, str(tmp_path / "x.zarr"), parts=5)
     assert [i for k in range(job.parts) for i in job.images_of(k)] == list(range(12))
     assert jobs.part(job.target, 5) == 0  # an array may be larger than the number of images
     with pytest.raises(UsageError, match="part"):
@@ -159,16 +159,16 @@ def test_parts_cover_every_image_once(source, tmp_path):
 
 def test_planning_again_in_another_number_of_parts_is_refused(source, tmp_path):
     target = str(tmp_path / "x.zarr")
-    assert jobs.plan(source, target, parts=50).parts == 12
+    assert plans.plan(source, target, parts=50).parts == 12
     for parts in (12, 100, None):  # the same number, and none in particular
-        assert jobs.plan(source, target, parts=parts).parts == 12
+        assert plans.plan(source, target, parts=parts).parts == 12
     with pytest.raises(UsageError, match="another number of parts"):
-        jobs.plan(source, target, parts=3)
+        plans.plan(source, target, parts=3)
 
 
 @kinds()
 def test_finish_names_what_is_missing(source, target, kind):
-    jobs.plan(source, target, parts=3, **kind.options)
+    plans.plan(source, target, parts=3, **kind.options)
     jobs.part(target, 0)
     with pytest.raises(IncompleteError, match="4, 5, 6"):
         jobs.finish(target)
@@ -177,7 +177,7 @@ def test_finish_names_what_is_missing(source, target, kind):
 
 @kinds()
 def test_torn_images_are_written_again(source, reference, target, kind):
-    jobs.plan(source, target, **kind.options)
+    plans.plan(source, target, **kind.options)
     jobs.part(target, 0)
     files = written(target)
     files[0].write_bytes(files[0].read_bytes()[:-3])
@@ -192,7 +192,7 @@ def test_torn_images_are_written_again(source, reference, target, kind):
 
 def test_halves_of_values_do_not_stay(source, reference, tmp_path):
     target = str(tmp_path / "x.zarr")
-    jobs.plan(source, target)
+    plans.plan(source, target)
     jobs.part(target, 0)
     (partial_path(target) / "science" / ".c.2.0.0~host~1234-5").write_bytes(b"half")
     jobs.finish(target)
@@ -203,7 +203,7 @@ def test_halves_of_values_do_not_stay(source, reference, tmp_path):
 def test_damage_that_finish_meets(source, reference, target, kind):
     """A bit that flipped after the last check is not taken over; the image is written again."""
     if not kind.suffix.startswith(".zarr"):
-        jobs.plan(source, target, **kind.options)
+        plans.plan(source, target, **kind.options)
         jobs.part(target, 0)
         file = written(target)[5]
         data = bytearray(file.read_bytes())
@@ -218,7 +218,7 @@ def test_damage_that_finish_meets(source, reference, target, kind):
 
 @kinds("zarr", "zip")
 def test_leftovers_that_finish_cannot_read(source, reference, target, kind):
-    jobs.plan(source, target)
+    plans.plan(source, target)
     jobs.part(target, 0)
     file = partial_path(target) / JOURNAL / "images" / "5.capsule"
     file.write_bytes(bytes(file.stat().st_size))
@@ -232,23 +232,23 @@ def test_leftovers_that_finish_cannot_read(source, reference, target, kind):
 
 @kinds()
 def test_other_conversion_at_the_same_target(source, target, tmp_path, kind):
-    jobs.plan(source, target, **kind.options)
+    plans.plan(source, target, **kind.options)
     other_options = {"lossless": True} if kind.is_fits else {"profile": "none"}
     with pytest.raises(UsageError, match="else"):
-        jobs.plan(source, target, **kind.options, **other_options)
+        plans.plan(source, target, **kind.options, **other_options)
     other = tmp_path / "other.h5"
     save(sample("simple"), other)
     with pytest.raises(UsageError, match="else"):
-        jobs.plan(str(other), target, **kind.options)
+        plans.plan(str(other), target, **kind.options)
 
 
 @kinds()
 def test_changed_source(source, target, kind):
-    jobs.plan(source, target, parts=2, **kind.options)
+    plans.plan(source, target, parts=2, **kind.options)
     jobs.part(target, 0)
     wustore.append(source, source, drop_capsule=True, duplicates=True)
     with pytest.raises(UsageError):
-        jobs.plan(source, target, **kind.options)
+        plans.plan(source, target, **kind.options)
     for act in (lambda: jobs.part(target, 1), lambda: jobs.finish(target)):
         with pytest.raises(StoreReplacedError, match="changed"):
             act()
@@ -302,7 +302,7 @@ def test_existing_target(source, target, kind):
 @kinds("zarr", "zip", "hdf5", "sharded")
 def test_overwriting_is_asked_anew(source, reference, target, kind):
     """What appeared at the target since the plan may be replaced by who says so now."""
-    jobs.plan(source, target, **kind.options)
+    plans.plan(source, target, **kind.options)
     save(sample("simple"), target)
     with pytest.raises(StoreExistsError):
         wustore.convert(source, target, resume=True, **kind.options)
@@ -313,15 +313,15 @@ def test_overwriting_is_asked_anew(source, reference, target, kind):
 @kinds("zarr", "hdf5", "fits")
 def test_leftovers_are_kept_or_not_as_planned(source, target, kind):
     for planned in (True, False):
-        jobs.plan(source, target, capsule=planned)
+        plans.plan(source, target, capsule=planned)
         with pytest.raises(UsageError, match="keep_capsule"):
             wustore.convert(source, target, resume=True, capsule=not planned)
-        jobs.discard(target)
+        plans.discard(target)
 
 
 def test_a_part_that_starts_while_the_end_is_made(source, reference, target, monkeypatch):
     """A repeated part takes nothing away from a store that is about to appear."""
-    jobs.plan(source, target, parts=2)
+    plans.plan(source, target, parts=2)
     for k in (0, 1):
         jobs.part(target, k)
     publish = DirectoryTarget.publish
@@ -339,7 +339,7 @@ def test_a_part_that_starts_while_the_end_is_made(source, reference, target, mon
 def test_two_processes_end_a_conversion(source, reference, target, kind, monkeypatch):
     """The second one is refused: it would put what is left in the place of the finished store."""
     save(sample("simple"), target)
-    jobs.plan(source, target, overwrite=True, **kind.options)
+    plans.plan(source, target, overwrite=True, **kind.options)
     jobs.part(target, 0)
     inventory = Journal.inventory
 
@@ -364,11 +364,11 @@ def test_images_of_another_conversion_do_not_count(source, reference, target, tm
     few = repeated()
     images = [replace(image, science=-image.science) for _, image in few.images()]
     save(MemoryReader(few.meta, images), other)
-    jobs.plan(str(other), target)
+    plans.plan(str(other), target)
     jobs.part(target, 0)
     kept = {name: data for name, data in listing(partial_path(target)).items() if not name.endswith("job.json")}
-    jobs.discard(target)
-    jobs.plan(source, target)
+    plans.discard(target)
+    plans.plan(source, target)
     plan = listing(partial_path(target))
     for name, data in (kept | plan).items():
         place = partial_path(target) / name
@@ -380,7 +380,7 @@ def test_images_of_another_conversion_do_not_count(source, reference, target, tm
 
 
 def test_what_an_earlier_call_began_outlives_a_later_one(source, target):
-    jobs.plan(source, target, parts=2)
+    plans.plan(source, target, parts=2)
     jobs.part(target, 1)
 
     def stop(done, total):
@@ -388,8 +388,8 @@ def test_what_an_earlier_call_began_outlives_a_later_one(source, target):
 
     with pytest.raises(KeyboardInterrupt):
         wustore.convert(source, target, processes=True, workers=1, progress=stop)
-    assert jobs.progress_of(target)[0] > 6
-    jobs.discard(target)
+    assert plans.progress_of(target)[0] > 6
+    plans.discard(target)
     with pytest.raises(KeyboardInterrupt):
         wustore.convert(source, target, processes=True, workers=1, progress=stop)
     assert not partial_path(target).exists()
@@ -399,7 +399,7 @@ def test_what_an_earlier_call_began_outlives_a_later_one(source, target):
 def test_a_url_where_the_end_was_cut_off(source, tmp_path, monkeypatch, overwrite):
     """Killed between the root document and the removal of the journal: the store is finished, and stays."""
     target = f"memory://{tmp_path.name}/x.zarr"
-    jobs.plan(source, target, overwrite=overwrite)
+    plans.plan(source, target, overwrite=overwrite)
     jobs.part(target, 0)
 
     def killed(self):
@@ -441,14 +441,14 @@ def test_parts_on_a_cluster_are_bounded(source, target, monkeypatch):
 @pytest.mark.parametrize("what", ["plan", "convert"])
 @kinds("zarr", "zip", "hdf5", "fits", "sharded")
 def test_a_target_that_appears_meanwhile_is_not_touched(source, target, kind, what):
-    jobs.plan(source, target, **kind.options)
+    plans.plan(source, target, **kind.options)
     if what == "convert":
         jobs.part(target, 0)  # all images are there: what stands at the target might be theirs
     Path(target).write_bytes(b"somebody else's")
     with pytest.raises(StoreExistsError):
         wustore.convert(source, target, resume=True, **kind.options)
     assert listing(target) == {"": b"somebody else's"}
-    assert jobs.progress_of(target) == ((12, 12) if what == "convert" else (0, 12))
+    assert plans.progress_of(target) == ((12, 12) if what == "convert" else (0, 12))
 
 
 @kinds("zarr", "hdf5", "sharded")
@@ -513,7 +513,7 @@ def killed_runs(source, target, kills, generator, options):
         with pytest.raises(WuStoreError):
             wustore.open_reader(target)
         try:
-            left.append(jobs.progress_of(target)[0])
+            left.append(plans.progress_of(target)[0])
         except IncompleteError:
             left.append(0)
     return left
@@ -548,7 +548,7 @@ def test_a_hundred_sigkills(source, reference, tmp_path, kind, rounds):
 DEADLY = """
 import os, shutil, signal, sys
 from pathlib import Path
-from wustore.ops import jobs
+from wustore.ops import jobs, plans
 left = int(sys.argv[2])
 def deadly(function):
     def call(*arguments, **keywords):
@@ -572,7 +572,7 @@ def check_every_step(source, reference, target, kind, steps, *, overwrite=False)
     old = with_capsule(sample("simple")) if not kind.is_fits else sample("simple")
     if overwrite:
         save(old, target)
-    jobs.plan(source, target, **options)
+    plans.plan(source, target, **options)
     jobs.part(target, 0)
     whole = partial_path(target)
     kept = whole.with_name("kept")
@@ -607,7 +607,7 @@ def check_every_step(source, reference, target, kind, steps, *, overwrite=False)
 
 def test_an_unfinished_store_that_was_moved_keeps_its_journal(source, target):
     """Only where there is a root document does a journal below the target say that it is finished."""
-    jobs.plan(source, target)
+    plans.plan(source, target)
     jobs.part(target, 0)
     partial_path(target).rename(target)
     before = listing(target)
@@ -621,7 +621,7 @@ def test_an_unfinished_store_that_was_moved_keeps_its_journal(source, target):
 @kinds("zarr")
 def test_little_is_left_when_the_store_appears(source, reference, target, monkeypatch):
     """A process that is about to end should: the records of the images are gone by then, and nothing is done again."""
-    jobs.plan(source, target)
+    plans.plan(source, target)
     jobs.part(target, 0)
 
     def killed(self):
@@ -635,7 +635,7 @@ def test_little_is_left_when_the_store_appears(source, reference, target, monkey
     assert sorted(entry.name for entry in (whole / JOURNAL).rglob("*") if entry.is_file()) == [
         "capsule.bin", "job.json", "plan.json", "sealed"
     ]  # fmt: skip
-    assert jobs.progress_of(target) == (12, 12)
+    assert plans.progress_of(target) == (12, 12)
     monkeypatch.setattr("wustore.backends.zarr.encoder.encode_shard", None)
     wustore.convert(source, target, resume=True)
     assert listing(target) == reference
@@ -752,10 +752,10 @@ def test_too_large_is_refused():
 
 def test_job_is_json(source, tmp_path):
     target = str(tmp_path / "x.zarr")
-    jobs.plan(source, target, profile="portable")
+    plans.plan(source, target, profile="portable")
     text = (partial_path(target) / ".wustore-journal" / "job.json").read_text()
     assert json.loads(text)["options"] == {"profile": "portable"}
-    jobs.discard(target)
+    plans.discard(target)
     assert not partial_path(target).exists()
     with pytest.raises(IncompleteError):
         jobs.part(target, 0)
@@ -764,7 +764,7 @@ def test_job_is_json(source, tmp_path):
 def test_a_plan_is_for_the_place_where_it_is_found(source, tmp_path, kind):
     (tmp_path / "old").mkdir()
     target = tmp_path / "old" / f"x{kind.suffix}"
-    jobs.plan(source, str(target), parts=1, **kind.options)
+    plans.plan(source, str(target), parts=1, **kind.options)
     (tmp_path / "old").rename(tmp_path / "new")
     moved = tmp_path / "new" / target.name
     assert jobs.part(str(moved), 0) == 12
@@ -775,7 +775,7 @@ def test_a_plan_is_for_the_place_where_it_is_found(source, tmp_path, kind):
 
 @pytest.mark.parametrize("text", ["{}", "[]", "[" * 100_000, '{"source": 1}', '{"nothing": 1}'])
 def test_a_plan_of_any_shape_is_refused(source, target, text):
-    jobs.plan(source, target)
+    plans.plan(source, target)
     document = unsealed(next(partial_path(target).rglob("job.json")).read_bytes())
     for name in document:
         next(partial_path(target).rglob("job.json")).write_bytes(sealed_text(document | {name: -1.5}))

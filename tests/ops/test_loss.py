@@ -13,7 +13,7 @@ import wustore
 from wustore.backends.memory import MemoryReader
 from wustore.backends.registry import backend_named
 from wustore.errors import UsageError
-from wustore.ops import jobs
+from wustore.ops import plans
 from wustore.ops.copy import LossWarning, copy
 from wustore.ops.diff import LayerLoss, losses
 from wustore.testing import sample
@@ -36,7 +36,7 @@ def test_refused(source: str, tmp_path: Path, options: dict) -> None:
         lambda: wustore.convert(source, target, resume=True, **options),
         lambda: wustore.convert(source, target, format="sharded-fits", **options),
         lambda: wustore.save(wustore.open(source), target, **options),
-        lambda: jobs.plan(source, str(target), **options),
+        lambda: plans.plan(source, str(target), **options),
     ]
     for act in acts:
         with pytest.raises(UsageError, match="lose values"):

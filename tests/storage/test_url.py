@@ -33,7 +33,7 @@ from wustore.errors import (
     StoreReplacedError,
     UsageError,
 )
-from wustore.ops import edit, jobs
+from wustore.ops import edit, jobs, plans
 from wustore.ops.copy import copy
 from wustore.storage import url as remote
 from wustore.storage.stores import writable_keys
@@ -318,7 +318,7 @@ def test_a_fits_file_from_a_bucket_comes_back_identical(s3, tmp_path, suffix):
 def test_resume_on_a_bucket(s3, tmp_path):
     source = save(sample("rich"), str(tmp_path / "a.zarr"))
     target = "s3://bucket/resumed.zarr"
-    jobs.plan(source, target, parts=2)
+    plans.plan(source, target, parts=2)
     jobs.part(target, 1)
     with pytest.raises(IncompleteError):
         wustore.open_reader(target)

@@ -92,7 +92,7 @@ def progress_bar(label: str) -> Iterator[Progress | None]:
     if SETTINGS.quiet or not SETTINGS.progress or not sys.stderr.isatty():
         yield None
         return
-    from wustore.ops.copy import shown_progress
+    from wustore.stamps.notebook import shown_progress
 
     with shown_progress(label) as show:
         yield show

@@ -287,7 +287,8 @@ def _doctor_lines(found: dict[str, Any]) -> Iterator[str]:
             yield f"{title:<20}{'yes' if part is True else 'no' if part is False else part}"
         elif part:
             yield title
-            yield from (f"  {name:<18}{'missing' if value is None else value}" for name, value in part.items())
+            for name, value in part.items():
+                yield f"  {name.replace('_', ' '):<18}{'missing' if value is None else value}"
 
 
 def _examined() -> dict[str, Any]:
@@ -306,10 +307,10 @@ def _examined() -> dict[str, Any]:
         "core": core,
         "extras": {name: _version(name) or f"not installed ({use})" for name, use in _EXTRAS.items()},
         "codecs": codecs,
-        "plug-ins": {point.name: point.value for point in entry_points(group=GROUP)},
+        "plugins": {point.name: point.value for point in entry_points(group=GROUP)},
         "limits": {
             "processors": default_workers(),
-            "open files": _open_files(),
+            "open_files": _open_files(),
             "memory": _memory(),
             "temporary": f"{tempfile.gettempdir()}, {size_text(shutil.disk_usage(tempfile.gettempdir()).free)} free",
         },

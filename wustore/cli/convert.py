@@ -315,7 +315,7 @@ def plan(
     """
     if "help" in to.others:
         return _show_options(to.target_format or _format_of_name(target))
-    from wustore.ops.jobs import plan as run
+    from wustore.ops.plans import plan as run
 
     job = run(source, target, parts=parts, **to.arguments)
     images = [len(job.images_of(k)) for k in range(job.parts)]

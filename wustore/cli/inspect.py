@@ -121,7 +121,7 @@ def _table(paths: tuple[str, ...], format_name: str | None, *, continue_on_error
 
 def _progress(path: str) -> dict[str, Any]:
     """Return how far an unfinished conversion is, and what is to be done; nothing if it is not planned yet."""
-    from wustore.ops.jobs import parts_left, progress_of
+    from wustore.ops.plans import parts_left, progress_of
 
     try:
         written, images = progress_of(path)
@@ -228,10 +228,10 @@ def _image_wcs(meta: Meta) -> int:
 def _field(meta: Meta) -> dict[str, float] | None:
     """Return centre and size of the first image on the sky; None without a WCS."""
     from wustore.ops.images import field_of
-    from wustore.stamps.sky import image_wcs
+    from wustore.stamps.sky import linked_wcs
 
     try:
-        return field_of(image_wcs(meta, 0), meta.shape_of("science", 0))
+        return field_of(linked_wcs(meta, 0), meta.shape_of("science", 0))
     except (UsageError, FormatError):
         return None
 
@@ -280,16 +280,14 @@ def _capsule(document: Mapping[str, Any], kept: int | None) -> dict[str, Any] | 
     # Opaque here, so nothing about it is taken for granted.
     files = [_capsule_file(entry) for entry in listed if isinstance(entry, Mapping)] if isinstance(listed, list) else []
     sizes = [file["size"] for file in files if isinstance(file["size"], int)]
-    found = {"form": capsule.get("form"), "files": files, "bytes_of_files": sum(sizes)}
-    return found if kept is None else found | {"bytes": kept}
+    return {"form": capsule.get("form"), "files": files, "bytes_of_files": sum(sizes), "bytes": kept}
 
 
 def _capsule_file(entry: Mapping[str, Any]) -> dict[str, Any]:
-    file = {key: entry.get(key) for key in ("name", "size", "sha256")}
     outer = entry.get("outer")
-    if isinstance(outer, Mapping):
-        file |= {"compressed": outer.get("format"), "compressed_file_exact": outer.get("exact")}
-    return file
+    how = outer if isinstance(outer, Mapping) else {}
+    file = {key: entry.get(key) for key in ("name", "size", "sha256")}
+    return file | {"compressed": how.get("format"), "compressed_file_exact": how.get("exact")}
 
 
 # --- for people -----------------------------------------------------------------------------------------

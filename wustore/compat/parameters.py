@@ -8,10 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 __all__ = ["PARAMETERS", "PARAMETER_BY_NAME", "SECTIONS", "Parameter"]
 
@@ -58,20 +55,11 @@ class Parameter:
             return False
 
 
-def _flag(value: Any) -> bool:
-    return isinstance(value, bool)
+def _is(*kinds: type) -> Check:
+    return lambda value: isinstance(value, kinds)
 
 
-def _text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _integer(value: Any) -> bool:
-    return isinstance(value, int)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float)
+_flag, _text, _integer, _number = _is(bool), _is(str), _is(int), _is(int, float)
 
 
 def _anything(value: Any) -> bool:
@@ -131,7 +119,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         None,
         "core",
         "Magnitude correction of each filter, by filter name.",
-        _or_none(lambda value: isinstance(value, dict | int | float)),
+        _or_none(_is(dict, int, float)),
     ),
     Parameter("cnn_filter", False, "filtering", "Judge stamps with a neural network.", _flag),
     Parameter("cnn_model", None, "filtering", "File of the neural network's weights.", _or_none(_text)),

@@ -271,20 +271,28 @@ def text_to_wcs(text: str) -> WCS:
     return wcs
 
 
-def _state(wcs: WCS) -> tuple[Any, ...]:
-    """Return everything that can be changed in a WCS, to see whether it was: 0.05 ms where decoding takes 0.7."""
+def _parts(wcs: WCS) -> Iterator[tuple[str, Any]]:
+    """Yield name and value of everything that can be changed in a WCS; of all WCSes the same names."""
     prm = wcs.wcs
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # wcslib comments on cdelt beside cd
-        values: list[Any] = [_frozen(getattr(prm, name, None)) for names in _COMPARED for name in names.split()]
-    values += [prm.has_cd(), _frozen(prm.get_pc()), _frozen(prm.get_cdelt()), tuple(prm.get_pv()), tuple(prm.get_ps())]
-    values.append(wcs.pixel_shape)
-    if wcs.sip is not None:
-        values += [_frozen(getattr(wcs.sip, name)) for name in ("a", "b", "ap", "bp", "crpix")]
+    for names in _COMPARED:
+        for name in names.split():
+            yield name, getattr(prm, name, None)
+    yield "cd", prm.has_cd()
+    for name in ("pc", "cdelt", "pv", "ps"):
+        yield name, getattr(prm, f"get_{name}")()
+    yield "pixel_shape", wcs.pixel_shape
+    for name in ("a", "b", "ap", "bp", "crpix"):
+        yield f"sip.{name}", getattr(wcs.sip, name, None)
     for name in _LOOKUP_TABLES:
-        table = getattr(wcs, name)
-        values.append(None if table is None else tuple(_frozen(getattr(table, part)) for part in _TABLE_PARTS))
-    return tuple(values)
+        for part in _TABLE_PARTS:
+            yield name, getattr(getattr(wcs, name), part, None)
+
+
+def _state(wcs: WCS) -> tuple[Any, ...]:
+    """Return what shows whether a WCS was changed: 0.05 ms, while decoding takes 0.7."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # wcslib comments on cdelt if there is a cd
+        return (wcs.sip is None, *(_frozen(value) for _, value in _parts(wcs)))
 
 
 def _frozen(value: Any) -> Any:
@@ -303,9 +311,7 @@ def _table_value(wcs: WCS, name: str) -> str:
     data = np.asarray(table.data, dtype="<f4")
     parts = {
         "shape": list(data.shape),
-        "crpix": [float(value) for value in table.crpix],
-        "crval": [float(value) for value in table.crval],
-        "cdelt": [float(value) for value in table.cdelt],
+        **{name: [float(value) for value in getattr(table, name)] for name in ("crpix", "crval", "cdelt")},
         "data": base64.b64encode(data.tobytes()).decode("ascii"),
     }
     return json.dumps(parts)
@@ -394,6 +400,8 @@ _REPORTED_ONLY_IF_LISTED = frozenset({"BEPOCH", "JEPOCH", "MJDREF"})
 
 
 def _same(a: Any, b: Any) -> bool:
+    if a is None or b is None:
+        return a is b
     if not isinstance(a, str) and hasattr(a, "__len__"):
         left, right = (np.asarray(value if hasattr(value, "dtype") else list(value)) for value in (a, b))
         if left.dtype.kind in "fiu" and right.dtype.kind in "fiu":
@@ -406,36 +414,10 @@ def _same(a: Any, b: Any) -> bool:
 
 def _difference(a: WCS, b: WCS) -> str | None:
     """Return the name of the first thing in which two set-up WCSes differ, or None."""
-    for names in _COMPARED:
-        for name in names.split():
-            if not _same(getattr(a.wcs, name, None), getattr(b.wcs, name, None)):
-                return name
-    if a.wcs.has_cd() != b.wcs.has_cd():
-        return "cd"
-    for name in ("get_pc", "get_cdelt"):
-        if not _same(getattr(a.wcs, name)(), getattr(b.wcs, name)()):
-            return name.removeprefix("get_")
-    for name in ("get_pv", "get_ps"):
-        if sorted(getattr(a.wcs, name)()) != sorted(getattr(b.wcs, name)()):
-            return name.removeprefix("get_")
-    if a.pixel_shape != b.pixel_shape:
-        return "pixel_shape"
-    return _distortion_difference(a, b)
-
-
-def _distortion_difference(a: WCS, b: WCS) -> str | None:
     if (a.sip is None) != (b.sip is None):
         return "sip"
-    if a.sip is not None:
-        for name in ("a", "b", "ap", "bp", "crpix"):
-            left, right = getattr(a.sip, name), getattr(b.sip, name)
-            if (left is None) != (right is None) or (left is not None and not _same(left, right)):
-                return f"sip.{name}"
-    for name in _LOOKUP_TABLES:
-        left, right = getattr(a, name), getattr(b, name)
-        if (left is None) != (right is None):
-            return name
-        if left is not None and not all(_same(getattr(left, part), getattr(right, part)) for part in _TABLE_PARTS):
+    for (name, left), (_, right) in zip(_parts(a), _parts(b), strict=True):
+        if not _same(*(sorted(value) if name in {"pv", "ps"} else value for value in (left, right))):
             return name
     # wcslib turns the coefficients of TPV and its like into something that attributes do not show (`get_pv`
     # becomes empty), so what they do is compared, near the reference pixel and far from it.
@@ -488,7 +470,9 @@ def wcs_to_text(wcs: WCS) -> str:
         differences = []
         for fixed in (True, False):
             text = _with_coefficients(_build(mine, fixed=fixed), unset, mine.wcs.alt.strip())
-            difference = _difference(mine, _set(decode_header(text)))
+            again = decode_header(text)
+            again.wcs.set()
+            difference = _difference(mine, again)
             if difference is None:
                 return text
             differences.append((difference, text))
@@ -503,11 +487,6 @@ def wcs_to_text(wcs: WCS) -> str:
             return text
     difference = differences[0][0]
     raise FidelityError("a WCS cannot be kept exactly as header text", where=difference)
-
-
-def _set(wcs: WCS) -> WCS:
-    wcs.wcs.set()
-    return wcs
 
 
 def _with_coefficients(text: str, coefficients: list[tuple[int, int, float]], alt: str) -> str:

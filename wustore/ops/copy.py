@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,6 @@ __all__ = [
     "measured_loss",
     "refuse_loss",
     "refuse_newer",
-    "shown_progress",
     "workers_within",
     "write",
 ]
@@ -238,23 +237,3 @@ def measured_loss(
     for loss in found:
         warnings.warn(LossWarning(f"{name_of(target)}: {loss}"), stacklevel=4)
     return found
-
-
-@contextlib.contextmanager
-def shown_progress(label: str, *, leave: bool = False) -> Iterator[Progress]:
-    """Give a function that moves a progress bar, a widget in notebooks.
-
-    Parameters
-    ----------
-    leave
-        Whether the bar stays when all is done.
-    """
-    from tqdm.auto import tqdm
-
-    with tqdm(desc=label, unit="image", leave=leave, dynamic_ncols=True) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield show

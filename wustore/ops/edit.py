@@ -32,6 +32,7 @@ from wustore.ops.convert import refuse_same
 from wustore.ops.copy import copy
 from wustore.ops.diff import differences
 from wustore.ops.verify import problems
+from wustore.stamps.notebook import with_bar
 from wustore.storage.locks import alone, lock_of
 from wustore.storage.staging import Staging
 from wustore.storage.stores import address_of, is_local, name_of
@@ -101,6 +102,7 @@ def _rewritten(
     copy(edited, writer, progress=progress)
 
 
+@with_bar("repacking")
 def repack(path: Any, *, progress: Progress | None = None, **options: Any) -> None:
     """Write a store anew with another profile, layout or chunks, in its own place.
 
@@ -130,6 +132,7 @@ def repack(path: Any, *, progress: Progress | None = None, **options: Any) -> No
         _rewritten(address, reader, meta, keep_capsule=True, progress=progress, options=kept | options)
 
 
+@with_bar("migrating")
 def migrate(path: Any, out: Any = None, *, overwrite: bool = False, progress: Progress | None = None) -> bool:
     """Write a store of an older version of the format in the current one, and compare the two before it appears.
 
@@ -203,6 +206,7 @@ def _migrated(reader: Reader, target: Any, backend: Backend, *, overwrite: bool,
         raise
 
 
+@with_bar("rewriting")
 def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -> None:
     """Remove layers, or the FITS leftovers, from a store.
 
@@ -246,6 +250,7 @@ def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -
         _rewritten(address, reader, meta, keep_capsule=False, progress=progress, options=options)
 
 
+@with_bar("appending")
 def append(
     path: Any,
     *sources: Any,

@@ -113,7 +113,7 @@ def image_facts(
         Whether to read pixels. Without them ``masked_percent``, ``sky_median``, ``sky_noise`` and ``psf_fwhm`` are
         None.
     """
-    from wustore.stamps.sky import image_wcs
+    from wustore.stamps.sky import linked_wcs
 
     meta = reader.meta
     filters, visits = image_column(meta, FILTER_COLUMNS), image_column(meta, VISIT_COLUMNS)
@@ -123,7 +123,7 @@ def image_facts(
     for i, image in images:
         shape = meta.shape_of("science", i)
         try:
-            key = image_wcs(meta, i), shape
+            key = linked_wcs(meta, i), shape
             if key not in fields:
                 fields[key] = field_of(*key)
             field: dict[str, Any] = fields[key]
@@ -172,7 +172,7 @@ def header_cards(reader: Reader, i: int | None = None) -> Iterator[tuple[str, st
     """
     from wustore.backends.fits.capsule import Head, regenerate
     from wustore.backends.fits.reader import FitsReader
-    from wustore.stamps.sky import image_wcs
+    from wustore.stamps.sky import linked_wcs
 
     meta = reader.meta
     if i is not None and not 0 <= i < meta.n_images:
@@ -198,7 +198,7 @@ def header_cards(reader: Reader, i: int | None = None) -> Iterator[tuple[str, st
         return
     yield (
         f"WCS of image {i}" if i is not None else "WCS",
-        (image_wcs(meta, i or 0) if i is not None else meta.wcs or ""),
+        (linked_wcs(meta, i or 0) if i is not None else meta.wcs or ""),
     )
 
 

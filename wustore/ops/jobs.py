@@ -1,6 +1,6 @@
 """Conversions in pieces: over several processes, after a kill, and as the parts of a cluster job.
 
-A conversion that can be resumed writes into one fixed place beside its target
+A conversion that can be resumed writes into one fixed place next to its target
 (`wustore.storage.staging.partial_path`): a Zarr store into itself, any other format a file for each image
 (`wustore.backends.pieces`). The plan (`wustore.ops.plans`) is kept there, and one entry for each finished image. So any
 process that knows the target can help (`part`) and any one can end it (`finish`). Doing something twice does no harm,
@@ -9,158 +9,33 @@ because the same image gives the same bytes.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from wustore.backends.base import Progress, Reader, ResumableWriter
-from wustore.backends.registry import backend_for_writing, backend_named, open_reader
+from wustore.backends.registry import backend_named
 from wustore.backends.state import replaced
-from wustore.errors import MissingDependencyError, UsageError, WuStoreError
-from wustore.model.meta import Capsule
-from wustore.ops.copy import copy_images, measured_loss, refuse_loss, refuse_newer
+from wustore.errors import MissingDependencyError, WuStoreError
+from wustore.ops.copy import copy_images, measured_loss
 from wustore.ops.diff import LayerLoss
-from wustore.ops.plans import Job, absolute, check_same, has_begun, keys_of, load_plan, refuse_secrets, save_plan
-from wustore.storage.journal import JOURNAL, Journal
+from wustore.ops.plans import Job, load_plan, started
+from wustore.stamps.notebook import with_bar
+from wustore.storage.journal import JOURNAL
 from wustore.storage.locks import alone
-from wustore.storage.staging import Staging, check_target, partial_path
-from wustore.storage.stores import address_of, is_local, name_of
+from wustore.storage.staging import partial_path
+from wustore.storage.stores import address_of, is_local
 from wustore.storage.threads import safe_path
 
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["discard", "finish", "part", "parts_left", "plan", "progress_of", "run", "run_on_cluster"]
+__all__ = ["finish", "part", "run", "run_on_cluster"]
 
 _LOCK = f"{JOURNAL}lock"
-
-
-def plan(
-    source: str,
-    target: str,
-    *,
-    source_format: str | None = None,
-    source_reader: Reader | None = None,
-    format: str | None = None,  # noqa: A002
-    overwrite: bool = False,
-    capsule: bool = True,
-    lossy: bool = False,
-    parts: int | None = None,
-    **options: Any,
-) -> Job:
-    """Prepare a conversion that can be resumed and shared; the one that is there already is joined.
-
-    Parameters
-    ----------
-    source, target
-        Paths or URLs.
-    source_format, format, overwrite, capsule, lossy, options
-        As for `wustore.convert`.
-    source_reader
-        The source, if it is open already.
-    parts
-        Number of parts for `part`; at most one for each image. None for those of the plan that is there already, or 1.
-
-    Returns
-    -------
-    Job
-        The plan as it stands beside the target.
-
-    Raises
-    ------
-    UsageError
-        Another conversion, or the same in another number of parts, has begun at this target, the source has changed
-        since, the format cannot be written in pieces, or a URL holds credentials, which no plan may store.
-    StoreExistsError
-        The target exists and ``overwrite`` is False.
-    StoreNotFoundError, UnknownFormatError, FormatError, CorruptError, OSError
-        As for `wustore.convert`.
-    """
-    source, target = address_of(source), address_of(target)
-    for place in (source, target):
-        if not isinstance(place, str):
-            raise UsageError(
-                "a conversion in pieces needs names that other processes can open",
-                path=name_of(place),
-                expected="a path or a URL",
-                found=f"{type(place).__name__} object",
-                hint="Convert it in one go: without resume, processes and scheduler.",
-            )
-    refuse_secrets(source, target)
-    backend = backend_for_writing(target, format)
-    if not backend.resumes(target):
-        raise UsageError(
-            "this format cannot be written in pieces there",
-            path=target,
-            found=backend.name,
-            hint="Write to a local path, or convert to Zarr; or leave out --resume.",
-        )
-    refuse_loss(backend, options, lossy=lossy)
-    if is_local(target) and not _may_stand(target):
-        check_target(target, overwrite=overwrite)  # before anything is read
-    opened = open_reader(source, format=source_format) if source_reader is None else nullcontext(source_reader)
-    with opened as reader:
-        wanted = Job(
-            source=absolute(source),
-            source_format=reader.format,
-            target=absolute(target),
-            format=backend.name,
-            n_images=reader.meta.n_images,
-            state=reader.state(),
-            options=json.loads(json.dumps(options)),
-            overwrite=overwrite,
-            keep_capsule=capsule,
-            parts=max(1, min(parts or 1, reader.meta.n_images)),
-        )
-        if has_begun(target):
-            found, _ = load_plan(target)
-            check_same(found, wanted, target)
-            if parts is not None and found.parts != wanted.parts:
-                raise UsageError(
-                    "this conversion is planned in another number of parts",
-                    path=target,
-                    expected=f"{found.parts} parts",
-                    found=wanted.parts,
-                    hint="Go on as planned; or finish it, or remove it, and plan again.",
-                )
-            if found.overwrite != overwrite:
-                # Not what the images depend on: whoever goes on says it anew, having seen what is at the target.
-                found = replace(found, overwrite=overwrite)
-                save_plan(found)
-            return found
-        refuse_newer(reader)
-        leftovers = reader.capsule() if capsule else None
-        if leftovers is not None:
-            wanted = replace(wanted, capsule=dict(leftovers.document))
-        _create(wanted, reader, leftovers)
-        save_plan(wanted, leftovers)
-    return wanted
-
-
-def _may_stand(target: str) -> bool:
-    """Return whether the target may be there because a process was killed at the very end of the conversion."""
-    try:
-        done, images = progress_of(target)
-    except WuStoreError:
-        return False
-    return done == images
-
-
-def _create(job: Job, reader: Reader, capsule: Capsule | None, workers: int | None = 1) -> ResumableWriter:
-    return backend_named(job.format).resume(
-        job.target,
-        reader.meta,
-        capsule=capsule,
-        overwrite=job.overwrite,
-        workers=workers,
-        fingerprint=job.state,
-        **job.options,
-    )
 
 
 def _open_both(target: str, workers: int | None = 1) -> tuple[Job, Reader, ResumableWriter]:
@@ -170,12 +45,13 @@ def _open_both(target: str, workers: int | None = 1) -> tuple[Job, Reader, Resum
     try:
         if reader.state() != job.state:
             raise replaced(reader.path)
-        return job, reader, _create(job, reader, capsule, workers)
+        return job, reader, started(job, reader, capsule, workers)
     except BaseException:
         reader.close()
         raise
 
 
+@with_bar("converting")
 def part(target: str, k: int, *, workers: int | None = None, progress: Progress | None = None) -> int:
     """Write the images of one part that are not written yet.
 
@@ -263,46 +139,6 @@ def _alone_at_the_end(target: str) -> Iterator[None]:
         yield
 
 
-def progress_of(target: str) -> tuple[int, int]:
-    """Return (images recorded as written, images in all) of the unfinished conversion to ``target``.
-
-    Raises
-    ------
-    IncompleteError, UsageError, CorruptError
-        Nothing was planned, the store is finished, or the plan is damaged.
-    """
-    job, recorded = _recorded(target)
-    return len(recorded), job.n_images
-
-
-def parts_left(target: str) -> tuple[list[int], int]:
-    """Return (the parts with images that are not recorded as written, the number of parts)."""
-    job, recorded = _recorded(target)
-    return [k for k in range(job.parts) if not recorded.issuperset(job.images_of(k))], job.parts
-
-
-def _recorded(target: str) -> tuple[Job, set[int]]:
-    job, _ = load_plan(target)
-    return job, Journal(keys_of(target)).recorded(job.n_images)
-
-
-def discard(target: str) -> None:
-    """Remove what an unfinished conversion to ``target`` has written.
-
-    Raises
-    ------
-    IncompleteError, UsageError
-        Where there is none.
-    """
-    keys = keys_of(target)
-    if not is_local(target) and keys.size("zarr.json") is not None:
-        Journal(keys).drop()  # of the store that was to be replaced nothing goes; the new chunks go with the next one
-        return
-    keys.delete_below("")
-    if is_local(target):
-        Staging(target, overwrite=True, keep=True).abort(keep=False)
-
-
 # --- processes ----------------------------------------------------------------------------------------
 
 _OPEN: tuple[Job, Reader, ResumableWriter] | None = None
@@ -358,7 +194,7 @@ def run(job: Job, reader: Reader, *, workers: int, processes: bool = False, prog
         A worker process was killed; what is written stays for a resume.
     OSError
     """
-    writer = _create(job, reader, load_plan(job.target)[1], workers)
+    writer = started(job, reader, load_plan(job.target)[1], workers)
     left = writer.unwritten(range(job.n_images))
     done = job.n_images - len(left)
     # Workers of a pool may have no processes of their own.
@@ -400,7 +236,7 @@ def run_on_cluster(job: Job, scheduler: Any, *, progress: Progress | None = None
     Parameters
     ----------
     job
-        From `wustore.ops.jobs.plan`.
+        From `wustore.ops.plans.plan`.
     scheduler
         The scheduler's address, or a `distributed.Client`.
     progress

@@ -1,27 +1,43 @@
-"""The plan of a conversion in pieces: what it does, as a document beside its target.
+"""The plan of a conversion in pieces: made, kept as a document next to its target, and how much of it is done.
 
-It stands in ``.wustore-journal/job.json`` of the unfinished store, the head of the FITS reconstruction data beside it.
+It is in ``.wustore-journal/job.json`` of the unfinished store, the head of the FITS reconstruction data next to it.
 It has a checksum, and does not name the target: it is for the place where it is found, also after it was moved there.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any
 
+from wustore.backends.base import Reader, ResumableWriter
+from wustore.backends.registry import backend_for_writing, backend_named, open_reader
 from wustore.errors import CorruptError, IncompleteError, UsageError, WuStoreError
 from wustore.model.meta import Capsule
+from wustore.ops.copy import refuse_loss, refuse_newer
 from wustore.storage.journal import JOURNAL, Journal, sealed_text, unsealed
-from wustore.storage.staging import partial_path, retire
-from wustore.storage.stores import is_local, writable_keys
+from wustore.storage.staging import Staging, check_target, partial_path, retire
+from wustore.storage.stores import address_of, is_local, name_of, writable_keys
 from wustore.storage.url import redact
 from wustore.storage.zarr_store import DirectoryKeys, Keys
 
-__all__ = ["Job", "absolute", "check_same", "has_begun", "keys_of", "load_plan", "refuse_secrets", "save_plan"]
+__all__ = [
+    "Job",
+    "discard",
+    "has_begun",
+    "keys_of",
+    "load_plan",
+    "parts_left",
+    "plan",
+    "progress_of",
+    "refuse_secrets",
+    "started",
+]
 
 _JOB = f"{JOURNAL}job.json"
 _CAPSULE = f"{JOURNAL}capsule.bin"
@@ -68,10 +84,15 @@ class Job:
     def images_of(self, k: int) -> range:
         """Return the images of part ``k``: neighbours, so that a part reads its source in one sweep.
 
+        Parameters
+        ----------
+        k
+            Which part, 0 <= k < parts.
+
         Raises
         ------
         UsageError
-            Where there is no such part.
+            If there is no such part.
         """
         if not 0 <= k < self.parts:
             raise UsageError("no such part", path=self.target, expected=f"0 … {self.parts - 1}", found=k)
@@ -220,3 +241,167 @@ def refuse_secrets(*addresses: Any) -> None:
                 path=redact(address),
                 hint="Give credentials through the environment; or convert in one go, without a plan or --resume.",
             )
+
+
+def plan(
+    source: str,
+    target: str,
+    *,
+    source_format: str | None = None,
+    source_reader: Reader | None = None,
+    format: str | None = None,  # noqa: A002
+    overwrite: bool = False,
+    capsule: bool = True,
+    lossy: bool = False,
+    parts: int | None = None,
+    **options: Any,
+) -> Job:
+    """Prepare a conversion that can be resumed and shared; the one that is there already is joined.
+
+    Parameters
+    ----------
+    source, target
+        Paths or URLs.
+    source_format, format, overwrite, capsule, lossy, options
+        As for `wustore.convert`.
+    source_reader
+        The source, if it is open already.
+    parts
+        Number of parts for `part`; at most one for each image. None for those of the plan that is there already, or 1.
+
+    Returns
+    -------
+    Job
+        The plan as it is stored next to the target.
+
+    Raises
+    ------
+    UsageError
+        Another conversion, or the same in another number of parts, has begun at this target, the source has changed
+        since, the format cannot be written in pieces, or a URL holds credentials, which no plan may store.
+    StoreExistsError
+        The target exists and ``overwrite`` is False.
+    StoreNotFoundError, UnknownFormatError, FormatError, CorruptError, OSError
+        As for `wustore.convert`.
+    """
+    source, target = address_of(source), address_of(target)
+    for place in (source, target):
+        if not isinstance(place, str):
+            raise UsageError(
+                "a conversion in pieces needs names that other processes can open",
+                path=name_of(place),
+                expected="a path or a URL",
+                found=f"{type(place).__name__} object",
+                hint="Convert it in one go: without resume, processes and scheduler.",
+            )
+    refuse_secrets(source, target)
+    backend = backend_for_writing(target, format)
+    if not backend.resumes(target):
+        raise UsageError(
+            "this format cannot be written in pieces there",
+            path=target,
+            found=backend.name,
+            hint="Write to a local path, or convert to Zarr; or leave out --resume.",
+        )
+    refuse_loss(backend, options, lossy=lossy)
+    if is_local(target) and not _may_stand(target):
+        check_target(target, overwrite=overwrite)  # before anything is read
+    opened = open_reader(source, format=source_format) if source_reader is None else nullcontext(source_reader)
+    with opened as reader:
+        wanted = Job(
+            source=absolute(source),
+            source_format=reader.format,
+            target=absolute(target),
+            format=backend.name,
+            n_images=reader.meta.n_images,
+            state=reader.state(),
+            options=json.loads(json.dumps(options)),
+            overwrite=overwrite,
+            keep_capsule=capsule,
+            parts=max(1, min(parts or 1, reader.meta.n_images)),
+        )
+        if has_begun(target):
+            found, _ = load_plan(target)
+            check_same(found, wanted, target)
+            if parts is not None and found.parts != wanted.parts:
+                raise UsageError(
+                    "this conversion is planned in another number of parts",
+                    path=target,
+                    expected=f"{found.parts} parts",
+                    found=wanted.parts,
+                    hint="Go on as planned; or finish it, or remove it, and plan again.",
+                )
+            if found.overwrite != overwrite:
+                # Not what the images depend on: whoever goes on says it anew, having seen what is at the target.
+                found = replace(found, overwrite=overwrite)
+                save_plan(found)
+            return found
+        refuse_newer(reader)
+        leftovers = reader.capsule() if capsule else None
+        if leftovers is not None:
+            wanted = replace(wanted, capsule=dict(leftovers.document))
+        started(wanted, reader, leftovers)
+        save_plan(wanted, leftovers)
+    return wanted
+
+
+def _may_stand(target: str) -> bool:
+    """Return whether the target may be there because a process was killed at the very end of the conversion."""
+    try:
+        done, images = progress_of(target)
+    except WuStoreError:
+        return False
+    return done == images
+
+
+def started(job: Job, reader: Reader, capsule: Capsule | None, workers: int | None = 1) -> ResumableWriter:
+    """Return the writer of what a plan makes: a new one, or one that goes on with what is there."""
+    return backend_named(job.format).resume(
+        job.target,
+        reader.meta,
+        capsule=capsule,
+        overwrite=job.overwrite,
+        workers=workers,
+        fingerprint=job.state,
+        **job.options,
+    )
+
+
+def progress_of(target: str) -> tuple[int, int]:
+    """Return (images recorded as written, images in all) of the unfinished conversion to ``target``.
+
+    Raises
+    ------
+    IncompleteError, UsageError, CorruptError
+        Nothing was planned, the store is finished, or the plan is damaged.
+    """
+    job, recorded = _recorded(target)
+    return len(recorded), job.n_images
+
+
+def parts_left(target: str) -> tuple[list[int], int]:
+    """Return (the parts with images that are not recorded as written, the number of parts)."""
+    job, recorded = _recorded(target)
+    return [k for k in range(job.parts) if not recorded.issuperset(job.images_of(k))], job.parts
+
+
+def _recorded(target: str) -> tuple[Job, set[int]]:
+    job, _ = load_plan(target)
+    return job, Journal(keys_of(target)).recorded(job.n_images)
+
+
+def discard(target: str) -> None:
+    """Remove what an unfinished conversion to ``target`` has written.
+
+    Raises
+    ------
+    IncompleteError, UsageError
+        Where there is none.
+    """
+    keys = keys_of(target)
+    if not is_local(target) and keys.size("zarr.json") is not None:
+        Journal(keys).drop()  # of the store that was to be replaced nothing goes; the new chunks go with the next one
+        return
+    keys.delete_below("")
+    if is_local(target):
+        Staging(target, overwrite=True, keep=True).abort(keep=False)

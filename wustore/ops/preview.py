@@ -21,7 +21,7 @@ from wustore.model.meta import PIXEL_LAYERS, Image, Meta
 from wustore.model.select import FILTER_COLUMNS, image_column
 from wustore.ops.images import iso_date, sky_of
 from wustore.stamps import picture
-from wustore.stamps.sky import image_wcs_or_none, pixel_to_sky
+from wustore.stamps.sky import linked_wcs_or_none, pixel_to_sky
 from wustore.storage.threads import read_ahead
 
 __all__ = ["image_lines", "limits_by_stretch", "page", "page_text", "sheet", "thumbnails"]
@@ -166,7 +166,7 @@ def sheet(
         science[small.masked >= 1] = np.nan
         colours = picture.coloured(science, small.masked, cut or picture.limits_of(science, stretch), stretch)
         zoom = max(128 // max(*colours.shape, 1), 1)
-        key = image_wcs_or_none(meta, small.i), *meta.shape_of("science", small.i)
+        key = linked_wcs_or_none(meta, small.i), *meta.shape_of("science", small.i)
         if key not in marks:
             marks[key] = picture.marks_of(key[0], (key[2] - 1) / 2, (key[1] - 1) / 2)
         tiles.append(
@@ -287,7 +287,7 @@ def page_text(
         What to say beside a value that is not exactly one of the store.
     """
     meta = reader.meta
-    texts = [image_wcs_or_none(meta, i) for i in range(meta.n_images)]
+    texts = [linked_wcs_or_none(meta, i) for i in range(meta.n_images)]
     keys = [(text, image["height"], image["width"]) for text, image in zip(texts, images, strict=True)]
     distinct = list(dict.fromkeys(keys))
     nodes = 33 if len(distinct) <= 4 else 9

@@ -22,6 +22,7 @@ from wustore.ops.convert import refuse_same
 from wustore.ops.copy import write
 from wustore.ops.edit import EditedReader, history_entry
 from wustore.ops.verify import Problem
+from wustore.stamps.notebook import with_bar
 from wustore.stamps.view import View
 from wustore.storage.staging import Leftover, leftovers, remove, stores_of
 from wustore.storage.stores import address_of, is_local
@@ -50,6 +51,7 @@ class _Readable(ReaderProxy):
         return self.source.image_capsule(i, image) if self._has_capsule else None
 
 
+@with_bar("repairing")
 def repair(
     damaged: Any,
     target: Any,

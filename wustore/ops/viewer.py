@@ -26,7 +26,7 @@ from wustore.model.meta import PIXEL_LAYERS
 from wustore.model.select import FILTER_COLUMNS, image_column
 from wustore.ops.preview import image_lines, limits_by_stretch, page_text
 from wustore.stamps.picture import shrunk
-from wustore.stamps.sky import image_wcs_or_none, pixel_to_sky
+from wustore.stamps.sky import linked_wcs_or_none, pixel_to_sky
 
 __all__ = ["Viewer"]
 
@@ -154,7 +154,7 @@ class Viewer:
             for layer in PIXEL_LAYERS
             if meta.dtypes[layer][i] is not None
         }
-        return {"values": values, "sky": _sky(image_wcs_or_none(meta, i), x, y)}
+        return {"values": values, "sky": _sky(linked_wcs_or_none(meta, i), x, y)}
 
     def _limits(self, query: Mapping[str, str]) -> dict[str, Any]:
         """Return the limits of the stretches from the middle of an image, 512 x 512 pixels."""

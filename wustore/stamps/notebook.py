@@ -1,17 +1,31 @@
-"""How objects show themselves: a few facts on one screen as text, and with a picture as HTML for notebooks."""
+"""What a notebook shows: objects as a few facts and a picture, and progress bars.
+
+Functions with a parameter ``progress`` are decorated with `with_bar`: in a notebook, or an interactive session, they
+show a bar unless they are given something else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from html import escape
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wustore.backends.base import Progress
 from wustore.stamps.picture import data_url
 
-__all__ = ["facts_html", "facts_text", "span_of", "text_of_bytes"]
+__all__ = ["facts_html", "facts_text", "is_interactive", "shown_progress", "span_of", "text_of_bytes", "with_bar"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DELAY = 0.5
+"""Seconds after which a bar appears that nobody asked for."""
 
 
 def facts_text(title: str, facts: Mapping[str, Any]) -> str:
@@ -38,7 +52,7 @@ def facts_html(title: str, facts: Mapping[str, Any], picture: NDArray[np.uint8] 
         Grey (y, x) or colours (y, x, 3).
     """
     rows = "".join(
-        f"<tr><th>{escape(name)}</th><td style='text-align:left'>{escape(str(value))}</td></tr>"
+        f"<tr><th style='text-align:left'>{escape(name)}</th><td style='text-align:left'>{escape(str(value))}</td></tr>"
         for name, value in facts.items()
         if value is not None
     )
@@ -65,3 +79,56 @@ def text_of_bytes(size: int) -> str:
             return f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.3g} TB"
+
+
+def is_interactive() -> bool:
+    """Return whether this is a notebook, or a session at a Python prompt."""
+    return "ipykernel" in sys.modules or hasattr(sys, "ps1")
+
+
+@contextmanager
+def shown_progress(label: str, *, leave: bool = False, delay: float = 0) -> Iterator[Progress]:
+    """Give a function that moves a progress bar, a widget in notebooks.
+
+    Parameters
+    ----------
+    label
+        What is being done.
+    leave
+        Whether the bar stays when all is done.
+    delay
+        Seconds after which it appears.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # without ipywidgets the bar is text, which tqdm warns of
+        from tqdm.auto import tqdm
+
+    with tqdm(desc=label, unit="image", leave=leave, delay=delay, dynamic_ncols=True) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
+
+
+def with_bar(label: str) -> Callable[[F], F]:
+    """Decorate a function with a keyword ``progress``: if it is None, an interactive session shows a bar.
+
+    Parameters
+    ----------
+    label
+        What the function does.
+    """
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def call(*arguments: Any, **options: Any) -> Any:
+            if options.get("progress") is not None or not is_interactive():
+                return function(*arguments, **options)
+            with shown_progress(label, delay=DELAY) as progress:
+                return function(*arguments, **{**options, "progress": progress})
+
+        return cast("F", call)
+
+    return decorate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,16 +11,16 @@ from wustore.backends.base import Reader
 from wustore.errors import MissingDependencyError, UsageError
 from wustore.model.kbmod_rules import is_masked
 from wustore.stamps.picture import EMPTY, MASKED, limits_of
-from wustore.stamps.sky import image_wcs_or_none
+from wustore.stamps.sky import linked_wcs_or_none
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw", "new_figure", "plot_image"]
+__all__ = ["draw", "label_sky", "new_figure", "plot_image"]
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of a size [inch].
+def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
+    """Return an empty figure of a size [inch], with a layout engine of matplotlib or none.
 
     Raises
     ------
@@ -33,7 +33,7 @@ def new_figure(width: float, height: float) -> Figure:
         raise MissingDependencyError(
             "matplotlib is not installed", hint="pip install 'wustore[plot]' brings it."
         ) from error
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=layout)
 
 
 def draw(axes: Any, plane: NDArray[Any], masked: NDArray[Any] | None, stretch: str = "zscale") -> None:
@@ -50,6 +50,16 @@ def draw(axes: Any, plane: NDArray[Any], masked: NDArray[Any] | None, stretch: s
         overlay = np.zeros((*masked.shape, 4), np.uint8)
         overlay[masked] = (*MASKED, 255)
         axes.imshow(overlay, origin="lower", interpolation="nearest")
+
+
+def label_sky(axes: Any, *, visible: bool) -> None:
+    """Draw small ticks and labels in RA and Dec at axes of a small picture with a WCS, or none."""
+    for coordinate in axes.coords:
+        coordinate.set_auto_axislabel(False)
+        coordinate.set_ticks_visible(visible)
+        coordinate.set_ticklabel_visible(visible)
+        coordinate.set_ticks(number=2)
+        coordinate.set_ticklabel(size=5, exclude_overlapping=True)
 
 
 def plot_image(reader: Reader, i: int = 0, layer: str = "science", stretch: str = "zscale") -> Figure:
@@ -85,7 +95,7 @@ def plot_image(reader: Reader, i: int = 0, layer: str = "science", stretch: str 
     if layer not in {"science", "variance"} or not meta.has_layer(layer):
         raise UsageError("not a layer to plot", path=reader.path, expected="science or variance", found=layer)
     figure = new_figure(7, 6)
-    text = image_wcs_or_none(meta, i)
+    text = linked_wcs_or_none(meta, i)
     axes = figure.add_subplot(projection=None if text is None else text_to_wcs(text))
     image = reader.image(i, (layer, "mask"))
     plane = image.layer(layer)

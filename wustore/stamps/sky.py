@@ -15,8 +15,8 @@ from wustore.model.meta import Meta
 from wustore.model.units import in_unit
 
 __all__ = [
-    "image_wcs",
-    "image_wcs_or_none",
+    "linked_wcs",
+    "linked_wcs_or_none",
     "numbers_alike",
     "pixel_to_sky",
     "shared_wcs",
@@ -52,8 +52,8 @@ def numbers_alike(unit: str, **values: Any) -> tuple[NDArray[np.float64], ...]:
         ) from error
 
 
-def image_wcs(meta: Meta, i: int) -> str:
-    """Return the header text of the WCS that image ``i`` has: the global one, else that of its one constituent.
+def linked_wcs(meta: Meta, i: int) -> str:
+    """Return the header text of the WCS of image ``i``: the global one, else that of its one linked constituent.
 
     Raises
     ------
@@ -73,10 +73,10 @@ def image_wcs(meta: Meta, i: int) -> str:
     )
 
 
-def image_wcs_or_none(meta: Meta, i: int) -> str | None:
-    """Return what `image_wcs` does, or None for an image without WCS."""
+def linked_wcs_or_none(meta: Meta, i: int) -> str | None:
+    """Return what `linked_wcs` does, or None for an image without WCS."""
     try:
-        return image_wcs(meta, i)
+        return linked_wcs(meta, i)
     except UsageError:
         return None
 
@@ -94,7 +94,7 @@ def shared_wcs(meta: Meta, consequence: str, hint: str) -> str:
     UsageError
         If an image has none, or another.
     """
-    texts = {image_wcs(meta, i) for i in range(meta.n_images)}
+    texts = {linked_wcs(meta, i) for i in range(meta.n_images)}
     if len(texts) > 1:
         raise UsageError(
             f"the images have different WCSs, so {consequence}",
@@ -180,7 +180,7 @@ def sky_to_pixel(
     UsageError
         If an image has no WCS, or the positions are none.
     """
-    return texts_sky_to_pixel([image_wcs(meta, i) for i in images.tolist()], ra, dec)
+    return texts_sky_to_pixel([linked_wcs(meta, i) for i in images.tolist()], ra, dec)
 
 
 def texts_sky_to_pixel(

@@ -265,7 +265,7 @@ def test_a_closed_reader_reads_nothing(large: str) -> None:
 def test_describe(golden: Path) -> None:
     facts = open_any(golden / "2026-01/mosaic.fits").describe()
     assert facts["layout"] == "kbmod-2026-01"
-    assert facts["science compression"] == "RICE_1"
+    assert facts["science_compression"] == "RICE_1"
 
 
 # --- whole-file compression ---------------------------------------------------------------------------

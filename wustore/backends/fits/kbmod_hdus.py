@@ -134,8 +134,8 @@ def head_hdus(meta: Meta, *, exact: bool = False, configuration: bool = True) ->
 # --- image HDUs ---------------------------------------------------------------------------------------
 
 
-def _header_wcs(meta: Meta, i: int) -> str | None:
-    """Return the WCS that KBMOD puts in the headers of image ``i``: the global one, else row ``i`` of the table."""
+def _wcs_of_row(meta: Meta, i: int) -> str | None:
+    """Return the WCS that KBMOD puts in the headers of image ``i``: the global one, else row ``i``, linked or not."""
     if meta.wcs is not None:
         return meta.wcs
     texts = _per_image_wcs(meta)
@@ -268,7 +268,7 @@ def image_hdus(
         astropy (from version 7) makes of a compressed image that comes first.
     """
     time = {"MJD": card("MJD", float(meta.times[i]))}
-    wcs = _header_wcs(meta, i)
+    wcs = _wcs_of_row(meta, i)
     cards = time if wcs is None else time | _wcs_cards(wcs)
     links = meta.links_of(i)
     index_cards = {"NIND": card("NIND", len(links))}

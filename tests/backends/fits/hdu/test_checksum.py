@@ -16,7 +16,7 @@ from wustore.backends.fits.backend import FitsBackend, ShardedFitsBackend
 from wustore.backends.fits.hdu.checksum import with_sums
 from wustore.backends.fits.hdu.header_writer import HeaderText, padding
 from wustore.errors import UsageError
-from wustore.ops import jobs
+from wustore.ops import jobs, plans
 from wustore.ops.copy import copy
 from wustore.ops.verify import problems
 from wustore.testing import assert_same, sample
@@ -109,7 +109,7 @@ def test_conversions_write_sums(tmp_path: Path) -> None:
     source = written(tmp_path / "a.fits", sample("simple"))
     wustore.convert(source, tmp_path / "a.zarr", workers=1)
     wustore.convert(tmp_path / "a.zarr", tmp_path / "b.fits", checksum=True)
-    jobs.plan(str(tmp_path / "a.zarr"), str(tmp_path / "c.fits"), checksum=True)
+    plans.plan(str(tmp_path / "a.zarr"), str(tmp_path / "c.fits"), checksum=True)
     jobs.part(str(tmp_path / "c.fits"), 0)
     jobs.finish(str(tmp_path / "c.fits"))
     assert main(["convert", str(tmp_path / "a.zarr"), str(tmp_path / "d.fits"), "--checksum"]) == 0
