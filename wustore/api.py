@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from wustore.backends.base import Progress
@@ -33,8 +34,8 @@ def open(path: Any, *, format: str | None = None, lazy: bool = True, **options: 
     lazy
         Read metadata only, pixels when they are touched (the default); False loads everything.
     options
-        ``storage_options`` of a URL, as fsspec takes them (``{"anon": True}`` for a public bucket), and those of the
-        backend.
+        ``storage_options`` of a URL (``{"anon": True}`` for a public bucket; docs/howto/cloud.md lists them), and those
+        of the backend.
 
     Returns
     -------
@@ -62,6 +63,7 @@ def save(
     workers: int | None = None,
     lossy: bool = False,
     progress: Progress | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> list[LayerLoss]:
     """Save a WorkUnit in the format that the path's ending, or ``format``, names; nothing is lost, in FITS either.
@@ -84,6 +86,8 @@ def save(
         Agree to options that lose values.
     progress
         Called with (images done, images in all).
+    storage_options
+        Of URLs, as in `open`.
     options
         Of the backend (``profile``, ``layout``, ``compression_type``, …).
 
@@ -108,7 +112,7 @@ def save(
     from wustore.store_view import reader_of
     from wustore.work_unit import WorkUnit
 
-    address = address_of(path, to_write=True)
+    address = address_of(path, to_write=True, storage_options=storage_options)
     reader = reader_of(WorkUnit.of(work_unit))
     return write(
         reader,
@@ -139,6 +143,7 @@ def verify(
     fits: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> list[Problem]:
     """Read all of a store and return what is wrong with it.
 
@@ -155,6 +160,8 @@ def verify(
         Images at a time; the number of processors by default.
     progress
         Called with (images done, images in all).
+    storage_options
+        Of URLs, as in `open`.
 
     Returns
     -------
@@ -174,14 +181,22 @@ def verify(
     """
     from wustore.ops.verify import fits_problems, problems
 
-    with open_reader(path, format=format) as reader:
+    with open_reader(path, format=format, storage_options=storage_options) as reader:
         found = list(problems(reader, workers=workers, progress=progress))
         if fits and not found:
             found = list(fits_problems(reader, workers=workers, progress=progress))
     return found
 
 
-def diff(left: Any, right: Any, *, workers: int | None = None, rtol: float = 0, atol: float = 0) -> list[Difference]:
+def diff(
+    left: Any,
+    right: Any,
+    *,
+    workers: int | None = None,
+    rtol: float = 0,
+    atol: float = 0,
+    storage_options: Mapping[str, Any] | None = None,
+) -> list[Difference]:
     """Compare two stores of any formats bit for bit and return the places that differ.
 
     Parameters
@@ -192,6 +207,8 @@ def diff(left: Any, right: Any, *, workers: int | None = None, rtol: float = 0, 
         Images at a time; the number of processors by default.
     rtol, atol
         Pixels that differ by no more than ``atol + rtol * abs(right)`` are equal; by default only the same bits are.
+    storage_options
+        Of URLs, as in `open`.
 
     Returns
     -------
@@ -211,5 +228,6 @@ def diff(left: Any, right: Any, *, workers: int | None = None, rtol: float = 0, 
     """
     from wustore.ops.diff import differences
 
+    left, right = (address_of(path, storage_options=storage_options) for path in (left, right))
     with open_reader(left) as a, open_reader(right) as b:
         return list(differences(a, b, workers=workers, rtol=rtol, atol=atol))

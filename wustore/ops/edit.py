@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -103,15 +103,24 @@ def _rewritten(
 
 
 @with_bar("repacking")
-def repack(path: Any, *, progress: Progress | None = None, **options: Any) -> None:
+def repack(
+    path: Any,
+    *,
+    progress: Progress | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> None:
     """Write a store anew with another profile, layout or chunks, in its own place.
 
     Parameters
     ----------
     path
-        A local Zarr or HDF5 store. As much free space as the new store takes is needed beside it.
+        A Zarr store (path, URL or Store object) or an HDF5 file. As much free space as the new store takes is needed
+        beside it.
     progress
         Called with (images done, images in all).
+    storage_options
+        Of URLs, as in `wustore.open`.
     options
         Of its format: ``profile``, ``layout``, ``chunks``.
 
@@ -122,7 +131,8 @@ def repack(path: Any, *, progress: Progress | None = None, **options: Any) -> No
         it.
     StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError, OSError
     """
-    with _editing(path, same_content=True) as (address, reader):
+    place = address_of(path, to_write=True, storage_options=storage_options)
+    with _editing(place, same_content=True) as (address, reader):
         meta = reader.meta
         meta = replace(meta, history=(*meta.history, history_entry("repack", options=dict(options))))
         kept = _settings(reader)
@@ -207,18 +217,26 @@ def _migrated(reader: Reader, target: Any, backend: Backend, *, overwrite: bool,
 
 
 @with_bar("rewriting")
-def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -> None:
+def drop(
+    path: Any,
+    names: Iterable[str],
+    *,
+    progress: Progress | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> None:
     """Remove layers, or the FITS leftovers, from a store.
 
     Parameters
     ----------
     path
-        A local Zarr or HDF5 store.
+        A Zarr store (path, URL or Store object) or an HDF5 file.
     names
         Of `DROPPABLE`. Without ``mask`` or ``psf`` the original FITS files cannot be given back, so the
         capsule goes with them; if it is not named, a warning says so before anything is written.
     progress
         Called with (images done, images in all).
+    storage_options
+        Of URLs, as in `wustore.open`.
 
     Raises
     ------
@@ -231,7 +249,7 @@ def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -
         raise UsageError(
             "cannot drop this", expected=", ".join(DROPPABLE), found=", ".join(sorted(wanted)) or "nothing"
         )
-    with _editing(path) as (address, reader):
+    with _editing(address_of(path, to_write=True, storage_options=storage_options)) as (address, reader):
         meta = reader.meta
         there = {layer for layer in LAYERS if meta.has_layer(layer)}
         has_capsule = reader.capsule() is not None
@@ -257,6 +275,7 @@ def append(
     drop_capsule: bool | None = None,
     duplicates: bool | None = None,
     progress: Progress | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> int:
     """Append the images of other WorkUnits to a Zarr or HDF5 store; no existing pixel chunk is encoded again.
 
@@ -276,6 +295,8 @@ def append(
         The same for images that are in the store already, with the same time and the same pixels.
     progress
         Called with (images done, images to append).
+    storage_options
+        Of the store and the sources, those of them that are URLs, as in `wustore.open`.
 
     Returns
     -------
@@ -294,10 +315,11 @@ def append(
     EditWarning
         Of the end of the FITS reconstruction data, and of images that are there already.
     """
-    address = address_of(path, to_write=True)
+    address = address_of(path, to_write=True, storage_options=storage_options)
+    sources = tuple(address_of(source, storage_options=storage_options) for source in sources)
     if not sources:
         raise UsageError("nothing to append", path=name_of(address), hint="Name at least one source.")
-    names = [name_of(address_of(source)) for source in sources]
+    names = [name_of(source) for source in sources]
     with ExitStack() as stack:
         with open_reader(address) as store:
             backend = backend_named(store.format)

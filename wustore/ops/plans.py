@@ -23,7 +23,7 @@ from wustore.ops.copy import refuse_loss, refuse_newer
 from wustore.storage.journal import JOURNAL, Journal, sealed_text, unsealed
 from wustore.storage.staging import Staging, check_target, partial_path, retire
 from wustore.storage.stores import address_of, is_local, name_of, writable_keys
-from wustore.storage.url import redact
+from wustore.storage.url import options_of, redact, with_options_of
 from wustore.storage.zarr_store import DirectoryKeys, Keys
 
 __all__ = [
@@ -152,6 +152,7 @@ def load_plan(target: str) -> tuple[Job, Capsule | None]:
         raise _nothing_to_do(target, done=False)
     try:
         job = Job(target=absolute(target), **_checked(unsealed(text)))
+        job = replace(job, source=with_options_of(job.source, target))  # options are not stored
     except (ValueError, TypeError) as error:
         raise CorruptError("the plan of a conversion is damaged", path=target, where=_JOB, found=error) from error
     if job.capsule is None:
@@ -234,6 +235,13 @@ def refuse_secrets(*addresses: Any) -> None:
     UsageError
         If one has a user, a password, a query or a fragment.
     """
+    *sources, target = addresses
+    if any(options_of(source) and options_of(source) != options_of(target) for source in sources):
+        raise UsageError(
+            "a plan stores no storage options, and those of the source are lost where the target has none",
+            path=redact(str(sources[0])),
+            hint="Give them through the environment or a profile; or convert in one go, without a plan or --resume.",
+        )
     for address in addresses:
         if isinstance(address, str) and not is_local(address) and redact(address) != address:
             raise UsageError(

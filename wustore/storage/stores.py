@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from wustore.errors import FormatError, OtherFormatError, StoreNotFoundError, UsageError
@@ -88,7 +89,7 @@ def _is_zip(path: str) -> bool:
 # --- what users give --------------------------------------------------------------------------------------
 
 
-def address_of(path: Any, *, to_write: bool = False) -> Any:
+def address_of(path: Any, *, to_write: bool = False, storage_options: Mapping[str, Any] | None = None) -> Any:
     """Return what a user gave as a path, as it is used everywhere: the one place that tells kinds of places apart.
 
     Paths, ``file://`` URLs and zarr's LocalStore and ZipStore give the text of a local path; other URLs, and ``ram:``
@@ -101,6 +102,8 @@ def address_of(path: Any, *, to_write: bool = False) -> Any:
         What was given.
     to_write
         Whether something is to be written there.
+    storage_options
+        Of a URL: the address has them with it. They say nothing about other places.
 
     Raises
     ------
@@ -109,7 +112,11 @@ def address_of(path: Any, *, to_write: bool = False) -> Any:
     """
     if isinstance(path, bytes | str | os.PathLike):
         text = os.fsdecode(path)
-        return _path_of(text) if text.lower().startswith(_LOCAL_URLS) else text
+        if text.lower().startswith(_LOCAL_URLS):
+            return _path_of(text)
+        if storage_options and remote.is_remote(text):
+            return remote.UrlWithOptions(text, {**remote.options_of(path), **storage_options})
+        return path if isinstance(path, str) else text
     # What comes from a package that is not imported cannot be one of its objects.
     zarr, zarr_store = sys.modules.get("zarr"), sys.modules.get("zarr.abc.store")
     if zarr is not None and isinstance(path, zarr.Group) and path.path == "":

@@ -223,7 +223,7 @@ def with_options_of(url: str, other: str) -> str:
     return UrlWithOptions(url, other.storage_options) if isinstance(other, UrlWithOptions) else url
 
 
-def options_of(url: str) -> dict[str, Any]:
+def options_of(url: object) -> dict[str, Any]:
     """Return the storage options that the user gave with a URL."""
     return dict(url.storage_options) if isinstance(url, UrlWithOptions) else {}
 
