@@ -565,6 +565,130 @@ def test_ranges_from_the_web(web, tmp_path, many):
         wustore.open_reader(f"{web.url}/x.h5")
 
 
+# --- options, refusals, servers that do not answer ------------------------------------------------------
+
+
+@pytest.fixture
+def by_options(s3, monkeypatch):
+    """Options that lead to the server, which the environment does not."""
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/no/such/file")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/no/such/file")
+    return {"endpoint_url": "http://{}:{}".format(*s3.address), "key": "test", "secret": "very-secret"}
+
+
+def test_storage_options_everywhere(by_options, tmp_path):
+    url, options = "s3://bucket/options.zarr", {"storage_options": by_options}
+    local = save(with_capsule(sample("simple")), str(tmp_path / "a.zarr"))
+    wustore.convert(local, url, **options)
+    wustore.save(wustore.open(url, **options), "s3://bucket/options2.zarr", **options)
+    wustore.convert(url, tmp_path / "b.zarr", **options)
+    assert wustore.diff(url, tmp_path / "b.zarr", **options) == []
+    assert wustore.verify(url, **options) == []
+    assert wustore.append(url, url, duplicates=True, drop_capsule=True, **options) == 3
+    wustore.repack(url, layout="cutouts", **options)
+    wustore.drop(url, ["mask"], **options)
+    with wustore.open_reader(url, **options) as reader:
+        assert reader.meta.n_images == 6
+        again = pickle.loads(pickle.dumps(reader))
+        assert again.image(1).science.tobytes() == sample("simple").image(1).science.tobytes()
+    wustore.convert(local, url, overwrite=True, resume=True, **options)
+    with pytest.raises(UsageError, match="stores no storage options"):
+        wustore.convert(url, tmp_path / "c.zarr", resume=True, **options)
+
+
+def test_storage_options_of_commands(by_options, tmp_path, capsys):
+    local = save(sample("simple"), str(tmp_path / "a.zarr"))
+    words = [word for name, value in by_options.items() for word in ("--storage-option", f"{name}={value}")]
+    for command in (
+        ["convert", local, "s3://bucket/command.zarr", "--overwrite"],
+        ["info", "s3://bucket/command.zarr"],
+        ["repack", "s3://bucket/command.zarr", "--layout", "cutouts"],
+        ["append", "s3://bucket/command.zarr", local, "--duplicates"],
+        ["verify", "s3://bucket/command.zarr"],
+    ):
+        assert main([*command, *words]) == 0, command
+    assert main(["info", "s3://bucket/command.zarr", *words, "--storage-option", "no-such=very-secret"]) == 2
+    assert main(["info", "s3://bucket/command.zarr", *words, "--storage-option", "no_such=1"]) == 2
+    said = capsys.readouterr()
+    assert "very-secret" not in said.err + said.out
+    assert "no_such" in said.err
+
+
+def test_profiles(by_options, tmp_path, monkeypatch):
+    files = {
+        "AWS_SHARED_CREDENTIALS_FILE": "[survey]\naws_access_key_id = test\naws_secret_access_key = very-secret\n",
+        "AWS_CONFIG_FILE": f"[profile survey]\nregion = us-east-1\nendpoint_url = {by_options['endpoint_url']}\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        monkeypatch.setenv(name, str(tmp_path / name))
+    options = {"storage_options": {"profile": "survey"}}
+    wustore.save(work_unit_from(sample("simple"), lazy=True), "s3://bucket/profile.zarr", overwrite=True, **options)
+    monkeypatch.setenv("AWS_PROFILE", "survey")
+    with wustore.open_reader("s3://bucket/profile.zarr") as reader:
+        assert_same(sample("simple"), reader)
+
+
+def test_an_object_store_takes_no_password_in_its_url(capsys):
+    for suffix in (".zarr", ".h5", ".fits"):
+        url = f"s3://user:very-secret@bucket/x{suffix}"
+        with pytest.raises(UsageError, match="no user or password") as caught:
+            wustore.open_reader(url)
+        assert "very-secret" not in f"{caught.value!r} {caught.value.__cause__!r} {caught.value.__context__!r}"
+        assert main(["info", url]) == 2
+    assert "very-secret" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def refusing(web, monkeypatch):
+    """A server whose answer to everything is a refusal."""
+
+    def answer(self, *, body):
+        text = b"<Error><Code>AccountSuspended</Code></Error>"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        if body:
+            self.wfile.write(text)
+
+    monkeypatch.setattr(Ranges, "answer", answer)
+    return web
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".h5", ".fits"])
+@pytest.mark.parametrize("protocol", ["http", "s3"])
+def test_a_refusal_keeps_its_text(refusing, protocol, suffix):
+    options = {"endpoint": refusing.url, "anon": True, "region": "us-east-1"} if protocol == "s3" else {}
+    url = f"{refusing.url if protocol == 'http' else 's3://bucket'}/x{suffix}"
+    with pytest.raises(PermissionError, match=r"403.*AccountSuspended"):
+        wustore.open_reader(url, storage_options=options)
+
+
+@pytest.mark.parametrize("name", ["x.zarr", "x.h5", "x.fits"])
+def test_a_server_without_ranges_is_named(web, tmp_path, name):
+    save(sample("chunked"), str(tmp_path / name))
+    web.ranges = False
+    with pytest.raises(OSError, match="does not answer range requests"), wustore.open_reader(f"{web.url}/{name}") as wu:
+        wu.read("science", (slice(0, 1), slice(0, 2), slice(0, 2)))
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".h5", ".fits"])
+def test_a_server_that_never_answers(suffix):
+    options = {"connect_timeout": 0.2, "read_timeout": 0.2, "max_retries": 1, "retry_timeout": 1}
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/x{suffix}"
+        with pytest.raises(TimeoutError, match="did not answer in time"):
+            wustore.open_reader(url, storage_options=options)
+
+
+def test_a_dead_server_is_given_up_within_two_minutes():
+    _, client, retries, _ = remote.settings_of("http://x", "http", {})
+    seconds = [client[name].total_seconds() for name in ("connect_timeout", "read_timeout")]
+    assert retries["retry_timeout"].total_seconds() + sum(seconds) < 120
+
+
 # --- connections --------------------------------------------------------------------------------------
 
 
