@@ -30,9 +30,12 @@ def test_rectangles_cover_the_cells_of_boxes_once(boxes, chunks):
         ] = 1
     bounds = np.array(boxes).reshape(-1, 4).T
     covered = np.zeros(SHAPE[1:], int)
-    for rows, columns in grid.rectangles(grid.needed(*bounds)):
+    hull, rectangles = grid.cover(*bounds)
+    for rows, columns in rectangles:
         covered[rows, columns] += 1
     assert np.array_equal(covered, expected)
+    rows, columns = expected.any(axis=1).nonzero()[0], expected.any(axis=0).nonzero()[0]
+    assert hull == (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)
 
 
 def test_images_share_rows_of_chunks():

@@ -33,26 +33,60 @@ class Grid:
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
 
-    def needed(
+    @property
+    def key(self) -> tuple[bytes, ...]:
+        """What two grids have in common that are the same."""
+        return self.slabs.tobytes(), self.rows.tobytes(), self.columns.tobytes()
+
+    def cells(
         self, top: NDArray[np.int64], bottom: NDArray[np.int64], left: NDArray[np.int64], right: NDArray[np.int64]
-    ) -> NDArray[np.bool_]:
-        """Return which cells (row, column) of the grid some boxes touch.
+    ) -> tuple[NDArray[np.int64], ...]:
+        """Return the first row of cells that boxes touch, the one after the last, and the same of the columns.
 
         Parameters
         ----------
         top, bottom, left, right
-            Bounds of each box [pixel], none of them empty, all within the grid. Shape (n,).
+            Bounds of each box [pixel], within the grid.
         """
-        first_row, first_column = self._cell(self.rows, top), self._cell(self.columns, left)
-        last_row, last_column = self._cell(self.rows, bottom - 1) + 1, self._cell(self.columns, right - 1) + 1
-        # Each box adds 1 in its cells: as differences that are set at its four corners and summed up at the end.
-        steps = np.zeros((len(self.rows), len(self.columns)), np.int64)
-        np.add.at(steps, (first_row, first_column), 1)
-        np.add.at(steps, (last_row, last_column), 1)
-        np.add.at(steps, (first_row, last_column), -1)
-        np.add.at(steps, (last_row, first_column), -1)
-        counts: NDArray[np.int64] = steps.cumsum(axis=0).cumsum(axis=1)[:-1, :-1]
-        return counts > 0
+        edges = ((self.rows, top), (self.rows, bottom - 1), (self.columns, left), (self.columns, right - 1))
+        first_row, last_row, first_column, last_column = (
+            axis.searchsorted(positions, side="right") for axis, positions in edges
+        )
+        return first_row - 1, last_row, first_column - 1, last_column
+
+    def cover(
+        self, top: NDArray[np.int64], bottom: NDArray[np.int64], left: NDArray[np.int64], right: NDArray[np.int64]
+    ) -> tuple[tuple[int, int, int, int], list[tuple[slice, slice]]]:
+        """Return the cells that boxes touch.
+
+        Parameters
+        ----------
+        top, bottom, left, right
+            Bounds of each box [pixel], none of them empty, all within the grid. Shape (n,), at least one.
+
+        Returns
+        -------
+        hull
+            Top, bottom, left and right of all of them together [pixel].
+        rectangles
+            Rows and columns [pixel] of disjoint rectangles of cells.
+        """
+        r0, r1, c0, c1 = self.cells(top, bottom, left, right)
+        first_row, last_row, first_column, last_column = r0.min(), r1.max(), c0.min(), c1.max()
+        rows, columns = self.rows[first_row : last_row + 1], self.columns[first_column : last_column + 1]
+        hull = int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])
+        needed = None
+        if len(rows) * len(columns) > 4:  # more than one cell
+            # Each box adds 1 in its cells: as differences that are set at its four corners and summed up at the end.
+            stride = len(columns)
+            r0, r1, c0, c1 = (r0 - first_row) * stride, (r1 - first_row) * stride, c0 - first_column, c1 - first_column
+            steps = np.zeros(len(rows) * stride, np.int64)
+            for sign, corner in ((1, r0 + c0), (1, r1 + c1), (-1, r0 + c1), (-1, r1 + c0)):
+                steps += sign * np.bincount(corner, minlength=len(steps))
+            needed = steps.reshape(-1, stride).cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0
+        if needed is None or needed.all():
+            return hull, [(slice(*hull[:2]), slice(*hull[2:]))]
+        return hull, list(Grid(self.slabs, rows, columns).rectangles(needed))
 
     def rectangles(self, needed: NDArray[np.bool_]) -> Iterator[tuple[slice, slice]]:
         """Cover the true cells of the grid with disjoint rectangles, and yield their rows and columns [pixel]."""
@@ -68,10 +102,6 @@ class Grid:
                 )
             for run in runs:
                 open_runs.setdefault(run, row)
-
-    @staticmethod
-    def _cell(edges: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.searchsorted(edges, positions, side="right") - 1
 
 
 def regular_grid(shape: tuple[int, int, int], chunks: tuple[int, int, int]) -> Grid:

@@ -58,6 +58,7 @@ _BUILT_IN = (
         (".fits.gz", ".fits.bz2", ".fits.zip", ".fit.gz", ".fits.fz", ".fits", ".fit", ".fts"),
     ),
     _Entry("sharded-fits", "wustore.backends.fits.backend:ShardedFitsBackend", (), opened_as="fits"),
+    _Entry("fits-index", "wustore.backends.fits.backend:FitsIndexBackend", (".wuindex",), writes=False),
     _Entry("kbmod-yaml", "wustore.backends.kbmod_yaml:YamlDumpBackend", (".yaml", ".yml"), writes=False),
     _Entry("memory", "wustore.backends.memory:MemoryBackend", ()),
 )

@@ -19,7 +19,7 @@ from wustore.format.version import VERSION, schema_version
 
 __all__ = ["Violation", "check", "load", "violation"]
 
-Name = Literal["document", "layout"]
+Name = Literal["document", "layout", "index"]
 
 
 class Violation(NamedTuple):
@@ -43,7 +43,8 @@ def load(name: Name, version: str = VERSION) -> dict[str, Any]:
     Parameters
     ----------
     name
-        ``document``: the root document; ``layout``: a listing of the arrays (docs/spec.md, "Listing").
+        ``document``: the root document; ``layout``: a listing of the arrays (docs/spec.md, "Listing"); ``index``: the
+        document of an index of FITS files.
     version
         Of the format.
     """
@@ -54,17 +55,19 @@ def load(name: Name, version: str = VERSION) -> dict[str, Any]:
     return schema
 
 
-def violation(document: Any) -> Violation | None:
-    """Return the first rule of its version's schema that a root document breaks, None if it follows the schema."""
-    found = _document_rule(schema_version(document))(document, 0)
+def violation(document: Any, name: Name = "document") -> Violation | None:
+    """Return the first rule of its version's schema that a document breaks, None if it follows the schema."""
+    found = _rule(name, schema_version(document) if name == "document" else VERSION)(document, 0)
     return None if found is None else Violation(f"${found.where}", found.what)
 
 
-def check(document: Any, *, written: bool = False) -> None:
-    """Refuse a root document that does not follow the schema.
+def check(document: Any, name: Name = "document", *, written: bool = False) -> None:
+    """Refuse a document that does not follow its schema.
 
     Parameters
     ----------
+    name
+        Of the schema.
     written
         Whether it is about to be written, not read.
 
@@ -75,12 +78,13 @@ def check(document: Any, *, written: bool = False) -> None:
     FormatError
         The same of a document that is about to be written.
     """
-    found = violation(document)
+    found = violation(document, name)
     if found is None:
         return
     if written:
         raise FormatError("the format does not hold a value", where=found.where, found=found.what)
-    raise CorruptError("the root document does not follow the format", where=found.where, found=found.what)
+    what = "the root document" if name == "document" else f"the document of the {name}"
+    raise CorruptError(f"{what} does not follow the format", where=found.where, found=found.what)
 
 
 # --- the validator ------------------------------------------------------------------------------------
@@ -333,6 +337,6 @@ def _first(members: Any, depth: int) -> Violation | None:
 
 
 @cache
-def _document_rule(version: str) -> _Rule:
-    schema = load("document", version)
+def _rule(name: Name, version: str) -> _Rule:
+    schema = load(name, version)
     return _Compiler(schema).rule(schema)

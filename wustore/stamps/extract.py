@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import zip_longest
 from typing import Any
 
@@ -26,7 +26,7 @@ from wustore.stamps.notebook import with_bar
 from wustore.stamps.results import Coadds, Stamps
 from wustore.stamps.sky import linked_wcs_or_none, numbers_alike, sky_to_pixel
 from wustore.stamps.trajectories import nearest_pixel, trajectories_from
-from wustore.stamps.windows import AT_A_TIME, Block, Windows
+from wustore.stamps.windows import Gather, Windows
 from wustore.storage import buffers
 from wustore.storage.threads import in_threads, read_ahead
 
@@ -295,7 +295,7 @@ class _Request:
     @property
     def stamp_bytes(self) -> int:
         """Bytes of a stamp, all its layers together."""
-        return self.side**2 * (1 + sum(self.dtype_of(layer).itemsize for layer in self.layers))
+        return self.side**2 * (1 + sum(self.dtypes[layer].itemsize for layer in self.layers))
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -309,12 +309,16 @@ class _Request:
             "source": str(self.reader.path),
         }
 
-    def dtype_of(self, layer: str) -> np.dtype[Any]:
-        """Return the dtype of stamps of a layer: floating, so that NaN fits, but for masks."""
-        if not self.reader.meta.has_layer(layer):
-            return np.dtype(np.int8 if layer == "mask" else np.float64)
-        dtype = self.reader.meta.layer_dtype(layer)
-        return dtype if layer == "mask" or dtype.kind == "f" else np.dtype(np.float64)
+    @cached_property
+    def dtypes(self) -> dict[str, np.dtype[Any]]:
+        """The dtypes of stamps of each layer: floating, so that NaN fits, but for masks."""
+        dtypes: dict[str, np.dtype[Any]] = dict.fromkeys(PIXEL_LAYERS, np.dtype(np.float64))
+        dtypes["mask"] = np.dtype(np.int8)
+        for layer in filter(self.reader.meta.has_layer, PIXEL_LAYERS):
+            dtype = self.reader.meta.layer_dtype(layer)
+            if layer == "mask" or dtype.kind == "f":
+                dtypes[layer] = dtype
+        return dtypes
 
     def part(self, places: slice) -> _Request:
         """Return the request for some of the images."""
@@ -329,7 +333,8 @@ class _Request:
     def windows(self, x: NDArray[np.int64], y: NDArray[np.int64]) -> Windows:
         """Return what is to be read around centres of shape (n, time)."""
         layers = [layer for layer in PIXEL_LAYERS if layer in self.layers or layer == "mask"]
-        return Windows(self.reader, layers, self.images, y, x, int(self.radius), self.max_memory)
+        together = self.max_memory // max(len(y) * self.stamp_bytes, 1)
+        return Windows(self.reader, layers, self.images, y, x, int(self.radius), self.max_memory, together)
 
     def stamps(
         self, x: NDArray[np.int64], y: NDArray[np.int64], ids: NDArray[Any], progress: Progress | None = None
@@ -342,13 +347,10 @@ class _Request:
 
         def work(p: int) -> None:
             part = windows.parts[p]
-            block = windows.load(part)
-            for k in part.times:
-                for start in range(0, len(part.members), AT_A_TIME):
-                    members = part.members[start : start + AT_A_TIME]
-                    for name, values in self._cut(block, k, members, arrays).items():
-                        arrays[name][:, k][_index(members)] = values
-            windows.give_back(block)
+            for gather in windows.load(part).gathers():
+                members = _index(gather.members)
+                for name, values in self._cut(gather, arrays).items():
+                    arrays[name][members, part.times.start : part.times.stop] = values
 
         for p, _ in read_ahead(work, range(len(windows.parts)), windows.workers):
             if progress is not None:
@@ -367,42 +369,37 @@ class _Request:
             for start in range(0, len(part.members), fits):
                 members = part.members[start : start + fits]
                 arrays = self._arrays(len(members), len(places))
-
-                def work(first: int, members: NDArray[np.int64], arrays: dict[str, NDArray[Any]], block: Block) -> None:
-                    here = slice(first, first + AT_A_TIME)
-                    for row, k in enumerate(places):
-                        for name, values in self._cut(block, k, members[here], arrays).items():
-                            arrays[name][here, row] = values
-
-                cut = partial(work, members=members, arrays=arrays, block=block)
-                in_threads(cut, range(0, len(members), AT_A_TIME))
+                cut = partial(self._cut_into, arrays, members)
+                in_threads(cut, block.gathers(start, start + fits))
                 centres = x[members][:, places.start : places.stop], y[members][:, places.start : places.stop]
                 yield request._result(arrays, *centres, ids[members])
-            windows.give_back(block)
+
+    def _cut_into(self, arrays: dict[str, NDArray[Any]], members: NDArray[np.int64], gather: Gather) -> None:
+        first = int(members.searchsorted(gather.members[0]))
+        for name, values in self._cut(gather, arrays).items():
+            arrays[name][first : first + len(values)] = values
 
     def _arrays(self, n: int, n_times: int) -> dict[str, NDArray[Any]]:
         shape = (n, n_times, self.side, self.side)
-        arrays = {layer: buffers.empty(shape, self.dtype_of(layer)) for layer in self.layers}
+        arrays = {layer: buffers.empty(shape, self.dtypes[layer]) for layer in self.layers}
         return arrays | {"inside": buffers.empty(shape, bool)}
 
-    def _cut(
-        self, block: Block, k: int, members: NDArray[np.int64], wanted: Sequence[str] | dict[str, Any]
-    ) -> dict[str, NDArray[Any]]:
-        """Return stamps at place ``k`` of the time axis by layer, shape (m, y, x), masked pixels NaN."""
+    def _cut(self, gather: Gather, wanted: Sequence[str] | dict[str, Any]) -> dict[str, NDArray[Any]]:
+        """Return stamps by layer, shape (m, time, y, x), masked pixels NaN."""
         meta = self.reader.meta
         masked = None
         cut: dict[str, NDArray[Any]] = {}
         if meta.has_layer("mask") or "mask" in wanted:
-            mask = block.cut("mask", k, members, 0, self.dtype_of("mask"))
+            mask = gather.cut("mask", 0, self.dtypes["mask"])
             masked = is_masked(mask)
             if "mask" in wanted:
                 cut["mask"] = mask
         for layer in ("science", "variance"):
             if layer in wanted:
-                cut[layer] = block.cut(layer, k, members, np.nan, self.dtype_of(layer))
+                cut[layer] = gather.cut(layer, np.nan, self.dtypes[layer])
                 hide_pixels(cut[layer], masked, no_data_of(meta))
         if "inside" in wanted:
-            cut["inside"] = block.inside(k, members)
+            cut["inside"] = gather.inside()
         return cut
 
     def _result(
@@ -420,16 +417,15 @@ class _Request:
         windows = self.windows(x, y)
         total = RunningCoadd(kind, (len(x), self.side, self.side))
 
-        def add(block: Block, first: int) -> None:
-            members = block.part.members[first : first + AT_A_TIME]
-            for k in block.part.times:
-                cut = self._cut(block, k, members, self.layers)
-                total.add(_index(members), cut["science"], cut.get("variance"))
+        def add(gather: Gather) -> None:
+            cut = self._cut(gather, self.layers)
+            for k in range(cut["science"].shape[1]):
+                of_time = {layer: stamps[:, k] for layer, stamps in cut.items()}
+                total.add(_index(gather.members), of_time["science"], of_time.get("variance"))
 
         parts = windows.parts
         for p, block in read_ahead(lambda p: windows.load(parts[p]), range(len(parts)), windows.workers):
-            in_threads(partial(add, block), range(0, len(block.part.members), AT_A_TIME))
-            windows.give_back(block)
+            in_threads(add, block.gathers())
             if progress is not None:
                 progress(parts[p].times.stop, len(self.images))
         return total.result()
@@ -439,7 +435,7 @@ class _Request:
         n_times = len(self.images)
         values = np.zeros((len(x), self.side, self.side))
         # The stamps and their frames, and what sorting them takes.
-        one = max(n_times * self.side**2 * (4 * self.dtype_of("science").itemsize + 8), 1)
+        one = max(n_times * self.side**2 * (4 * self.dtypes["science"].itemsize + 8), 1)
         fits = max(self.max_memory // one, 1)
         order = _near_together(x[:, n_times // 2], y[:, n_times // 2], fits) if n_times else np.arange(len(x))
         for start in range(0, len(x), fits):

@@ -1,34 +1,66 @@
 """Many small windows of the images of a store: each chunk that they touch is read once, with no Python per window.
 
-The windows of an image (or of the images that share chunks) are one `Part`. For a part, the chunks that its windows
-touch are read, as rectangles, into an array that spans them; the windows are then gathered from this array by numpy.
-Parts are independent of each other, so they are read by several threads.
+The windows that are cut together are one `Part`: those of an image, of images that share chunks, or of images in which
+a few windows touch the same chunks. For a part, the chunks that its windows touch are read, as rectangles, into an
+array that spans them; the windows are then gathered from this array by numpy. Parts are independent of each other, so
+they are read by several threads.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from threading import Lock
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from wustore.backends.base import Reader
-from wustore.backends.chunk_grid import Grid
+from wustore.backends.chunk_grid import Grid, Index
 from wustore.model.select import consecutive_runs
 from wustore.storage import buffers
-from wustore.storage.threads import default_workers
+from wustore.storage.threads import default_workers, worth
 from wustore.storage.url import CONCURRENCY, is_remote
 
-__all__ = ["AT_A_TIME", "Block", "Part", "Windows"]
+__all__ = ["AT_A_TIME", "Block", "Gather", "Part", "Windows"]
 
 AT_A_TIME = 1024
 """Windows that are gathered at a time: 2 MB of 21 x 21 float32 pixels, which stay in the cache."""
+
+_FEW = 64
+"""So many windows or fewer touch a part of an image's chunks: it is worth to look which images have this in common."""
+
+_TOGETHER = 1 << 23
+"""Bytes of a part of several images that share no chunks: beyond them, planning costs little in comparison."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Cover:
+    """What is read of layers that have the same grid.
+
+    Attributes
+    ----------
+    layers
+        Their names.
+    images
+        Indices of the images, ascending.
+    top, left
+        Where the array that spans the chunks begins in an image.
+    shape
+        Of this array (image, y, x).
+    boxes, places
+        Rectangles of chunks in the layer, and in the array.
+    """
+
+    layers: Sequence[str]
+    images: NDArray[np.int64]
+    top: int
+    left: int
+    shape: tuple[int, int, int]
+    boxes: Sequence[Index]
+    places: Sequence[Index]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +73,13 @@ class Part:
         Places on the time axis of the windows; consecutive.
     members
         Numbers of the windows (of the trajectories, say). Shape (m,).
+    covers
+        What is read for them; empty if all windows are outside of the images.
     """
 
     times: range
     members: NDArray[np.int64]
+    covers: Sequence[_Cover]
 
 
 class Windows:
@@ -62,12 +97,14 @@ class Windows:
         Pixels on either side of the centre.
     max_memory
         For the arrays that the chunks are read into [bytes]. One chunk can take more.
+    together
+        Images that share no chunks and may be in one part.
 
     Attributes
     ----------
     parts
-        All windows, in the order of the time axis. A part is one image, or a row of images that share chunks; some
-        of its windows if its pixels do not fit into ``max_memory``.
+        All windows, in the order of the time axis. A part has some of the windows only if its pixels do not fit into
+        ``max_memory``.
     workers
         The number of parts to read at a time.
     """
@@ -81,79 +118,96 @@ class Windows:
         x: NDArray[np.int64],
         radius: int,
         max_memory: int,
+        together: int,
     ) -> None:
         self.reader = reader
-        self.layers = [layer for layer in layers if reader.meta.has_layer(layer)]
+        self.dtypes = {layer: reader.meta.layer_dtype(layer) for layer in layers if reader.meta.has_layer(layer)}
         self.images, self.side = images, 2 * radius + 1
         self._y, self._x, self._radius = y, x, radius
-        self._shapes = reader.meta.image_shape[images].astype(np.int64)
-        self._grids = {layer: reader.grid(layer) for layer in self.layers}
-        self._spare: deque[NDArray[np.uint8]] = deque()
-        self._lock = Lock()
+        self.shapes = reader.meta.image_shape[images].astype(np.int64)
+        grids: dict[Any, tuple[Grid, list[str]]] = {}
+        for layer in self.dtypes:
+            grid = reader.grid(layer)
+            grids.setdefault(grid.key, (grid, []))[1].append(layer)
+        self._grids = list(grids.values())
         everything = np.arange(len(y))
-        wholes = [Part(times, everything) for times in self._runs()]
-        sizes = [self._size(part) for part in wholes] if len(y) else []
-        largest = max(sizes, default=0)
-        self.parts = wholes
-        if largest > max_memory:
-            self.parts = [
-                part
-                for whole, size in zip(wholes, sizes, strict=True)
-                for part in (self._split(whole, max_memory) if size > max_memory else [whole])
-            ]
-            largest = max_memory
-        wanted = CONCURRENCY if is_remote(reader.path) else default_workers()
-        self.workers = max(min(wanted, max_memory // max(largest, 1)), 1)
+        wholes = [self._part(times, everything) for times in self._runs(min(max_memory, _TOGETHER), together)]
+        self.parts = [part for whole in wholes for part in self._split(whole, max_memory)]
+        sizes = [self._size(part) for part in self.parts] or [0]
+        wanted = CONCURRENCY if is_remote(reader.path) else worth(default_workers(), sum(sizes))
+        self.workers = max(min(wanted, max_memory // max(*sizes, 1)), 1)
 
-    def _runs(self) -> list[range]:
-        """Return the runs of the time axis whose images share chunks in some layer."""
-        seams = np.ones(max(len(self.images) - 1, 0), bool)
-        for grid in self._grids.values():
-            seams &= np.diff(grid.slabs[self.images]) != 0
-        bounds = [0, *(np.flatnonzero(seams) + 1).tolist(), len(self.images)]
-        return [range(a, b) for a, b in pairwise(bounds) if b > a]
+    # --- parts ---------------------------------------------------------------------------------------------
 
-    # --- sizes ---------------------------------------------------------------------------------------------
+    def _runs(self, most: int, together: int) -> Iterator[range]:
+        """Yield the runs of the time axis that are cut together."""
+        if not len(self.images):
+            return
+        shared = np.zeros(len(self.images) - 1, bool)  # whether an image shares chunks with the next one
+        for grid, _ in self._grids:
+            shared |= np.diff(grid.slabs[self.images]) == 0
+        if shared.any() or together < 2 or len(self._y) > _FEW:
+            yield from _stretches(shared)
+            return
+        everything = np.arange(len(self._y))
+        for run in _stretches(self._touch_the_same()):
+            size = self._size(self._part(run[:1], everything))
+            step = max(min(together, most // max(size, 1)), 1)
+            yield from (run[k : k + step] for k in range(0, len(run), step))
 
-    def _bounds(self, part: Part) -> tuple[NDArray[np.int64], ...]:
-        """Return top, bottom, left and right of what the windows of a part cover of their images; flat, none empty."""
-        places = slice(part.times.start, part.times.stop)
-        y, x = self._y[part.members, places] - self._radius, self._x[part.members, places] - self._radius
-        height, width = self._shapes[places].T
+    def _touch_the_same(self) -> NDArray[np.bool_]:
+        """Return whether the windows of an image touch the same chunks as those of the next one. Shape (time - 1,)."""
+        *bounds, covered = self._bounds(slice(None), slice(None))
+        same = np.ones(len(self.images) - 1, bool)
+        for grid, _ in self._grids:
+            for cells in grid.cells(*bounds):
+                cells[~covered] = -1
+                same &= (cells[:, 1:] == cells[:, :-1]).all(axis=0)
+        return same
+
+    def _bounds(self, members: Any, places: slice) -> tuple[NDArray[Any], ...]:
+        """Return top, bottom, left and right of what windows cover of their images, and whether that is anything."""
+        y, x = self._y[members, places] - self._radius, self._x[members, places] - self._radius
+        height, width = self.shapes[places].T
         top, left = np.maximum(y, 0), np.maximum(x, 0)
         bottom, right = np.minimum(y + self.side, height), np.minimum(x + self.side, width)
-        covered = (bottom > top) & (right > left)
-        return top[covered], bottom[covered], left[covered], right[covered]
+        return top, bottom, left, right, (bottom > top) & (right > left)
 
-    def _hull(self, grid: Grid, bounds: tuple[NDArray[np.int64], ...]) -> tuple[int, int, int, int]:
-        """Return the first and the last edges (top, bottom, left, right) of the chunks that hold the bounds."""
-        top, bottom, left, right = bounds
-        rows, columns = grid.rows, grid.columns
-        return (
-            int(rows[np.searchsorted(rows, top.min(), side="right") - 1]),
-            int(rows[np.searchsorted(rows, bottom.max())]),
-            int(columns[np.searchsorted(columns, left.min(), side="right") - 1]),
-            int(columns[np.searchsorted(columns, right.max())]),
-        )
+    def _part(self, times: range, members: NDArray[np.int64]) -> Part:
+        *edges, covered = self._bounds(members, slice(times.start, times.stop))
+        if not covered.any():
+            return Part(times, members, ())
+        bounds = [edge[covered] for edge in edges]
+        images = self.images[times.start : times.stop]
+        return Part(times, members, [self._cover(grid, layers, images, bounds) for grid, layers in self._grids])
+
+    @staticmethod
+    def _cover(grid: Grid, layers: Sequence[str], images: NDArray[np.int64], bounds: Sequence[NDArray[Any]]) -> _Cover:
+        (top, bottom, left, right), rectangles = grid.cover(*bounds)
+        if len(images) > 1:  # also those in between that share a row of chunks with one of them
+            between = np.arange(images.min(), images.max() + 1)
+            images = between[np.isin(grid.slabs[between], grid.slabs[images])]
+        boxes: list[Index] = []
+        places: list[Index] = []
+        for a, b in consecutive_runs(images):
+            for rows, columns in rectangles:
+                boxes.append((slice(int(images[a]), int(images[b - 1]) + 1), rows, columns))
+                in_rows = slice(rows.start - top, rows.stop - top)
+                places.append((slice(a, b), in_rows, slice(columns.start - left, columns.stop - left)))
+        return _Cover(layers, images, top, left, (len(images), bottom - top, right - left), boxes, places)
 
     def _size(self, part: Part) -> int:
         """Return the bytes of the arrays that a part is read into."""
-        bounds = self._bounds(part)
-        if not bounds[0].size:
-            return 0
-        total = 0
-        for layer, grid in self._grids.items():
-            top, bottom, left, right = self._hull(grid, bounds)
-            depth = len(self._images_of(grid, part))
-            total += depth * (bottom - top) * (right - left) * self.reader.meta.layer_dtype(layer).itemsize
-        return total
+        return sum(
+            math.prod(cover.shape) * self.dtypes[layer].itemsize for cover in part.covers for layer in cover.layers
+        )
 
     def _split(self, part: Part, limit: int) -> Iterator[Part]:
         """Yield parts of a part: halves along the longer axis, until each fits or is within one chunk."""
-        if len(part.members) < 2 or self._size(part) <= limit:
+        if self._size(part) <= limit or len(part.members) < 2:
             yield part
             return
-        grid = self._grids[self.layers[0]]
+        grid, _ = self._grids[0]
         first = part.times.start
         y, x = self._y[part.members, first], self._x[part.members, first]
         positions, edges = (y, grid.rows) if np.ptp(y) >= np.ptp(x) else (x, grid.columns)
@@ -165,25 +219,12 @@ class Windows:
             yield part
             return
         for chosen in (below, ~below):
-            yield from self._split(Part(part.times, part.members[chosen]), limit)
+            yield from self._split(self._part(part.times, part.members[chosen]), limit)
 
-    @staticmethod
-    def _slab(grid: Grid, images: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the images from the first to the last of some that share one of their rows of chunks."""
-        between = np.arange(images.min(), images.max() + 1)
-        return between[np.isin(grid.slabs[between], grid.slabs[images])]
-
-    def _images_of(self, grid: Grid, part: Part) -> NDArray[np.int64]:
-        return self._slab(grid, self.images[part.times.start : part.times.stop])
-
-    def corners(self, k: int, members: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return first row and first column of windows at place ``k`` of the time axis."""
-        return self._y[members, k] - self._radius, self._x[members, k] - self._radius
-
-    def shape_at(self, k: int) -> tuple[int, int]:
-        """Return the true shape (y, x) of the image at place ``k``."""
-        height, width = self._shapes[k].tolist()
-        return height, width
+    def corners(self, times: range, members: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return first row and first column of windows, shape (m, time)."""
+        places = slice(times.start, times.stop)
+        return self._y[members, places] - self._radius, self._x[members, places] - self._radius
 
     # --- pixels --------------------------------------------------------------------------------------------
 
@@ -195,116 +236,104 @@ class Windows:
         CorruptError
             If the stored bytes are damaged or missing.
         """
-        bounds = self._bounds(part)
-        block = Block(self, part, {}, [])
-        if bounds[0].size:
-            for layer, grid in self._grids.items():
-                block.planes[layer] = self._read(layer, grid, part, bounds, block)
-        return block
-
-    def _read(self, layer: str, grid: Grid, part: Part, bounds: tuple[NDArray[np.int64], ...], block: Block) -> _Planes:
-        top, bottom, left, right = self._hull(grid, bounds)
-        images = self._images_of(grid, part)
-        shape = (len(images), bottom - top, right - left)
-        array = self._take(shape, self.reader.meta.layer_dtype(layer), block)
-        rectangles = list(grid.rectangles(grid.needed(*bounds)))
-        boxes, targets = [], []
-        for a, b in consecutive_runs(images):
-            for rows, columns in rectangles:
-                boxes.append((slice(int(images[a]), int(images[b - 1]) + 1), rows, columns))
-                targets.append(
-                    array[a:b, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-                )
-        self.reader.read_boxes(layer, boxes, targets)
-        return _Planes(array, images, top, left)
-
-    def _take(self, shape: tuple[int, int, int], dtype: np.dtype[Any], block: Block) -> NDArray[Any]:
-        """Return an array in memory that an earlier block has used, if there is any: fresh memory is slow."""
-        size = int(np.prod(shape)) * dtype.itemsize
-        with self._lock:
-            fitting = next((memory for memory in self._spare if memory.size >= size), None)
-            if fitting is not None:
-                # By identity: arrays compare element by element.
-                self._spare = deque(memory for memory in self._spare if memory is not fitting)
-            elif self._spare:
-                self._spare.popleft()
-        memory = buffers.empty((size,), np.uint8) if fitting is None else fitting
-        block.memory.append(memory)
-        return memory[:size].view(dtype).reshape(shape)
-
-    def give_back(self, block: Block) -> None:
-        """Let the memory of a block, which is not used any more, serve another one."""
-        with self._lock:
-            self._spare.extend(block.memory)
-        block.memory.clear()
-        block.planes.clear()
-
-
-@dataclass(frozen=True, eq=False)
-class _Planes:
-    """What was read of a layer: an array (image, y, x), which images it holds, and where it begins."""
-
-    array: NDArray[Any]
-    images: NDArray[np.int64]
-    top: int
-    left: int
+        planes = {}
+        for cover in part.covers:
+            for layer in cover.layers:
+                array = buffers.empty(cover.shape, self.dtypes[layer])
+                self.reader.read_boxes(layer, cover.boxes, [array[place] for place in cover.places])
+                planes[layer] = array, cover
+        return Block(self, part, planes)
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """The chunks of a part."""
+    """The chunks of a part: for each layer the array that spans them, and where that is."""
 
     windows: Windows
     part: Part
-    planes: dict[str, _Planes]
-    memory: list[NDArray[np.uint8]]
+    planes: dict[str, tuple[NDArray[Any], _Cover]]
 
-    def cut(self, layer: str, k: int, members: NDArray[np.int64], fill: float, dtype: np.dtype[Any]) -> NDArray[Any]:
+    def gathers(self, start: int = 0, stop: int | None = None) -> Iterator[Gather]:
+        """Yield the windows of some members of the part (by default of all), `AT_A_TIME` at a time."""
+        members = self.part.members[start:stop]
+        step = max(AT_A_TIME // len(self.part.times), 1)
+        for k in range(0, len(members), step):
+            yield Gather(self, members[k : k + step])
+
+
+class Gather:
+    """Some windows of a block, at all of its times.
+
+    Parameters
+    ----------
+    block
+        Their chunks.
+    members
+        Numbers of the windows. Shape (m,).
+    """
+
+    def __init__(self, block: Block, members: NDArray[np.int64]) -> None:
+        self.members = members
+        self._block, self._side = block, block.windows.side
+        times = block.part.times
+        self._images = block.windows.images[times.start : times.stop]
+        self._y, self._x = y, x = block.windows.corners(times, members)
+        self._height, self._width = height, width = block.windows.shapes[times.start : times.stop].T
+        self._whole = (y >= 0) & (x >= 0) & (y + self._side <= height) & (x + self._side <= width)
+        self._all_whole = bool(self._whole.all())
+
+    def cut(self, layer: str, fill: float, dtype: np.dtype[Any]) -> NDArray[Any]:
         """Return windows of a layer.
 
         Parameters
         ----------
-        k
-            Place on the time axis.
-        members
-            Numbers of the windows. Shape (m,).
         fill
             Value of pixels outside of the image, and of a layer that the store does not have.
 
         Returns
         -------
         ndarray
-            Shape (m, side, side).
+            Shape (m, time, side, side).
         """
-        side = self.windows.side
-        y, x = self.windows.corners(k, members)
-        planes = self.planes.get(layer)
+        side = self._side
+        planes = self._block.planes.get(layer)
         if planes is None:
-            return np.full((len(members), side, side), fill, dtype)
-        plane = planes.array[int(np.searchsorted(planes.images, self.windows.images[k]))]
-        height, width = self.windows.shape_at(k)
-        whole = (y >= 0) & (x >= 0) & (y + side <= height) & (x + side <= width)
-        y, x = y - planes.top, x - planes.left
-        if whole.all():
-            return np.asarray(sliding_window_view(plane, (side, side))[y, x], dtype)
-        out = np.full((len(members), side, side), fill, dtype)
+            return np.full((*self._y.shape, side, side), fill, dtype)
+        array, cover = planes
+        image = np.broadcast_to(np.searchsorted(cover.images, self._images), self._y.shape)
+        y, x = self._y - cover.top, self._x - cover.left
+        if self._all_whole:
+            return np.asarray(_views(array, side)[image, y, x], dtype)
+        out = np.full((*y.shape, side, side), fill, dtype)
+        whole, part = self._whole, ~self._whole
         if whole.any():
-            out[whole] = sliding_window_view(plane, (side, side))[y[whole], x[whole]]
-        part = np.flatnonzero(~whole)
-        inside = self.inside(k, members[part])
-        rows = (y[part, None] + np.arange(side)).clip(0, plane.shape[0] - 1)[:, :, None]
-        columns = (x[part, None] + np.arange(side)).clip(0, plane.shape[1] - 1)[:, None, :]
-        out[part] = np.where(inside, plane[rows, columns], out[part])
+            out[whole] = _views(array, side)[image[whole], y[whole], x[whole]]
+        rows = (y[part][:, None] + np.arange(side)).clip(0, array.shape[1] - 1)[:, :, None]
+        columns = (x[part][:, None] + np.arange(side)).clip(0, array.shape[2] - 1)[:, None, :]
+        out[part] = np.where(self.inside()[part], array[image[part][:, None, None], rows, columns], out[part])
         return out
 
-    def inside(self, k: int, members: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return where windows are within the image at place ``k``, shape (m, side, side)."""
-        (height, width), (y, x) = self.windows.shape_at(k), self.windows.corners(k, members)
-        side = self.windows.side
-        if ((y >= 0) & (x >= 0) & (y + side <= height) & (x + side <= width)).all():
-            return np.ones((len(members), side, side), bool)
-        offsets = np.arange(side)
-        rows, columns = y[:, None] + offsets, x[:, None] + offsets
-        in_rows, in_columns = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
-        inside: NDArray[np.bool_] = in_rows[:, :, None] & in_columns[:, None, :]
+    def inside(self) -> NDArray[np.bool_]:
+        """Return where the windows are within their images, shape (m, time, side, side)."""
+        if self._all_whole:
+            return np.ones((*self._y.shape, self._side, self._side), bool)
+        offsets = np.arange(self._side)
+        rows, columns = self._y[:, :, None] + offsets, self._x[:, :, None] + offsets
+        in_rows = (rows >= 0) & (rows < self._height[:, None])
+        in_columns = (columns >= 0) & (columns < self._width[:, None])
+        inside: NDArray[np.bool_] = in_rows[:, :, :, None] & in_columns[:, :, None, :]
         return inside
+
+
+def _stretches(joined: NDArray[np.bool_]) -> Iterator[range]:
+    """Yield the runs of places that are joined, each to the next one."""
+    bounds = [0, *((~joined).nonzero()[0] + 1).tolist(), len(joined) + 1]
+    return itertools.starmap(range, itertools.pairwise(bounds))
+
+
+def _views(array: NDArray[Any], side: int) -> NDArray[Any]:
+    """Return all windows of a contiguous array (image, y, x), without a copy: shape (image, y, x, side, side)."""
+    depth, height, width = array.shape
+    shape = depth, height - side + 1, width - side + 1, side, side
+    # What numpy's sliding_window_view gives; that makes 40 calls for it.
+    return np.ndarray(shape, array.dtype, array, 0, (*array.strides, *array.strides[1:]))

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from wustore.backends.base import Encoder, Writer
+from wustore.backends.base import Backend, Encoder, Writer
+from wustore.backends.fits.files.index import SUFFIX, Index, is_index
 from wustore.backends.fits.files.input import compression_of
 from wustore.backends.fits.hdu.scan import is_fits
 from wustore.backends.fits.reader import FitsReader
 from wustore.backends.pieces import PiecewiseBackend
-from wustore.errors import OtherFormatError, UsageError
+from wustore.errors import OtherFormatError, StoreNotFoundError, UsageError
 from wustore.model.meta import Capsule, Meta
-from wustore.storage.url import is_remote, refuse_writing
+from wustore.storage.stores import address_of
+from wustore.storage.url import is_remote, redact, refuse_writing, with_options_of
 
-__all__ = ["FitsBackend", "ShardedFitsBackend"]
+__all__ = ["FitsBackend", "FitsIndexBackend", "ShardedFitsBackend"]
 
 
 class _FilesBackend(PiecewiseBackend):
@@ -91,8 +93,50 @@ class ShardedFitsBackend(_FilesBackend):
 
 
 def _open(path: str, form: str | None, options: dict[str, Any]) -> FitsReader:
-    reader = FitsReader(path, form)
+    index = options.pop("index", None)
+    if index is not None and not isinstance(index, bool):
+        index = address_of(index)
+    if index is True or not isinstance(index, str | bool | None):
+        raise UsageError("index is no address", where="index", expected="a path or URL, or False", found=repr(index))
+    reader = FitsReader(path, form, index)
     if options:
         reader.close()
-        raise UsageError("unknown options", where=form or "fits", expected="none", found=sorted(options))
+        raise UsageError("unknown options", where=form or "fits", expected="index", found=sorted(options))
     return reader
+
+
+class FitsIndexBackend(Backend):
+    """An index of FITS files beside it: the files, read through it or compared with it."""
+
+    name = "fits-index"
+    suffixes = (SUFFIX,)
+    description = "index of FITS files beside it (wustore index), through which they are read; read only"
+
+    def recognises(self, start: bytes) -> bool:
+        """Return whether it begins as an index."""
+        return is_index(start)
+
+    def open(self, path: str, **options: Any) -> FitsReader:
+        """Open the files of an index; see `wustore.backends.base.Backend.open`."""
+        if options:
+            raise UsageError("unknown options", where=self.name, expected="none", found=sorted(options))
+        place, mark, query = path.partition("?") if is_remote(path) else (path, "", "")
+        if not place.endswith(SUFFIX):
+            raise OtherFormatError("no name of an index", path=redact(path), expected=f"a name ending in {SUFFIX}")
+        Index(path)  # what is no index is said to be none, whatever is beside it
+        try:
+            return FitsReader(with_options_of(f"{place.removesuffix(SUFFIX)}{mark}{query}", path), None, path)
+        except StoreNotFoundError as error:
+            error.hint = "An index is opened beside its FITS file; elsewhere open the file with index=…"
+            raise
+
+    def create(
+        self, path: str, meta: Meta, *, capsule: Capsule | None = None, overwrite: bool = False, **options: Any
+    ) -> Writer:
+        """Refuse: an index is made of FITS files.
+
+        Raises
+        ------
+        UsageError
+        """
+        raise UsageError("an index holds no images", path=path, hint="wustore index makes one of a FITS file.")

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.base import Index, Reader
+from wustore.backends.base import Reader
+from wustore.backends.chunk_grid import Index as Box
 from wustore.backends.fits.capsule import meta_digest
+from wustore.backends.fits.files.index import Index, find
+from wustore.backends.fits.files.indexed_file import IndexedFitsFile
 from wustore.backends.fits.files.open_files import Cache, FitsFile, has_shards, shard_path
 from wustore.backends.fits.hdu import wustore_hdu
 from wustore.backends.fits.hdu.checksum import has_sums, wrong_sums
@@ -21,8 +24,8 @@ from wustore.errors import CorruptError, FormatError, OtherFormatError, StoreNot
 from wustore.format.planes import fill_value
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage.buffers import release
-from wustore.storage.threads import read_ahead
-from wustore.storage.url import redact
+from wustore.storage.threads import read_ahead, worker_count
+from wustore.storage.url import is_remote, redact
 
 __all__ = ["FitsReader"]
 
@@ -42,24 +45,29 @@ class FitsReader(Reader):
         The file; of a sharded set the primary one.
     form
         ``fits`` or ``sharded-fits``; None if the file says which.
+    index
+        Address of an index; False for none, None (the default) for the one beside a file at a URL, if there is one.
 
     Attributes
     ----------
     files
         The files: of a sharded set the primary one, then the shards in order.
+    index
+        The index that they are read through (at a URL) or compared with, None for none.
     layout
         What their HDUs mean.
     pixels_decoded
         How many pixels were decoded so far.
     """
 
-    def __init__(self, path: str, form: str | None = None) -> None:
+    def __init__(self, path: str, form: str | None = None, index: str | bool | None = None) -> None:
         self._address = path
         self.path = redact(path)
         self._lock = threading.Lock()
         self._cache = Cache(_OPEN_FILES)
         self.pixels_decoded = 0
-        self.files: list[FitsFile] = [FitsFile(path, self._cache)]
+        self.index = Index(index) if isinstance(index, str) else None if index is False else find(path)
+        self.files: list[FitsFile] = [self._file(path, 0)]
         is_set = form != "sharded-fits" and self._is_primary_of_set()
         if is_set and form is not None:
             raise FormatError(
@@ -68,8 +76,14 @@ class FitsReader(Reader):
                 hint="Open it as sharded-fits.",
             )
         self.format = "sharded-fits" if is_set else form or "fits"
-        if self.format == "sharded-fits":
-            self.files += self._shards()
+        if self.index is not None and len(self.index.files) != 1 + self._n_shards():
+            raise CorruptError(
+                "the index is of another number of files",
+                path=self.index.name,
+                expected=1 + self._n_shards(),
+                found=len(self.index.files),
+            )
+        self.files += self._shards()
         self.layout: Layout = interpret(
             [file.scan for file in self.files], lambda number: self.files[number].parts, self.format
         )
@@ -87,17 +101,39 @@ class FitsReader(Reader):
         fits_here = digest == meta_digest(plain) and np.array_equal(exact.image_shape, plain.image_shape)
         return exact if fits_here else plain
 
+    def _file(self, path: str, number: int) -> FitsFile:
+        """Return a file, compared with the index if there is one; a shard at a URL is looked at when it is read."""
+        if self.index is None:
+            return FitsFile(path, self._cache)
+        if number >= len(self.index.files):
+            raise CorruptError("the index lacks a file of the set", path=self.index.name, where=f"file {number}")
+        entry = self.index.files[number]
+        if not is_remote(path):
+            file = FitsFile(path, self._cache)
+            entry.check_parts(file.data, file.path)
+            return file
+        indexed = IndexedFitsFile(path, self._cache, entry)
+        if number == 0:
+            indexed.check_start()
+        return indexed
+
     def _is_primary_of_set(self) -> bool:
+        if self.index is not None:
+            return self.index.kind == "sharded-fits"
         scanned = self.files[0].scan
         return scanned.get("SCI_0") is None and has_shards(self._address, scanned)
 
-    def _shards(self) -> list[FitsFile]:
+    def _n_shards(self) -> int:
         count = self.files[0].scan.hdus[0].header.get("NUMIMG")
+        return count if self.format == "sharded-fits" and type(count) is int else 0
+
+    def _shards(self) -> list[FitsFile]:
+        count = self._n_shards()
         shards: list[FitsFile] = []
-        for i in range(count if type(count) is int else 0):
+        for i in range(count):
             path = shard_path(self._address, i)
             try:
-                shards.append(FitsFile(path, self._cache))
+                shards.append(self._file(path, 1 + i))
             except (StoreNotFoundError, OtherFormatError) as error:
                 raise CorruptError(
                     "a shard is missing",
@@ -131,7 +167,7 @@ class FitsReader(Reader):
         self._count(count)
         return values
 
-    def read(self, layer: str, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
+    def read(self, layer: str, index: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Read a box, decoding only the tiles it touches; see `wustore.backends.base.Reader.read`."""
         times, rows, columns = index
         dtype = self.meta.layer_dtype(layer)
@@ -156,7 +192,8 @@ class FitsReader(Reader):
                 part[...] = values
 
         # At a URL each image takes two requests, which need not wait for those of another one.
-        for _ in read_ahead(fill, range(times.stop - times.start), _CONNECTIONS if self.files[0].is_remote else 1):
+        workers = _CONNECTIONS if self.files[0].is_remote else worker_count(work=out.nbytes)
+        for _ in read_ahead(fill, range(times.stop - times.start), workers):
             pass
         return out
 
@@ -169,10 +206,12 @@ class FitsReader(Reader):
 
     def _release(self, i: int) -> None:
         """Give back the memory of the mapped bytes of an image."""
-        planes = self.layout.images[i].planes
-        for plane in planes.values():
-            hdu = plane.hdu
-            release(self.files[self.layout.images[i].file].data, hdu.data_start, hdu.end)
+        image = self.layout.images[i]
+        file = self.files[image.file]
+        if self.index is not None and file.is_remote:
+            return
+        for plane in image.planes.values():
+            release(file.data, plane.hdu.data_start, plane.hdu.end)
 
     def _count(self, pixels: int) -> None:
         with self._lock:
@@ -223,9 +262,11 @@ class FitsReader(Reader):
 
     def audit(self) -> Iterator[tuple[str, str]]:
         """Yield the CHECKSUM and DATASUM cards that do not hold; see `wustore.backends.base.Reader.audit`."""
-        for file in self.files:
+        for k, file in enumerate(self.files):
             name = "" if len(self.files) == 1 else f"{Path(redact(file.path)).name}, "
             data = file.data
+            if self.index is not None:
+                yield from ((name + place, what) for place, what in self.index.files[k].wrong_blocks(0, data))
             for hdu in file.scan.hdus:
                 yield from ((name + place, what) for place, what in wrong_sums(data, hdu))
 
@@ -233,6 +274,8 @@ class FitsReader(Reader):
         """Return which HDUs carry sums, or that the compression around the file has one."""
         if self.files[0].compression is not None:
             return f"the checksum of the {self.files[0].compression} file holds"
+        if self.index is not None:
+            return f"every block matches its checksum in the index {Path(self.index.name).name}"
         hdus = [hdu for file in self.files for hdu in file.scan.hdus]
         summed = sum(map(has_sums, hdus))
         if not summed:
@@ -248,6 +291,8 @@ class FitsReader(Reader):
         }
         if self.files[0].compression is not None:
             facts["file compression"] = self.files[0].compression
+        if self.index is not None:
+            facts["index"] = self.index.name
         plane = self.layout.images[0].planes["science"]
         facts["science_compression"] = plane.compression
         return facts
@@ -257,4 +302,8 @@ class FitsReader(Reader):
         self._cache.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return reopen, (FitsReader, (self._address, self.format), self.state())
+        return reopen, (
+            FitsReader,
+            (self._address, self.format, False if self.index is None else self.index.address),
+            self.state(),
+        )

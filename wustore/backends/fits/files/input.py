@@ -27,7 +27,7 @@ from wustore.storage.objects import RemoteFile
 from wustore.storage.threads import read_ahead
 from wustore.storage.url import LARGEST, is_remote
 
-__all__ = ["Content", "compression_of", "load", "load_remote", "open_source", "state_of"]
+__all__ = ["Content", "compression_of", "load", "load_remote", "open_source", "pieces", "state_of"]
 
 _IN_MEMORY = 64 << 20
 """Bytes of an unpacked file that are kept in memory; more go to a temporary file."""
@@ -165,7 +165,7 @@ def _mapped(file: IO[Any]) -> Buffer:
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _pieces(remote: RemoteFile) -> Iterator[bytes]:
+def pieces(remote: RemoteFile) -> Iterator[bytes]:
     """Yield all bytes of a file at a URL, with several requests at a time."""
     starts = range(0, remote.size, LARGEST)
     for _, piece in read_ahead(lambda k: remote.read(starts[k], LARGEST), range(len(starts)), _CONNECTIONS):
@@ -195,8 +195,7 @@ def load_remote(remote: RemoteFile) -> Content:
     """Return the bytes of a FITS file at a URL, fetched whole, and unpacked if it is compressed."""
     kind = compression_of(remote.cached(0, BLOCK))
     with io.BufferedReader(remote.stream()) as stream:
-        pieces = _pieces(remote) if kind is None else _unpacked(stream, remote.name, kind)
-        data = _spooled(pieces, remote.name)
+        data = _spooled(pieces(remote) if kind is None else _unpacked(stream, remote.name, kind), remote.name)
     return Content(data, kind, remote.state)
 
 

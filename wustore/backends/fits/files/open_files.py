@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from wustore.backends.fits.hdu.image import Plane
 from wustore.backends.fits.hdu.scan import Buffer, ScannedFile, Sliceable, is_fits, scan
 from wustore.backends.state import replaced
 from wustore.errors import StoreNotFoundError, UsageError
+from wustore.storage.buffers import release
 from wustore.storage.objects import RemoteFile
 from wustore.storage.threads import read_ahead
-from wustore.storage.url import CONCURRENCY, gather, is_remote, redact, with_options_of
+from wustore.storage.url import CONCURRENCY, LARGEST, gather, is_remote, redact, with_options_of
 
-__all__ = ["Cache", "FitsFile", "has_shards", "shard_name", "shard_path"]
+__all__ = ["Cache", "FitsFile", "fetch", "has_shards", "shard_name", "shard_path"]
 
 
 class Cache:
@@ -136,24 +137,50 @@ class FitsFile:
             return plane.read(self.data, rows, columns, out)
         return plane.read_ranges(self._fetch, rows, columns, out)
 
+    def pieces(self) -> Iterator[Buffer]:
+        """Yield all bytes of the file in order, in pieces of `wustore.storage.url.LARGEST`."""
+        if self._remote is not None and not self._is_fetched:
+            yield from source.pieces(self._remote)
+            return
+        view = memoryview(self.data)
+        for start in range(0, len(view), LARGEST):
+            yield view[start : start + LARGEST]
+            release(self.data, start, start + LARGEST)
+
     def _fetch(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Return the bytes of ranges, near ones in one request, several requests at a time."""
         assert self._remote is not None
-        remote = self._remote
-
-        def fetch(requests: list[tuple[int, int]]) -> list[bytes]:
-            pieces = read_ahead(
-                lambda k: remote.read(requests[k][0], requests[k][1] - requests[k][0]),
-                range(len(requests)),
-                min(len(requests), CONCURRENCY),
-            )
-            return [piece for _, piece in pieces]
-
-        return gather(ranges, fetch) or []
+        return fetch(self._remote, ranges)
 
     def __iter__(self) -> Iterator[Any]:
         """Yield path, bytes and scan, so that a file can be taken apart like a tuple."""
         yield from (self.path, self.data, self.scan)
+
+
+def fetch(
+    remote: RemoteFile, ranges: Sequence[tuple[int, int]], check: Callable[[int, bytes], None] | None = None
+) -> list[bytes]:
+    """Return the bytes of ranges of a file at a URL, near ones in one request, several requests at a time.
+
+    Parameters
+    ----------
+    remote, ranges
+        The file, and (start, stop).
+    check
+        Called with the first byte and the bytes of each request.
+    """
+
+    def ask(requests: list[tuple[int, int]]) -> list[bytes]:
+        def read(k: int) -> bytes:
+            start, stop = requests[k]
+            data = remote.read(start, stop - start)
+            if check is not None:
+                check(start, data)
+            return data
+
+        return [piece for _, piece in read_ahead(read, range(len(requests)), min(len(requests), CONCURRENCY))]
+
+    return gather(ranges, ask) or []
 
 
 def _exists(url: str) -> bool:

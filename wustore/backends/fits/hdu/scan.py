@@ -17,9 +17,8 @@ from wustore.backends.fits.hdu.header import BLOCK, CARD, Header
 from wustore.backends.fits.tiles.dtypes import PIXEL_TYPES
 from wustore.errors import CorruptError, OtherFormatError
 from wustore.storage.buffers import release
-from wustore.storage.objects import RemoteFile
 
-__all__ = ["Hdu", "ScannedFile", "Sliceable", "header_end", "is_fits", "scan"]
+__all__ = ["Hdu", "ScannedFile", "Searchable", "Sliceable", "header_end", "is_fits", "scan"]
 
 _MAX_AXES = 999
 _SIGNATURE = b"SIMPLE  ="
@@ -44,6 +43,13 @@ class Sliceable(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, part: slice, /) -> bytes | bytearray | memoryview: ...
+
+
+class Searchable(Sliceable, Protocol):
+    """Bytes of which parts are taken and found."""
+
+    def find(self, wanted: bytes, start: int, stop: int, /) -> int:
+        """Return where ``wanted`` is found first, as `bytes.find`."""
 
 
 def is_fits(start: bytes) -> bool:
@@ -124,7 +130,7 @@ class ScannedFile:
         return [hdu.name for hdu in self.hdus]
 
 
-def header_end(data: Buffer | RemoteFile, start: int, size: int) -> int:
+def header_end(data: Buffer | Searchable, start: int, size: int) -> int:
     """Return the offset of the END card of the header at ``start``, or -1 if there is none before ``size``."""
     at = start
     while True:
@@ -188,13 +194,13 @@ def _data_length(header: Header, path: str, where: str) -> int:
     return abs(bitpix) // 8 * groups * (parameters + count)
 
 
-def scan(data: Buffer | RemoteFile, path: str) -> ScannedFile:
+def scan(data: Buffer | Searchable, path: str) -> ScannedFile:
     """Find the HDUs of a FITS file.
 
     Parameters
     ----------
     data
-        All bytes of the file, or the file at a URL.
+        All bytes of the file, the file at a URL, or what an index holds of it.
 
     Returns
     -------
