@@ -22,6 +22,7 @@ from wustore.backends.zarr.metadata import document_checksum
 from wustore.errors import WuStoreError
 from wustore.model.checksum import crc32c
 from wustore.ops.copy import copy
+from wustore.ops.diff import differences
 from wustore.ops.verify import problems
 from wustore.testing import sample, with_capsule
 
@@ -32,7 +33,7 @@ GOLDEN = Path(__file__).parents[1] / "data"
 
 
 def use(path: Path | str, work: Path) -> str:
-    """Do with a store what its user does: open, look, read all, verify, convert; return how it ended."""
+    """Do with a store what its user does: open, look, read all, verify, convert, diff; return how it ended."""
     try:
         with open_reader(path) as reader:
             reader.describe()
@@ -46,6 +47,9 @@ def use(path: Path | str, work: Path) -> str:
                 copy(
                     reader, backend_for_writing(str(target)).create(str(target), reader.meta, overwrite=True), workers=1
                 )
+                with open_reader(target) as copied:
+                    different = [str(difference) for difference in differences(reader, copied, workers=1)]
+                assert not different, different
     except ALLOWED as error:
         str(error)
         return type(error).__name__

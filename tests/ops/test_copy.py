@@ -1,14 +1,20 @@
-"""Copies work at as many images at a time as they were asked to."""
+"""Copies work at as many images at a time as they were asked to, and hand over all that they read."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from in_memory import in_memory
 
 import wustore
 from wustore.backends.memory import MemoryReader
-from wustore.testing import sample
+from wustore.backends.registry import backend_for_writing
+from wustore.model.meta import Column, ConstituentTable, object_array
+from wustore.ops.copy import copy
+from wustore.testing import assert_same, sample
 
 
 @pytest.mark.parametrize("name", ["a.zarr", "a.h5"])
@@ -35,3 +41,21 @@ def _work_unit() -> wustore.WorkUnit:
     from wustore.work_unit import work_unit_from
 
     return work_unit_from(sample("simple"), lazy=False)
+
+
+@pytest.mark.parametrize("ending", ["zarr", "zarr.zip", "h5", "fits"])
+@pytest.mark.parametrize("text", ["a\ud800b", "/data/\udcff.fits"], ids=["lone surrogate", "name that is no text"])
+def test_text_that_utf8_cannot_hold(tmp_path: Path, ending: str, text: str) -> None:
+    """It is stored escaped, in every format, comes back as it was, and goes on into the others."""
+    source = sample("simple")
+    n = source.meta.n_images
+    columns = (Column("data_loc", "plain", np.array([text] * n)), Column("note", "json", object_array([text] * n)))
+    source = in_memory(source, meta=replace(source.meta, constituents=ConstituentTable(n, columns)))
+    path = tmp_path / f"a.{ending}"
+    copy(source, backend_for_writing(str(path)).create(str(path), source.meta))
+    for target in ("b.zarr", "b.h5"):
+        wustore.convert(path, tmp_path / target, overwrite=True)
+        assert not wustore.verify(tmp_path / target)
+        with wustore.open_reader(tmp_path / target) as reader:
+            assert_same(source, reader)
+            assert not list(reader.foreign())

@@ -16,7 +16,7 @@ import pytest
 from zarr.storage import MemoryStore
 
 import wustore
-from wustore.backends.hdf5.filters import Pipeline
+from wustore.backends.hdf5.filters.pipeline import Pipeline
 from wustore.backends.memory import MemoryReader
 from wustore.backends.registry import backend_for_writing
 from wustore.errors import CorruptError, StoreNotFoundError, UsageError, WuStoreError

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,10 @@ from numpy.typing import NDArray
 
 from wustore.model.meta import LAYERS
 
-__all__ = ["ArraySpec", "checksum_array"]
+__all__ = ["ESCAPED", "ArraySpec", "checksum_array", "escaped", "unescaped"]
+
+ESCAPED = "wustore_escaped"
+"""Attribute of an array of text whose strings are JSON literals."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +38,30 @@ class ArraySpec:
     data: NDArray[Any]
     dims: tuple[str, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def escaped(texts: Iterable[str]) -> list[str] | None:
+    """Return texts as JSON literals if UTF-8 cannot hold one of them (a lone surrogate), else None."""
+    texts = list(texts)
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return list(map(json.dumps, texts))
+    return None
+
+
+def unescaped(texts: Iterable[str]) -> list[str]:
+    """Return the texts of JSON literals.
+
+    Raises
+    ------
+    ValueError
+        If one is not the literal of a string.
+    """
+    found = list(map(json.loads, texts))
+    if not all(isinstance(text, str) for text in found):
+        raise ValueError("it is no string")
+    return found
 
 
 CHECKSUM_DIMS = ("time", "checksum_layer")

@@ -194,7 +194,7 @@ def meta_digest(meta: Meta) -> str:
         values = array.data
         digest.update(f"{array.name}{values.dtype.newbyteorder('<').str}{values.shape}".encode())
         if values.dtype.hasobject:
-            digest.update(json.dumps(values.tolist(), ensure_ascii=False).encode())
+            digest.update(json.dumps(values.tolist(), ensure_ascii=False).encode(errors="surrogatepass"))
         else:
             digest.update(np.ascontiguousarray(values).astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
     return digest.hexdigest()

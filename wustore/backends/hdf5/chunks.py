@@ -19,7 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.hdf5.file import RawFile
-from wustore.backends.hdf5.filters import DamagedChunkError, Decoded, Pipeline, Scratch, filters_of, pipeline_of
+from wustore.backends.hdf5.filters.pipeline import (
+    DamagedChunkError,
+    Decoded,
+    Pipeline,
+    Scratch,
+    filters_of,
+    pipeline_of,
+)
 from wustore.backends.hdf5.integrity import Binding
 from wustore.backends.hdf5.netcdf import wrapped
 from wustore.errors import CorruptError

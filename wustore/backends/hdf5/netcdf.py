@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.errors import CorruptError, WuStoreError, located
-from wustore.format.arrays import ArraySpec
+from wustore.format.arrays import ESCAPED, ArraySpec, escaped, unescaped
 from wustore.format.content import foreign_content, own_content
 from wustore.model.checksum import crc32c
 from wustore.model.meta import Meta, object_array
@@ -44,7 +44,6 @@ TEXT_CHECKSUM = "crc32c"
 """Attribute of text arrays: CRC-32C of their strings, each as UTF-8 followed by a zero byte. HDF5 keeps
 variable-length strings in its global heap, the one place that the metadata checksums do not cover,
 and allows no fletcher32 for them."""
-ESCAPED = "wustore_escaped"
 """Attribute (1) of text arrays whose strings are JSON string literals, because one of them holds what
 HDF5 text cannot: a zero character or a lone surrogate."""
 
@@ -173,18 +172,13 @@ def _small_chunks(data: NDArray[Any]) -> tuple[int, ...]:
 
 def _add_text(file: h5py.File, spec: ArraySpec) -> h5py.Dataset:
     texts = spec.data.ravel().tolist()
-    try:
-        cells = [text.encode() for text in texts]
-        escaped = any(b"\0" in cell for cell in cells)
-    except UnicodeEncodeError:
-        escaped = True
-    if escaped:
-        cells = [json.dumps(text).encode() for text in texts]
+    literals = list(map(json.dumps, texts)) if any("\0" in text for text in texts) else escaped(texts)
+    cells = [text.encode() for text in literals or texts]
     dataset = file.create_dataset(
         spec.name, data=object_array(cells).reshape(spec.data.shape), dtype=h5py.string_dtype(), track_times=False
     )
     dataset.attrs.create(TEXT_CHECKSUM, np.uint32(crc32c(b"".join(cell + b"\0" for cell in cells))))
-    if escaped:
+    if literals is not None:
         dataset.attrs.create(ESCAPED, np.uint8(1))
     return dataset
 
@@ -291,7 +285,10 @@ def _read_text(dataset: h5py.Dataset, name: str, path: str) -> NDArray[Any]:
         )
     texts = joined.decode().split("\0")[:-1]  # one call for all: three times as fast as one for each
     if ESCAPED in dataset.attrs:
-        texts = [json.loads(text) for text in texts]
+        try:
+            texts = unescaped(texts)
+        except ValueError as error:
+            raise CorruptError("a text is no JSON literal of a string", path=path, where=name, found=error) from error
     return object_array(texts).reshape(stored.shape)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.base import Index, Reader
-from wustore.backends.hdf5 import filters, netcdf
+from wustore.backends.hdf5 import netcdf
 from wustore.backends.hdf5.chunks import ChunkReader, Job, Places, Plan, bounds_of, places_in
 from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, parse_document, read_document
 from wustore.backends.hdf5.file import (
@@ -28,6 +28,7 @@ from wustore.backends.hdf5.file import (
     RawFile,
     open_file,
 )
+from wustore.backends.hdf5.filters.pipeline import BLOSC, DEFLATE, FLETCHER32, SHUFFLE
 from wustore.backends.hdf5.integrity import Binding, changed_blocks, is_cut
 from wustore.backends.hdf5.presets import need_plugins
 from wustore.backends.state import content_state, one_state, reopen, replaced
@@ -473,9 +474,9 @@ def _reopen(path: str, workers: int | None) -> Hdf5Reader:
 
 def _filter_name(number: int) -> str:
     names = {
-        filters.DEFLATE: "gzip",
-        filters.SHUFFLE: "shuffle",
-        filters.FLETCHER32: "fletcher32",
-        filters.BLOSC: "blosc",
+        DEFLATE: "gzip",
+        SHUFFLE: "shuffle",
+        FLETCHER32: "fletcher32",
+        BLOSC: "blosc",
     }
     return names.get(number, f"filter {number}")

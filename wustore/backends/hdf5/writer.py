@@ -16,11 +16,11 @@ import h5py
 import numpy as np
 
 from wustore.backends.base import Writer
-from wustore.backends.hdf5 import filters, netcdf
+from wustore.backends.hdf5 import netcdf
 from wustore.backends.hdf5.document import document_spec
 from wustore.backends.hdf5.encoder import EncodedImage, Encoder, LayerEncoder
 from wustore.backends.hdf5.file import CAPSULE_BOUND, CAPSULE_DATA, CHUNK_CHECKSUM, DOCUMENT, DOCUMENT_CHECKSUM, Output
-from wustore.backends.hdf5.filters import Pipeline
+from wustore.backends.hdf5.filters.pipeline import DEFLATE, FLETCHER32, Pipeline
 from wustore.backends.hdf5.integrity import digest_of
 from wustore.backends.hdf5.presets import declared
 from wustore.errors import IncompleteError, UsageError
@@ -186,7 +186,7 @@ class Hdf5Writer(Writer):
         netcdf.add_array(file, bound)
         total = int(lengths.sum())
         step = min(total, _CAPSULE_CHUNK)
-        numbers = (filters.DEFLATE, filters.FLETCHER32)
+        numbers = (DEFLATE, FLETCHER32)
         pipeline = Pipeline(numbers, np.dtype("u1"), (step,), level=_CAPSULE_LEVEL)
         keywords = {"chunks": (step,), **declared(pipeline)} if total else {}
         data = file.create_dataset(CAPSULE_DATA, (total,), "u1", track_times=False, **keywords)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.zarr.metadata import CONSOLIDATED
 from wustore.errors import CorruptError, WuStoreError
+from wustore.format.arrays import ESCAPED
 from wustore.format.content import foreign_content, own_content
 from wustore.format.document import CONVENTIONS
 from wustore.format.tagged_json import parse
@@ -128,7 +129,7 @@ def foreign(keys: Keys, nodes: Mapping[str, Any], meta: Meta) -> Iterator[str]:
     for name in names:
         document = _document(keys, f"{name}/zarr.json")
         stored.append((name, str(document.get("node_type", "array")), _attributes(document)))
-    yield from foreign_content(own, stored)
+    yield from foreign_content(own, stored, {ESCAPED})
     for key in listed:
         name = next((name for name in _parents(key) if name in names), "")
         leaf = key.rpartition("/")[2]

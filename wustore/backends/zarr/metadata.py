@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.zarr.codecs import Chain, DamagedChunk, Hints, parse_chain, strip_crc, with_crc, zstd_size
 from wustore.errors import CorruptError
-from wustore.format.arrays import ArraySpec
+from wustore.format.arrays import ESCAPED, ArraySpec, escaped, unescaped
 from wustore.model.checksum import crc32c
 from wustore.model.meta import object_array
 from wustore.model.sizes import check_size
@@ -120,6 +120,7 @@ def _small_chain(dtype: np.dtype[Any]) -> Chain:
 def small_metadata(spec: ArraySpec, separator: str = SEPARATOR) -> dict[str, Any]:
     """Return the metadata document of an array stored as one chunk."""
     text = spec.data.dtype.kind == "O"
+    literals = text and escaped(spec.data.ravel().tolist()) is not None
     return array_metadata(
         spec.data.shape,
         spec.data.dtype,
@@ -127,7 +128,7 @@ def small_metadata(spec: ArraySpec, separator: str = SEPARATOR) -> dict[str, Any
         chunk=tuple(max(size, 1) for size in spec.data.shape),
         codecs=_TEXT_CODECS if text else _small_chain(spec.data.dtype).to_json(),
         fill="" if text else 0,
-        attributes=spec.attributes,
+        attributes={**spec.attributes, **({ESCAPED: 1} if literals else {})},
         separator=separator,
     )
 
@@ -162,7 +163,13 @@ def decode_small(metadata: Mapping[str, Any], raw: bytes | None) -> NDArray[Any]
     if raw is None:
         raise DamagedChunk("the chunk is missing")
     if text:
-        return _text_from_bytes(_unpack_text(raw), shape)
+        values = _text_from_bytes(_unpack_text(raw), shape)
+        if ESCAPED not in metadata.get("attributes", {}):
+            return values
+        try:
+            return object_array(unescaped(values.ravel().tolist())).reshape(shape)
+        except ValueError as error:
+            raise DamagedChunk(f"a text is no JSON literal of a string: {error}") from error
     check_size(math.prod(shape) * np.dtype(dtype).itemsize, len(raw))
     assert chain is not None
     return chain.decode(raw, shape)
@@ -187,7 +194,8 @@ def _unpack_text(raw: bytes) -> bytes:
 def _text_to_bytes(data: NDArray[Any]) -> bytes:
     """Return texts as codec ``vlen-utf8`` does: their number, then length and UTF-8 bytes of each (uint32, little)."""
     parts = [struct.pack("<I", data.size)]
-    for value in data.ravel().tolist():
+    texts = data.ravel().tolist()
+    for value in escaped(texts) or texts:
         encoded = value.encode()
         parts += [struct.pack("<I", len(encoded)), encoded]
     return b"".join(parts)

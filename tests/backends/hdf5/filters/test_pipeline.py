@@ -9,16 +9,24 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from wustore.backends.hdf5 import filters as h5filters
 from wustore.backends.hdf5.chunks import parts_of
-from wustore.backends.hdf5.filters import BLOSC, DEFLATE, FLETCHER32, SHUFFLE, DamagedChunkError, Decoded, Pipeline
+from wustore.backends.hdf5.filters import pipeline as h5filters
+from wustore.backends.hdf5.filters.pipeline import (
+    BLOSC,
+    DEFLATE,
+    FLETCHER32,
+    SHUFFLE,
+    DamagedChunkError,
+    Decoded,
+    Pipeline,
+)
 from wustore.model.compare import same_bits
 from wustore.storage.compiling import Loops
 
 
 @pytest.fixture(params=[True, False], ids=["compiled", "numpy"])
 def _loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    loops = Loops("wustore.backends.hdf5.loops", 0 if request.param else 1 << 60)
+    loops = Loops("wustore.backends.hdf5.filters.loops", 0 if request.param else 1 << 60)
     if request.param and loops.get(1) is None:
         pytest.skip("there is no numba for this Python")
     monkeypatch.setattr(h5filters, "_LOOPS", loops)

@@ -1,0 +1,110 @@
+"""Deflate streams of shuffled values: valid for every inflater, not larger than libdeflate's, the same bytes always."""
+
+from __future__ import annotations
+
+import heapq
+import zlib
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from wustore.backends.hdf5.filters import deflate
+from wustore.storage.compiling import Loops
+
+RNG = np.random.default_rng(8)
+N = 70_001
+"""Values: planes are larger than one stored block, than the samples, and odd."""
+
+
+def code_table(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return deflate.code_table(counts, np.argsort(counts, kind="stable"))
+
+
+def planes(values: NDArray[Any]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(values.reshape(-1, 1).view(np.uint8).T)
+
+
+def quantised(n: int = N) -> NDArray[np.float32]:
+    return (np.round(RNG.normal(0, 5, n) / 0.01) * 0.01).astype("f4")
+
+
+CASES = {
+    "quantised pixels": planes(quantised()),
+    "noise of all bits": planes(RNG.normal(0, 5, N).astype("f4")),
+    "float64": planes(RNG.normal(0, 5, N)),
+    "counts": planes(RNG.poisson(1000, N).astype("i2")),
+    "noise, then repeated strings": np.stack([RNG.integers(0, 200, N, "u1"), np.resize(np.arange(250, dtype="u1"), N)]),
+    "repeated strings, then noise": np.stack([np.resize(np.arange(250, dtype="u1"), N), RNG.integers(0, 200, N, "u1")]),
+    "one value": np.full((4, N), 7, np.uint8),
+    "two values": np.stack([RNG.integers(0, 2, N, "u1"), np.zeros(N, "u1")]),
+    "few values": planes(quantised(35)),
+    "one plane": RNG.integers(0, 100, (1, 3000), "u1"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_streams(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are what zlib and libdeflate read, at most the codes of blocks larger than libdeflate's; loops or none."""
+    data = CASES[name]
+    monkeypatch.setattr(deflate, "_LOOPS", Loops("no module", 1 << 60))
+    stored = deflate.encode(data, 1)
+    assert zlib.decompress(stored) == data.tobytes()
+    assert imagecodecs.deflate_decode(stored, raw=False) == data.tobytes()
+    assert len(stored) <= len(imagecodecs.deflate_encode(data.reshape(-1), level=1, raw=False)) + 140 * len(data)
+    compiled = Loops("wustore.backends.hdf5.filters.loops", 0)
+    if compiled.get(1) is None:
+        pytest.skip("there is no numba for this Python")
+    monkeypatch.setattr(deflate, "_LOOPS", compiled)
+    assert deflate.encode(data, 1) == stored
+
+
+def test_noise_is_not_searched_for_strings() -> None:
+    """Pixels take less than libdeflate makes of them; the plane that hardly shrinks is stored, byte for byte."""
+    data = CASES["quantised pixels"]
+    stored = deflate.encode(data, 1)
+    assert len(stored) < 0.99 * len(imagecodecs.deflate_encode(data.reshape(-1), level=1, raw=False))
+    assert [plane.tobytes()[:65535] in stored for plane in data] == [False, False, True, False]
+
+
+def test_planes_with_repeated_strings_are_left_to_libdeflate() -> None:
+    for name in ("repeated strings, then noise", "one value"):
+        data = CASES[name]
+        assert deflate.encode(data, 6) == imagecodecs.deflate_encode(data.reshape(-1), level=6, raw=False)
+    noise, strings = CASES["noise, then repeated strings"]
+    stored = deflate.encode(np.stack([noise, strings]), 6)
+    assert stored[:-4].endswith(imagecodecs.deflate_encode(strings, level=6, raw=True))
+
+
+@pytest.mark.parametrize("size", [2, 3, 30, 257])
+def test_codes_are_complete_and_short(size: int) -> None:
+    """Every string of bits means something, though counts like Fibonacci's ask for codes of ``size`` - 1 bits."""
+    counts = np.ones((1, 257), np.int64)
+    counts[0, size:] = 0
+    for k in range(2, min(size, 60)):
+        counts[0, k] = counts[0, k - 1] + counts[0, k - 2]
+    table = code_table(counts)[0]
+    codes, lengths = table[:size] >> 4, table[:size] & 15
+    assert lengths.min() >= 1
+    assert lengths.max() <= deflate.LONGEST_CODE
+    assert (0.5**lengths).sum() == 1
+    assert not table[size:].any()
+    texts = [f"{code:012b}"[::-1][:length] for code, length in zip(codes.tolist(), lengths.tolist(), strict=True)]
+    assert not any(a != b and b.startswith(a) for a in texts for b in texts)
+
+
+def test_codes_are_the_shortest() -> None:
+    """What all occurrences take is the sum of all nodes of Huffman's tree."""
+    counts = RNG.integers(20, 200, (3, 257))
+    table = code_table(counts)
+    for row, codes in zip(counts, table, strict=True):
+        heap = row.tolist()
+        heapq.heapify(heap)
+        total = 0
+        while len(heap) > 1:
+            node = heapq.heappop(heap) + heapq.heappop(heap)
+            total += node
+            heapq.heappush(heap, node)
+        assert (row * (codes & 15)).sum() == total

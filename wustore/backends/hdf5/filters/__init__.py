@@ -1,0 +1,1 @@
+"""The filters of HDF5 chunks, run outside the HDF5 library."""

@@ -1,0 +1,247 @@
+"""The inner loops of chunks, compiled by numba: many chunks a call, without the interpreter lock.
+
+`wustore.backends.hdf5.filters.pipeline` and `wustore.backends.hdf5.filters.deflate` have an equivalent with numpy for
+each of them, and decide when this module is imported.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import uint16, uint32, uint64
+from numpy.typing import NDArray
+
+from wustore.backends.hdf5.filters import deflate
+from wustore.storage.compiling import compiled
+
+__all__ = ["blocks", "code_table", "counts", "fletcher32", "place"]
+
+_BLOCK_HEADER, _TURNED, _STORED = deflate.BLOCK_HEADER, deflate.TURNED, deflate.STORED
+_LARGEST_STORED, _LONGEST_CODE = deflate.LARGEST_STORED, deflate.LONGEST_CODE
+
+code_table = compiled(entry=True)(deflate.code_table)
+
+
+@compiled(entry=True)
+def place(
+    source: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    shuffled: NDArray[np.bool_],
+    parts: NDArray[np.int64],
+    chunk: NDArray[np.int64],
+    out: NDArray[Any],
+) -> None:
+    """Copy parts of decoded chunks to where they belong, and undo the shuffle filter on the way.
+
+    Parameters
+    ----------
+    source
+        Decoded chunks.
+    starts, shuffled
+        Where each begins, and whether its bytes are shuffled.
+    chunk
+        Shape of a chunk, three axes.
+    out
+        One axis, unsigned integers of the values' size.
+    """
+    size = out.itemsize
+    step = chunk[0] * chunk[1] * chunk[2]
+    raw_out = out.view(np.uint8)
+    for n in range(parts.shape[0]):
+        k = parts[n, 0]
+        for z in range(parts[n, 3]):
+            for y in range(parts[n, 4]):
+                low = parts[n, 1] + (z * chunk[1] + y) * chunk[2]
+                high = parts[n, 2] + z * parts[n, 6] + y * parts[n, 7]
+                count = parts[n, 5]
+                if shuffled[k] and size > 1:
+                    _join(source[starts[k] + low :], step, out[high : high + count])
+                else:
+                    first = starts[k] + low * size
+                    _copy(source[first : first + count * size], raw_out[high * size : (high + count) * size])
+
+
+@compiled()
+def _copy(data: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+    for x in range(out.size):  # assigning slices is four times as slow
+        out[x] = data[x]
+
+
+@compiled()
+def _join(data: NDArray[np.uint8], step: int, out: NDArray[Any]) -> None:
+    """Put values together whose bytes lie ``step`` apart."""
+    b, c, d = data[step:], data[2 * step :], data[3 * step :]
+    if out.itemsize == 2:
+        for x in range(out.size):
+            out[x] = uint16(data[x]) | (uint16(b[x]) << uint16(8))
+    elif out.itemsize == 4:
+        for x in range(out.size):
+            out[x] = uint32(data[x]) | (uint32(b[x]) << 8) | (uint32(c[x]) << 16) | (uint32(d[x]) << 24)
+    else:
+        e, f, g, h = data[4 * step :], data[5 * step :], data[6 * step :], data[7 * step :]
+        for x in range(out.size):
+            low = uint32(data[x]) | (uint32(b[x]) << 8) | (uint32(c[x]) << 16) | (uint32(d[x]) << 24)
+            high = uint32(e[x]) | (uint32(f[x]) << 8) | (uint32(g[x]) << 16) | (uint32(h[x]) << 24)
+            out[x] = uint64(low) | (uint64(high) << 32)
+
+
+# --- fletcher32 -------------------------------------------------------------------------------------------
+
+_WORDS = 360
+"""How many words of 16 bits can be added up so that the second sum stays within 32 bits."""
+
+
+@compiled(entry=True)
+def fletcher32(data: NDArray[np.uint8], starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Return the checksums of some parts of ``data``, as HDF5's filter defines them."""
+    sums = np.empty(starts.size, np.uint32)
+    for k in range(starts.size):
+        sums[k] = _fletcher32(data[starts[k] : starts[k] + sizes[k]])
+    return sums
+
+
+@compiled()
+def _fletcher32(data: NDArray[np.uint8]) -> Any:
+    first, second = uint32(0), uint32(0)
+    n = data.size // 2
+    for start in range(0, n, _WORDS):
+        count = min(_WORDS, n - start)
+        part = data[2 * start : 2 * (start + count)]
+        plain, weighted = uint32(0), uint32(0)
+        for j in range(count):
+            word = (uint32(part[2 * j]) << uint32(8)) | uint32(part[2 * j + 1])
+            plain += word
+            weighted += uint32(count - j) * word
+        second = _folded(uint64(second) + uint64(weighted) + uint64(count) * uint64(first))
+        first = _folded(uint64(first) + uint64(plain))
+    if data.size % 2:
+        first = _folded(uint64(first) + (uint64(data[-1]) << uint64(8)))
+        second = _folded(uint64(second) + uint64(first))
+    return (second << uint32(16)) | first
+
+
+@compiled()
+def _folded(value: Any) -> Any:
+    """Return a number of the same remainder by 65535 that has 16 bits; 0 for 0 only."""
+    while value > uint64(0xFFFF):
+        value = (value & uint64(0xFFFF)) + (value >> uint64(16))
+    return uint32(value)
+
+
+# --- deflate ----------------------------------------------------------------------------------------------
+
+
+@compiled(entry=True)
+def counts(planes: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return how often each byte occurs in each plane, and 1 for the end of its block."""
+    found = np.zeros((planes.shape[0], 257), np.int64)
+    for k in range(planes.shape[0]):
+        even, odd = np.zeros(256, np.uint32), np.zeros(256, np.uint32)
+        plane = planes[k]
+        for j in range(0, plane.size - 1, 2):  # two tables: equal bytes in a row would wait for each other
+            even[plane[j]] += uint32(1)
+            odd[plane[j + 1]] += uint32(1)
+        if plane.size % 2:
+            even[plane[-1]] += uint32(1)
+        for value in range(256):
+            found[k, value] = even[value] + odd[value]
+        found[k, 256] = 1
+    return found
+
+
+@compiled(entry=True)
+def blocks(
+    planes: NDArray[np.uint8], kinds: NDArray[np.int64], table: NDArray[np.int64], is_end: bool
+) -> NDArray[np.uint8]:
+    """Return a deflate block for each plane, and if that is not the end, what leads to the next whole byte.
+
+    Parameters
+    ----------
+    planes, kinds
+        Bytes, and whether each plane is stored or coded.
+    table
+        As `wustore.backends.hdf5.filters.deflate.code_table` makes it, a row for each plane.
+    is_end
+        Whether the stream ends with the last plane.
+    """
+    n = planes.shape[1]
+    out = np.empty(planes.shape[0] * (n * _LONGEST_CODE // 8 + n // _LARGEST_STORED * 5 + 160) + 16, np.uint8)
+    at, held, bits = 0, 0, uint64(0)
+    for k in range(planes.shape[0]):
+        is_last = is_end and k == planes.shape[0] - 1
+        if kinds[k] == _STORED:
+            for start in range(0, n, _LARGEST_STORED):
+                size = min(_LARGEST_STORED, n - start)
+                bits |= uint64(is_last and start + size == n) << uint64(held)
+                at = _stored(out, at, bits, held + 3, planes[k, start : start + size])
+                held, bits = 0, uint64(0)
+            continue
+        bits |= uint64(4 + is_last) << uint64(held)
+        held += 3
+        for j in range(_BLOCK_HEADER.shape[0]):
+            bits |= uint64(_BLOCK_HEADER[j, 0]) << uint64(held)
+            at, bits, held = _written(out, at, bits, held + _BLOCK_HEADER[j, 1])
+        for j in range(258):
+            length = table[k, j] & 15 if j < 257 else 1
+            bits |= uint64(_TURNED[length]) << uint64(held)
+            at, bits, held = _written(out, at, bits, held + 4)
+        codes, lengths = (table[k] >> 4).astype(np.uint64), (table[k] & 15).astype(np.uint64)
+        at, bits, held = _coded(out, at, bits, held, planes[k], codes, lengths)
+        bits |= codes[256] << uint64(held)
+        at, bits, held = _written(out, at, bits, held + int(lengths[256]))
+    if not is_end:
+        at = _stored(out, at, bits, held + 3, planes[0, :0])
+    elif held:
+        out[at] = bits
+        at += 1
+    return out[:at]
+
+
+@compiled()
+def _coded(
+    out: NDArray[np.uint8],
+    at: int,
+    bits: int,
+    held: int,
+    plane: NDArray[np.uint8],
+    codes: NDArray[np.uint64],
+    lengths: NDArray[np.uint64],
+) -> tuple[int, int, int]:
+    """Write the codes of a plane's bytes; return where the next ones go, and the bits that are left."""
+    room, many = uint64(held), uint64(bits)
+    for j in range(plane.size):
+        symbol = plane[j]
+        many |= codes[symbol] << room
+        room += lengths[symbol]
+        if room >= uint64(32):
+            out[at] = many & uint64(255)
+            out[at + 1] = (many >> uint64(8)) & uint64(255)
+            out[at + 2] = (many >> uint64(16)) & uint64(255)
+            out[at + 3] = (many >> uint64(24)) & uint64(255)
+            at += 4
+            many >>= uint64(32)
+            room -= uint64(32)
+    return _written(out, at, many, int(room))
+
+
+@compiled()
+def _written(out: NDArray[np.uint8], at: int, bits: int, held: int) -> tuple[int, int, int]:
+    """Write all whole bytes of some bits; return where the next ones go, and the bits that are left."""
+    while held >= 8:
+        out[at] = bits & uint64(255)
+        bits >>= uint64(8)
+        at += 1
+        held -= 8
+    return at, bits, held
+
+
+@compiled()
+def _stored(out: NDArray[np.uint8], at: int, bits: int, held: int, data: NDArray[np.uint8]) -> int:
+    """Write some bits, up to the next whole byte, then the sizes and the bytes of a stored block."""
+    at, bits, held = _written(out, at, bits, (held + 7) // 8 * 8)
+    for size in (data.size, data.size ^ 0xFFFF):
+        out[at], out[at + 1] = size & 255, size >> 8
+        at += 2
+    _copy(data, out[at : at + data.size])
+    return at + data.size
