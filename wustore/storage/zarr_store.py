@@ -61,6 +61,8 @@ class Keys(ABC):
         What to call the store in messages.
     by_url
         Whether a URL led here, where there may be nothing at all.
+    by_request
+        Whether reading may ask a server: whole values are read at once then, and more of them at a time.
     in_files
         Whether there is `open`.
     transactional
@@ -70,6 +72,7 @@ class Keys(ABC):
 
     name: str
     by_url: bool = False
+    by_request: bool = False
     in_files: bool = False
     transactional: bool = False
 
@@ -350,6 +353,7 @@ class ObjectKeys(Keys):
     """
 
     by_url = True
+    by_request = True
 
     def __init__(self, url: str, objects: Objects, base: str) -> None:
         self.name = redact(url)
