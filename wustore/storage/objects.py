@@ -16,7 +16,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from wustore.errors import BackendError, StoreReplacedError, UsageError
-from wustore.storage.url import OBSTORE, WEB, errors_of, options_of, protocol_of, redact, settings_of, unknown_options
+from wustore.storage.url import (
+    OBSTORE,
+    WEB,
+    errors_of,
+    options_of,
+    protocol_of,
+    redact,
+    settings_of,
+    unknown_options,
+    without_user,
+)
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -178,7 +188,7 @@ def _obstore_at(url: str, protocol: str, options: dict[str, Any]) -> tuple[Objec
     rest = url.partition("://")[2]
     path = ""
     if protocol in WEB:
-        user, rest = _without_user(rest.partition("#")[0])
+        user, rest = without_user(rest.partition("#")[0])
         if user:
             options = {**options, "headers": {**options.get("headers", {}), "Authorization": user}}
         root = f"{protocol}://{rest}"
@@ -192,18 +202,6 @@ def _obstore_at(url: str, protocol: str, options: dict[str, Any]) -> tuple[Objec
             )
         root = f"{OBSTORE[protocol]}://{bucket}"
     return _Obstore(_connected(root, protocol, options), redact(url)), path.strip("/")
-
-
-def _without_user(rest: str) -> tuple[str, str]:
-    """Return the header that a user and password of a URL of a web server mean, and the rest."""
-    from base64 import b64encode
-    from urllib.parse import unquote
-
-    shown = redact(f"http://{rest}").removeprefix("http://").partition("/")[0]
-    user, at, _ = rest.partition(f"@{shown}")
-    if not at:
-        return "", rest
-    return f"Basic {b64encode(unquote(user).encode()).decode()}", rest[len(user) + 1 :]
 
 
 _stores: dict[Any, Any] = {}

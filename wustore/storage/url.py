@@ -35,6 +35,7 @@ __all__ = [
     "settings_of",
     "unknown_options",
     "with_options_of",
+    "without_user",
 ]
 
 CONCURRENCY = 16
@@ -130,6 +131,18 @@ def _without_secrets(rest: str) -> str:
         host = rest[:end].rpartition("@")[2] + rest[end:]
     match = _QUERY.search(host)
     return (host if match is None else host[: match.start()]) + tail
+
+
+def without_user(rest: str) -> tuple[str, str]:
+    """Return the header that a user and password of a URL of a web server mean, and the rest."""
+    from base64 import b64encode
+    from urllib.parse import unquote
+
+    shown = redact(f"http://{rest}").removeprefix("http://").partition("/")[0]
+    user, at, _ = rest.partition(f"@{shown}")
+    if not at:
+        return "", rest
+    return f"Basic {b64encode(unquote(user).encode()).decode()}", rest[len(user) + 1 :]
 
 
 @contextmanager
