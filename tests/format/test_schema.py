@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import random
 import warnings
 from collections import Counter
+from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -57,6 +59,18 @@ def listing(meta):
 @pytest.mark.parametrize("name", ["document", "layout"])
 def test_schemas_are_valid(name, version):
     jsonschema.Draft202012Validator.check_schema(schema.load(name, version))
+
+
+def test_schemas_of_released_versions_are_frozen():
+    folder = Path(__file__).parents[2] / "schemas"
+    ledger = json.loads((folder / "ledger.json").read_text())
+    stored = {
+        path.name: {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in path.iterdir()}
+        for path in folder.iterdir()
+        if path.is_dir()
+    }
+    assert stored == ledger
+    assert set(ledger) == {VERSION, *OLDER}
 
 
 @pytest.mark.parametrize("name", list(SAMPLES))

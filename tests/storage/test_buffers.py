@@ -22,6 +22,49 @@ def test_empty(shape: tuple[int, int], kind: str) -> None:
     assert np.all(array == 1)
 
 
+@pytest.fixture
+def no_spare(monkeypatch: pytest.MonkeyPatch) -> dict[int, np.ndarray]:
+    spare: dict[int, np.ndarray] = {}
+    monkeypatch.setattr(buffers, "_SPARE", spare)
+    return spare
+
+
+def address(array: np.ndarray) -> int:
+    return array.ctypes.data
+
+
+def test_memory_is_used_again_when_no_view_of_it_is_left(no_spare: dict[int, np.ndarray]) -> None:
+    first = buffers.empty((2048, 1024), "f4")
+    place, view = address(first), first[5:, 3:].view("i4")[::2]
+    del first
+    assert not no_spare, "a view of a view is left"
+    assert address(buffers.empty((2048, 1024), "f4")) != place
+    no_spare.clear()
+    del view
+    assert len(no_spare) == 1
+    again = buffers.empty((1024, 2048), "u4")
+    assert address(again) == place
+    assert not no_spare
+    assert address(buffers.empty((2048, 1024), "f4")) != place, "two arrays never share memory"
+
+
+def test_little_memory_is_kept(no_spare: dict[int, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffers, "_KEPT", 20 << 20)
+    arrays = [buffers.empty((8 << 20,), "u1") for _ in range(4)]
+    last = [address(array) for array in arrays[2:]]
+    while arrays:
+        del arrays[0]
+    assert [address(memory) for memory in no_spare.values()] == last
+    buffers.empty((30 << 20,), "u1")
+    assert [address(memory) for memory in no_spare.values()] == [], "more than all that is kept"
+
+
+def test_memory_of_another_size_is_left(no_spare: dict[int, np.ndarray]) -> None:
+    buffers.empty((16 << 20,), "u1")
+    assert len(buffers.empty((8 << 20,), "u1")) == 8 << 20
+    assert [memory.size for memory in no_spare.values()][:1] == [16 << 20]
+
+
 def test_spool_keeps_pieces_whatever_their_order_and_size(monkeypatch, tmp_path):
     monkeypatch.setattr(buffers, "_SPOOLED_IN_MEMORY", 10)
     spool = buffers.Spool(str(tmp_path))

@@ -55,7 +55,7 @@ def write(path: Path, seed: int = 2, **options: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("profile", ["compact", "none", "portable"])
+@pytest.mark.parametrize("profile", ["compact", "portable", "fast", "none"])
 def test_python_per_plane_and_not_per_chunk(tmp_path: Path, profile: str) -> None:
     """Work that only one thread at a time can do bounds how reading scales: counted, so the same on any machine."""
     few = calls(write(tmp_path / "few.zarr", profile=profile, chunks=[64, 64]))

@@ -1,13 +1,17 @@
-"""Make the stores of the format version of this checkout: ``python make.py``, once for each version, never again.
+"""Make the golden stores of the current version of the format: ``python make.py``, once for each version, never again.
 
-Later versions read them in ``tests/test_old_stores.py``. Each is packed into a zip file (which is not a store
-itself, but for the members to be unpacked):
+Every later version reads them (``tests/test_golden_stores.py``). Each is packed into a zip file, which is not a store
+itself, and named by its content, container and settings:
 
-- ``night.zarr``, ``night.h5``: the golden FITS file ``2026-01/perimage.fits`` with its capsule;
-- ``rich.h5``, ``rich.zarr``: every kind of column, value and setting, profile ``portable``; the Zarr store was
-  appended to, so its small arrays have the keys of generation 1;
-- ``flags.zarr``: flag masks of 32 bits in profile ``fast``, layout ``cutouts``;
-- ``told.json``: what they hold, as `told` tells it.
+- ``night``: the golden FITS file ``2026-01/perimage.fits`` with its FITS reconstruction data, in every container and
+  profile;
+- ``rich``: every kind of column, value and setting;
+- ``twice``: the same appended to itself, so that the small arrays of the Zarr store have the keys of generation 1;
+- ``flags``: flag masks of 32 bits, in the other layouts;
+- ``dtypes``, ``missing``: dtypes that differ between images; layers, links and times that are not there.
+
+``content.json`` has what they hold, in terms of Python and numpy; ``files.json`` the sha256 of every file, the versions
+of the libraries that made them, and the sha256 of the FITS file.
 """
 
 from __future__ import annotations
@@ -15,51 +19,107 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
+import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import wustore
 from wustore.backends.base import Reader
-from wustore.backends.registry import backend_named
+from wustore.backends.registry import backend_for_writing
+from wustore.format.version import VERSION
 from wustore.model.meta import LAYERS
 from wustore.ops.copy import copy
-from wustore.ops.edit import append
 from wustore.testing import sample
 
 HERE = Path(__file__).parent
 FITS = HERE.parent / "fits" / "2026-01" / "perimage.fits.gz"
 
+STORES: dict[str, dict[str, str]] = {
+    "night-compact.zarr": {},
+    "night-portable.zarr": {"profile": "portable"},
+    "night-fast.zarr": {"profile": "fast"},
+    "night-none.zarr": {"profile": "none"},
+    "night.zarr.zip": {},
+    "night-portable.h5": {},
+    "night-fast.h5": {"profile": "fast"},
+    "night-none.h5": {"profile": "none"},
+    "rich.zarr": {"profile": "portable"},
+    "rich.zarr.zip": {"profile": "fast"},
+    "rich.h5": {},
+    "twice.zarr": {"profile": "portable"},
+    "twice.h5": {},
+    "flags.zarr": {"profile": "fast", "layout": "cutouts"},
+    "flags.h5": {"layout": "balanced"},
+    "dtypes.zarr": {},
+    "dtypes.h5": {},
+    "missing.zarr": {},
+    "missing.h5": {},
+}
+"""The stores, and the options they are written with."""
 
-def told(reader: Reader) -> dict[str, Any]:
-    """Return all that a store holds in terms of Python and numpy alone, so that no code of ours can hide a change."""
+LIBRARIES = ("numcodecs", "pcodec", "imagecodecs", "h5py", "hdf5plugin")
+"""What the stored bytes may depend on."""
+
+
+def content_of(reader: Reader) -> dict[str, Any]:
+    """Return all that a store holds, as ``tests/interop/plain_reader.py`` does, which knows nothing of wustore."""
     meta = reader.meta
-    planes = []
-    for i in range(meta.n_images):
-        image = reader.image(i)
-        found = {layer: getattr(image, layer) for layer in LAYERS}
-        planes.append(
+    images = [reader.image(i) for i in range(meta.n_images)]
+    return {
+        "planes": [{layer: image.layer(layer) for layer in LAYERS} for image in images],
+        "times": meta.times,
+        "has_links": meta.links is not None,
+        "links": meta.links,
+        "columns": {column.name: column.values for column in meta.constituents.columns},
+        "constituents": {"columns": [vars(column) for column in meta.constituents.columns]},
+        "masks": {column.name: column.mask for column in meta.constituents.columns if column.mask is not None},
+        "table": meta.constituents.meta,
+        "configuration": meta.configuration,
+        "wcs": meta.wcs,
+        "reprojected": meta.reprojected,
+        "reprojection_frame": meta.reprojection_frame,
+        "barycentric_distance": meta.barycentric_distance,
+        "observatory": meta.observatory
+        and {"geodetic": meta.observatory.geodetic, "geocentric": meta.observatory.geocentric},
+        "mask_flags": meta.mask_flags,
+    }
+
+
+def described(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a content as JSON, long values as their sha256, so that no code of ours can hide a change."""
+    place = content["observatory"]
+    if place is not None:
+        place = {key: value and tuple(value) for key, value in {"geocentric": None, **place}.items()}
+        place = f"Observatory(geodetic={place['geodetic']}, geocentric={place['geocentric']})"
+    table = zip(content["constituents"]["columns"], content["columns"].items(), strict=True)
+    return {
+        "planes": [
             {
                 layer: f"{plane.dtype.str} {plane.shape} {hashlib.sha256(plane.tobytes()).hexdigest()}"
-                for layer, plane in found.items()
+                for layer, plane in planes.items()
                 if plane is not None
             }
-        )
-    return {
-        "planes": planes,
-        "times": [float(time).hex() for time in meta.times],
-        "links": None if meta.links is None else [list(rows) for rows in meta.links],
-        "columns": [
-            [column.name, column.kind, _short(repr(column.values.tolist())), column.values.dtype.str, str(column.unit)]
-            for column in meta.constituents.columns
+            for planes in content["planes"]
         ],
-        "table": repr(dict(meta.constituents.meta)),
-        "configuration": None if meta.configuration is None else _short(repr(dict(meta.configuration))),
-        "wcs": None if meta.wcs is None else _short(meta.wcs),
-        "reprojected": [meta.reprojected, meta.reprojection_frame, meta.barycentric_distance],
-        "observatory": None if meta.observatory is None else repr(meta.observatory),
-        "mask_flags": dict(meta.mask_flags),
+        "times": [float(time).hex() for time in content["times"]],
+        "links": [list(map(int, rows)) for rows in content["links"]] if content["has_links"] else None,
+        "columns": [
+            [name, entry["kind"], _short(repr(values.tolist())), values.dtype.str, str(entry.get("unit"))]
+            for entry, (name, values) in table
+        ],
+        "masks": {name: mask.tolist() for name, mask in content["masks"].items()},
+        "table": repr(dict(content["table"])),
+        "configuration": None if content["configuration"] is None else _short(repr(dict(content["configuration"]))),
+        "wcs": None if content["wcs"] is None else _short(content["wcs"]),
+        "reprojected": [content[key] for key in ("reprojected", "reprojection_frame", "barycentric_distance")],
+        "observatory": place,
+        "mask_flags": dict(content["mask_flags"]),
     }
 
 
@@ -67,42 +127,73 @@ def _short(text: str) -> str:
     return text if len(text) <= 120 else hashlib.sha256(text.encode()).hexdigest()
 
 
-def _write(name: str, path: Path, **options: Any) -> None:
-    reader = sample(name)
-    format_name = "hdf5" if path.suffix == ".h5" else "zarr"
-    copy(reader, backend_named(format_name).create(str(path), reader.meta, **options))
+def _history_entry(action: str, **facts: Any) -> dict[str, Any]:
+    return {"action": action, "when": "2026-11-27T00:00:00+00:00", "version": "1.0.0", **facts}
 
 
-def _pack(store: Path, target: Path) -> None:
+def write(work: Path) -> None:
+    """Write all stores into a directory: the same bytes each time, in every Python."""
+    here = Path.cwd()
+    os.chdir(work)  # the history names paths as they are given
+    try:
+        fits = Path("perimage.fits")
+        fits.write_bytes(gzip.decompress(FITS.read_bytes()))
+        for name, options in STORES.items():
+            content = name.partition(".")[0].partition("-")[0]
+            if content == "night":
+                wustore.convert(fits, name, **options)
+                continue
+            source = sample("rich" if content == "twice" else content)
+            copy(source, backend_for_writing(name).create(name, source.meta, **options))
+            if content == "twice":
+                with mock.patch("wustore.ops.edit.history_entry", _history_entry):
+                    wustore.append(name, f"rich{Path(name).suffix}", duplicates=True)
+        fits.unlink()
+    finally:
+        os.chdir(here)
+
+
+def files_of(work: Path, name: str) -> dict[str, str]:
+    """Return the sha256 of every file of a store."""
+    store = work / name
     files = sorted(path for path in store.rglob("*") if path.is_file()) if store.is_dir() else [store]
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in files:
-            if path.name != ".wustore-lock":
-                archive.write(path, path.relative_to(store.parent))
+    return {
+        str(path.relative_to(work)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+        if path.name != ".wustore-lock"
+    }
+
+
+def libraries() -> dict[str, str]:
+    """Return the versions of what the stored bytes may depend on."""
+    return {name: version(name) for name in LIBRARIES} | {"system": sys.platform}
 
 
 def make(target: Path) -> None:
-    """Write the packed stores and what they hold into ``target``."""
-    found = {}
+    """Write the packed stores, and what they hold, into ``target``."""
+    content: dict[str, Any] = {}
+    files: dict[str, Any] = {
+        "libraries": libraries(),
+        "perimage.fits": hashlib.sha256(gzip.decompress(FITS.read_bytes())).hexdigest(),
+        "stores": {},
+    }
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
-        fits, more = work / "perimage.fits", work / "more"
-        fits.write_bytes(gzip.decompress(FITS.read_bytes()))
-        for name in ("night.zarr", "night.h5"):
-            wustore.convert(fits, work / name)
-        _write("rich", work / "rich.h5", profile="portable")
-        _write("rich", work / "rich.zarr", profile="portable")
-        _write("rich", more)
-        append(work / "rich.zarr", more)
-        _write("flags", work / "flags.zarr", profile="fast", layout="cutouts")
-        for path in sorted([*work.glob("*.h5"), *work.glob("*.zarr")]):
-            with wustore.open_reader(path) as reader:
-                found[path.name] = told(reader)
-            _pack(path, target / f"{path.name}.zip")
-    (target / "told.json").write_text(json.dumps(found, indent=1) + "\n")
+        write(work)
+        for name in STORES:
+            with wustore.open_reader(work / name) as reader:
+                found = json.loads(json.dumps(described(content_of(reader))))
+            key = name.partition(".")[0].partition("-")[0]
+            assert content.setdefault(key, found) == found
+            files["stores"][name] = files_of(work, name)
+            with zipfile.ZipFile(target / f"{name}.zip", "w") as archive:
+                for path in files["stores"][name]:  # all dated 1980-01-01
+                    archive.writestr(zipfile.ZipInfo(path), (work / path).read_bytes(), zipfile.ZIP_DEFLATED)
+    (target / "content.json").write_text(json.dumps(content, indent=1) + "\n")
+    (target / "files.json").write_text(json.dumps(files, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    version = HERE / "0.1.0"
-    version.mkdir()
-    make(version)
+    folder = HERE / VERSION
+    folder.mkdir()
+    make(folder)

@@ -10,6 +10,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -289,18 +290,19 @@ _Unpack = tuple[Sequence[tuple[int, int]], Callable[..., Any]]
 """Start and length of the field with the length of the content, by the fifth byte of a chunk; what unpacks it."""
 
 
-def _zstd() -> _Unpack:
-    import imagecodecs  # the function of numcodecs makes fifteen Python-level calls more
+# The functions of imagecodecs: those of numcodecs make five to fifteen Python-level calls more for each chunk.
 
-    decode: Callable[..., Any] = imagecodecs.zstd_decode
-    return _ZSTD_FIELDS, decode
+
+def _zstd() -> _Unpack:
+    import imagecodecs
+
+    return _ZSTD_FIELDS, imagecodecs.zstd_decode
 
 
 def _blosc() -> _Unpack:
-    from numcodecs import blosc
+    import imagecodecs
 
-    blosc.use_threads = False  # as zarr itself does: its threads are not safe next to others
-    return ((4, 4),) * 256, blosc.decompress
+    return ((4, 4),) * 256, partial(imagecodecs.blosc_decode, numthreads=1)
 
 
 _FIELDS = {1: 0, 2: 256, 4: 0, 8: 0}
