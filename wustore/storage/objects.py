@@ -335,10 +335,6 @@ def objects_at(url: str) -> tuple[Objects, str]:
     ----------
     url
         Of an object or a prefix; with its storage options, if it is a `wustore.storage.url.UrlWithOptions`.
-
-    Raises
-    ------
-    MissingDependencyError, BackendError, UsageError
     """
     protocol = protocol_of(url)
     with errors_of(url):

@@ -4,26 +4,110 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from wustore.errors import FormatError, OtherFormatError, StoreNotFoundError, UsageError
 from wustore.storage import url as remote
 from wustore.storage.files import open_regular
 from wustore.storage.icechunk import IcechunkKeys, icechunk_name, is_icechunk
-from wustore.storage.objects import objects_at, objects_of
-from wustore.storage.zarr_store import DirectoryKeys, Keys, ObjectKeys, StoreKeys
+from wustore.storage.objects import Objects, objects_at, objects_of
+from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys
 from wustore.storage.zip import ZipKeys
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
-__all__ = ["ZIP_SIGNATURES", "address_of", "is_local", "name_of", "open_keys", "writable_keys"]
+T = TypeVar("T")
+
+__all__ = ["ZIP_SIGNATURES", "ObjectKeys", "address_of", "is_local", "name_of", "open_keys", "writable_keys"]
 
 
 def is_local(address: Any) -> bool:
     """Return whether ``address`` is a path of a local file system."""
     return isinstance(address, str) and "://" not in address
+
+
+class ObjectKeys(Keys):
+    """Objects at a URL, or of a Store of zarr-python that is made of obstore.
+
+    Parameters
+    ----------
+    url
+        What to call the store in messages.
+    objects, base
+        Where its objects are.
+    """
+
+    by_url = True
+    by_request = True
+
+    def __init__(self, url: str, objects: Objects, base: str) -> None:
+        self.name = remote.redact(url)
+        self._url = url
+        self.objects, self.base = objects, base
+
+    def _path(self, key: str) -> str:
+        return f"{self.base}/{key}" if self.base else key
+
+    def _found(self, ask: Callable[[], T]) -> T | None:
+        """Return what ``ask`` gives; None if there is no such object."""
+        try:
+            with remote.errors_of(self._url):
+                return ask()
+        except StoreNotFoundError:
+            return None
+
+    def get(self, key: str) -> bytes | None:
+        """Return the value, or None; see `Keys.get`."""
+        found = self._found(lambda: self.objects.get(self._path(key)))
+        return None if found is None else found[0]
+
+    def get_tail(self, key: str, length: int) -> bytes | None:
+        """Return the last bytes, or None; see `Keys.get_tail`."""
+        return self._found(lambda: self.objects.get_tail(self._path(key), length))
+
+    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
+        """Return the bytes of each range, or None; see `Keys.get_ranges`."""
+        wanted = [(start, start + length) for start, length in ranges]
+        path = self._path(key)
+        return remote.gather(wanted, lambda requests: self._found(lambda: self.objects.get_ranges(path, requests)))
+
+    def size(self, key: str) -> int | None:
+        """Return the length, or None; see `Keys.size`."""
+        facts = self._found(lambda: self.objects.facts(self._path(key)))
+        return None if facts is None else facts.size
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Yield the keys below; see `Keys.list`."""
+        top = self._path(prefix)
+        found = self._found(lambda: [*self.objects.list(top.rstrip("/"))]) or []
+        return iter([path.removeprefix(self.base).lstrip("/") for path in found if path.startswith(top)])
+
+    def set(self, key: str, value: bytes) -> None:
+        """Write the value; see `Keys.set`."""
+        with remote.errors_of(self._url):
+            self.objects.put(self._path(key), value)
+
+    def delete(self, key: str) -> None:
+        """Remove the key; see `Keys.delete`."""
+        self.delete_all([key])
+
+    def delete_all(self, keys: Collection[str]) -> None:
+        """Remove keys; see `Keys.delete_all`."""
+        with remote.errors_of(self._url):
+            self.objects.delete([self._path(key) for key in keys])
+
+    def versioned(self, key: str) -> tuple[bytes, str] | None:
+        """Return a value and its version; see `Keys.versioned`."""
+        return self._found(lambda: self.objects.get(self._path(key)))
+
+    def set_if(self, key: str, value: bytes, version: str | None) -> bool:
+        """Write a value on a condition; see `Keys.set_if`."""
+        with remote.errors_of(self._url):
+            if self.objects.put(self._path(key), value, version):
+                return True
+        return self.get(key) == value  # it was written, and the answer got lost
 
 
 def open_keys(address: Any) -> Keys:

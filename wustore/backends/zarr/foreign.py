@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from wustore.backends.zarr.codecs import DamagedChunk, strip_crc
 from wustore.errors import CorruptError, FormatError
-from wustore.storage.zarr_store import DirectoryKeys, Keys, ObjectKeys, StoreKeys
+from wustore.storage.stores import ObjectKeys
+from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys
 
 __all__ = ["ForeignArray"]
 
