@@ -125,9 +125,10 @@ def sync(path: str | os.PathLike[str]) -> None:
     OSError
         If the system could not write it.
     """
-    if os.name != "posix" and os.path.isdir(path):  # noqa: PTH112
+    posix = os.name == "posix"
+    if not posix and os.path.isdir(path):  # noqa: PTH112
         return  # Windows cannot open a directory
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if posix else os.O_RDWR)  # Windows syncs what may be written only
     try:
         os.fsync(handle)
     except OSError as error:

@@ -52,6 +52,7 @@ def append_images(
                 chunks = [old.stored_chunks(layer.spec.name, i, layer.corners) for layer in encoder.layers]
                 writer.store(i, EncodedImage(chunks, checksums[i].tolist()))
             _write(writer, old.meta.n_images, meta.n_images, sources, progress)
+            old.close()  # Windows replaces no file that is open
             writer.commit()
         except BaseException:
             writer.abort()
