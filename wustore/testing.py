@@ -218,7 +218,7 @@ SAMPLES = {
 
 
 def sample(name: str, seed: int = 0) -> MemoryReader:
-    """Return a sample WorkUnit (a key of `SAMPLES`), the same for the same seed."""
+    """Return a sample WorkUnit (``name`` is a key of `SAMPLES`), the same for the same ``seed``."""
     return SAMPLES[name](np.random.default_rng(seed))
 
 
@@ -231,7 +231,7 @@ def with_capsule(reader: MemoryReader) -> MemoryReader:
 
 
 def assert_same(left: Reader, right: Reader) -> None:
-    """Fail with the first differences where two stores are not equal bit for bit."""
+    """Fail with the first differences if two open stores, ``left`` and ``right``, are not equal bit for bit."""
     found = [str(difference) for _, difference in zip(range(8), differences(left, right), strict=False)]
     assert not found, "\n".join(found)
 
@@ -268,7 +268,7 @@ class BackendConformance:
         return str(tmp_path / f"store{self.suffix}")
 
     def make(self, path: str, source: Reader, **options: Any) -> Reader:
-        """Write ``source`` to ``path`` and open it."""
+        """Return the store that ``source`` was written to, open."""
         options = {"capsule": source.capsule(), **self.options, **options}
         copy(source, self.backend.create(path, source.meta, **options))
         return self.backend.open(path)

@@ -308,7 +308,28 @@ class WorkUnit:
         return facts_html("WorkUnit", rows, self.layer("science").thumbnail() if len(self) else None)
 
     def plot(self, image: int = 0, layer: str = "science", stretch: str = "zscale") -> Figure:
-        """Plot an image with matplotlib (extra ``plot``); see `wustore.stamps.plot.plot_image`."""
+        """Plot an image with matplotlib: on the sky if it has a WCS, else with axes in pixels.
+
+        Parameters
+        ----------
+        image
+            Its index.
+        layer
+            ``science`` or ``variance``.
+        stretch
+            ``zscale`` or ``asinh``.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        UsageError
+            If there is no such image or layer.
+        MissingDependencyError
+            Without matplotlib (extra ``plot``).
+        """
         from wustore.stamps.plot import plot_image
 
         return plot_image(store_view.reader_of(self), image, layer, stretch)
@@ -779,7 +800,34 @@ class WorkUnit:
         times: tuple[float | None, float | None] | None = None,
         **options: Any,
     ) -> Stamps:
-        """Cut stamps around fixed positions out of every image; see `wustore.stamps.extract.stamps`."""
+        """Cut stamps around fixed positions out of every image; only the chunks that they touch are read.
+
+        Parameters
+        ----------
+        x, y
+            Position or positions [pixel, from 0], shape S. A stamp is centred on the pixel ``floor(x + 0.5)``.
+        radius
+            Pixels on either side of the centre.
+        times
+            (start, stop), both ends included: MJD [days, UTC], Time, datetime64 or datetime; None leaves an end open.
+        options
+            ``ra``, ``dec``: position or positions on the sky instead, ICRS [deg] or Quantity, which each image's WCS
+            places. ``images``: indices of the images wanted, or a boolean for each; ``layers``: of science, variance
+            and mask; ``max_memory``: working memory besides the result [bytes]; ``progress``: called with (images
+            done, images in all).
+
+        Returns
+        -------
+        Stamps
+            Arrays of shape S + (time, y, x), y and x being 2 * radius + 1.
+
+        Raises
+        ------
+        UsageError
+            If an argument is invalid.
+        CorruptError
+            If the stored bytes are damaged or missing.
+        """
         from wustore.stamps.extract import stamps
 
         return stamps(store_view.reader_of(self), x, y, radius, times, **options)
@@ -791,7 +839,33 @@ class WorkUnit:
         times: tuple[float | None, float | None] | None = None,
         **options: Any,
     ) -> Stamps:
-        """Cut stamps along linear motions; see `wustore.stamps.extract.trajectory_stamps`."""
+        """Cut stamps along linear motions, as KBMOD's stamp functions do, for all trajectories at once.
+
+        Parameters
+        ----------
+        trajectories
+            Rows (x, y, vx, vy) [pixel, pixel/day]; a table or results file with these columns or with ra, dec, v_ra,
+            v_dec; KBMOD's Trajectory objects. At time t the centre is the pixel ``floor(x + vx * (t - t0) + 0.5)``;
+            t0 is the time of the first image.
+        radius, times
+            As in `stamps`.
+        options
+            ``images``: indices of the images wanted, or a boolean for each; ``layers``: of science, variance and
+            mask; ``max_memory``: working memory besides the result [bytes]; ``progress``: called with (images done,
+            images in all).
+
+        Returns
+        -------
+        Stamps
+            Arrays of shape (n, time, y, x).
+
+        Raises
+        ------
+        UsageError
+            If an argument is invalid.
+        CorruptError
+            If the stored bytes are damaged or missing.
+        """
         from wustore.stamps.extract import trajectory_stamps
 
         return trajectory_stamps(store_view.reader_of(self), trajectories, radius, times, **options)
@@ -803,7 +877,23 @@ class WorkUnit:
         times: tuple[float | None, float | None] | None = None,
         **options: Any,
     ) -> Iterator[Stamps]:
-        """Yield the stamps of many trajectories in bounded memory; see `wustore.stamps.extract.stamp_batches`."""
+        """Yield the stamps of `trajectory_stamps` in batches, for results larger than memory; each chunk is read once.
+
+        Parameters
+        ----------
+        trajectories, radius, times, options
+            As in `trajectory_stamps`. A batch takes half of ``max_memory``.
+
+        Yields
+        ------
+        Stamps
+            Arrays of shape (trajectories of this batch, images of this batch, y, x); `Stamps.ids` says which they are.
+
+        Raises
+        ------
+        UsageError, CorruptError
+            As in `trajectory_stamps`.
+        """
         from wustore.stamps.extract import stamp_batches
 
         return stamp_batches(store_view.reader_of(self), trajectories, radius, times, **options)
@@ -816,7 +906,25 @@ class WorkUnit:
         times: tuple[float | None, float | None] | None = None,
         **options: Any,
     ) -> Coadds:
-        """Coadd stamps along linear motions; see `wustore.stamps.extract.trajectory_coadds`."""
+        """Coadd stamps along linear motions, of any number of trajectories in bounded memory.
+
+        Parameters
+        ----------
+        trajectories, radius, times, options
+            As in `trajectory_stamps`, but for ``layers``.
+        kind
+            ``sum``, ``mean``, ``median`` or ``weighted`` (by the inverse variance).
+
+        Returns
+        -------
+        Coadds
+            Values of shape (n, y, x), in the unit of the science layer.
+
+        Raises
+        ------
+        UsageError, CorruptError
+            As in `trajectory_stamps`.
+        """
         from wustore.stamps.extract import trajectory_coadds
 
         return trajectory_coadds(store_view.reader_of(self), trajectories, radius, kind, times, **options)
@@ -829,7 +937,24 @@ class WorkUnit:
         height: int | None = None,
         **options: Any,
     ) -> WorkUnit:
-        """Return a lazy WorkUnit of a window of all images; see `wustore.stamps.view.cutout`."""
+        """Return a lazy WorkUnit of a window of all images, cut where the frame ends; the WCS moves along.
+
+        Parameters
+        ----------
+        x, y
+            Centre [pixel, from 0]: it lies in pixel ``width // 2`` of the window, ``height // 2`` in y.
+        width, height
+            Size of the window [pixel]; ``height`` is ``width`` by default.
+        options
+            ``ra``, ``dec``: centre on the sky instead, ICRS [deg] or Quantity; ``size``: size on the sky instead
+            [arcsec].
+
+        Raises
+        ------
+        UsageError
+            If neither or both kinds of position or size are given, the window has no pixel in the frame, or the
+            images do not share one WCS (for sky positions).
+        """
         from wustore.stamps.view import cutout
 
         return work_unit_from(cutout(store_view.reader_of(self), x, y, width, height, **options))
@@ -840,7 +965,22 @@ class WorkUnit:
         images: Sequence[int] | NDArray[Any] | None = None,
         filters: Sequence[str] | None = None,
     ) -> WorkUnit:
-        """Return a lazy WorkUnit of some of the images; see `wustore.stamps.view.select`."""
+        """Return a lazy WorkUnit of the images that fulfil every condition, with their constituents.
+
+        Parameters
+        ----------
+        times
+            (start, stop), both ends included: MJD [days, UTC], Time, datetime64 or datetime; None leaves an end open.
+        images
+            Indices, whose order is kept, or a boolean for every image.
+        filters
+            Names of filters, from the column ``filter`` (or ``band``) of the constituents.
+
+        Raises
+        ------
+        UsageError
+            If no image is left, or a condition is invalid.
+        """
         from wustore.stamps.view import select
 
         return work_unit_from(select(store_view.reader_of(self), times, images, filters))

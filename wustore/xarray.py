@@ -76,7 +76,13 @@ class _LayerArray(BackendArray):
 
 
 def mjd_to_datetime(mjd: NDArray[np.float64]) -> NDArray[np.datetime64] | None:
-    """Return MJD [days, UTC] as datetime64[ns], NaT for NaN; None if a time is outside of the years 1678 to 2262."""
+    """Return MJD [days, UTC] as datetime64[ns], NaT for NaN; None if a time is outside of the years 1678 to 2262.
+
+    Parameters
+    ----------
+    mjd
+        Times. Any shape.
+    """
     known = np.isfinite(mjd)
     if np.any(np.isinf(mjd)) or np.any(np.abs(mjd[known] - 40587) > 106_000):  # days on either side of 1970
         return None
@@ -389,7 +395,13 @@ class WuStoreEntrypoint(BackendEntrypoint):
         return dataset
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Return whether this is a FITS WorkUnit; Zarr and HDF5 stores are left to xarray's own engines."""
+        """Return whether this is a FITS WorkUnit; Zarr and HDF5 stores are left to xarray's own engines.
+
+        Parameters
+        ----------
+        filename_or_obj
+            What xarray was given: a path, a URL or an open file.
+        """
         if not isinstance(filename_or_obj, str | os.PathLike):
             return False
         path = os.fspath(filename_or_obj)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,6 +89,19 @@ def test_plots():
     assert figure.axes[0].get_title() == "id 0\nmean"
     assert np.asarray(figure.axes[1].images[0].get_array()).shape == (11, 11)
     assert len(made.coadds("sum").plot(positions=2).axes) == 2
+
+
+def test_plots_are_on_the_sky_if_there_is_a_wcs():
+    pytest.importorskip("matplotlib")
+    made = trajectory_stamps(night(), MOTIONS, 5)
+    for figure in (made.plot(), made.coadds().plot()):
+        assert {type(axes).__name__ for axes in figure.axes} == {"WCSAxes"}
+        figure.canvas.draw()
+    stamp = made.plot().axes[1]  # of the first motion, in the first image
+    ra, dec = stamp.wcs.all_pix2world(5, 5, 0)
+    assert np.allclose((ra, dec), [values[0, 0] for values in made.sky()], atol=1e-9)
+    plain = replace(made, wcs=(None,) * 3).plot()
+    assert {type(axes).__name__ for axes in plain.axes} == {"Axes"}
 
 
 def test_without_matplotlib(monkeypatch):

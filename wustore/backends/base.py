@@ -125,6 +125,11 @@ class Reader(ABC):
         layers
             The layers wanted. Science and variance of the result are empty arrays of shape (0, 0) where
             they were not asked for; mask and PSF are None.
+
+        Returns
+        -------
+        Image
+            Planes of shape (y, x).
         """
 
     def images(
@@ -134,20 +139,41 @@ class Reader(ABC):
         *,
         workers: int | None = None,
     ) -> Iterator[tuple[int, Image]]:
-        """Yield (i, image) in the order of ``indices`` (all by default), reading ahead with ``workers`` threads.
+        """Yield (i, image), reading ahead in threads.
 
         At most ``workers`` + 1 images are held at a time. The default implementation keeps a bounded window
         of `image` calls in a thread pool; a backend overrides it if it knows better.
+
+        Parameters
+        ----------
+        indices
+            Of the images, in the order wanted; all by default.
+        layers
+            Layers wanted.
+        workers
+            Threads; the number of processors by default.
         """
         wanted = range(self.meta.n_images) if indices is None else indices
         return read_ahead(lambda i: self.image(i, layers), wanted, workers)
 
     @abstractmethod
     def chunks(self, layer: str) -> tuple[int, int, int]:
-        """Return the shape (time, y, x) of the smallest unit that can be read of this layer."""
+        """Return the shape (time, y, x) of the smallest unit that can be read of this layer.
+
+        Parameters
+        ----------
+        layer
+            Its name.
+        """
 
     def grid(self, layer: str) -> Grid:
-        """Return where the chunks of a layer lie."""
+        """Return where the chunks of a layer lie.
+
+        Parameters
+        ----------
+        layer
+            Its name.
+        """
         return regular_grid(self.meta.layer_shape(layer), self.chunks(layer))
 
     def capsule(self) -> Capsule | None:
@@ -281,6 +307,13 @@ class Writer(ABC):
     def place(self, i: int, piece: bytes) -> None:
         """Write image ``i`` as the format's `Encoder` made it; the same bytes result as from `write`.
 
+        Parameters
+        ----------
+        i
+            Of the image.
+        piece
+            What `Encoder.encode` returned.
+
         Raises
         ------
         CorruptError
@@ -321,10 +354,22 @@ class ResumableWriter(Writer):
 
     @abstractmethod
     def is_written(self, i: int) -> bool:
-        """Return whether image ``i`` is there and whole: its bytes are read and compared with their checksums."""
+        """Return whether image ``i`` is there and whole: its bytes are read and compared with their checksums.
+
+        Parameters
+        ----------
+        i
+            Of the image.
+        """
 
     def unwritten(self, indices: Iterable[int]) -> list[int]:
-        """Return those of ``indices`` whose images are still to be written."""
+        """Return those of ``indices`` whose images are still to be written.
+
+        Parameters
+        ----------
+        indices
+            Of images.
+        """
         return [i for i in indices if not self.is_written(i)]
 
 
@@ -371,6 +416,13 @@ class Backend(ABC):
 
         The default calls `open`.
 
+        Parameters
+        ----------
+        path
+            Where it is.
+        options
+            As for `open`.
+
         Raises
         ------
         StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError, UsageError
@@ -416,11 +468,14 @@ class Backend(ABC):
             it. ``None`` writes none.
         overwrite
             Whether an existing store may be replaced (it stays until the new one is whole).
-        workers
-            Threads that encode, the number of processors by default; 1 encodes in the calling thread. The
-            result does not depend on it.
         options
-            Of the backend (``profile``, ``layout``, …); an unknown one is a `UsageError`.
+            Of the backend (``profile``, ``layout``, …); an unknown one is a `UsageError`. Every backend takes
+            ``workers``: threads that encode, the number of processors by default; 1 encodes in the calling thread.
+            The result does not depend on it.
+
+        Returns
+        -------
+        Writer
 
         Raises
         ------
@@ -432,11 +487,22 @@ class Backend(ABC):
         """Return why a store written with these options does not hold the values exactly, or None if it does.
 
         Such options are refused unless the user asks for the loss by name.
+
+        Parameters
+        ----------
+        options
+            As for `create`.
         """
         return None
 
     def resumes(self, path: str) -> bool:
-        """Return whether a store at ``path`` can be written in pieces: whether there is `resume`."""
+        """Return whether a store at ``path`` can be written in pieces: whether there is `resume`.
+
+        Parameters
+        ----------
+        path
+            Of the target.
+        """
         return False
 
     def resume(
@@ -451,7 +517,7 @@ class Backend(ABC):
     ) -> ResumableWriter:
         """Start a store that can be written in pieces, or join the one that is being written.
 
-        What is written stays beside the target (`staging.partial_path`) until it is whole. A format whose
+        What is written stays next to the target (`staging.partial_path`) until it is whole. A format whose
         images are files of their own writes them there; any other one gives its `Encoder` to
         `wustore.backends.pieces.PieceWriter`.
 
@@ -461,6 +527,10 @@ class Backend(ABC):
             What the images come from: only the same conversion is joined.
         path, meta, capsule, overwrite, options
             As for `create`.
+
+        Returns
+        -------
+        ResumableWriter
 
         Raises
         ------
@@ -511,6 +581,17 @@ class Backend(ABC):
         """Write what a killed edit has left to write, and return the names of it; the default knows of nothing.
 
         Only what other programs read may be left so: for `Reader` the store has the state before or after the edit.
+
+        Parameters
+        ----------
+        path
+            Of the store.
+        dry_run
+            Only return the names.
+
+        Returns
+        -------
+        list of str
         """
         return []
 

@@ -59,13 +59,7 @@ def _times() -> NDArray[np.float64]:
 
 
 def build(seed: int = 20261123) -> WorkUnit:
-    """Return a small WorkUnit in memory: noise, stars, one moving source, masked pixels, WCS and a table.
-
-    Parameters
-    ----------
-    seed
-        Of the noise.
-    """
+    """Return a small WorkUnit in memory: noise, stars, one moving source, masked pixels, WCS and a table."""
     import astropy.units as u
     from astropy.coordinates import EarthLocation
     from astropy.table import Table
@@ -261,6 +255,7 @@ _EXTRAS = {
     "distributed": "extra cluster: conversions on a Dask cluster",
     "obstore": "extra cloud: s3://, gs://, az://, https://",
     "fsspec": "extra cloud: other protocols",
+    "icechunk": "extra icechunk: transactions and history of a store",
     "pyarrow": "extra parquet: KBMOD results in Parquet",
     "jsonschema": "documents compared with the published schema",
 }

@@ -62,6 +62,11 @@ class SearchConfiguration:
     def of(cls, given: Any) -> SearchConfiguration:
         """Return ``given`` itself, or what a mapping or KBMOD's own configuration holds, in its order.
 
+        Parameters
+        ----------
+        given
+            A configuration, ours or KBMOD's, or a mapping of names to values.
+
         Raises
         ------
         UsageError
@@ -130,7 +135,13 @@ class SearchConfiguration:
         self._params[param] = value
 
     def set_multiple(self, overrides: Mapping[str, Any]) -> None:
-        """Set several parameters from a mapping of names to values."""
+        """Set several parameters from a mapping of names to values.
+
+        Parameters
+        ----------
+        overrides
+            Names to values.
+        """
         for key, value in overrides.items():
             self.set(key, value)
 
@@ -148,7 +159,13 @@ class SearchConfiguration:
         return True
 
     def help(self, param: str | None = None) -> None:
-        """Print what a parameter does, or all of them by section."""
+        """Print what a parameter does, or all of them by section.
+
+        Parameters
+        ----------
+        param
+            Its name; all of them by default.
+        """
         if param is not None:
             print(PARAMETER_BY_NAME.get(param, f"Parameter {param} is not recognized."))
             return
@@ -167,7 +184,13 @@ class SearchConfiguration:
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> Self:
-        """Return the defaults overridden by a mapping of names to values."""
+        """Return the defaults overridden by a mapping of names to values.
+
+        Parameters
+        ----------
+        d
+            Names to values.
+        """
         return cls(d)
 
     def to_yaml(self) -> str:
@@ -177,6 +200,11 @@ class SearchConfiguration:
     @classmethod
     def from_yaml(cls, config: str | IO[str]) -> Self:
         """Return a configuration from YAML text or an open text file.
+
+        Parameters
+        ----------
+        config
+            YAML text, or a file that is open for reading.
 
         Raises
         ------
@@ -195,6 +223,11 @@ class SearchConfiguration:
     def from_table(cls, t: Table) -> Self:
         """Return a configuration from a table of one row of YAML texts.
 
+        Parameters
+        ----------
+        t
+            A column for each parameter.
+
         Raises
         ------
         FormatError
@@ -211,6 +244,11 @@ class SearchConfiguration:
     @classmethod
     def from_hdu(cls, hdu: BinTableHDU) -> Self:
         """Return a configuration from KBMOD's table HDU.
+
+        Parameters
+        ----------
+        hdu
+            A table as `to_hdu` makes it.
 
         Raises
         ------
@@ -250,6 +288,11 @@ class SearchConfiguration:
     @classmethod
     def from_file(cls, filename: str | PathLike[str]) -> Self:
         """Return a configuration from a YAML file.
+
+        Parameters
+        ----------
+        filename
+            The file.
 
         Raises
         ------

@@ -349,6 +349,13 @@ def _native(data: Any, name: str) -> NDArray[Any]:
 def image_metadata_table_to_hdu(data: Table, layer_name: str | None = None) -> BinTableHDU:
     """Return the HDU that KBMOD writes for an astropy table of constituent images (`constituents_to_hdu`).
 
+    Parameters
+    ----------
+    data
+        A row for each constituent image.
+    layer_name
+        Name of the HDU.
+
     Warns
     -----
     UserWarning
@@ -368,5 +375,11 @@ def image_metadata_table_to_hdu(data: Table, layer_name: str | None = None) -> B
 
 
 def hdu_to_image_metadata_table(hdu: BinTableHDU) -> Table:
-    """Return the astropy table of KBMOD's table HDU (`hdu_to_constituents`), WCS columns decoded."""
+    """Return the astropy table of KBMOD's table HDU (`hdu_to_constituents`), WCS columns decoded.
+
+    Parameters
+    ----------
+    hdu
+        A table as KBMOD's ``to_fits`` writes it.
+    """
     return constituents_to_table(hdu_to_constituents(hdu))

@@ -109,6 +109,11 @@ class ImageStack:
     def of(cls, given: Any) -> ImageStack:
         """Return ``given`` itself, or KBMOD's stack as ours: taken over by its attributes, sharing the arrays.
 
+        Parameters
+        ----------
+        given
+            An image stack, ours or KBMOD's.
+
         Raises
         ------
         UsageError
@@ -279,17 +284,35 @@ class ImageStack:
     # -- one image --
 
     def get_obstime(self, index: int) -> float:
-        """Return the time of an image [MJD, UTC]."""
+        """Return the time of an image [MJD, UTC].
+
+        Parameters
+        ----------
+        index
+            Of the image.
+        """
         self._check(index)
         return float(self.times[index])
 
     def get_mask(self, index: int) -> NDArray[np.bool_]:
-        """Return where an image is NaN in science or variance. Shape (y, x)."""
+        """Return where an image is NaN in science or variance. Shape (y, x).
+
+        Parameters
+        ----------
+        index
+            Of the image.
+        """
         self._check(index)
         return np.asarray(np.isnan(self.sci[index]) | np.isnan(self.var[index]))
 
     def get_single_image(self, index: int) -> LayeredImage:
-        """Return an image with all its layers, sharing the stack's arrays."""
+        """Return an image with all its layers, sharing the stack's arrays.
+
+        Parameters
+        ----------
+        index
+            Of the image.
+        """
         self._check(index)
         return LayeredImage(self.sci[index], self.var[index], time=self.times[index], psf=self.psfs[index])
 
@@ -297,6 +320,13 @@ class ImageStack:
         """Replace an image by one of the stack's size.
 
         The stack takes the image over, as in KBMOD: float32 arrays are shared, and the mask is applied to them.
+
+        Parameters
+        ----------
+        index
+            Of the image to replace.
+        img
+            The new one.
 
         Raises
         ------
@@ -348,6 +378,11 @@ class ImageStack:
         """Append an image given with all its layers.
 
         The stack takes the image over, as `set_single_image` does; its size may differ.
+
+        Parameters
+        ----------
+        layered_image
+            The image; its size may differ from that of the others.
         """
         image = layered_image
         masked = self._masked(image.mask, image.sci, self.num_times)
@@ -366,6 +401,11 @@ class ImageStack:
     def filter_images(self, mask: ArrayLike) -> None:
         """Keep the images where ``mask`` is True; a lazy stack stays lazy.
 
+        Parameters
+        ----------
+        mask
+            A boolean for each image. Shape (n_images,).
+
         Raises
         ------
         FormatError
@@ -377,13 +417,27 @@ class ImageStack:
         self._take(np.flatnonzero(keep).tolist())
 
     def sort_by_time(self) -> NDArray[np.intp]:
-        """Sort the images by time and return the old indices in the new order."""
+        """Sort the images by time.
+
+        Returns
+        -------
+        ndarray
+            The old indices in the new order. Shape (n_images,).
+        """
         order = np.argsort(self.times)
         self._take(order.tolist())
         return order
 
     def get_matched_obstimes(self, query_times: ArrayLike, threshold: float = 0.0007) -> NDArray[np.intp]:
-        """Return for each time the index of the nearest image, -1 if none is within ``threshold`` days."""
+        """Return for each time the index of the nearest image, -1 if none is within ``threshold`` days.
+
+        Parameters
+        ----------
+        query_times
+            Times [MJD, UTC]. Shape (n,).
+        threshold
+            Largest distance of a match [days].
+        """
         return match_times(self.times, query_times, threshold)
 
     # -- pixels --
@@ -405,6 +459,11 @@ class ImageStack:
             For all images, or one each. Shape () or (n_images,).
         is_magnitude
             Whether it is in magnitudes m, and the flux factor 10 ** (m / 2.5).
+
+        Raises
+        ------
+        FormatError
+            If there are neither one factor nor one for each image.
         """
         factors = np.asarray(scale_factor)  # not made float64: a float32 factor divides in float32, as in KBMOD
         if factors.ndim == 0:
@@ -427,11 +486,23 @@ class ImageStack:
             var[k][bad] = np.nan
 
     def mask_by_science_bounds(self, min_val: float = -1e20, max_val: float = 1e20) -> None:
-        """Mask pixels whose science value is below ``min_val`` or above ``max_val``."""
+        """Mask pixels whose science value is below ``min_val`` or above ``max_val``.
+
+        Parameters
+        ----------
+        min_val, max_val
+            Smallest and largest value to keep, in the unit of the science layer.
+        """
         self._mask_outside("sci", min_val, max_val)
 
     def mask_by_variance_bounds(self, min_val: float = 1e-20, max_val: float = 1e20) -> None:
-        """Mask pixels whose variance is below ``min_val`` or above ``max_val``."""
+        """Mask pixels whose variance is below ``min_val`` or above ``max_val``.
+
+        Parameters
+        ----------
+        min_val, max_val
+            Smallest and largest value to keep, in the unit of the variance layer.
+        """
         self._mask_outside("var", min_val, max_val)
 
     # -- reports --

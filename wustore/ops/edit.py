@@ -198,14 +198,9 @@ def _migrated(reader: Reader, target: Any, backend: Backend, *, overwrite: bool,
     if not is_local(target):
         write(target, replaces=overwrite)
         return
-    staging = Staging(target, overwrite=overwrite)
-    try:
+    with Staging(target, overwrite=overwrite) as staging:
         write(str(staging.path), replaces=False)
         reader.close()  # Windows replaces no file that is open
-        staging.commit()
-    except BaseException:
-        staging.abort()
-        raise
 
 
 @with_bar("rewriting")

@@ -84,10 +84,15 @@ class Job:
     def images_of(self, k: int) -> range:
         """Return the images of part ``k``: neighbours, so that a part reads its source in one sweep.
 
+        Parameters
+        ----------
+        k
+            Which part, 0 <= k < parts.
+
         Raises
         ------
         UsageError
-            Where there is no such part.
+            If there is no such part.
         """
         if not 0 <= k < self.parts:
             raise UsageError("no such part", path=self.target, expected=f"0 … {self.parts - 1}", found=k)

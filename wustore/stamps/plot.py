@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,11 @@ from wustore.stamps.sky import linked_wcs_or_none
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw", "new_figure", "plot_image"]
+__all__ = ["draw", "label_sky", "new_figure", "plot_image"]
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of a size [inch].
+def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
+    """Return an empty figure of a size [inch], with a layout engine of matplotlib or none.
 
     Raises
     ------
@@ -33,7 +33,7 @@ def new_figure(width: float, height: float) -> Figure:
         raise MissingDependencyError(
             "matplotlib is not installed", hint="pip install 'wustore[plot]' brings it."
         ) from error
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=layout)
 
 
 def draw(axes: Any, plane: NDArray[Any], masked: NDArray[Any] | None, stretch: str = "zscale") -> None:
@@ -50,6 +50,16 @@ def draw(axes: Any, plane: NDArray[Any], masked: NDArray[Any] | None, stretch: s
         overlay = np.zeros((*masked.shape, 4), np.uint8)
         overlay[masked] = (*MASKED, 255)
         axes.imshow(overlay, origin="lower", interpolation="nearest")
+
+
+def label_sky(axes: Any, *, visible: bool) -> None:
+    """Draw small ticks and labels in RA and Dec at axes of a small picture with a WCS, or none."""
+    for coordinate in axes.coords:
+        coordinate.set_auto_axislabel(False)
+        coordinate.set_ticks_visible(visible)
+        coordinate.set_ticklabel_visible(visible)
+        coordinate.set_ticks(number=2)
+        coordinate.set_ticklabel(size=5, exclude_overlapping=True)
 
 
 def plot_image(reader: Reader, i: int = 0, layer: str = "science", stretch: str = "zscale") -> Figure:

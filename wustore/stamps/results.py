@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +15,9 @@ from wustore.model.kbmod_rules import is_masked
 from wustore.stamps import picture
 from wustore.stamps.coadd import coadd
 from wustore.stamps.notebook import facts_html, facts_text, span_of, text_of_bytes
-from wustore.stamps.plot import draw, new_figure
+from wustore.stamps.plot import draw, label_sky, new_figure
 from wustore.stamps.sky import pixel_to_sky
+from wustore.stamps.trajectories import NOWHERE
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS
@@ -37,11 +37,12 @@ _LOOK_FOR_OUTSIDE = 50_000_000
 
 @dataclass(frozen=True, eq=False)
 class _Shown:
-    """A picture on a sheet: pixels (y, x), which are masked, lines of text, the place on the time axis."""
+    """A picture on a sheet: pixels (y, x), which are masked, lines of text, position and place on the time axis."""
 
     pixels: NDArray[Any]
     masked: NDArray[Any] | None
     text: list[str]
+    position: int
     time: int
 
 
@@ -67,6 +68,30 @@ class _Cut:
             ICRS [deg], shape S + (time,); NaN in an image without WCS.
         """
         return pixel_to_sky(self.wcs or (None,) * len(self.times), self.x, self.y)
+
+    def wcs_of(self, *index: int) -> WCS:
+        """Return the WCS of one stamp, whose pixels count from the corner of the stamp.
+
+        Parameters
+        ----------
+        index
+            Of the stamp, as for ``stamps.x``: the place on the time axis last.
+
+        Raises
+        ------
+        UsageError
+            If its image has no WCS.
+        """
+        from wustore.format.wcs import text_to_wcs
+        from wustore.stamps.view import shifted_wcs
+
+        text = self.wcs[index[-1]] if self.wcs else None
+        if text is None:
+            raise UsageError("an image has no WCS", where=f"image {self.images[index[-1]]}")
+        side = 2 * self.radius + 1
+        return text_to_wcs(
+            shifted_wcs(text, int(self.x[index]) - self.radius, int(self.y[index]) - self.radius, side, side)
+        )
 
     def _facts(self) -> dict[str, Any]:
         side = 2 * self.radius + 1
@@ -94,6 +119,30 @@ class _Cut:
         zoom = self._zoom
         colours = picture.coloured(one.pixels, one.masked).repeat(zoom, axis=0).repeat(zoom, axis=1)
         return picture.Tile(colours, one.text, (), marks, zoom)
+
+    def _projection(self, one: _Shown) -> WCS | None:
+        """Return the WCS of a picture, None if there is none."""
+        if not self.wcs or self.wcs[one.time] is None or self.x[one.position, one.time] == NOWHERE:
+            return None
+        return self.wcs_of(one.position, one.time)
+
+    def _drawn(self, rows: list[list[_Shown]]) -> Figure:
+        """Return a figure of rows of pictures: on the sky if they have a WCS, which labels the first of each row."""
+        n_columns = max(map(len, rows), default=1)
+        width, height = 1.4 * n_columns + 0.8, 1.8 * len(rows) + 0.3
+        figure = new_figure(width, height, layout=None)  # a constrained one cuts the titles of WCSAxes
+        figure.subplots_adjust(0.7 / width, 0.3 / height, 1 - 0.1 / width, 1 - 0.4 / height, 0.08, 0.4)
+        for r, row in enumerate(rows):
+            for c, one in enumerate(row):
+                wcs = self._projection(one)
+                axes = figure.add_subplot(len(rows), n_columns, r * n_columns + c + 1, projection=wcs)
+                draw(axes, one.pixels, one.masked)
+                axes.set_title("\n".join(one.text), fontsize=7)
+                if wcs is None:
+                    axes.set_axis_off()
+                else:
+                    label_sky(axes, visible=c == 0)
+        return figure
 
     def _fitting(self, n: int, columns: int) -> int:
         """Return how many of ``n`` rows fit on a sheet."""
@@ -151,30 +200,6 @@ class Stamps(_Cut):
         """Which stamps have no pixel of the image, shape S + (time,)."""
         return np.asarray(~self.inside.any(axis=(-2, -1)))
 
-    def wcs_of(self, *index: int) -> WCS:
-        """Return the WCS of one stamp, whose pixels count from the corner of the stamp.
-
-        Parameters
-        ----------
-        index
-            Of the stamp, as for ``stamps.x``: the place on the time axis last.
-
-        Raises
-        ------
-        UsageError
-            If its image has no WCS.
-        """
-        from wustore.format.wcs import text_to_wcs
-        from wustore.stamps.view import shifted_wcs
-
-        text = self.wcs[index[-1]] if self.wcs else None
-        if text is None:
-            raise UsageError("an image has no WCS", where=f"image {self.images[index[-1]]}")
-        side = 2 * self.radius + 1
-        return text_to_wcs(
-            shifted_wcs(text, int(self.x[index]) - self.radius, int(self.y[index]) - self.radius, side, side)
-        )
-
     def coadd(self, kind: str = "mean") -> NDArray[np.float64]:
         """Return the coadd over time, shape S + (y, x), in the unit of the science layer.
 
@@ -193,7 +218,13 @@ class Stamps(_Cut):
         return coadd(self.science, kind, self.variance)
 
     def coadds(self, kind: str = "mean") -> Coadds:
-        """Return `coadd` as `Coadds`, which say where they come from; S is then flat."""
+        """Return `coadd` as `Coadds`, which say where they come from; S is then flat.
+
+        Parameters
+        ----------
+        kind
+            As in `coadd`.
+        """
         side, n_times = 2 * self.radius + 1, len(self.times)
         n = math.prod(self.x.shape[:-1])
         return Coadds(
@@ -253,10 +284,10 @@ class Stamps(_Cut):
             raise UsageError("a picture shows the science layer, which is not there", hint="Ask for it in layers=….")
         for k, name in enumerate(few.ids.tolist()):
             variance = None if few.variance is None else few.variance[k]
-            row = [_Shown(coadd(few.science[k], kind, variance), None, [f"id {name}", kind], 0)]
+            row = [_Shown(coadd(few.science[k], kind, variance), None, [f"id {name}", kind], k, 0)]
             for t, time in enumerate(few.times.tolist()):
                 masked = None if few.mask is None else is_masked(few.mask[k, t])
-                row.append(_Shown(few.science[k, t], masked, [f"image {few.images[t]}", f"{time:.5f}"], t))
+                row.append(_Shown(few.science[k, t], masked, [f"image {few.images[t]}", f"{time:.5f}"], k, t))
             yield row
 
     def sheet(self, coadd: str = "mean") -> NDArray[np.uint8]:
@@ -283,14 +314,17 @@ class Stamps(_Cut):
         n = math.prod(self.x.shape[:-1])
         shown = self._fitting(n, len(self.times) + 1)
         tiles = [
-            self._tile(one, self._marks(k, one.time) if column == 0 and len(self.times) else None)
-            for k, row in enumerate(self._rows(coadd, shown))
+            self._tile(one, self._marks(one.position, one.time) if column == 0 and len(self.times) else None)
+            for row in self._rows(coadd, shown)
             for column, one in enumerate(row)
         ]
         return picture.labelled_sheet(tiles, columns=len(self.times) + 1, title=self._titled(n, shown))
 
     def plot(self, coadd: str = "mean", *, positions: int = 8, times: int = 10) -> Figure:
         """Plot the coadd and the stamps of the first positions with matplotlib.
+
+        Images that have a WCS are drawn with astropy's WCSAxes, whose coordinates are those of each stamp; RA and Dec
+        stand at the coadds.
 
         Parameters
         ----------
@@ -305,22 +339,13 @@ class Stamps(_Cut):
 
         Raises
         ------
+        UsageError
+            If there is no science layer.
         MissingDependencyError
             Without matplotlib (extra ``plot``).
         """
-        return _figure(list(self._first(positions, times)._rows(coadd, positions)))
-
-
-def _figure(rows: list[list[_Shown]]) -> Figure:
-    n_columns = max(map(len, rows), default=1)
-    figure = new_figure(1.3 * n_columns + 0.4, 1.5 * len(rows) + 0.4)
-    axes = figure.subplots(max(len(rows), 1), n_columns, squeeze=False)
-    for place in axes.flat:
-        place.set_axis_off()
-    for place, one in zip(axes.flat, chain.from_iterable(rows), strict=False):
-        draw(place, one.pixels, one.masked)
-        place.set_title("\n".join(one.text), fontsize=7)
-    return figure
+        few = self._first(positions, times)
+        return few._drawn(list(few._rows(coadd, positions)))
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -358,13 +383,32 @@ class Coadds(_Cut):
         """Return a picture of the coadds with their ids, compass and scale bar; see `Stamps.sheet`."""
         shown = self._fitting(len(self), 1)
         tiles = [
-            self._tile(_Shown(self.values[k], None, [f"id {name}"], 0), self._marks(k, 0) if len(self.times) else None)
+            self._tile(
+                _Shown(self.values[k], None, [f"id {name}"], k, 0), self._marks(k, 0) if len(self.times) else None
+            )
             for k, name in enumerate(self.ids.reshape(-1)[:shown].tolist())
         ]
         return picture.labelled_sheet(tiles, title=f"{self._titled(len(self), shown)}, {self.kind}")
 
     def plot(self, *, positions: int = 24) -> Figure:
-        """Plot the first coadds with matplotlib; see `Stamps.plot`."""
+        """Plot the first coadds with matplotlib: on the sky if they have a WCS.
+
+        Parameters
+        ----------
+        positions
+            How many to show at most.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        MissingDependencyError
+            Without matplotlib (extra ``plot``).
+        """
         few = self._first(positions)
-        shown = [_Shown(few.values[k], None, [f"id {name}", self.kind], 0) for k, name in enumerate(few.ids.tolist())]
-        return _figure([shown[start : start + 8] for start in range(0, len(shown), 8)])
+        shown = [
+            _Shown(few.values[k], None, [f"id {name}", self.kind], k, 0) for k, name in enumerate(few.ids.tolist())
+        ]
+        return few._drawn([shown[start : start + 8] for start in range(0, len(shown), 8)])
