@@ -161,7 +161,7 @@ def is_alive(lock: Path, where: str, process: int) -> bool:
         os.close(handle)
         if locked is not None:
             return not locked
-    return where != machine() or process == os.getpid() or _is_running(process)
+    return _may_run(where, process)
 
 
 class Claim:
@@ -186,7 +186,7 @@ class Claim:
         try:
             other = json.loads(found[0])
             silent = time.time() - other["when"]
-            left = silent > _STALE or (other["machine"] == machine() and not _is_running(other["process"]))
+            left = silent > _STALE or not _may_run(other["machine"], other["process"])
         except (ValueError, KeyError, TypeError):
             return found[1]
         if not left:
@@ -246,7 +246,10 @@ class Claim:
         )
 
 
-def _is_running(process: int) -> bool:
+def _may_run(where: str, process: int) -> bool:
+    """Return whether a process of a `machine` runs, or nothing is known of it."""
+    if where != machine() or process == os.getpid() or os.name != "posix":
+        return True  # on Windows `os.kill` sends Ctrl-C to the process instead of asking for it
     try:
         os.kill(process, 0)
     except ProcessLookupError:
