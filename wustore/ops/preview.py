@@ -284,7 +284,7 @@ def page_text(
     note
         What the page says at its foot.
     approximate
-        What to say beside a value that is not exactly one of the store.
+        What to say next to a value that is not exactly one of the store.
     """
     meta = reader.meta
     texts = [linked_wcs_or_none(meta, i) for i in range(meta.n_images)]
