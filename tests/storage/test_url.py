@@ -37,7 +37,7 @@ from wustore.storage import url as remote
 from wustore.testing import assert_same, sample, with_capsule
 
 pytest.importorskip("obstore", reason="reading URLs needs the extra cloud")
-moto_server = pytest.importorskip("moto.server", reason="the S3 server of the tests needs moto[server]")
+pytest.importorskip("moto.server", reason="the S3 server of the tests needs moto[server]")
 boto3 = pytest.importorskip("boto3")
 
 pytestmark = [
@@ -48,33 +48,6 @@ pytestmark = [
 STAMP = (slice(1, 2), slice(300, 321), slice(300, 321))
 
 
-class Server:
-    """moto's S3 server, its requests in a list: method, path, bytes sent."""
-
-    def __init__(self):
-        self._server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        self._server.start()
-        host, port = self._server.get_host_and_port()
-        self.address = host, port
-        self.calls = []
-        self._application = self._server._server.app
-        self._server._server.app = self._counted
-
-    def _counted(self, environ, start):
-        def noted(status, headers, *more):
-            length = dict(headers).get("Content-Length") or dict(headers).get("content-length") or 0
-            self.calls.append((environ["REQUEST_METHOD"], environ["PATH_INFO"], int(length)))
-            return start(status, headers, *more)
-
-        return self._application(environ, noted)
-
-    def bytes_sent(self):
-        return sum(length for method, _, length in self.calls if method == "GET")
-
-    def stop(self):
-        self._server.stop()
-
-
 @pytest.fixture(scope="module")
 def server():
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -83,6 +56,8 @@ def server():
         patch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        from s3_server import Server
+
         running = Server()
         patch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*running.address))
         _forget_connections()

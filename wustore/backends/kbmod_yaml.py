@@ -248,11 +248,7 @@ class YamlDumpReader(Reader):
     def read(self, layer: str, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Read a box; see `wustore.backends.base.Reader.read`."""
         planes = self._layer(layer)[index[0]]
-        box = padded_box(self._meta, layer, index, planes)
-        if out is None:
-            return box
-        out[...] = box
-        return out
+        return padded_box(self._meta, layer, index, planes, out)
 
     def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read one image; see `wustore.backends.base.Reader.image`."""

@@ -34,7 +34,9 @@ _STORES: dict[str, _Store] = {}
 """Stores of this process by their path (``ram:`` and a name)."""
 
 
-def padded_box(meta: Meta, layer: str, index: Index, planes: Sequence[NDArray[Any] | None]) -> NDArray[Any]:
+def padded_box(
+    meta: Meta, layer: str, index: Index, planes: Sequence[NDArray[Any] | None], out: NDArray[Any] | None = None
+) -> NDArray[Any]:
     """Return the box ``index`` of the padded array of a layer, from the true-shape planes of its images.
 
     Parameters
@@ -46,13 +48,15 @@ def padded_box(meta: Meta, layer: str, index: Index, planes: Sequence[NDArray[An
     index
         Slices (time, y, x), step 1.
     planes
-        The plane of each image that ``index[0]`` names, or None where it has none.
+        The plane of each image that ``index[0]`` names, or None if it has none.
+    out
+        Array to fill instead of a new one.
     """
     times, rows, columns = index
     dtype = meta.layer_dtype(layer)
-    box = np.full(
-        (times.stop - times.start, rows.stop - rows.start, columns.stop - columns.start), fill_value(dtype), dtype
-    )
+    shape = (times.stop - times.start, rows.stop - rows.start, columns.stop - columns.start)
+    box = np.empty(shape, dtype) if out is None else out
+    box[...] = fill_value(dtype)
     for k, plane in enumerate(planes):
         if plane is not None:
             part = cast_plane(plane[rows, columns], dtype)
@@ -110,11 +114,7 @@ class MemoryReader(Reader):
     def read(self, layer: str, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Read a box; see `wustore.backends.base.Reader.read`."""
         planes = [self._images[i].layer(layer) for i in range(index[0].start, index[0].stop)]
-        box = padded_box(self._meta, layer, index, planes)
-        if out is None:
-            return box
-        out[...] = box
-        return out
+        return padded_box(self._meta, layer, index, planes, out)
 
     def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Return image ``i``; see `wustore.backends.base.Reader.image`."""

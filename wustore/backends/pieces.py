@@ -123,14 +123,10 @@ class PieceWriter(ResumableWriter):
         retire(self._partial, self._target)
 
     def _assemble(self, path: Path, entries: Sequence[Entry], *, overwrite: bool) -> None:
-        writer = self._ordinary(path, overwrite=overwrite)
-        try:
+        with self._ordinary(path, overwrite=overwrite) as writer:
             for i, entry in enumerate(entries):
                 writer.place(i, self._journal.value(i, entry, self._key(i)))
             writer.commit()
-        except BaseException:
-            writer.abort()
-            raise
 
     def _complete(self, entries: Sequence[Entry], error: StoreExistsError) -> None:
         """Go on where a process was killed that let the store, or some files of a set, appear already.

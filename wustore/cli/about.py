@@ -261,6 +261,7 @@ _EXTRAS = {
     "distributed": "extra cluster: conversions on a Dask cluster",
     "obstore": "extra cloud: s3://, gs://, az://, https://",
     "fsspec": "extra cloud: other protocols",
+    "icechunk": "extra icechunk: transactions and history of a store",
     "pyarrow": "extra parquet: KBMOD results in Parquet",
     "jsonschema": "documents compared with the published schema",
 }

@@ -66,8 +66,7 @@ def preview(
         raise UsageError("the cut has no range", where="--cut", expected="LOW below HIGH", found=cut)
     refuse_same(path, output)
     options: dict[str, Any] = {"stretch": stretch, "cut": cut}
-    staging = Staging(output, overwrite=overwrite)
-    try:
+    with Staging(output, overwrite=overwrite) as staging:
         with open_reader(path, format=format_name) as reader, progress_bar("reading") as progress:
             n_images = reader.meta.n_images
             if suffix == ".png":
@@ -75,10 +74,6 @@ def preview(
             else:
                 data = pictures.page(reader, progress=progress, **options).encode()
         staging.path.write_bytes(data)
-        staging.commit()
-    except BaseException:
-        staging.abort()
-        raise
     report(f"{output}: {n_images} images, {len(data) / 1e6:.1f} MB")
 
 

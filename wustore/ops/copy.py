@@ -92,14 +92,11 @@ def copy(
     StoreReplacedError
         The source was replaced or changed since it was opened.
     """
-    try:
+    with writer:
         reader.check_state()
         copy_images(reader, writer, indices=indices, workers=workers, progress=progress)
         reader.check_state()
         writer.commit()
-    except BaseException:
-        writer.abort()
-        raise
 
 
 def copy_images(

@@ -198,13 +198,8 @@ def _migrated(reader: Reader, target: Any, backend: Backend, *, overwrite: bool,
     if not is_local(target):
         write(target, replaces=overwrite)
         return
-    staging = Staging(target, overwrite=overwrite)
-    try:
+    with Staging(target, overwrite=overwrite) as staging:
         write(str(staging.path), replaces=False)
-        staging.commit()
-    except BaseException:
-        staging.abort()
-        raise
 
 
 @with_bar("rewriting")

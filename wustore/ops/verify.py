@@ -24,7 +24,7 @@ from wustore.format.document import document_of
 from wustore.format.planes import plane_problems
 from wustore.format.schema import violation
 from wustore.format.tagged_json import parse
-from wustore.model.meta import LAYERS, Image
+from wustore.model.meta import LAYERS, Capsule, Image
 from wustore.ops.copy import copy
 from wustore.ops.diff import differences
 from wustore.storage.locks import LOCK
@@ -130,13 +130,19 @@ def _damaged_layers(reader: Reader, i: int) -> list[Problem]:
     return found
 
 
-def _capsule_problems(reader: Reader) -> Iterator[Problem]:
+def _capsule(reader: Reader) -> Capsule | Problem | None:
+    """Return the FITS reconstruction data, None without any, or what is wrong with them."""
     try:
-        capsule = reader.capsule()
+        return reader.capsule()
     except (WuStoreError, OSError) as error:
-        yield Problem("damaged", "capsule", str(error))
-        return
-    if capsule is None:
+        return Problem("damaged", "capsule", str(error))
+
+
+def _capsule_problems(reader: Reader) -> Iterator[Problem]:
+    capsule = _capsule(reader)
+    if isinstance(capsule, Problem):
+        yield capsule
+    if not isinstance(capsule, Capsule):
         return
     for i in range(reader.meta.n_images):
         try:
@@ -180,10 +186,9 @@ def fits_problems(
     directory
         Where the files are written for a moment; by default that of temporary files.
     """
-    try:
-        capsule = reader.capsule()
-    except (WuStoreError, OSError) as error:
-        yield Problem("damaged", "capsule", str(error))
+    capsule = _capsule(reader)
+    if isinstance(capsule, Problem):
+        yield capsule
         return
     if capsule is None:
         yield Problem(

@@ -56,17 +56,12 @@ def write_stamps(
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise UsageError("the name does not say how to write stamps", path=path, expected=", ".join(SUFFIXES))
-    staging = Staging(path, overwrite=overwrite)
-    try:
+    with Staging(path, overwrite=overwrite) as staging:
         if suffix == ".png":
             made = stamps if coadd is None or isinstance(stamps, Coadds) else stamps.coadds(coadd)
             staging.path.write_bytes(png(made.sheet()))
         else:
             _WRITERS[suffix](_arrays(stamps, coadd), _facts(stamps, coadd), staging.path)
-        staging.commit()
-    except BaseException:
-        staging.abort()
-        raise
 
 
 def _facts(stamps: Stamps | Coadds, kind: str | None) -> dict[str, Any]:

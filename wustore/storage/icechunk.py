@@ -45,6 +45,7 @@ class IcechunkKeys(StoreKeys):
         ``session.store``.
     """
 
+    by_request = True
     transactional = True
 
     def __init__(self, store: Any) -> None:

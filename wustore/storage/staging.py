@@ -20,7 +20,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 from wustore.errors import StoreExistsError, StoreNotFoundError, UsageError
 from wustore.storage.files import sync
@@ -309,6 +309,20 @@ class Staging:
             self.path, give_back = _locked_private(self.target)
             # A staging that is dropped without commit or abort is a leftover, which the next writer removes.
             self._release = weakref.finalize(self, give_back)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Commit, or after an error abort."""
+        try:
+            if kind is None:
+                self.commit()
+        except BaseException:
+            self.abort()
+            raise
+        if kind is not None:
+            self.abort()
 
     def make_directory(self) -> None:
         """Make `path` a directory, private from the start if what it replaces is; nothing happens if it is there."""

@@ -60,6 +60,8 @@ class Keys(ABC):
         What to call the store in messages.
     by_url
         Whether a URL led here, where there may be nothing at all.
+    by_request
+        Whether reading may ask a server: whole values are read at once then, and more of them at a time.
     in_files
         Whether there is `open`.
     transactional
@@ -69,6 +71,7 @@ class Keys(ABC):
 
     name: str
     by_url: bool = False
+    by_request: bool = False
     in_files: bool = False
     transactional: bool = False
 
@@ -327,6 +330,7 @@ class UrlKeys(Keys):
     """
 
     by_url = True
+    by_request = True
 
     def __init__(self, url: str) -> None:
         self.name = redact(url)

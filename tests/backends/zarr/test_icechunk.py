@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -318,6 +320,27 @@ class TestDamage:
         keys.delete_below("fits/")
 
 
+def test_fits_bytes_and_stamps(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    planes = list(rng.normal(0, 5, (4, 40, 50)).astype(np.float32))
+    stack = wustore.ImageStack(times=60000 + np.arange(4.0), sci=planes, var=[abs(plane) + 1 for plane in planes])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # quantised, and without a WCS
+        wustore.WorkUnit(stack, wustore.SearchConfiguration()).to_fits(tmp_path / "night.fits")
+    repo = repository()
+    with repo.transaction("main", message="night") as store:
+        wustore.convert(tmp_path / "night.fits", store)
+        assert wustore.diff(tmp_path / "night.fits", store) == []
+    with repo.transaction("main", message="repacked") as store:
+        edit.repack(store, layout="cutouts")
+    store = repo.readonly_session("main").store
+    wustore.convert(store, tmp_path / "again.fits")
+    assert (tmp_path / "again.fits").read_bytes() == (tmp_path / "night.fits").read_bytes()
+    assert wustore.verify(store, fits=True) == []
+    cut = wustore.open(store).stamps(20, 12, radius=3).science
+    assert cut.tobytes() == wustore.open(tmp_path / "night.fits").stamps(20, 12, radius=3).science.tobytes()
+
+
 def test_values_through_zarr_and_xarray() -> None:
     """Other programs read the same pixels: chunk keys and documents are those of Zarr."""
     import xarray
@@ -330,3 +353,65 @@ def test_values_through_zarr_and_xarray() -> None:
     assert zarr.open_array(store, path="science", mode="r")[...].tobytes() == science.tobytes()
     with xarray.open_dataset(store, engine="wustore") as dataset:
         assert dataset["science"].values.tobytes() == science.tobytes()
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Any]:
+    """A server whose bucket is called ``bucket``."""
+    pytest.importorskip("moto.server", reason="the S3 server of the tests needs moto[server]")
+    import boto3
+    from s3_server import Server
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = Server()
+    keys = {"aws_access_key_id": "test", "aws_secret_access_key": "very-secret", "region_name": "us-east-1"}
+    boto3.client("s3", endpoint_url="http://{}:{}".format(*server.address), **keys).create_bucket(Bucket="bucket")
+    yield server
+    server.stop()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:botocore")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:moto")
+class TestS3:
+    def storage(self, s3: Any, prefix: str = "repository") -> Any:
+        return icechunk.s3_storage(
+            bucket="bucket",
+            prefix=prefix,
+            endpoint_url="http://{}:{}".format(*s3.address),
+            allow_http=True,
+            force_path_style=True,
+            region="us-east-1",
+            access_key_id="test",
+            secret_access_key="very-secret",
+        )
+
+    def test_all_of_it(self, s3: Any) -> None:
+        """Saved, appended to, read at both snapshots, of two writers one refused; each shard is one request."""
+        source = sample("chunked")
+        repo = icechunk.Repository.create(self.storage(s3))
+        first = write(repo, source)
+        sessions = [repo.writable_session("main") for _ in range(2)]
+        for session in sessions:
+            edit.append(session.store, in_ram(source), duplicates=True)
+        sessions[0].commit("appended")
+        with pytest.raises(icechunk.ConflictError):
+            sessions[1].commit("appended as well")
+        repo = icechunk.Repository.open(self.storage(s3))  # with nothing in its cache
+        with read(repo, first) as old, pickle.loads(pickle.dumps(read(repo))) as new:
+            assert_same(source, old)
+            assert new.meta.n_images == 6
+            s3.calls.clear()
+            new.image(5)
+            assert sum("/chunks/" in path for _, path, _ in s3.calls) == 3  # the kernel is in a manifest
+        assert wustore.verify(repo.readonly_session("main").store) == []
+
+    def test_a_server_that_refuses(self, s3: Any) -> None:
+        repo = icechunk.Repository.create(self.storage(s3, "refused"))
+        write(repo, sample("chunked"))
+        with read(repo) as reader:
+            s3.refuses = "/chunks/"
+            try:
+                with pytest.raises(OSError, match="icechunk snapshot"):
+                    reader.image(0)
+            finally:
+                s3.refuses = None

@@ -11,19 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wustore.backends.appending import cannot_take, continued, new_images, storage_of
 from wustore.backends.base import Progress, Reader
 from wustore.backends.zarr.encoder import Structure
 from wustore.backends.zarr.metadata import to_json
 from wustore.backends.zarr.reader import ZarrReader
-from wustore.errors import CorruptError, UsageError, WuStoreError
-from wustore.model.concat import appended
+from wustore.errors import WuStoreError
 from wustore.model.meta import Meta
 from wustore.storage.locks import alone, lock_of
 from wustore.storage.staging import sync_tree
@@ -43,18 +42,11 @@ def _structure_of(
     document: dict[str, Any], reader: ZarrReader, generation: int, meta: Meta, separators: tuple[str, str]
 ) -> Structure:
     """Return the structure that continues a store: its profile and chunks, whatever they are called."""
-    storage = document.get("storage")
-    if not isinstance(storage, dict) or "profile" not in storage:
-        raise UsageError(
-            "the store does not say how it was written", path=reader.path, hint="Convert it into a new store first."
-        )
-    layout = storage.get("layout", "images")
-    chunks = layout if isinstance(layout, list) else None
-    name = "images" if chunks is not None else str(layout)
+    profile, layout, chunks = storage_of(document, reader.path)
     return Structure(
         meta,
-        profile=str(storage["profile"]),
-        layout=name,
+        profile=profile,
+        layout=layout,
         chunks=chunks,
         generation=generation,
         bound=reader.bindings() is not None,
@@ -69,36 +61,10 @@ def append_images(
     *,
     progress: Progress | None = None,
 ) -> int:
-    """Append every image of ``sources`` to the store at ``path``.
-
-    Parameters
-    ----------
-    path
-        A Zarr store: directory, URL or zarr Store object.
-    sources
-        Open stores of any format.
-    history
-        Function of the number of images that gives the entry to journal.
-    progress
-        Called with (images done, images to append).
-
-    Returns
-    -------
-    int
-        How many images were appended.
-
-    Raises
-    ------
-    UsageError
-        If the images do not belong into this store.
-    """
+    """Append every image of ``sources`` to the store at ``path``; see `wustore.backends.base.Backend.append`."""
     with _alone(path), ZarrReader(_keys(path), path, "zarr") as old:
         document = dict(old.document())
-        meta = old.meta
-        for source in sources:
-            meta = appended(meta, source.meta, path=source.path)
-        count = meta.n_images - old.meta.n_images
-        meta = replace(meta, history=(*meta.history, history(count)))
+        meta = continued(old.meta, sources, history)
         generation = int(document.get("generation", 0)) + 1
         keys = _keys(path)
         separators = _next_separators(old, keys)
@@ -117,7 +83,7 @@ def append_images(
         except BaseException:
             keys.undo()
             raise
-    return count
+    return meta.n_images - old.meta.n_images
 
 
 def finish_append(path: Any, *, dry_run: bool = False) -> list[str]:
@@ -158,27 +124,18 @@ def _check_grids(new: Structure, old: Structure, path: str) -> None:
     for spec, before in zip(new.layers, old.layers, strict=True):
         a, b = new.layer_metadata(spec), old.layer_metadata(before)
         if {**a, "shape": None, "attributes": None} != {**b, "shape": None, "attributes": None}:
-            raise UsageError(
-                "the store cannot take these images as it is", path=path, where=spec.name, hint="Convert it first."
-            )
+            raise cannot_take(path, spec.name)
 
 
 def _write(
     keys: Keys, structure: Structure, first: int, sources: Sequence[Reader], progress: Progress | None
 ) -> Iterator[tuple[int, ...]]:
     """Write the shards of the new images; yield their rows."""
-    i = first
-    for source in sources:
-        for _, image in source.images():
-            shards, row = structure.encode(i, image)
-            for key, value in shards.items():
-                keys.set(key, value)
-            yield row
-            i += 1
-            if progress is not None:
-                progress(i - first, structure.meta.n_images - first)
-    if i != structure.meta.n_images:
-        raise CorruptError("a source gave fewer images than it said", expected=structure.meta.n_images, found=i)
+    for i, image in new_images(sources, first, structure.meta.n_images, progress):
+        shards, row = structure.encode(i, image)
+        for key, value in shards.items():
+            keys.set(key, value)
+        yield row
 
 
 def _write_nodes(keys: Keys, nodes: Mapping[str, Any]) -> None:

@@ -173,16 +173,7 @@ class ZarrZipBackend(ZarrBackend):
         """Return whether it is a local file."""
         return is_local(path)
 
-    def append(
-        self,
-        path: Any,
-        sources: Sequence[Reader],
-        history: Callable[[int], dict[str, Any]],
-        *,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> int:
-        """Refuse: a zip file is written whole."""
-        return Backend.append(self, path, sources, history, progress=progress)
+    append = Backend.append  # a zip file is written whole: refused
 
     def finish_edit(self, path: Any, *, dry_run: bool = False) -> list[str]:
         """Return nothing: a zip file is replaced as a whole."""

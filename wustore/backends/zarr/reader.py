@@ -78,7 +78,7 @@ class ZarrReader(Reader):
         self._address = address
         self._keys = keys
         self._requested_workers = workers
-        self._workers = CONCURRENCY if workers is None and keys.by_url else worker_count(workers)
+        self._workers = CONCURRENCY if workers is None and keys.by_request else worker_count(workers)
         try:
             self._root = keys.get("zarr.json")
             with located(keys.name):
@@ -227,7 +227,7 @@ class ZarrReader(Reader):
             source.fill(i, [box], workers)
 
         images = range(times.start, times.stop)
-        if len(images) < self._workers and not self._keys.by_url:
+        if len(images) < self._workers and not self._keys.by_request:
             for i in images:
                 fill(i, self._workers)
         else:
@@ -249,7 +249,7 @@ class ZarrReader(Reader):
             for k, i in enumerate(range(times.start, times.stop)):
                 box = Box((rows.start, rows.stop), (columns.start, columns.stop), array[k])
                 by_image.setdefault(i, []).append(box)
-        if len(by_image) < self._workers and not self._keys.by_url:
+        if len(by_image) < self._workers and not self._keys.by_request:
             for i, wanted in by_image.items():
                 source.fill(i, wanted, self._workers)
         else:
@@ -292,7 +292,7 @@ class ZarrReader(Reader):
         wanted = list(range(self._meta.n_images) if indices is None else indices)
         if workers is None:
             work = len(wanted) * sum(math.prod(spec.shape[1:]) * spec.dtype.itemsize for spec in self._specs.values())
-            workers = min(self._workers, _IMAGES_AT_URL) if self._keys.by_url else worth(self._workers, work)
+            workers = min(self._workers, _IMAGES_AT_URL) if self._keys.by_request else worth(self._workers, work)
         # A thread an image: less to hand about than a thread a chunk. If images are few, each has several.
         return read_ahead(lambda i: self._image(i, layers, worker_count(self._workers)), wanted, workers)
 

@@ -360,7 +360,7 @@ class ShardedLayer:
         key = self.key(i)
         known = self._indices.get(i)
         # A whole shard is one request.
-        shard = self.keys.get(key) if len(numbers) == self.grid.n_chunks and self.keys.by_url else None
+        shard = self.keys.get(key) if len(numbers) == self.grid.n_chunks and self.keys.by_request else None
         if known is None:
             tail = self.keys.get_tail(key, self._tail_size) if shard is None else shard[-self._tail_size :]
             if tail is None:

@@ -134,12 +134,8 @@ class ZipTarget(DirectoryTarget):
             if not target.is_file() or not filecmp.cmp(whole, target, shallow=False):
                 raise
         else:
-            try:
+            with file:
                 pack_directory(directory, file.path, without=JOURNAL)
-                file.commit()
-            except BaseException:
-                file.abort()
-                raise
         retire(directory, target)
 
 

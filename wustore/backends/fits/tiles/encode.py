@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,16 @@ class EncodedPlane:
         return len(self.heap)
 
 
+class _Options(NamedTuple):
+    """What `encode_plane` is asked for, as ``astropy.io.fits.CompImageHDU`` takes it."""
+
+    compression_type: str
+    quantize_level: float
+    tile_shape: tuple[int, ...] | None
+    quantize_method: int
+    dither_seed: int
+
+
 def encode_plane(
     array: Array,
     compression_type: str = "RICE_1",
@@ -107,16 +117,12 @@ def encode_plane(
     (`wustore.backends.fits.tiles.rice_numba`); without numba 58, most of it in cfitsio's Rice coder (astropy 140).
     """
     array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
-    options: dict[str, Any] = {
-        "compression_type": ALIASES.get(compression_type, compression_type),
-        "quantize_level": quantize_level,
-        "tile_shape": tile_shape,
-        "quantize_method": quantize_method,
-        "dither_seed": dither_seed,
-    }
-    if not _is_known(array, **options):
-        return encode_with_astropy(array, clock, hcomp_scale=hcomp_scale, hcomp_smooth=hcomp_smooth, **options)
-    raw, layout = _layout_like_astropy(array, **options)
+    kind = ALIASES.get(compression_type, compression_type)
+    options = _Options(kind, quantize_level, tile_shape, quantize_method, dither_seed)
+    if not _is_known(array, options):
+        hcomp = {"hcomp_scale": hcomp_scale, "hcomp_smooth": hcomp_smooth}
+        return encode_with_astropy(array, clock, **hcomp, **options._asdict())
+    raw, layout = _layout_like_astropy(array, options)
     if quantize_level < 0 and (encoded := _encode_rice_floats(raw, layout, _step(quantize_level))) is not None:
         return encoded
     n_tiles = layout.n_tiles
@@ -141,7 +147,7 @@ def encode_plane(
                 if quantize_level > 0:
                     steps = relative_steps(values[block], quantize_level)
                 if steps is None:
-                    return encode_with_astropy(array, clock, **options)
+                    return encode_with_astropy(array, clock, **options._asdict())
                 size = values[block].shape
                 if scratch is None or scratch.shape[1] != size[1] or scratch.shape[0] < size[0]:
                     scratch = quantize.Scratch(size)
@@ -197,56 +203,40 @@ def _encode_rice_floats(raw: Array, layout: TileLayout, step: float) -> EncodedP
     return _encoded(layout, main, found.tiles, has_blank=found.has_blank)
 
 
-def _is_known(
-    array: Array,
-    *,
-    compression_type: str,
-    quantize_level: float,
-    tile_shape: tuple[int, ...] | None,
-    quantize_method: int,
-    dither_seed: int,
-) -> bool:
+def _is_known(array: Array, options: _Options) -> bool:
     """Tell whether the options are among those whose bytes this module makes itself."""
-    kind = array.dtype
-    if compression_type not in ("RICE_1", "GZIP_1", "GZIP_2", "NOCOMPRESS") or array.size == 0 or array.ndim == 0:
+    kind, method = array.dtype, options.compression_type
+    if method not in ("RICE_1", "GZIP_1", "GZIP_2", "NOCOMPRESS") or array.size == 0 or array.ndim == 0:
         return False
-    if tile_shape is not None and (len(tile_shape) != array.ndim or min(tile_shape) <= 0):
+    if options.tile_shape is not None and (len(options.tile_shape) != array.ndim or min(options.tile_shape) <= 0):
         return False
     if kind.kind in "iu":
-        return not (compression_type == "RICE_1" and kind.itemsize == 8)
-    if kind.str[1:] not in ("f4", "f8") or not math.isfinite(quantize_level):
+        return not (method == "RICE_1" and kind.itemsize == 8)
+    if kind.str[1:] not in ("f4", "f8") or not math.isfinite(options.quantize_level):
         return False
-    if quantize_level == 0 and compression_type == "RICE_1":  # astropy casts the floats to integers
+    if options.quantize_level == 0 and method == "RICE_1":  # astropy casts the floats to integers
         return False
-    return quantize_method == -1 or (quantize_method in (1, 2) and 1 <= dither_seed <= 10000)
+    return options.quantize_method == -1 or (options.quantize_method in (1, 2) and 1 <= options.dither_seed <= 10000)
 
 
-def _layout_like_astropy(
-    array: Array,
-    *,
-    compression_type: str,
-    quantize_level: float,
-    tile_shape: tuple[int, ...] | None,
-    quantize_method: int,
-    dither_seed: int,
-) -> tuple[Array, TileLayout]:
+def _layout_like_astropy(array: Array, options: _Options) -> tuple[Array, TileLayout]:
     """Return the pixels as they are stored, and the layout as far as it is known before encoding."""
     raw, bitpix, bzero = to_stored(array)
     parameters: list[tuple[str, Any]] = []
-    if compression_type == "RICE_1":
+    if options.compression_type == "RICE_1":
         parameters = [("BLOCKSIZE", 32), ("BYTEPIX", {8: 1, 16: 2}.get(bitpix, 4))]
     dither = NO_DITHER
     if bitpix < 0:
-        parameters.append(("NOISEBIT", quantize_level))
-        dither = {1: SUBTRACTIVE_DITHER_1, 2: SUBTRACTIVE_DITHER_2}.get(quantize_method, NO_DITHER)
+        parameters.append(("NOISEBIT", options.quantize_level))
+        dither = {1: SUBTRACTIVE_DITHER_1, 2: SUBTRACTIVE_DITHER_2}.get(options.quantize_method, NO_DITHER)
     # The descriptors' width is astropy's and cfitsio's rule.
     descriptor = "Q" if array.nbytes > 2**32 else "P"
-    columns, row_size = _columns_like_astropy(descriptor, quantised=bitpix < 0 and quantize_level != 0)
+    columns, row_size = _columns_like_astropy(descriptor, quantised=bitpix < 0 and options.quantize_level != 0)
     layout = TileLayout(
-        compression_type,
+        options.compression_type,
         bitpix,
         array.shape,
-        tile_shape or (1,) * (array.ndim - 1) + array.shape[-1:],
+        options.tile_shape or (1,) * (array.ndim - 1) + array.shape[-1:],
         columns,
         row_size,
         n_rows=0,
@@ -254,7 +244,7 @@ def _layout_like_astropy(
         heap_size=0,
         parameters=tuple(parameters),
         dither=dither,
-        dither_seed=dither_seed if dither != NO_DITHER else 0,
+        dither_seed=options.dither_seed if dither != NO_DITHER else 0,
         bzero=bzero,
     )
     return raw, replace(layout, n_rows=layout.n_tiles, heap_start=layout.n_tiles * row_size)
