@@ -13,7 +13,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wustore.api import convert, diff, open, save, verify  # noqa: A004
+    from wustore.api import convert, diff, index, open, save, verify  # noqa: A004
+    from wustore.backends.fits.indexing import IndexSize
     from wustore.backends.registry import open_reader
     from wustore.compat.configuration import SearchConfiguration
     from wustore.compat.image_stack import ImageStack
@@ -36,7 +37,8 @@ from wustore import errors
 from wustore._version import __version__ as __version__
 
 _MODULES = {
-    "api": "open save convert verify diff",
+    "api": "open save convert verify diff index",
+    "backends.fits.indexing": "IndexSize",
     "backends.registry": "open_reader",
     "compat.configuration": "SearchConfiguration",
     "compat.image_stack": "ImageStack",
@@ -73,6 +75,7 @@ __all__ = [  # noqa: RUF022 - in the order a reader looks for them
     "plan",
     "part",
     "finish",
+    "index",
     "WorkUnit",
     "ImageStack",
     "LayeredImage",
@@ -82,6 +85,7 @@ __all__ = [  # noqa: RUF022 - in the order a reader looks for them
     "Coadds",
     "Trajectories",
     "Job",
+    "IndexSize",
     "Problem",
     "Difference",
     "LayerLoss",

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from wustore.backends.base import Progress
 from wustore.backends.registry import open_reader
+from wustore.errors import UsageError
 from wustore.model.compare import Difference
 from wustore.ops.convert import convert as convert_store
 from wustore.ops.copy import write
 from wustore.stamps.notebook import with_bar
 from wustore.storage.stores import address_of
+from wustore.storage.url import UrlWithOptions, is_remote
 
 if TYPE_CHECKING:
+    from wustore.backends.fits.indexing import IndexSize
     from wustore.ops.diff import LayerLoss
     from wustore.ops.verify import Problem
     from wustore.work_unit import WorkUnit
 
-__all__ = ["convert", "diff", "open", "save", "verify"]
+__all__ = ["convert", "diff", "index", "open", "save", "verify"]
 
 
 def open(path: Any, *, format: str | None = None, lazy: bool = True, **options: Any) -> WorkUnit:  # noqa: A001, A002
@@ -34,7 +38,8 @@ def open(path: Any, *, format: str | None = None, lazy: bool = True, **options: 
         Read metadata only, pixels when they are touched (the default); False loads everything.
     options
         ``storage_options`` of a URL, as fsspec takes them (``{"anon": True}`` for a public bucket), and those of the
-        backend.
+        backend. ``index`` of FITS at a URL is the path or URL of its index (see `wustore.index`), or False for none; by
+        default one that is beside the file is used.
 
     Returns
     -------
@@ -213,3 +218,57 @@ def diff(left: Any, right: Any, *, workers: int | None = None, rtol: float = 0, 
 
     with open_reader(left) as a, open_reader(right) as b:
         return list(differences(a, b, workers=workers, rtol=rtol, atol=atol))
+
+
+def index(
+    source: Any,
+    target: Any = None,
+    *,
+    overwrite: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> IndexSize:
+    """Write the index of a FITS file or sharded set, through which it is read at a URL without converting it.
+
+    With ``night.fits.wuindex`` beside ``night.fits`` at the URL, or named by ``open(url, index=...)``, opening takes
+    two or three requests, however many images there are, and stamps read the blocks of 64 KiB that they touch.
+    Whatever is read is compared with the index: a file that is not the one that the index was made of is refused.
+
+    Parameters
+    ----------
+    source
+        A path or URL; the primary file of a sharded set. Every byte of the files is read once.
+    target
+        A local path; that of the source with ``.wuindex`` behind it by default. For a URL it must be given.
+    overwrite
+        Whether an existing file may be replaced.
+    storage_options
+        Of a URL, as for `open`.
+    progress
+        Called with (images done, images in all).
+
+    Returns
+    -------
+    IndexSize
+        Path and size of the index, and of how many images, files and bytes it is.
+
+    Raises
+    ------
+    UsageError
+        If the file is compressed as a whole, so that no part of it can be read alone.
+    StoreExistsError, StoreNotFoundError, FormatError, CorruptError, StoreReplacedError, OSError
+
+    Examples
+    --------
+    >>> import wustore
+    >>> wustore.index("night.fits")  # doctest: +SKIP
+    >>> wu = wustore.open("https://example.org/night.fits", index="night.fits.wuindex")  # doctest: +SKIP
+    """
+    from wustore.backends.fits.indexing import make_index
+
+    address = address_of(source)
+    if not isinstance(address, str) or address.startswith("ram:"):
+        raise UsageError("an index is made of FITS files", path=str(address), hint="Give a path or a URL.")
+    address = UrlWithOptions(address, storage_options) if storage_options and is_remote(address) else address
+    place = None if target is None else address_of(target, to_write=True)
+    return make_index(address, place, overwrite=overwrite, progress=progress)

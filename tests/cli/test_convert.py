@@ -151,3 +151,22 @@ def test_estimate_of_files_that_come_back(nights, run, tmp_path):
     found = json.loads(run("convert", store, tmp_path / "b.fits", "--dry-run", "--json")[1])
     assert found["target_bytes"] == (nights / "a.fits").stat().st_size
     assert found["seconds"] > 0
+
+
+def test_index(run, tmp_path):
+    for name in ("a.fits", "b.fits"):
+        source = sample("simple")
+        copy(source, backend_for_writing(name).create(str(tmp_path / name), source.meta), workers=1)
+    code, out, err = run("index", tmp_path / "a.fits", tmp_path / "b.fits")
+    assert (code, out) == (0, "")
+    assert "a.fits.wuindex: " in err
+    assert "2 of 2 indexed" in err
+    assert run("index", tmp_path / "a.fits")[0] == 2
+    assert run("index", tmp_path / "a.fits", "--overwrite", "--quiet") == (0, "", "")
+    assert run("index", tmp_path / "a.fits", tmp_path / "b.fits", "-o", tmp_path / "c")[0] == 2
+    assert run("index", tmp_path / "a.fits", "-o", tmp_path / "c.fits.wuindex")[0] == 0
+    assert run("verify", tmp_path / "a.fits.wuindex")[0] == 0
+    assert run("info", tmp_path / "a.fits.wuindex")[0] == 0
+    code, _, err = run("info", tmp_path / "c.fits.wuindex")
+    assert code == 2
+    assert "index=" in err

@@ -58,6 +58,7 @@ CASES = [
     ("header", ["night.fits", "--image", "1"], 0),
     ("convert", ["night.zarr", "new.h5", "--dry-run"], 0),
     ("convert", ["night.zarr", "new.fits", "--dry-run", "--workers", "1"], 0),
+    ("index", ["night.fits", "--overwrite"], 0),
     ("diff", ["night.zarr", "night.h5"], 0),
     ("diff", ["night.zarr", "few.h5"], 1),
     ("diff", ["night.zarr", "few.h5", "--atol", "1", "--limit", "1"], 1),

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from wustore.backends.fits.indexing import make_index
 from wustore.backends.registry import backend_for_writing, open_reader
 from wustore.backends.zarr.codecs import with_crc
 from wustore.backends.zarr.metadata import document_checksum
 from wustore.errors import WuStoreError
+from wustore.model.checksum import crc32c
 from wustore.ops.copy import copy
 from wustore.ops.diff import differences
 from wustore.ops.verify import problems
@@ -30,7 +32,7 @@ ALLOWED = (WuStoreError, OSError, MemoryError)
 GOLDEN = Path(__file__).parents[1] / "data"
 
 
-def use(path: Path, work: Path) -> str:
+def use(path: Path | str, work: Path) -> str:
     """Do with a store what its user does: open, look, read all, verify, convert, diff; return how it ended."""
     try:
         with open_reader(path) as reader:
@@ -220,6 +222,37 @@ def exact_hdu(seeds: Path, work: Path, rng: random.Random) -> Path:
     return path
 
 
+def fits_index(seeds: Path, work: Path, rng: random.Random) -> str:
+    """An index of a FITS file at a URL: its bytes, its document or one of its parts, with the checksums that fit."""
+    import fsspec
+
+    place = _saved(seeds, "night.fits")
+    index = Path(f"{place}.wuindex")
+    if not index.exists():
+        make_index(str(place))
+    data = index.read_bytes()
+    if rng.randrange(4) == 0:
+        changed = of_bytes(data, rng)
+    else:
+        length = int.from_bytes(data[8:12], "little")
+        document, parts = json.loads(zlib.decompress(data[16 : 16 + length])), data[16 + length :]
+        if rng.randrange(2):
+            document = of_json(document, rng)
+        else:
+            file = document["files"][0]
+            part = rng.choice([document["metadata"], *(table["section"] for table in file["tables"])])
+            content = of_bytes(zlib.decompress(parts[part["at"] : part["at"] + part["length"]]), rng)
+            packed = zlib.compress(content)
+            part.update(at=len(parts), length=len(packed), crc32c=crc32c(content))
+            parts += packed
+        head = zlib.compress(json.dumps(document).encode(errors="surrogatepass"))
+        changed = data[:8] + len(head).to_bytes(4, "little") + crc32c(head).to_bytes(4, "little") + head + parts
+    system = fsspec.filesystem("memory")
+    system.pipe_file("/fuzz/night.fits", place.read_bytes())
+    system.pipe_file("/fuzz/night.fits.wuindex", changed)
+    return "memory://fuzz/night.fits"
+
+
 def yaml_dump(seeds: Path, work: Path, rng: random.Random) -> Path:
     """The text of a YAML dump of 2023."""
     path = work / "night.yaml"
@@ -288,7 +321,7 @@ def fits_set(seeds: Path, work: Path, rng: random.Random) -> Path:
     return folder / "set.fits"
 
 
-TARGETS: dict[str, Callable[[Path, Path, random.Random], Path]] = {
+TARGETS: dict[str, Callable[[Path, Path, random.Random], Path | str]] = {
     "document": document,
     "metadata": metadata,
     "chunk": chunk,
@@ -298,6 +331,7 @@ TARGETS: dict[str, Callable[[Path, Path, random.Random], Path]] = {
     "fits cards": fits_cards,
     "fits of all years": fits_years,
     "fits set": fits_set,
+    "fits index": fits_index,
     "exact hdu": exact_hdu,
     "yaml": yaml_dump,
     "journal": journal,

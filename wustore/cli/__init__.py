@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("convert:plan", "Divide a conversion into parts for a cluster."),
     "part": ("convert:part", "Write one part of a planned conversion."),
     "finish": ("convert:finish", "End a planned conversion: check it and let the store appear."),
+    "index": ("convert:index", "Index FITS, so that it is read at a URL without converting it."),
     "stamp": ("cut:stamp", "Cut stamps through time, at a position or along trajectories."),
     "cutout": ("cut:cutout", "Write a smaller WorkUnit: a window, some of the images, or both."),
     "export": ("cut:export", "Write FITS for KBMOD's command-line programs."),

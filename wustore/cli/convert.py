@@ -1,4 +1,4 @@
-"""``wustore convert``, and ``plan``, ``part``, ``finish``: one conversion as the tasks of a job array."""
+"""``wustore convert``; ``plan``, ``part``, ``finish``: as tasks of a job array; ``index``: FITS as it is, at URLs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 import click
 
 from wustore.backends.base import Progress
-from wustore.cli._options import STORE, TargetOptions, many_options, over, target_options, workers_option
+from wustore.cli._options import STORE, TargetOptions, json_option, many_options, over, target_options, workers_option
 from wustore.cli._output import SIZE, detail, progress_bar, report, size_text
 from wustore.cli._run import DIFFERS, OK
 from wustore.errors import UsageError, WuStoreError
 
-__all__ = ["convert", "finish", "part", "plan"]
+__all__ = ["convert", "finish", "index", "part", "plan"]
 
 _EXAMPLES = """
 \b
@@ -373,3 +373,48 @@ def finish(target: str) -> int:
     size = _bytes(target)
     report(f"{target}: finished" + (f", {size_text(size)}" if size else ""))
     return DIFFERS if lost else OK
+
+
+_INDEX_EXAMPLES = """
+\b
+Examples:
+  wustore index night.fits
+  wustore index season/*.fits --jobs 4 --overwrite
+  wustore index https://example.org/night.fits -o night.fits.wuindex
+"""
+
+
+@click.command(epilog=_INDEX_EXAMPLES)
+@click.argument("paths", metavar="FITS...", nargs=-1, required=True, type=STORE)
+@click.option(
+    "--output", "-o", metavar="FILE", type=click.Path(), help="Where to write; by default FITS with .wuindex behind it."
+)
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
+@json_option
+@many_options
+def index(
+    paths: tuple[str, ...], *, output: str | None, overwrite: bool, as_json: bool, jobs: int, continue_on_error: bool
+) -> int:
+    """Write a small index of a FITS file, through which it is read at a URL.
+
+    Put the index beside the file at the URL, where it is found, or name it: wustore.open(url, index=FILE). Opening
+    takes two or three requests, for a sharded set too, which is named by its primary file; stamps read the blocks that
+    they touch. A file that is not the one that was indexed is refused. Each FITS is read once, as a whole.
+    """
+    if output is not None and len(paths) > 1:
+        raise UsageError("one output for several files", where="--output", found=f"{len(paths)} files")
+
+    def one(path: str) -> int:
+        from wustore.api import index as run
+
+        with progress_bar("indexing") as progress:
+            made = run(path, output, overwrite=overwrite, progress=progress)
+        if as_json:
+            facts = {"source": path, "path": made.path, "bytes": made.size, "n_images": made.n_images}
+            click.echo(json.dumps(facts | {"files": made.n_files, "source_bytes": made.source_size}, indent=2))
+        else:
+            of = f"{made.n_images} images in {made.n_files} files" if made.n_files > 1 else f"{made.n_images} images"
+            report(f"{made.path}: {size_text(made.size)} for {of} of {size_text(made.source_size)}")
+        return OK
+
+    return over([(path,) for path in paths], one, jobs=jobs, continue_on_error=continue_on_error, done="indexed")

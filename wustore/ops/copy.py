@@ -52,8 +52,6 @@ def workers_within(meta: Meta, workers: int | None, max_memory: int | None) -> i
 
     Parameters
     ----------
-    meta
-        Of the source.
     workers
         As asked for; the number of processors by default.
     max_memory
@@ -151,16 +149,12 @@ def write(
 
     Parameters
     ----------
-    target
-        Where to write.
     format_name
         Format name, or None where the target's ending says it.
     overwrite
         Whether an existing store may be replaced.
     capsule
         Keep what gives back the identical FITS files.
-    options
-        Of the target's backend.
     lossy
         Agree to options that do not hold the values exactly.
 
@@ -220,13 +214,7 @@ def refuse_newer(reader: Reader) -> None:
 def measured_loss(
     reader: Reader, target: Any, backend: Backend, options: Mapping[str, Any], workers: int | None = None
 ) -> list[LayerLoss]:
-    """Return, and warn of, what a store lost that was written with options that lose values.
-
-    Parameters
-    ----------
-    target, backend, options
-        What was written.
-    """
+    """Return, and warn of, what a store lost that was written with options that lose values."""
     if backend.lossy(options) is None:
         return []
     with open_reader(target, format=backend.name) as made:

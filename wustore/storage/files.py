@@ -118,13 +118,7 @@ def pread_into(handle: int, length: int, offset: int) -> memoryview:
 
 
 def sync(path: str | os.PathLike[str]) -> None:
-    """Make a file, or the entries of a directory, durable.
-
-    Raises
-    ------
-    OSError
-        If the system could not write it.
-    """
+    """Make a file, or the entries of a directory, durable."""
     if os.name != "posix" and os.path.isdir(path):  # noqa: PTH112
         return  # Windows cannot open a directory
     handle = os.open(path, os.O_RDONLY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -96,6 +97,7 @@ def _open(path: str, form: str | None, options: dict[str, Any]) -> FitsReader:
     index = options.pop("index", None)
     if index is not None and not isinstance(index, bool):
         index = address_of(index)
+        index = os.path.abspath(index) if isinstance(index, str) and not is_remote(index) else index  # noqa: PTH100
     if index is True or not isinstance(index, str | bool | None):
         raise UsageError("index is no address", where="index", expected="a path or URL, or False", found=repr(index))
     reader = FitsReader(path, form, index)

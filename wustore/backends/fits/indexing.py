@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +25,32 @@ from wustore.storage.staging import Staging
 from wustore.storage.threads import read_ahead
 from wustore.storage.url import is_remote, redact, refuse_writing
 
-__all__ = ["write_index"]
+__all__ = ["IndexSize", "make_index", "write_index"]
 
 _HELD = frozenset({"primary", "configuration", "constituents", "constituent"})
 """Roles of HDUs of which the data are held as well: small tables."""
 _MOST_TRAILING = 1 << 24
 """Bytes behind the last HDU that an index holds; nothing but padding is usual."""
+
+
+class IndexSize(NamedTuple):
+    """An index: its path and size [byte], and images, files and bytes that it is of."""
+
+    path: str
+    size: int
+    n_images: int
+    n_files: int
+    source_size: int
+
+
+def make_index(
+    source: str, target: str | None = None, *, overwrite: bool = False, progress: Progress | None = None
+) -> IndexSize:
+    """Write the index of the FITS file or set at an address; see `wustore.index`."""
+    with FitsReader(source, None, False) as reader:
+        path = write_index(reader, target, overwrite=overwrite, progress=progress)
+        total = sum(file.scan.size for file in reader.files)
+        return IndexSize(path, Path(path).stat().st_size, reader.meta.n_images, len(reader.files), total)
 
 
 def write_index(
