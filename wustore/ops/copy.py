@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -70,6 +70,7 @@ def copy(
     indices: Iterable[int] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
+    at_end: Callable[[], object] | None = None,
 ) -> None:
     """Copy every image from ``reader`` to ``writer`` and commit; on any error the writer is aborted.
 
@@ -82,6 +83,9 @@ def copy(
     workers
         Threads that read and write an image each, the number of processors by default. So many images are in
         memory at a time.
+    at_end
+        Called when all is read, before the target appears: closes a source that is replaced, since Windows replaces no
+        file that is open.
 
     Raises
     ------
@@ -94,6 +98,8 @@ def copy(
         reader.check_state()
         copy_images(reader, writer, indices=indices, workers=workers, progress=progress)
         reader.check_state()
+        if at_end is not None:
+            at_end()
         writer.commit()
 
 
