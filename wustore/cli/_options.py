@@ -27,6 +27,7 @@ __all__ = [
     "add_common_options",
     "format_option",
     "format_options",
+    "grouped",
     "json_option",
     "many_options",
     "over",
@@ -121,6 +122,11 @@ def add_common_options(command: click.Command) -> click.Command:
     return command
 
 
+def grouped(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Return the decorator that adds several options."""
+    return lambda command: functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
+
+
 # --- options of some ------------------------------------------------------------------------------------
 
 format_option = click.option(
@@ -131,7 +137,7 @@ workers_option = click.option(
     "--workers", type=click.IntRange(min=1), metavar="N", help="Images at a time; by default as many as processors."
 )
 
-_TARGET_OPTIONS = (
+_target_options = grouped(
     click.option("--format", "target_format", metavar="NAME", help="Format of DST; by default its name says it."),
     click.option(
         "--from-format", "source_format", metavar="NAME", help="Format of SRC; by default its content says it."
@@ -152,7 +158,7 @@ _TARGET_OPTIONS = (
     click.option("--no-capsule", is_flag=True, help="Do not keep what gives back the identical FITS files."),
 )
 
-_MANY_OPTIONS = (
+many_options = grouped(
     click.option("--jobs", type=click.IntRange(min=1), default=1, metavar="N", help="Inputs at a time; 1 by default."),
     click.option("--continue-on-error", is_flag=True, help="Go on with the next input after one that failed."),
 )
@@ -201,16 +207,7 @@ def target_options(command: F) -> F:
         own = {member.name: options.pop(member.name) for member in fields(TargetOptions)}
         return command(*arguments, to=TargetOptions(**own), **options)
 
-    for option in reversed(_TARGET_OPTIONS):
-        collected = option(collected)
-    return collected  # type: ignore[return-value]
-
-
-def many_options(command: F) -> F:
-    """Add the options of commands that take several inputs."""
-    for option in reversed(_MANY_OPTIONS):
-        command = option(command)
-    return command
+    return _target_options(collected)  # type: ignore[return-value]
 
 
 def format_options(

@@ -100,7 +100,7 @@ def _rewritten(
     """Write a store anew in its own place; the old one stays until the new one is whole."""
     edited = EditedReader(reader, meta, keep_capsule=keep_capsule)
     writer = backend_named(reader.format).create(address, meta, capsule=edited.capsule(), overwrite=True, **options)
-    copy(edited, writer, progress=progress)
+    copy(edited, writer, progress=progress, at_end=reader.close)
 
 
 @with_bar("repacking")
@@ -200,6 +200,7 @@ def _migrated(reader: Reader, target: Any, backend: Backend, *, overwrite: bool,
         return
     with Staging(target, overwrite=overwrite) as staging:
         write(str(staging.path), replaces=False)
+        reader.close()  # Windows replaces no file that is open
 
 
 @with_bar("rewriting")
