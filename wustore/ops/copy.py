@@ -172,8 +172,8 @@ def write(
     backend = backend_for_writing(target, format_name)
     refuse_loss(backend, options, lossy=lossy)
     refuse_newer(reader)
-    leftovers = reader.capsule() if capsule else None
-    writer = backend.create(target, reader.meta, capsule=leftovers, overwrite=overwrite, workers=workers, **options)
+    kept = reader.capsule() if capsule else None
+    writer = backend.create(target, reader.meta, capsule=kept, overwrite=overwrite, workers=workers, **options)
     copy(reader, writer, workers=workers, progress=progress)
     return measured_loss(reader, target, backend, options, workers)
 
