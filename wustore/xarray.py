@@ -385,7 +385,7 @@ class WuStoreEntrypoint(BackendEntrypoint):
         format
             Format name, if the content must not decide.
         storage_options
-            Options of fsspec for a URL, such as ``{"anon": True}``.
+            Of a URL, such as ``{"anon": True}`` for a public bucket; as in `wustore.open`.
         """
         address = os.fspath(filename_or_obj) if isinstance(filename_or_obj, os.PathLike) else filename_or_obj
         reader = open_reader(address, format=format, storage_options=storage_options)

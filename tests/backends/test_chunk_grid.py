@@ -21,6 +21,7 @@ def spans(size):
     st.sampled_from([(1, 16, 16), (2, 1, 53), (3, 7, 11), (1, 60, 53), (1, 100, 100), (1, 1, 1)]),
 )
 def test_rectangles_cover_the_cells_of_boxes_once(boxes, chunks):
+    """Of the outermost cells no more than boxes cover."""
     grid = regular_grid(SHAPE, chunks)
     height, width = (64, 64) if chunks == (1, 1, 1) else chunks[1:]
     expected = np.zeros(SHAPE[1:], int)
@@ -29,13 +30,16 @@ def test_rectangles_cover_the_cells_of_boxes_once(boxes, chunks):
             top // height * height : -(-bottom // height) * height, left // width * width : -(-right // width) * width
         ] = 1
     bounds = np.array(boxes).reshape(-1, 4).T
+    top, bottom, left, right = bounds[0].min(), bounds[1].max(), bounds[2].min(), bounds[3].max()
+    within = np.zeros_like(expected)
+    within[top:bottom, left:right] = 1
+    expected *= within
     covered = np.zeros(SHAPE[1:], int)
     hull, rectangles = grid.cover(*bounds)
     for rows, columns in rectangles:
         covered[rows, columns] += 1
     assert np.array_equal(covered, expected)
-    rows, columns = expected.any(axis=1).nonzero()[0], expected.any(axis=0).nonzero()[0]
-    assert hull == (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)
+    assert hull == (top, bottom, left, right)
 
 
 def test_images_share_rows_of_chunks():

@@ -27,6 +27,8 @@ def module_at(path: Path) -> ModuleType:
 
 
 MAKER = module_at(DATA / "make.py")
+RECORDED: dict[str, Any] = json.loads((DATA / VERSIONS[-1] / "files.json").read_text())
+"""Of the newest version: the sha256 of every file, and what they were made with."""
 
 
 def unpacked(name: str, directory: Path) -> Path:

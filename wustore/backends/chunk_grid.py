@@ -67,13 +67,15 @@ class Grid:
         Returns
         -------
         hull
-            Top, bottom, left and right of all of them together [pixel].
+            Top, bottom, left and right of all boxes together [pixel].
         rectangles
-            Rows and columns [pixel] of disjoint rectangles of cells.
+            Rows and columns [pixel] of disjoint rectangles of cells, cut at the hull: a few boxes are a small part of a
+            cell, and to hand out the rest takes longer than to decode it.
         """
         r0, r1, c0, c1 = self.cells(top, bottom, left, right)
         first_row, last_row, first_column, last_column = r0.min(), r1.max(), c0.min(), c1.max()
-        rows, columns = self.rows[first_row : last_row + 1], self.columns[first_column : last_column + 1]
+        rows, columns = self.rows[first_row : last_row + 1].copy(), self.columns[first_column : last_column + 1].copy()
+        rows[0], rows[-1], columns[0], columns[-1] = top.min(), bottom.max(), left.min(), right.max()
         hull = int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])
         needed = None
         if len(rows) * len(columns) > 4:  # more than one cell

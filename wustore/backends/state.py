@@ -53,13 +53,7 @@ def digest(parts: Iterable[object]) -> str:
 def content_state(
     document: Mapping[str, Any], arrays: Iterable[NDArray[Any]], checksums: NDArray[np.uint32] | None
 ) -> str:
-    """Return the state of a store of a format that keeps checksums.
-
-    Parameters
-    ----------
-    checksums
-        Of the planes.
-    """
+    """Return the state of a store of a format that keeps checksums."""
     parts: list[object] = [json.dumps(document, sort_keys=True)]
     for array in arrays:
         parts += [array.shape, array.tolist() if array.dtype.hasobject else array.tobytes()]

@@ -59,13 +59,7 @@ def _times() -> NDArray[np.float64]:
 
 
 def build(seed: int = 20261123) -> WorkUnit:
-    """Return a small WorkUnit in memory: noise, stars, one moving source, masked pixels, WCS and a table.
-
-    Parameters
-    ----------
-    seed
-        Of the noise.
-    """
+    """Return a small WorkUnit in memory: noise, stars, one moving source, masked pixels, WCS and a table."""
     import astropy.units as u
     from astropy.coordinates import EarthLocation
     from astropy.table import Table

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from wustore.backends.base import Reader
-from wustore.cli._options import MOMENT, STORE, Number, format_option
+from wustore.cli._options import MOMENT, STORE, Number, format_option, grouped
 from wustore.cli._output import progress_bar, report
 from wustore.errors import UsageError
 from wustore.model.meta import Meta
@@ -23,12 +23,25 @@ Examples:
 """
 
 
+_position_options = grouped(
+    click.option("--x", type=float, metavar="PIXEL", help="Centre in x, from 0."),
+    click.option("--y", type=float, metavar="PIXEL", help="Centre in y, from 0."),
+    click.option("--ra", type=Number("deg"), metavar="DEG", help="Centre in right ascension, ICRS; or such as 12h30m."),
+    click.option("--dec", type=Number("deg"), metavar="DEG", help="Centre in declination, ICRS; or such as -5d30m."),
+)
+_times_option = click.option(
+    "--times", type=MOMENT, nargs=2, metavar="START STOP", help="Only images between these times: MJD or ISO."
+)
+_selection_options = grouped(
+    _times_option,
+    click.option("--images", metavar="LIST", help="Only these images, such as 0,3-7; from 0."),
+    click.option("--filters", metavar="LIST", help="Only images through these filters, such as g,r."),
+)
+
+
 @click.command(epilog=_STAMP_EXAMPLES)
 @click.argument("path", type=STORE)
-@click.option("--x", type=float, metavar="PIXEL", help="Centre in x, from 0.")
-@click.option("--y", type=float, metavar="PIXEL", help="Centre in y, from 0.")
-@click.option("--ra", type=Number("deg"), metavar="DEG", help="Centre in right ascension, ICRS; or such as 12h30m.")
-@click.option("--dec", type=Number("deg"), metavar="DEG", help="Centre in declination, ICRS; or such as -5d30m.")
+@_position_options
 @click.option("--radius", type=click.IntRange(min=0), default=10, show_default=True, help="Pixels around the centre.")
 @click.option(
     "--trajectories",
@@ -36,9 +49,7 @@ Examples:
     help="Follow the motions in a KBMOD results file (.ecsv, .parquet, .hdf5) or a .csv table: "
     "x, y, vx, vy, or ra, dec, v_ra, v_dec, or ra, dec, mjd.",
 )
-@click.option(
-    "--times", type=MOMENT, nargs=2, metavar="START STOP", help="Only images between these times: MJD or ISO."
-)
+@_times_option
 @click.option(
     "--coadd",
     "kind",
@@ -107,18 +118,11 @@ Examples:
 @click.command(epilog=_CUTOUT_EXAMPLES)
 @click.argument("source", metavar="PATH", type=STORE)
 @click.argument("target", metavar="OUT", type=STORE)
-@click.option("--x", type=float, metavar="PIXEL", help="Centre in x, from 0.")
-@click.option("--y", type=float, metavar="PIXEL", help="Centre in y, from 0.")
+@_position_options
 @click.option("--width", type=click.IntRange(min=1), metavar="N", help="Size in x.")
 @click.option("--height", type=click.IntRange(min=1), metavar="N", help="Size in y; as the width by default.")
-@click.option("--ra", type=Number("deg"), metavar="DEG", help="Centre in right ascension, ICRS; or such as 12h30m.")
-@click.option("--dec", type=Number("deg"), metavar="DEG", help="Centre in declination, ICRS; or such as -5d30m.")
 @click.option("--size", type=Number("arcsec"), metavar="ARCSEC", help="Size on the sky instead; or such as 2arcmin.")
-@click.option(
-    "--times", type=MOMENT, nargs=2, metavar="START STOP", help="Only images between these times: MJD or ISO."
-)
-@click.option("--images", metavar="LIST", help="Only these images, such as 0,3-7; from 0.")
-@click.option("--filters", metavar="LIST", help="Only images through these filters, such as g,r.")
+@_selection_options
 @click.option("--format", "target_format", metavar="NAME", help="Format of OUT; by default its name says it.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists; it stays until the new one is whole.")
 def cutout(
@@ -145,7 +149,6 @@ def cutout(
     from wustore.backends.registry import open_reader
     from wustore.ops.convert import refuse_same
     from wustore.stamps.view import cutout as window
-    from wustore.stamps.view import select
 
     is_window = any(value is not None for value in (x, y, width, height, ra, dec, size))
     is_selection = any(value is not None for value in (times, images, filters))
@@ -159,8 +162,7 @@ def cutout(
     with open_reader(source) as reader:
         view = reader
         if is_selection:
-            chosen = None if images is None else _indices(images)
-            view = select(view, times, chosen, None if filters is None else filters.split(","))
+            view = _selected(view, times, images, filters)
         if is_window:
             view = window(view, x, y, width, height, ra=ra, dec=dec, size=size)
         meta = _write(view, target, target_format, overwrite=overwrite, label="cutting")
@@ -179,11 +181,7 @@ Examples:
 @click.argument("source", metavar="PATH", type=STORE)
 @click.argument("target", metavar="OUT", type=STORE)
 @click.option("--for-kbmod", is_flag=True, required=True, help="One FITS file as KBMOD's programs read it.")
-@click.option(
-    "--times", type=MOMENT, nargs=2, metavar="START STOP", help="Only images between these times: MJD or ISO."
-)
-@click.option("--images", metavar="LIST", help="Only these images, such as 0,3-7; from 0.")
-@click.option("--filters", metavar="LIST", help="Only images through these filters, such as g,r.")
+@_selection_options
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists; it stays until the new one is whole.")
 def export(
     source: str,
@@ -201,16 +199,21 @@ def export(
     """
     from wustore.backends.registry import open_reader
     from wustore.ops.convert import refuse_same
-    from wustore.stamps.view import select
 
     refuse_same(source, target)
     with open_reader(source) as reader:
         view: Reader = reader
         if any(value is not None for value in (times, images, filters)):
-            chosen = None if images is None else _indices(images)
-            view = select(view, times, chosen, None if filters is None else filters.split(","))
+            view = _selected(view, times, images, filters)
         meta = _write(view, target, "fits", overwrite=overwrite, label="exporting")
     report(f"{target}: {meta.n_images} images")
+
+
+def _selected(view: Reader, times: tuple[float, float] | None, images: str | None, filters: str | None) -> Reader:
+    from wustore.stamps.view import select
+
+    chosen = None if images is None else _indices(images)
+    return select(view, times, chosen, None if filters is None else filters.split(","))
 
 
 def _write(view: Reader, target: str, target_format: str | None, *, overwrite: bool, label: str) -> Meta:

@@ -42,14 +42,8 @@ class Case:
 
     Attributes
     ----------
-    name
-        What the table calls it.
     format
         Format name; None for astropy's way.
-    suffix
-        Ending of the file.
-    options
-        Of the format.
     """
 
     name: str
@@ -78,10 +72,6 @@ class Measurement:
 
     Attributes
     ----------
-    name
-        Of the case.
-    bytes
-        Size on disk.
     write, load
         Writing from memory; opening and reading all images, masked and ready to use [s].
     image, stamp, trajectories
@@ -92,8 +82,6 @@ class Measurement:
         Pixels of science and variance whose bits differ from the source's (NaN counts as equal to NaN).
     largest
         The largest difference of a pixel.
-    failed
-        Why there are no figures.
     """
 
     name: str
@@ -425,7 +413,10 @@ def _peak_memory() -> int:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
-    import resource
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -87,8 +87,6 @@ def store_stack_of(stack: ImageStack, cache: int) -> Any:
 
     Parameters
     ----------
-    stack
-        Lazy.
     cache
         Bytes that planes which are read more than once may keep.
     """

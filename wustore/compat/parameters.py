@@ -26,14 +26,10 @@ class Parameter:
 
     Attributes
     ----------
-    name
-        As in a configuration file.
     default
         The value if none is set.
     section
         One of `SECTIONS`.
-    help
-        One line on what it does.
     check
         Whether a value is valid; may raise for one that is not.
     """

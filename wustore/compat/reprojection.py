@@ -61,8 +61,6 @@ def observed_from_barycentric(
         When they are observed [MJD, UTC]. Shape (n,).
     distance
         Distance of all points from the barycentre [au].
-    observatory
-        Where the observer is.
 
     Returns
     -------
@@ -147,14 +145,8 @@ def image_positions_to_original_icrs(
         The image of each position. Shape (n,).
     positions
         Pairs (x, y) [pixel, from 0], or SkyCoord objects.
-    reprojected_wcs
-        WCS of the reprojected images.
-    original_wcses
-        WCS of each constituent image.
     all_times
         Time of each image [MJD, UTC].
-    observatory
-        Location of the telescope.
     input_format, output_format
         ``xy`` or ``radec``.
     filter_in_frame
@@ -173,11 +165,6 @@ def image_positions_to_original_icrs(
     list
         In the order of ``positions``. With ``radec`` unfiltered: SkyCoord. Otherwise a tuple (position,
         location), None if no original image has the position, or a list of tuples if several have.
-
-    Raises
-    ------
-    UsageError
-        For invalid arguments.
 
     Warns
     -----

@@ -307,8 +307,6 @@ def calc_ecliptic_angle(wcs: WCS, center_pixel: tuple[float, float] = (1000, 200
 
     Parameters
     ----------
-    wcs
-        Celestial WCS.
     center_pixel
         Where to measure, (x, y) [pixel, from 0].
     step

@@ -126,11 +126,6 @@ def _construct(loader: _Loader, node: yaml.Node | None, text: str | None) -> Any
 def load_value(text: str) -> Any:
     """Return the value of a YAML text as KBMOD writes one per parameter.
 
-    Parameters
-    ----------
-    text
-        One YAML document.
-
     Returns
     -------
     Any

@@ -28,10 +28,6 @@ class ArraySpec:
         Path below the root, ``/`` between groups.
     data
         Native numpy array, or an object array of `str` for variable-length text.
-    dims
-        One dimension name per axis.
-    attributes
-        JSON attributes.
     """
 
     name: str

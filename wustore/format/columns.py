@@ -17,6 +17,8 @@ from wustore.model.sizes import check_size
 
 _PLAIN_NODE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _MASK_SUFFIX = "__mask"
+_RESERVED = re.compile(r"con|prn|aux|nul|com\d|lpt\d", re.IGNORECASE)
+"""Names that no file or directory has on Windows."""
 
 
 def _node_names(names: list[str]) -> list[str]:
@@ -24,7 +26,7 @@ def _node_names(names: list[str]) -> list[str]:
     taken: set[str] = set()
     nodes = []
     for k, name in enumerate(names):
-        safe = _PLAIN_NODE.fullmatch(name) and not name.endswith(_MASK_SUFFIX)
+        safe = _PLAIN_NODE.fullmatch(name) and not _RESERVED.fullmatch(name) and not name.endswith(_MASK_SUFFIX)
         node = name if safe and name.lower() not in taken else f"column_{k}"
         while node.lower() in taken:
             node += "_"

@@ -28,12 +28,8 @@ class LayerSpec:
         (time, y, x), padded to the largest image.
     dtype
         Native dtype that holds every image exactly.
-    dims
-        Dimension names.
     fill
         Value of the padding: NaN for floating dtypes, 0 for others.
-    attributes
-        JSON attributes.
     """
 
     name: str
@@ -119,8 +115,6 @@ def plane_problems(
     ----------
     sums
         The stored checksums of all planes, or None if there are none.
-    layers
-        The layers that were read.
     """
     checksums = None if sums is None else plane_checksums(image)
     for k, layer in enumerate(LAYERS):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -52,8 +52,6 @@ def workers_within(meta: Meta, workers: int | None, max_memory: int | None) -> i
 
     Parameters
     ----------
-    meta
-        Of the source.
     workers
         As asked for; the number of processors by default.
     max_memory
@@ -72,6 +70,7 @@ def copy(
     indices: Iterable[int] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
+    at_end: Callable[[], object] | None = None,
 ) -> None:
     """Copy every image from ``reader`` to ``writer`` and commit; on any error the writer is aborted.
 
@@ -84,6 +83,9 @@ def copy(
     workers
         Threads that read and write an image each, the number of processors by default. So many images are in
         memory at a time.
+    at_end
+        Called when all is read, before the target appears: closes a source that is replaced, since Windows replaces no
+        file that is open.
 
     Raises
     ------
@@ -96,6 +98,8 @@ def copy(
         reader.check_state()
         copy_images(reader, writer, indices=indices, workers=workers, progress=progress)
         reader.check_state()
+        if at_end is not None:
+            at_end()
         writer.commit()
 
 
@@ -151,16 +155,12 @@ def write(
 
     Parameters
     ----------
-    target
-        Where to write.
     format_name
         Format name, or None where the target's ending says it.
     overwrite
         Whether an existing store may be replaced.
     capsule
         Keep what gives back the identical FITS files.
-    options
-        Of the target's backend.
     lossy
         Agree to options that do not hold the values exactly.
 
@@ -220,13 +220,7 @@ def refuse_newer(reader: Reader) -> None:
 def measured_loss(
     reader: Reader, target: Any, backend: Backend, options: Mapping[str, Any], workers: int | None = None
 ) -> list[LayerLoss]:
-    """Return, and warn of, what a store lost that was written with options that lose values.
-
-    Parameters
-    ----------
-    target, backend, options
-        What was written.
-    """
+    """Return, and warn of, what a store lost that was written with options that lose values."""
     if backend.lossy(options) is None:
         return []
     with open_reader(target, format=backend.name) as made:

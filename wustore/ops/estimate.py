@@ -46,16 +46,12 @@ class Estimate:
     ----------
     sampled
         The images that were converted to find out.
-    n_images
-        The number of images in all.
     target_bytes, target_files
         Size of the store, and its number of files.
     memory_bytes
         Peak memory of all workers together.
     seconds
         Wall time.
-    workers
-        Images in work at a time.
     free_bytes
         Free space where the target will be; None for a URL.
     """
@@ -153,10 +149,6 @@ def estimate(
     ----------
     target, format, workers, max_memory, capsule, options
         As for `wustore.convert`. Nothing is written there; the sample goes to the temporary directory.
-
-    Returns
-    -------
-    Estimate
     """
     backend = backend_for_writing(target, format)
     n_images = reader.meta.n_images

@@ -235,8 +235,6 @@ def run_on_cluster(job: Job, scheduler: Any, *, progress: Progress | None = None
 
     Parameters
     ----------
-    job
-        From `wustore.ops.plans.plan`.
     scheduler
         The scheduler's address, or a `distributed.Client`.
     progress

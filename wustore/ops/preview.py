@@ -45,8 +45,6 @@ class Thumbnail:
 
     Attributes
     ----------
-    i
-        Its index.
     factor
         Pixels that are one here, in each direction.
     planes
@@ -54,8 +52,6 @@ class Thumbnail:
         Mask: the part of the pixels that is masked; with ``factor`` 1 the flags as stored. Float, but for flags.
     masked
         Part of the pixels that is masked, 0 to 1.
-    lines
-        What to say about the image.
     """
 
     i: int
@@ -216,11 +212,6 @@ def page(
     ----------
     max_bytes
         Size to aim at [bytes].
-
-    Returns
-    -------
-    str
-        HTML.
     """
     _check(reader, stretch)
     meta = reader.meta
@@ -281,10 +272,8 @@ def page_text(
         Of each: height, width, factor, lines; limits and planes if they are in the page.
     mode
         ``preview`` if the planes are in the page, ``view`` if it asks a server for them.
-    note
-        What the page says at its foot.
     approximate
-        What to say beside a value that is not exactly one of the store.
+        What to say next to a value that is not exactly one of the store.
     """
     meta = reader.meta
     texts = [linked_wcs_or_none(meta, i) for i in range(meta.n_images)]

@@ -100,8 +100,6 @@ class Viewer:
         ------
         UsageError
             If a parameter is missing or out of range.
-        WuStoreError, OSError
-            If the store cannot be read.
         """
         if path == "":
             return "text/html; charset=utf-8", {}, self._page().encode()

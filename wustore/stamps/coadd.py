@@ -21,8 +21,6 @@ class RunningCoadd:
     ----------
     kind
         ``sum``, ``mean`` or ``weighted``, as for `coadd`.
-    shape
-        Of all coadds (..., y, x).
     """
 
     def __init__(self, kind: str, shape: tuple[int, ...]) -> None:
@@ -37,8 +35,6 @@ class RunningCoadd:
         ----------
         which
             Index of the coadds, none of them twice.
-        science, variance
-            Their stamps; see `coadd`.
         """
         if self._kind == "weighted":
             assert variance is not None

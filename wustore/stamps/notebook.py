@@ -29,15 +29,7 @@ DELAY = 0.5
 
 
 def facts_text(title: str, facts: Mapping[str, Any]) -> str:
-    """Return a title and a line for each fact that is not None.
-
-    Parameters
-    ----------
-    title
-        First line.
-    facts
-        Name to value.
-    """
+    """Return a title and a line for each fact that is not None."""
     shown = {name: value for name, value in facts.items() if value is not None}
     width = max(map(len, shown), default=0)
     return "\n".join([title, *(f"  {name:{width}}  {value}" for name, value in shown.items())])
@@ -92,8 +84,6 @@ def shown_progress(label: str, *, leave: bool = False, delay: float = 0) -> Iter
 
     Parameters
     ----------
-    label
-        What is being done.
     leave
         Whether the bar stays when all is done.
     delay
@@ -113,13 +103,7 @@ def shown_progress(label: str, *, leave: bool = False, delay: float = 0) -> Iter
 
 
 def with_bar(label: str) -> Callable[[F], F]:
-    """Decorate a function with a keyword ``progress``: if it is None, an interactive session shows a bar.
-
-    Parameters
-    ----------
-    label
-        What the function does.
-    """
+    """Decorate a function with a keyword ``progress``: if it is None, an interactive session shows a bar."""
 
     def decorate(function: F) -> F:
         @functools.wraps(function)

@@ -113,8 +113,6 @@ def limits_of(values: NDArray[Any], stretch: str = "zscale") -> Limits:
 
     Parameters
     ----------
-    values
-        Of any shape.
     stretch
         ``zscale``: the limits of IRAF's algorithm, which follow the sky and not the brightest star. ``asinh``: from
         the lower of these up to the value below which 99.9 % of the pixels are.
@@ -287,8 +285,6 @@ def marks_of(text: str | None, x: float, y: float) -> Marks | None:
 
     Parameters
     ----------
-    text
-        Header text of the WCS.
     x, y
         Position [pixel, from 0].
     """
@@ -350,12 +346,8 @@ def labelled_sheet(
 
     Parameters
     ----------
-    tiles
-        At least one.
     columns
         Tiles in a row; by default as many as make the page about as wide as high.
-    title
-        First line of the page.
     legend
         Lines of text at the end.
 
@@ -480,8 +472,6 @@ def terminal(picture: NDArray[np.uint8], *, max_width: int = 120) -> str:
     ----------
     picture
         Shape (y, x). If it is wider than ``max_width``, every n-th pixel is taken.
-    max_width
-        Characters in a line.
     """
     step = max(1, -(-picture.shape[1] // max_width))
     small = picture[::step, ::step]

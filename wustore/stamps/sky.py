@@ -35,8 +35,6 @@ def numbers_alike(unit: str, **values: Any) -> tuple[NDArray[np.float64], ...]:
     ----------
     unit
         That they are in, or are converted to (`wustore.model.units.in_unit`).
-    values
-        Numbers.
 
     Raises
     ------

@@ -34,12 +34,8 @@ class Loops:
 
     Attributes
     ----------
-    module
-        The module if it is imported.
     is_missing
         Whether it cannot be imported.
-    done
-        Amount of work counted so far.
     """
 
     def __init__(self, module: str, worthwhile: int) -> None:

@@ -118,16 +118,11 @@ def pread_into(handle: int, length: int, offset: int) -> memoryview:
 
 
 def sync(path: str | os.PathLike[str]) -> None:
-    """Make a file, or the entries of a directory, durable.
-
-    Raises
-    ------
-    OSError
-        If the system could not write it.
-    """
-    if os.name != "posix" and os.path.isdir(path):  # noqa: PTH112
+    """Make a file, or the entries of a directory, durable."""
+    posix = os.name == "posix"
+    if not posix and os.path.isdir(path):  # noqa: PTH112
         return  # Windows cannot open a directory
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if posix else os.O_RDWR)  # Windows syncs what may be written only
     try:
         os.fsync(handle)
     except OSError as error:

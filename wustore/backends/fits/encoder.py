@@ -83,10 +83,6 @@ class CanonicalEncoder(ImageEncoder):
 
     Attributes
     ----------
-    meta
-        Of the WorkUnit.
-    options
-        How to write the pixels.
     sharded
         Whether each image has a file of its own.
     """

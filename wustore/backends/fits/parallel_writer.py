@@ -32,10 +32,6 @@ class ParallelWriter(Writer):
     ----------
     n_images
         Images that must come before `commit`.
-    encoder
-        What makes their bytes.
-    output
-        Where they go.
     """
 
     def __init__(self, n_images: int, encoder: ImageEncoder, output: Output, workers: int | None) -> None:

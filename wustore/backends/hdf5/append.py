@@ -46,6 +46,7 @@ def append_images(
                 writer.store(i, EncodedImage(chunks, checksums[i].tolist()))
             for i, image in new_images(sources, old.meta.n_images, meta.n_images, progress):
                 writer.write(i, image)
+            old.close()  # Windows replaces no file that is open
             writer.commit()
     return meta.n_images - old.meta.n_images
 

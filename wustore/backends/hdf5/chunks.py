@@ -6,6 +6,7 @@ chunks a job, with a constant number of Python calls for a job and at most three
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -96,6 +97,12 @@ class ChunkReader:
     def filters(self) -> tuple[int, ...]:
         """HDF5 numbers of the filters, in the order of encoding."""
         return filters_of(self._dataset)
+
+    def unbound(self) -> ChunkReader:
+        """Return a reader of the same chunks that does not ask whether they are in their places."""
+        other = copy.copy(self)
+        other._binding = None
+        return other
 
     def stored_bytes(self) -> int:
         """Return the bytes that the layer takes in the file."""

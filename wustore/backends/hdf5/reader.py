@@ -83,7 +83,7 @@ class Hdf5Reader(Reader):
         self._raw = RawFile(self._file, remote)
         self._lock = threading.Lock()
         self._readers: dict[str, ChunkReader] = {}
-        self._unbound: dict[str, ChunkReader] = {}
+        self._datasets: dict[str, h5py.Dataset] = {}
         self._chunk_sums: NDArray[Any] | None = None
         self._capsule: tuple[NDArray[Any], ChunkReader] | None = None
         try:
@@ -141,15 +141,21 @@ class Hdf5Reader(Reader):
 
     def _chunks(self, layer: str) -> ChunkReader:
         """Return the chunks of a layer, whose dataset is opened at the first touch."""
-        file = self._open()
+        self._open()
         with self._lock:
             if layer not in self._readers:
                 spec = self._specs.get(layer)
                 if spec is None:
                     raise FormatError("no image has this layer", path=self.path, where=layer)
                 with netcdf.wrapped(self.path, layer):
-                    self._readers[layer] = self._checked(netcdf.dataset_at(file, layer, self.path), spec)
+                    self._readers[layer] = self._checked(self._dataset(layer), spec)
             return self._readers[layer]
+
+    def _dataset(self, layer: str) -> h5py.Dataset:
+        """Return the dataset of a layer; a small read pays for each that is opened."""
+        if layer not in self._datasets:
+            self._datasets[layer] = netcdf.dataset_at(self._open(), layer, self.path)
+        return self._datasets[layer]
 
     def _checked(self, dataset: h5py.Dataset, spec: LayerSpec) -> ChunkReader:
         dtype = dataset.dtype.newbyteorder("=")
@@ -161,7 +167,6 @@ class Hdf5Reader(Reader):
                 expected=(spec.shape, spec.dtype),
                 found=(dataset.shape, dataset.dtype),
             )
-        self._unbound[spec.name] = ChunkReader(dataset, self._raw, self.path)
         reader = ChunkReader(dataset, self._raw, self.path, self._binding(spec.name))
         if not reader.decodes:
             self._need_filters(reader.filters, spec.name)
@@ -175,7 +180,7 @@ class Hdf5Reader(Reader):
         if self._chunk_sums is None:
             self._chunk_sums = netcdf.read_array(file, CHUNK_CHECKSUM, self.path)
         sums, names = self._chunk_sums, list(self._specs)
-        counts = [_chunks_of_image(netcdf.dataset_at(file, name, self.path)) for name in names]
+        counts = [_chunks_of_image(self._dataset(name)) for name in names]
         k = names.index(layer)
         start = sum(counts[:k])
         known = sums.dtype == np.uint32 and sums.shape == (self._meta.n_images, sum(counts))
@@ -187,7 +192,7 @@ class Hdf5Reader(Reader):
         dtype = self._meta.dtypes[layer][i]
         if dtype is None:
             return False
-        reader = self._unbound[layer]
+        reader = self._readers[layer].unbound()
         height, width = self._meta.shape_of(layer, i)
         plan = reader.plan(np.array([[(i, i + 1), (0, height), (0, width)]]))
         plane = empty([height * width], self._meta.layer_dtype(layer))
@@ -419,7 +424,7 @@ class Hdf5Reader(Reader):
     def close(self) -> None:
         """Close the file; reading afterwards is a UsageError."""
         file, self._file = self._file, None
-        self._readers, self._unbound, self._capsule = {}, {}, None
+        self._readers, self._datasets, self._capsule = {}, {}, None
         if file is not None:
             file.close()
 

@@ -73,10 +73,6 @@ class CapsuleBytes:
 
     Parameters
     ----------
-    metadata
-        Of the data array.
-    bounds
-        The array of bounds.
     n_images
         As many pieces follow the head.
 

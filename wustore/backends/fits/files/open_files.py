@@ -66,10 +66,6 @@ class FitsFile:
 
     Attributes
     ----------
-    path
-        As given.
-    scan
-        The HDUs.
     state
         Size, time and inode of the file when it was opened.
     compression

@@ -31,11 +31,6 @@ Fetch = Callable[[Sequence[tuple[int, int]]], list[bytes]]
 class Plane:
     """An image HDU of two dimensions.
 
-    Parameters
-    ----------
-    hdu
-        Where it lies.
-
     Attributes
     ----------
     shape

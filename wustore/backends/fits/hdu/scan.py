@@ -70,8 +70,6 @@ class Hdu:
         one, else empty.
     kind
         ``PRIMARY``, ``IMAGE``, ``BINTABLE``, ``TABLE`` or what XTENSION says.
-    header
-        Its cards.
     header_start, data_start
         Offsets in the file.
     data_length
@@ -98,13 +96,6 @@ class Hdu:
 
 class ScannedFile:
     """The HDUs of one file.
-
-    Parameters
-    ----------
-    size
-        Length of the file.
-    hdus
-        In file order.
 
     Attributes
     ----------

@@ -41,15 +41,7 @@ _LARGER = {"RICE_1": _RICE_PIXELS, "HCOMPRESS_1": _HCOMPRESS_PIXELS}
 
 @dataclass(frozen=True)
 class TileCount:
-    """What a window costs to decode.
-
-    Attributes
-    ----------
-    tiles
-        Tiles that the window touches.
-    pixels
-        Pixels of those tiles.
-    """
+    """What a window costs to decode."""
 
     tiles: int
     pixels: int
@@ -138,8 +130,6 @@ def batches(
 
     Parameters
     ----------
-    layout, window
-        The image and its part.
     limit
         Pixels of a batch, by default what suits the codec.
     """

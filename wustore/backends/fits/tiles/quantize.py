@@ -227,8 +227,6 @@ def quantise(
         The distance between levels, one for all or one per tile; a tile with step 0 fails.
     out
         Gets the integers, of shape (tile, pixel); NaN becomes `BLANK`. Those of failed tiles have no meaning.
-    scratch
-        Working space to use again.
 
     Notes
     -----

@@ -306,8 +306,6 @@ def differing_tiles(layout: TileLayout, original: Buffer, rebuilt: Buffer) -> li
     ----------
     layout
         The layout of `original`. `rebuilt` may have a heap of another size.
-    original, rebuilt
-        Data of the two HDUs.
     """
     first = Table(layout, original)
     other = _resized(layout, rebuilt)

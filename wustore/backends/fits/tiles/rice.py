@@ -89,8 +89,6 @@ class Tiles:
 
     Attributes
     ----------
-    heap
-        The bytes that hold them.
     starts, ends
         The span of each in `heap`, already checked against its size and against `size_limits`.
     names
@@ -194,8 +192,6 @@ def decode_floats(
     ----------
     tiles
         Tiles of 4-byte integers.
-    scale, zero
-        ZSCALE and ZZERO of each.
     blank
         The integer that stands for NaN, None for none.
     out
@@ -245,19 +241,7 @@ def _output(rows: NDArray[Any], room: int) -> tuple[NDArray[np.uint8], NDArray[n
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tiles one after another.
-
-    Attributes
-    ----------
-    tiles
-        Their bytes.
-    sizes
-        Bytes of each.
-    zero
-        Zero point of each.
-    has_blank
-        Whether there may be NaN.
-    """
+    """Tiles one after another."""
 
     tiles: memoryview
     sizes: NDArray[np.int64]
@@ -272,10 +256,6 @@ def encode_floats(values: NDArray[np.floating[Any]], step: float, block_size: in
     ----------
     values
         C-contiguous float32 or float64 in native byte order, shape (tile, pixel).
-    step
-        The distance between levels.
-    block_size
-        Pixels per coding block.
     """
     # cfitsio does not quantise tiles of one pixel.
     if values.shape[1] < 2 or not step > 0 or (loops := compiled_loops()) is None:

@@ -1,0 +1,67 @@
+"""The small arrays as one array of bytes: all come back, and what does not fit is an error."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import numpy as np
+import pytest
+
+from wustore.errors import CorruptError
+from wustore.format.arrays import ArraySpec
+from wustore.format.packed import pack, unpack
+from wustore.model.compare import same_bits
+from wustore.model.meta import object_array
+
+ARRAYS = {
+    "a": np.arange(6, dtype=np.int16).reshape(2, 3),
+    "b/c": np.array([np.nan, -0.0]),
+    "texts": object_array(["é", "", "a\0b"]).reshape(3, 1),
+    "none": np.zeros((0, 4), np.uint32),
+}
+
+
+def packed() -> np.ndarray:
+    return pack(ArraySpec(name, data, ("x",) * data.ndim) for name, data in ARRAYS.items()).data
+
+
+def with_table(**changes: object) -> np.ndarray:
+    """Pack the arrays under a table in which entries were changed."""
+    raw = packed().tobytes()
+    (length,) = struct.unpack_from("<Q", raw)
+    head = json.dumps(json.loads(raw[8 : 8 + length]) | changes).encode()
+    return np.frombuffer(struct.pack("<Q", len(head)) + head + raw[8 + length :], np.uint8)
+
+
+def test_arrays_come_back() -> None:
+    found = unpack(packed())
+    assert list(found) == list(ARRAYS)
+    assert all(same_bits(found[name], data) for name, data in ARRAYS.items())
+    assert unpack(with_table())["b/c"].tobytes() == ARRAYS["b/c"].tobytes()
+
+
+def test_every_truncation_is_an_error() -> None:
+    whole = packed()
+    for size in range(len(whole)):
+        with pytest.raises(CorruptError):
+            unpack(whole[:size])
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        ["<i2", [2, 3], 0, 10],  # fewer bytes than values
+        ["<i2", [2, 3], 10**9, 12],  # beyond the end
+        ["<i2", [2, 3], -12, 12],
+        ["<i2", [-1], 0, 12],
+        ["O", [6], 0, 12],
+        ["text", [6], 0, 12],
+        ["<i2", [2, 3], 0],
+        {"dtype": "<i2"},
+        7,
+    ],
+)
+def test_entries_that_do_not_fit(entry: object) -> None:
+    with pytest.raises(CorruptError):
+        unpack(with_table(a=entry))
