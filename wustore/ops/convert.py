@@ -13,7 +13,7 @@ from wustore.errors import UsageError, WuStoreError
 from wustore.ops.copy import measured_loss, workers_within, write
 from wustore.ops.diff import LayerLoss
 from wustore.ops.jobs import run, run_on_cluster
-from wustore.ops.plans import discard, has_begun, plan, refuse_secrets
+from wustore.ops.plans import check_names, discard, has_begun, plan
 from wustore.storage.stores import address_of
 
 __all__ = ["PARTS_ON_A_CLUSTER", "convert", "refuse_same"]
@@ -112,7 +112,7 @@ def convert(
     refuse_same(source, target)
     pieces = resume or scheduler is not None or processes
     if pieces:
-        refuse_secrets(source, target)
+        check_names(source, target)
     with open_reader(source, format=source_format) as reader:
         workers = workers_within(reader.meta, workers, max_memory)
         if not pieces:

@@ -19,7 +19,7 @@ from wustore.backends.base import Reader, ResumableWriter
 from wustore.backends.registry import backend_for_writing, backend_named, open_reader
 from wustore.errors import CorruptError, IncompleteError, UsageError, WuStoreError
 from wustore.model.meta import Capsule
-from wustore.ops.copy import refuse_loss, refuse_newer
+from wustore.ops.copy import refuse_loss, refuse_newer, refuse_others
 from wustore.storage.journal import JOURNAL, Journal, sealed_text, unsealed
 from wustore.storage.staging import Staging, check_target, partial_path, retire
 from wustore.storage.stores import address_of, is_local, name_of, writable_keys
@@ -28,6 +28,7 @@ from wustore.storage.zarr_store import DirectoryKeys, Keys
 
 __all__ = [
     "Job",
+    "check_names",
     "discard",
     "has_begun",
     "keys_of",
@@ -35,7 +36,6 @@ __all__ = [
     "parts_left",
     "plan",
     "progress_of",
-    "refuse_secrets",
     "started",
 ]
 
@@ -227,13 +227,13 @@ def _checked(plan: dict[str, Any]) -> dict[str, Any]:
     return plan
 
 
-def refuse_secrets(*addresses: Any) -> None:
-    """Refuse URLs that hold more than a place: what a plan stores is read by others.
+def check_names(*addresses: Any) -> None:
+    """Refuse what no plan may name: it is read by other processes, and by others.
 
     Raises
     ------
     UsageError
-        If one has a user, a password, a query or a fragment.
+        If one is an object, or a URL with a user, a password, a query or a fragment.
     """
     *sources, target = addresses
     if any(options_of(source) and options_of(source) != options_of(target) for source in sources):
@@ -243,7 +243,15 @@ def refuse_secrets(*addresses: Any) -> None:
             hint="Give them through the environment or a profile; or convert in one go, without a plan or --resume.",
         )
     for address in addresses:
-        if isinstance(address, str) and not is_local(address) and redact(address) != address:
+        if not isinstance(address, str):
+            raise UsageError(
+                "a conversion in pieces needs names that other processes can open",
+                path=name_of(address),
+                expected="a path or a URL",
+                found=f"{type(address).__name__} object",
+                hint="Convert it in one go: without resume, processes and scheduler.",
+            )
+        if not is_local(address) and redact(address) != address:
             raise UsageError(
                 "a plan is stored, and this URL holds credentials or a query",
                 path=redact(address),
@@ -293,16 +301,7 @@ def plan(
         As for `wustore.convert`.
     """
     source, target = address_of(source), address_of(target)
-    for place in (source, target):
-        if not isinstance(place, str):
-            raise UsageError(
-                "a conversion in pieces needs names that other processes can open",
-                path=name_of(place),
-                expected="a path or a URL",
-                found=f"{type(place).__name__} object",
-                hint="Convert it in one go: without resume, processes and scheduler.",
-            )
-    refuse_secrets(source, target)
+    check_names(source, target)
     backend = backend_for_writing(target, format)
     if not backend.resumes(target):
         raise UsageError(
@@ -314,6 +313,8 @@ def plan(
     refuse_loss(backend, options, lossy=lossy)
     if is_local(target) and not _may_stand(target):
         check_target(target, overwrite=overwrite)  # before anything is read
+    if overwrite:
+        refuse_others(backend, target)
     opened = open_reader(source, format=source_format) if source_reader is None else nullcontext(source_reader)
     with opened as reader:
         wanted = Job(
