@@ -116,6 +116,10 @@ def test_resume_says_what_it_kept(nights, run, tmp_path):
     copy(reader, backend_for_writing(str(source)).create(str(source), reader.meta))
     plans.plan(str(source), str(target), parts=3)
     jobs.part(str(target), 1)
+    found = [json.loads(run("convert", source, target, "--dry-run", "--json", *more)[1]) for more in ([], ["--resume"])]
+    assert [estimate["kept"] for estimate in found] == [0, 1]
+    assert found[0].keys() == found[1].keys()
+    assert "kept     1 of them" in run("convert", source, target, "--dry-run", "--resume")[1]
     code, _, err = run("convert", source, target, "--resume")
     assert code == 0
     assert err.startswith(f"{target}: 3 images, 1 of them kept from the interrupted conversion")

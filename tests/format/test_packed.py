@@ -1,67 +1,93 @@
-"""All small arrays as one: what comes back, and how little of a false one is believed."""
+"""The small arrays as one array of bytes: all come back, and what does not fit is an error."""
 
 from __future__ import annotations
 
 import json
 import struct
-from typing import Any
 
 import numpy as np
 import pytest
 
 from wustore.errors import CorruptError
-from wustore.format import packed
+from wustore.format import packed as packed_arrays
 from wustore.format.arrays import ArraySpec
 from wustore.format.packed import pack, unpack
 from wustore.model.compare import same_bits
 from wustore.model.meta import object_array
 
+ARRAYS = {
+    "a": np.arange(6, dtype=np.int16).reshape(2, 3),
+    "b/c": np.array([np.nan, -0.0]),
+    "texts": object_array(["é", "", "a\0b"]).reshape(3, 1),
+    "none": np.zeros((0, 4), np.uint32),
+}
 
-def packed_bytes(table: Any, bodies: bytes) -> np.ndarray[Any, Any]:
-    head = json.dumps(table).encode()
-    return np.frombuffer(struct.pack("<Q", len(head)) + head + bodies, np.uint8)
+
+def packed() -> np.ndarray:
+    return pack(ArraySpec(name, data, ("x",) * data.ndim) for name, data in ARRAYS.items()).data
+
+
+def with_table(**changes: object) -> np.ndarray:
+    """Pack the arrays under a table in which entries were changed."""
+    raw = packed().tobytes()
+    (length,) = struct.unpack_from("<Q", raw)
+    head = json.dumps(json.loads(raw[8 : 8 + length]) | changes).encode()
+    return np.frombuffer(struct.pack("<Q", len(head)) + head + raw[8 + length :], np.uint8)
 
 
 def test_arrays_come_back() -> None:
-    arrays = {
-        "numbers": np.array([[1.5, np.nan], [-0.0, np.inf]]),
-        "big-endian": np.arange(5, dtype=">i2"),
-        "none": np.zeros((0, 3), np.uint8),
-        "text": object_array(["a", "é\0", "\ud800", ""]).reshape(2, 2),
-    }
-    found = unpack(pack([ArraySpec(name, data, ("x",) * data.ndim) for name, data in arrays.items()]).data)
-    assert list(found) == list(arrays)
-    for name, data in arrays.items():
-        assert same_bits(found[name], data.astype(data.dtype.newbyteorder("="))), name
+    found = unpack(packed())
+    assert list(found) == list(ARRAYS)
+    assert all(same_bits(found[name], data) for name, data in ARRAYS.items())
+    assert unpack(with_table())["b/c"].tobytes() == ARRAYS["b/c"].tobytes()
+
+
+def test_every_truncation_is_an_error() -> None:
+    whole = packed()
+    for size in range(len(whole)):
+        with pytest.raises(CorruptError):
+            unpack(whole[:size])
 
 
 @pytest.mark.parametrize(
-    ("table", "bodies", "message"),
+    "entry",
     [
-        ({"a": ["<f8", [2], 0, 16], "b": ["<f8", [2], 0, 16]}, bytes(16), "overlap"),
-        ({"a": ["<f8", [2], 8, 16]}, bytes(16), "not where it should be"),
-        ({"a": ["<f8", [3], 0, 16]}, bytes(16), "reshape"),
-        ({"a": ["text", [2], 0, 5]}, b'["x"]', "not as many"),
-        ({"a": ["text", [1], 0, 3]}, b"[1]", "something else"),
-        ({"a": ["text", [-1], 0, 5]}, b'["x"]', "not as many"),
-        ({"a": ["|O", [1], 0, 8]}, bytes(8), "dtype"),
-        ([1], b"", "values"),
+        ["<i2", [2, 3], 0, 10],  # fewer bytes than values
+        ["<i2", [2, 3], 10**9, 12],  # beyond the end
+        ["<i2", [2, 3], -12, 12],
+        ["<i2", [-1], 0, 12],
+        ["O", [6], 0, 12],
+        ["text", [6], 0, 12],
+        ["<i2", [2, 3], 0],
+        {"dtype": "<i2"},
+        7,
     ],
 )
-def test_false_tables(table: Any, bodies: bytes, message: str) -> None:
+def test_entries_that_do_not_fit(entry: object) -> None:
+    with pytest.raises(CorruptError):
+        unpack(with_table(a=entry))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"more": ["<i2", [6], 0, 12]}, "overlap"),
+        ({"texts": ["text", [4], 28, 26]}, "not as many"),
+    ],
+)
+def test_arrays_that_cannot_be(changes: dict[str, object], message: str) -> None:
     with pytest.raises(CorruptError, match=message):
-        unpack(packed_bytes(table, bodies))
+        unpack(with_table(**changes))
 
 
 def test_arrays_do_not_share_what_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts are counted over all arrays, before one of them is made, by what they were unpacked from."""
-    monkeypatch.setattr(packed, "most_values", lambda stored: stored // 10)
-    body = json.dumps(["x"] * 8).encode()
-    table = {name: ["text", [8], k * len(body), len(body)] for k, name in enumerate("abc")}
-    content = packed_bytes(table, 3 * body)
+    monkeypatch.setattr(packed_arrays, "most_values", lambda stored: stored // 10)
+    texts = object_array(["x"] * 8)
+    content = pack(ArraySpec(name, texts, ("x",)) for name in "abc").data
     assert len(unpack(content, 160)) == 3
     made: list[int] = []
-    monkeypatch.setattr(packed, "object_array", lambda texts: made.append(1))
+    monkeypatch.setattr(packed_arrays, "object_array", lambda texts: made.append(1))
     with pytest.raises(CorruptError, match="too many texts"):
         unpack(content, 150)
     assert made == []

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 
+from wustore.model.meta import LAYERS, ConstituentTable, Image, Meta, Observatory
+
 DATA = Path(__file__).parents[1] / "data" / "fits"
 
 SINGLES = sorted(str(p.relative_to(DATA))[:-3] for p in DATA.glob("*/*.fits.gz"))
@@ -84,3 +86,61 @@ def small(path: Path, n_images: int = 2, **options: Any) -> str:
     for i in range(n_images):
         hdus += image_hdus(i, **options)
     return write(path, hdus)
+
+
+# --- compressed images ------------------------------------------------------------------------------------
+
+NOISE = np.random.default_rng(3).normal(10, 5, (24, 40)).astype(np.float32)
+NOISE[3, 4] = np.nan
+NOISE[7] = 1e30 * NOISE[7]
+
+
+def compressed(name: str, plane: np.ndarray = NOISE, **options: object) -> fits.CompImageHDU:
+    """Return a compressed image HDU; see `COMPRESSIONS`."""
+    return fits.CompImageHDU(plane.copy(), name=name, **options)
+
+
+COMPRESSIONS: dict[str, dict[str, Any]] = {
+    "rice": {"compression_type": "RICE_1", "quantize_level": -0.01},
+    "rice-relative": {"compression_type": "RICE_1", "quantize_level": 16},
+    "rice-dither-1": {"compression_type": "RICE_1", "quantize_level": 16, "quantize_method": 1, "dither_seed": 42},
+    "rice-dither-2": {"compression_type": "RICE_1", "quantize_level": -0.1, "quantize_method": 2, "dither_seed": 7},
+    "rice-tiles": {"compression_type": "RICE_1", "quantize_level": -0.01, "tile_shape": (8, 16)},
+    "gzip-1": {"compression_type": "GZIP_1", "quantize_level": -0.01},
+    "gzip-2": {"compression_type": "GZIP_2", "quantize_level": 0},
+    "hcompress": {"compression_type": "HCOMPRESS_1", "quantize_level": -0.01},
+    "none": {"compression_type": "NOCOMPRESS", "quantize_level": -0.01},
+}
+
+
+# --- images and metadata of KBMOD's layout ----------------------------------------------------------------
+
+RNG = np.random.default_rng(11)
+
+
+def image(shape: tuple[int, int] = (20, 30), scale: float = 5) -> Image:
+    """Return an image of noise as KBMOD holds it, each time another one."""
+    science = RNG.normal(0, scale, shape).astype(np.float32)
+    variance = RNG.normal(25 * scale, scale, shape).astype(np.float32)
+    mask = (RNG.random(shape) < 0.05).astype(np.float32)
+    science[mask > 0] = variance[mask > 0] = np.nan
+    return Image(science, variance, mask, RNG.random((5, 3)).astype(np.float32))
+
+
+def meta_of(images: list[Image], **fields: Any) -> Meta:
+    """Return the metadata of images."""
+    n = len(images)
+    base: dict[str, Any] = {
+        "links": tuple((i,) for i in range(n)),
+        "constituents": ConstituentTable(n),
+        "configuration": {"num_obs": 7, "lh_level": 12.5, "name": None},
+        "reprojected": False,
+        "observatory": Observatory((-30.244633330000003, -70.74941667000002, 2662.749999997793)),
+    }
+    return Meta(
+        times=60300.1 + np.arange(n) / 3,
+        image_shape=np.array([im.science.shape for im in images], np.int32),
+        psf_shape=np.array([im.psf.shape for im in images if im.psf is not None], np.int32),
+        dtypes={name: tuple(im.layer(name).dtype for im in images) for name in LAYERS},  # type: ignore[union-attr]
+        **(base | fields),
+    )

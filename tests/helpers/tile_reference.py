@@ -89,3 +89,24 @@ def plane(seed: int, shape: tuple[int, int], kind: str) -> NDArray[np.float32]:
         values[1::3] = np.inf
     values[rng.random(shape) < rng.choice([0, 0.02, 0.3])] = np.array(0xFFC12345, np.uint32).view(np.float32)
     return values
+
+
+def tables() -> list[tuple[dict[str, Any], bytes]]:
+    """Return cards and data of a small table of each compression, made by astropy."""
+    rng = np.random.default_rng(8)
+    noise = rng.normal(0, 5, (24, 40)).astype(np.float32)
+    noise[3, 4] = np.nan
+    noise[7] = np.inf
+    counts = rng.integers(0, 200, (24, 40))
+    planes: list[tuple[Any, dict[str, Any]]] = [
+        (noise, {"compression_type": "RICE_1", "quantize_level": -0.01}),
+        (noise, {"compression_type": "RICE_1", "quantize_level": 16, "quantize_method": 2, "dither_seed": 5}),
+        (counts.astype("u1"), {"compression_type": "RICE_1"}),
+        (counts.astype("i2"), {"compression_type": "RICE_1", "tile_shape": (7, 9)}),
+        (noise, {"compression_type": "GZIP_1", "quantize_level": -0.01}),
+        (noise, {"compression_type": "GZIP_2", "quantize_level": 0}),
+        (noise, {"compression_type": "NOCOMPRESS", "quantize_level": 0}),
+        (noise, {"compression_type": "HCOMPRESS_1", "quantize_level": -0.01}),
+        (counts.astype("i4"), {"compression_type": "PLIO_1"}),
+    ]
+    return [by_astropy(array, **options)[:2] for array, options in planes]

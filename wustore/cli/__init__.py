@@ -58,6 +58,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Name of a command: its ``module:attribute`` below this package, and its line in the overview."""
 
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "Look at stores": ("inspect", "show", "picture"),
+    "Convert": ("convert",),
+    "Take parts": ("cut",),
+    "Change stores": ("edit",),
+    "Check and repair": ("check",),
+    "This installation": ("measure", "about"),
+}
+"""Headings of the overview, and the modules whose commands stand below each."""
+
 
 class _LazyGroup(click.Group):
     """A group that imports a command's module only when that command is called."""
@@ -87,8 +97,11 @@ class _LazyGroup(click.Group):
         return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+        for title, modules in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(
+                    [(name, line) for name, (place, line) in COMMANDS.items() if place.partition(":")[0] in modules]
+                )
 
 
 _EXIT_CODES = """

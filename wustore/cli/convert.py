@@ -84,7 +84,8 @@ def convert(
 
     def one(source: str, target: str) -> int:
         if dry_run:
-            _show_estimate(source, target, to, workers=workers, max_memory=max_memory, as_json=as_json)
+            kept = _kept(target) if resume else 0
+            _show_estimate(source, target, to, kept, workers=workers, max_memory=max_memory, as_json=as_json)
             return OK
         from wustore.ops.convert import convert as run
 
@@ -242,8 +243,25 @@ def _say_if_sharded(source: str, target: str, to: TargetOptions) -> None:
         report(f"{source} holds a sharded set; --format sharded-fits writes it as one, this writes a single file")
 
 
+def _kept(target: str) -> int:
+    """Return how many images of an interrupted conversion are there."""
+    from wustore.ops.plans import progress_of
+
+    try:
+        return progress_of(target)[0]
+    except WuStoreError:  # there is none
+        return 0
+
+
 def _show_estimate(
-    source: str, target: str, to: TargetOptions, *, workers: int | None, max_memory: int | None, as_json: bool
+    source: str,
+    target: str,
+    to: TargetOptions,
+    kept: int,
+    *,
+    workers: int | None,
+    max_memory: int | None,
+    as_json: bool,
 ) -> None:
     """Print what a conversion will need, and refuse one that will not fit.
 
@@ -268,15 +286,19 @@ def _show_estimate(
             capsule=not to.no_capsule,
             options=to.of_format,
         )
+    seconds = found.seconds * (1 - kept / found.n_images)
     if as_json:
-        click.echo(json.dumps({**asdict(found), "fits": found.fits}, indent=2))
+        click.echo(json.dumps({**asdict(found), "seconds": seconds, "kept": kept, "fits": found.fits}, indent=2))
     else:
         sampled = " and ".join(map(str, found.sampled))
         free = "unknown" if found.free_bytes is None else size_text(found.free_bytes)
         click.echo(f"images   {found.n_images} (measured on image {sampled})")
-        click.echo(f"size     {size_text(found.target_bytes)} in {found.target_files} files, without the capsule")
-        click.echo(f"memory   {size_text(found.memory_bytes)} for {found.workers} images at a time")
-        click.echo(f"time     {found.seconds:.1f} s")
+        if kept:
+            click.echo(f"kept     {kept} of them, from the interrupted conversion")
+        files = "1 file" if found.target_files == 1 else f"{found.target_files} files"
+        click.echo(f"size     {size_text(found.target_bytes)} in {files}, without FITS reconstruction data")
+        click.echo(f"memory   {size_text(found.memory_bytes)}; images at a time: {found.workers}")
+        click.echo(f"time     {seconds:.1f} s")
         click.echo(f"free     {free}")
     refuse_if_too_large(found, target)
 

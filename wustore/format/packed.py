@@ -71,8 +71,8 @@ def unpack(packed: NDArray[np.uint8], stored: int | None = None) -> dict[str, ND
 
 
 def _unpacked(bodies: memoryview, stored: int, dtype: str, shape: list[int], offset: int, size: int) -> NDArray[Any]:
-    if not 0 <= offset <= offset + size <= len(bodies):
-        raise CorruptError("an array is not where it should be", found=f"{size} bytes at {offset}")
+    if not 0 <= offset <= offset + size <= len(bodies) or min(shape, default=0) < 0:
+        raise CorruptError("an array is not where it should be", found=f"{size} bytes at {offset}, shape {shape}")
     body = bodies[offset : offset + size]
     if dtype != "text":
         native = dtype_from(dtype)

@@ -273,7 +273,7 @@ def page_text(
     mode
         ``preview`` if the planes are in the page, ``view`` if it asks a server for them.
     approximate
-        What to say beside a value that is not exactly one of the store.
+        What to say next to a value that is not exactly one of the store.
     """
     meta = reader.meta
     texts = [linked_wcs_or_none(meta, i) for i in range(meta.n_images)]

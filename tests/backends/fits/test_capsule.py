@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from fits_roundtrip import again, methods
-from fits_samples import image_hdus, primary_hdu, small, table_hdu, write
+from fits_samples import COMPRESSIONS, NOISE, compressed, image_hdus, primary_hdu, small, table_hdu, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from in_memory import in_memory
@@ -25,37 +25,17 @@ from wustore.backends.memory import MemoryReader
 from wustore.errors import CorruptError, FidelityError, FormatError, WuStoreError
 from wustore.model.meta import Capsule
 
-NOISE = np.random.default_rng(3).normal(10, 5, (24, 40)).astype(np.float32)
-NOISE[3, 4] = np.nan
-NOISE[7] = 1e30 * NOISE[7]
-
-
-def compressed(name: str, plane: np.ndarray = NOISE, **options: object) -> fits.CompImageHDU:
-    return fits.CompImageHDU(plane.copy(), name=name, **options)
-
-
-OPTIONS = {
-    "rice": {"compression_type": "RICE_1", "quantize_level": -0.01},
-    "rice-relative": {"compression_type": "RICE_1", "quantize_level": 16},
-    "rice-dither-1": {"compression_type": "RICE_1", "quantize_level": 16, "quantize_method": 1, "dither_seed": 42},
-    "rice-dither-2": {"compression_type": "RICE_1", "quantize_level": -0.1, "quantize_method": 2, "dither_seed": 7},
-    "rice-tiles": {"compression_type": "RICE_1", "quantize_level": -0.01, "tile_shape": (8, 16)},
-    "gzip-1": {"compression_type": "GZIP_1", "quantize_level": -0.01},
-    "gzip-2": {"compression_type": "GZIP_2", "quantize_level": 0},
-    "hcompress": {"compression_type": "HCOMPRESS_1", "quantize_level": -0.01},
-    "none": {"compression_type": "NOCOMPRESS", "quantize_level": -0.01},
-}
 EXPECTED = {"rice", "rice-tiles", "gzip-1", "gzip-2", "none", "rice-relative", "rice-dither-1", "rice-dither-2"}
 
 
-@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize("kind", COMPRESSIONS)
 def test_every_compression_comes_back(kind: str, tmp_path: Path) -> None:
     hdus = [primary_hdu(1)]
     plain = image_hdus(0, shape=NOISE.shape)
-    science = compressed("SCI_0", **OPTIONS[kind])
+    science = compressed("SCI_0", **COMPRESSIONS[kind])
     for keyword in ("MJD", "NIND", "IND_0"):
         science.header[keyword] = plain[0].header[keyword]
-    variance = compressed("VAR_0", np.abs(NOISE), **OPTIONS[kind])
+    variance = compressed("VAR_0", np.abs(NOISE), **COMPRESSIONS[kind])
     store = again(Path(write(tmp_path / "a.fits", [*hdus, science, variance, *plain[2:]])), tmp_path)
     found = methods(store)
     assert found["MSK_0"] == "plain"
@@ -180,12 +160,12 @@ def test_shards_with_extras(tmp_path: Path) -> None:
 @given(
     bits=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=60),
     width=st.integers(2, 12),
-    kind=st.sampled_from(sorted(set(OPTIONS) - {"hcompress"})),
+    kind=st.sampled_from(sorted(set(COMPRESSIONS) - {"hcompress"})),
 )
 def test_any_pixels(bits: list[int], width: int, kind: str, tmp_path: Path) -> None:
     values = np.resize(np.array(bits, np.uint32), (max(1, len(bits) // width), width)).view(np.float32)
     image = image_hdus(0, shape=values.shape)
-    options = {key: value for key, value in OPTIONS[kind].items() if key != "tile_shape"}
+    options = {key: value for key, value in COMPRESSIONS[kind].items() if key != "tile_shape"}
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         variance = compressed("VAR_0", values, **options)
@@ -224,7 +204,7 @@ def _identical(paths: list[Path], tmp_path: Path) -> None:
 def test_capsule_is_small(tmp_path: Path) -> None:
     plane = np.random.default_rng(1).normal(0, 5, (256, 1024)).astype(np.float32)
     image = image_hdus(0, shape=plane.shape)
-    science = compressed("SCI_0", plane, **OPTIONS["rice"])
+    science = compressed("SCI_0", plane, **COMPRESSIONS["rice"])
     path = Path(write(tmp_path / "a.fits", [primary_hdu(1), science, compressed("VAR_0", plane + 50), *image[2:]]))
     store = again(path, tmp_path)
     capsule = store.capsule()
@@ -243,8 +223,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> MemoryReader:
     path = tmp_path_factory.mktemp("store") / "a.fits"
     hdus = [primary_hdu(1)]
     image = image_hdus(0, shape=NOISE.shape)
-    science = compressed("SCI_0", **OPTIONS["rice"])
-    write(path, [*hdus, science, compressed("VAR_0", **OPTIONS["gzip-1"]), *image[2:]])
+    science = compressed("SCI_0", **COMPRESSIONS["rice"])
+    write(path, [*hdus, science, compressed("VAR_0", **COMPRESSIONS["gzip-1"]), *image[2:]])
     with FitsBackend().open(str(path)) as reader:
         return in_memory(reader)
 

@@ -5,45 +5,19 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 from astropy.wcs import WCS
+from fits_samples import image, meta_of
 
 from wustore.backends.fits.fidelity import FitsLossWarning, image_losses, meta_losses, option_losses, warn_of
 from wustore.backends.fits.kbmod_hdus import FitsOptions
 from wustore.format.wcs import wcs_to_text
-from wustore.model.meta import LAYERS, Column, ConstituentTable, Image, Meta, Observatory
+from wustore.model.meta import Column, ConstituentTable
 from wustore.testing import WCS_TEXT
 
 RNG = np.random.default_rng(11)
-
-
-def image(shape: tuple[int, int] = (20, 30), scale: float = 5) -> Image:
-    science = RNG.normal(0, scale, shape).astype(np.float32)
-    variance = RNG.normal(25 * scale, scale, shape).astype(np.float32)
-    mask = (RNG.random(shape) < 0.05).astype(np.float32)
-    science[mask > 0] = variance[mask > 0] = np.nan
-    return Image(science, variance, mask, RNG.random((5, 3)).astype(np.float32))
-
-
-def meta_of(images: list[Image], **fields: Any) -> Meta:
-    n = len(images)
-    base: dict[str, Any] = {
-        "links": tuple((i,) for i in range(n)),
-        "constituents": ConstituentTable(n),
-        "configuration": {"num_obs": 7, "lh_level": 12.5, "name": None},
-        "reprojected": False,
-        "observatory": Observatory((-30.244633330000003, -70.74941667000002, 2662.749999997793)),
-    }
-    return Meta(
-        times=60300.1 + np.arange(n) / 3,
-        image_shape=np.array([im.science.shape for im in images], np.int32),
-        psf_shape=np.array([im.psf.shape for im in images if im.psf is not None], np.int32),
-        dtypes={name: tuple(im.layer(name).dtype for im in images) for name in LAYERS},  # type: ignore[union-attr]
-        **(base | fields),
-    )
 
 
 def test_destroyed_planes_are_named_with_numbers() -> None:

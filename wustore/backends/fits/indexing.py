@@ -34,7 +34,19 @@ _MOST_TRAILING = 1 << 24
 
 
 class IndexSize(NamedTuple):
-    """An index: its path and size [byte], and images, files and bytes that it is of."""
+    """An index, and what it is of.
+
+    Attributes
+    ----------
+    path
+        Of the index.
+    size
+        Of the index [byte].
+    n_images, n_files
+        Images and files that it is of.
+    source_size
+        Bytes of these files.
+    """
 
     path: str
     size: int

@@ -10,11 +10,9 @@ import zipfile
 import zlib
 from pathlib import Path
 
-import numpy as np
 import pytest
-from astropy.io import fits
 from fits_roundtrip import again
-from fits_samples import image_hdus, primary_hdu, small, write
+from fits_samples import COMPRESSIONS, NOISE, compressed, image_hdus, primary_hdu, small, write
 from in_memory import in_memory
 
 import wustore
@@ -24,31 +22,6 @@ from wustore.backends.fits.files.container import describe_outer, repack_outer
 from wustore.backends.fits.restored_files import OuterChangedWarning
 from wustore.backends.memory import MemoryReader
 from wustore.errors import CorruptError
-
-NOISE = np.random.default_rng(3).normal(10, 5, (24, 40)).astype(np.float32)
-
-
-NOISE[3, 4] = np.nan
-
-
-NOISE[7] = 1e30 * NOISE[7]
-
-
-def compressed(name: str, plane: np.ndarray = NOISE, **options: object) -> fits.CompImageHDU:
-    return fits.CompImageHDU(plane.copy(), name=name, **options)
-
-
-OPTIONS = {
-    "rice": {"compression_type": "RICE_1", "quantize_level": -0.01},
-    "rice-relative": {"compression_type": "RICE_1", "quantize_level": 16},
-    "rice-dither-1": {"compression_type": "RICE_1", "quantize_level": 16, "quantize_method": 1, "dither_seed": 42},
-    "rice-dither-2": {"compression_type": "RICE_1", "quantize_level": -0.1, "quantize_method": 2, "dither_seed": 7},
-    "rice-tiles": {"compression_type": "RICE_1", "quantize_level": -0.01, "tile_shape": (8, 16)},
-    "gzip-1": {"compression_type": "GZIP_1", "quantize_level": -0.01},
-    "gzip-2": {"compression_type": "GZIP_2", "quantize_level": 0},
-    "hcompress": {"compression_type": "HCOMPRESS_1", "quantize_level": -0.01},
-    "none": {"compression_type": "NOCOMPRESS", "quantize_level": -0.01},
-}
 
 
 def _flushed(data: bytes, level: int) -> bytes:
@@ -150,7 +123,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> MemoryReader:
     path = tmp_path_factory.mktemp("store") / "a.fits"
     hdus = [primary_hdu(1)]
     image = image_hdus(0, shape=NOISE.shape)
-    science = compressed("SCI_0", **OPTIONS["rice"])
-    write(path, [*hdus, science, compressed("VAR_0", **OPTIONS["gzip-1"]), *image[2:]])
+    science = compressed("SCI_0", **COMPRESSIONS["rice"])
+    write(path, [*hdus, science, compressed("VAR_0", **COMPRESSIONS["gzip-1"]), *image[2:]])
     with FitsBackend().open(str(path)) as reader:
         return in_memory(reader)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
-from tile_reference import by_astropy
+from tile_reference import tables
 
 from wustore.backends.fits.tiles import TileLayout, decode_plane
 from wustore.errors import FormatError
@@ -14,35 +12,7 @@ from wustore.errors import FormatError
 pytestmark = pytest.mark.usefixtures("coder")
 
 
-RNG = np.random.default_rng(8)
-
-
-NOISE = RNG.normal(0, 5, (24, 40)).astype(np.float32)
-
-
-NOISE[3, 4] = np.nan
-
-
-NOISE[7] = np.inf
-
-
-COUNTS = RNG.integers(0, 200, (24, 40))
-
-
-OPTIONS: list[tuple[Any, dict[str, Any]]] = [
-    (NOISE, {"compression_type": "RICE_1", "quantize_level": -0.01}),
-    (NOISE, {"compression_type": "RICE_1", "quantize_level": 16, "quantize_method": 2, "dither_seed": 5}),
-    (COUNTS.astype("u1"), {"compression_type": "RICE_1"}),
-    (COUNTS.astype("i2"), {"compression_type": "RICE_1", "tile_shape": (7, 9)}),
-    (NOISE, {"compression_type": "GZIP_1", "quantize_level": -0.01}),
-    (NOISE, {"compression_type": "GZIP_2", "quantize_level": 0}),
-    (NOISE, {"compression_type": "NOCOMPRESS", "quantize_level": 0}),
-    (NOISE, {"compression_type": "HCOMPRESS_1", "quantize_level": -0.01}),
-    (COUNTS.astype("i4"), {"compression_type": "PLIO_1"}),
-]
-
-
-SAMPLES = [by_astropy(array, **options)[:2] for array, options in OPTIONS]
+SAMPLES = tables()
 
 
 def test_missing_cards_are_named() -> None:
