@@ -14,7 +14,6 @@ from wustore.ops.convert import convert as convert_store
 from wustore.ops.copy import write
 from wustore.stamps.notebook import with_bar
 from wustore.storage.stores import address_of
-from wustore.storage.url import UrlWithOptions, is_remote
 
 if TYPE_CHECKING:
     from wustore.backends.fits.indexing import IndexSize
@@ -37,9 +36,9 @@ def open(path: Any, *, format: str | None = None, lazy: bool = True, **options: 
     lazy
         Read metadata only, pixels when they are touched (the default); False loads everything.
     options
-        ``storage_options`` of a URL, as fsspec takes them (``{"anon": True}`` for a public bucket), and those of the
-        backend. ``index`` of FITS at a URL is the path or URL of its index (see `wustore.index`), or False for none; by
-        default one that is beside the file is used.
+        ``storage_options`` of a URL (``{"anon": True}`` for a public bucket; docs/howto/cloud.md lists them), and those
+        of the backend. ``index`` of FITS at a URL is the path or URL of its index (see `wustore.index`), or False for
+        none; by default one that is beside the file is used.
 
     Returns
     -------
@@ -67,6 +66,7 @@ def save(
     workers: int | None = None,
     lossy: bool = False,
     progress: Progress | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> list[LayerLoss]:
     """Save a WorkUnit in the format that the path's ending, or ``format``, names; nothing is lost, in FITS either.
@@ -89,6 +89,8 @@ def save(
         Agree to options that lose values.
     progress
         Called with (images done, images in all).
+    storage_options
+        Of URLs, as in `open`.
     options
         Of the backend (``profile``, ``layout``, ``compression_type``, …).
 
@@ -113,7 +115,7 @@ def save(
     from wustore.store_view import reader_of
     from wustore.work_unit import WorkUnit
 
-    address = address_of(path, to_write=True)
+    address = address_of(path, to_write=True, storage_options=storage_options)
     reader = reader_of(WorkUnit.of(work_unit))
     return write(
         reader,
@@ -144,6 +146,7 @@ def verify(
     fits: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> list[Problem]:
     """Read all of a store and return what is wrong with it.
 
@@ -160,6 +163,8 @@ def verify(
         Images at a time; the number of processors by default.
     progress
         Called with (images done, images in all).
+    storage_options
+        Of URLs, as in `open`.
 
     Returns
     -------
@@ -179,14 +184,22 @@ def verify(
     """
     from wustore.ops.verify import fits_problems, problems
 
-    with open_reader(path, format=format) as reader:
+    with open_reader(path, format=format, storage_options=storage_options) as reader:
         found = list(problems(reader, workers=workers, progress=progress))
         if fits and not found:
             found = list(fits_problems(reader, workers=workers, progress=progress))
     return found
 
 
-def diff(left: Any, right: Any, *, workers: int | None = None, rtol: float = 0, atol: float = 0) -> list[Difference]:
+def diff(
+    left: Any,
+    right: Any,
+    *,
+    workers: int | None = None,
+    rtol: float = 0,
+    atol: float = 0,
+    storage_options: Mapping[str, Any] | None = None,
+) -> list[Difference]:
     """Compare two stores of any formats bit for bit and return the places that differ.
 
     Parameters
@@ -197,6 +210,8 @@ def diff(left: Any, right: Any, *, workers: int | None = None, rtol: float = 0, 
         Images at a time; the number of processors by default.
     rtol, atol
         Pixels that differ by no more than ``atol + rtol * abs(right)`` are equal; by default only the same bits are.
+    storage_options
+        Of URLs, as in `open`.
 
     Returns
     -------
@@ -216,6 +231,7 @@ def diff(left: Any, right: Any, *, workers: int | None = None, rtol: float = 0, 
     """
     from wustore.ops.diff import differences
 
+    left, right = (address_of(path, storage_options=storage_options) for path in (left, right))
     with open_reader(left) as a, open_reader(right) as b:
         return list(differences(a, b, workers=workers, rtol=rtol, atol=atol))
 
@@ -266,9 +282,8 @@ def index(
     """
     from wustore.backends.fits.indexing import make_index
 
-    address = address_of(source)
+    address = address_of(source, storage_options=storage_options)
     if not isinstance(address, str) or address.startswith("ram:"):
         raise UsageError("an index is made of FITS files", path=str(address), hint="Give a path or a URL.")
-    address = UrlWithOptions(address, storage_options) if storage_options and is_remote(address) else address
     place = None if target is None else address_of(target, to_write=True)
     return make_index(address, place, overwrite=overwrite, progress=progress)

@@ -303,26 +303,20 @@ class WuStoreAccessor:
             If the position is missing or given twice, or an image has no WCS.
         """
         xs, ys = self._positions(x, y, ra, dec)
-        x0, y0 = self._origin()
+        self._origin()  # or it says that pixels are missing in between
         radius = whole_pixels(radius, "radius")
         side = 2 * radius + 1
-        layers = {name: self._dataset[name] for name in PIXEL_LAYERS if name in self._dataset}
+        images = self._dataset[[name for name in PIXEL_LAYERS if name in self._dataset]]
         # Integers have no NaN; in a mask, what is not there is masked.
-        fill = {
-            name: 1 if name == "mask" else np.nan if layer.dtype.kind == "f" else 0 for name, layer in layers.items()
+        fill: dict[Any, Any] = {
+            name: 1 if name == "mask" else np.nan if layer.dtype.kind == "f" else 0 for name, layer in images.items()
         }
-        made = {name: np.full((len(xs), side, side), fill[name], layer.dtype) for name, layer in layers.items()}
-        height, width = self._dataset.sizes["y"], self._dataset.sizes["x"]
-        for i, (at_x, at_y) in enumerate(zip(xs, ys, strict=True)):
-            if not (np.isfinite(at_x) and np.isfinite(at_y)):
-                continue
-            left, top = int(nearest_pixel(at_x)) - radius - x0, int(nearest_pixel(at_y)) - radius - y0
-            of_x = slice(max(left, 0), min(left + side, width))
-            of_y = slice(max(top, 0), min(top + side, height))
-            if of_x.start < of_x.stop and of_y.start < of_y.stop:
-                within = (slice(of_y.start - top, of_y.stop - top), slice(of_x.start - left, of_x.stop - left))
-                for name, layer in layers.items():
-                    made[name][i][within] = layer.isel(time=i, y=of_y, x=of_x).values
+        made = {name: np.empty((len(xs), side, side), layer.dtype) for name, layer in images.items()}
+        offsets = np.arange(side) - radius
+        for i, (in_x, in_y) in enumerate(zip(nearest_pixel(xs), nearest_pixel(ys), strict=True)):
+            stamp = images.isel(time=i).reindex(y=in_y + offsets, x=in_x + offsets, fill_value=fill)
+            for name, layer in stamp.items():
+                made[name][i] = layer.values
         along_time = {name: c.variable for name, c in self._dataset.coords.items() if c.dims == ("time",)}
         centres = {"stamp_centre_x": ("time", xs), "stamp_centre_y": ("time", ys)}
         dims = ("time", "stamp_y", "stamp_x")
@@ -385,7 +379,7 @@ class WuStoreEntrypoint(BackendEntrypoint):
         format
             Format name, if the content must not decide.
         storage_options
-            Options of fsspec for a URL, such as ``{"anon": True}``.
+            Of a URL, such as ``{"anon": True}`` for a public bucket; as in `wustore.open`.
         """
         address = os.fspath(filename_or_obj) if isinstance(filename_or_obj, os.PathLike) else filename_or_obj
         reader = open_reader(address, format=format, storage_options=storage_options)

@@ -14,6 +14,7 @@ class Server:
         host, port = self._server.get_host_and_port()
         self.address = host, port
         self.calls = []
+        self.on_request = lambda: None
         self.refuses = None
         self._application = self._server._server.app
         self._server._server.app = self._counted
@@ -27,6 +28,7 @@ class Server:
         if self.refuses is not None and self.refuses in environ["PATH_INFO"]:
             start("403 Forbidden", [("Content-Length", "0")])
             return [b""]
+        self.on_request()
         return self._application(environ, noted)
 
     def bytes_sent(self):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import warnings
-import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zarr
-from zarr.storage import LocalStore, MemoryStore, ZipStore
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, ZipStore
 
 import wustore
-from wustore.errors import StoreExistsError, UsageError
+from wustore import verify
+from wustore.backends.registry import backend_named
+from wustore.errors import StoreExistsError, StoreReplacedError, UsageError
 from wustore.ops import edit
-from wustore.storage.stores import address_of, name_of
+from wustore.ops.copy import copy
+from wustore.storage.locks import CLAIM
+from wustore.storage.stores import address_of, name_of, writable_keys
 from wustore.testing import assert_same, sample
 from wustore.work_unit import work_unit_from
 
@@ -70,41 +74,107 @@ def test_local_stores_are_their_paths(tmp_path: Path) -> None:
         wustore.save(unit(), LocalStore(path, read_only=True), overwrite=True)
 
 
-def test_zip_stores_are_read_and_not_written_to(tmp_path: Path) -> None:
-    path = tmp_path / "night.zarr.zip"
-    wustore.save(unit(), path)
-    with wustore.open_reader(ZipStore(path, mode="r")) as reader:
-        assert_same(reader, sample("simple"))
-    with pytest.raises(UsageError, match=r"\.zarr\.zip"):
-        wustore.save(unit(), ZipStore(tmp_path / "new.zarr.zip", mode="w"))
-    assert zipfile.is_zipfile(path)
+def local_store(tmp_path: Path) -> Any:
+    return LocalStore(tmp_path / "night.zarr")
 
 
-def test_stores_in_memory() -> None:
-    store = MemoryStore()
-    wustore.save(unit(), store)
+def zip_store(tmp_path: Path) -> Any:
+    return ZipStore(tmp_path / "night.zarr.zip", mode="w")
+
+
+def memory_store(tmp_path: Path) -> Any:
+    return MemoryStore()
+
+
+def fsspec_store(tmp_path: Path) -> Any:
+    pytest.importorskip("fsspec", reason="FsspecStore needs fsspec")
+    return FsspecStore.from_url("memory://stores/night.zarr")
+
+
+def object_store(tmp_path: Path) -> Any:
+    return ObjectStore(pytest.importorskip("obstore.store", reason="ObjectStore needs obstore").MemoryStore())
+
+
+@pytest.mark.parametrize("make", [local_store, zip_store, memory_store, fsspec_store, object_store])
+def test_every_store_of_zarr_python(make: Any, tmp_path: Path) -> None:
+    """Each is saved to, opened, replaced, appended to, repacked and dropped from, and is whole after each step."""
+    store, source = make(tmp_path), sample("chunked")
+    wustore.save(work_unit_from(source, lazy=True), store)
     with wustore.open_reader(store) as reader:
-        assert_same(reader, sample("simple"))
+        assert_same(source, reader)
     with pytest.raises(StoreExistsError):
         wustore.save(unit(), store)
     wustore.save(unit(), store, overwrite=True)
-    assert edit.append(store, store, duplicates=True) == 3
     with wustore.open_reader(store) as reader:
-        assert reader.meta.n_images == 6
-    for change in (lambda: edit.repack(store, layout="cutouts"), lambda: edit.drop(store, ["mask"])):
-        with pytest.raises(UsageError, match="another place"):
-            change()
+        assert_same(sample("simple"), reader)
+    edit.repack(store, layout="cutouts")
+    if make is zip_store:
+        with pytest.raises(UsageError, match="append"):
+            edit.append(store, store, duplicates=True)
+    else:
+        assert edit.append(store, store, duplicates=True) == 3
+        edit.repack(store, layout="images")
+    edit.drop(store, ["mask"])
+    with wustore.open_reader(store) as reader:
+        images = [i % 3 for i in range(reader.meta.n_images)]
+        assert images == [0, 1, 2] * (1 if make is zip_store else 2)
+        assert not reader.meta.has_layer("mask")
+        for i, k in enumerate(images):
+            assert reader.image(i).science.tobytes() == sample("simple").image(k).science.tobytes()
+    assert verify(store) == []
 
 
-def test_object_stores(tmp_path: Path) -> None:
-    obstore = pytest.importorskip("obstore.store", reason="ObjectStore needs obstore")
-    from zarr.storage import ObjectStore
+def test_an_open_zip_store_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "night.zarr.zip"
+    with ZipStore(path, mode="w") as store:
+        store._sync_open()
+        with pytest.raises(UsageError, match="is open"):
+            wustore.save(unit(), store)
 
-    store = ObjectStore(obstore.MemoryStore())
+
+@pytest.mark.parametrize("make", [memory_store, fsspec_store, object_store])
+def test_what_is_replaced_is_whole_until_the_new_store_is(make: Any, tmp_path: Path) -> None:
+    store = make(tmp_path)
+    source = sample("chunked")
+    backend = backend_named("zarr")
+    for _ in range(3):  # chunk keys go to and fro
+        wustore.save(unit(), store, overwrite=True)
+        before = set(writable_keys(store).list(""))
+        with wustore.open_reader(store) as old:
+            writer = backend.create(store, source.meta, overwrite=True)
+            writer.write(0, source.image(0))
+            with pytest.raises(UsageError, match="another process"):
+                backend.create(store, source.meta, overwrite=True)
+            with wustore.open_reader(store) as reader:
+                assert_same(sample("simple"), reader)
+            writer.abort()
+            assert set(writable_keys(store).list("")) == before
+            copy(source, backend.create(store, source.meta, overwrite=True))
+            with pytest.raises(StoreReplacedError):
+                old.image(1)
+        with wustore.open_reader(store) as reader:
+            assert_same(source, reader)
+            assert list(reader.foreign()) == []
+        after = set(writable_keys(store).list(""))
+        assert len({key for key in after if key.startswith("science/c")}) == source.meta.n_images
+
+
+def test_one_of_two_that_replace_a_store_wins() -> None:
+    """Whoever sees that the root is another one now does not write over it."""
+    store, source = MemoryStore(), sample("chunked")
     wustore.save(unit(), store)
-    assert edit.append(store, store, duplicates=True) == 3
+    writer = backend_named("zarr").create(store, source.meta, overwrite=True)
+    for i, image in source.images():
+        writer.write(i, image)
+    keys = writable_keys(store)
+    keys.delete(CLAIM)  # as a writer of before the claims does, who looks at nothing
+    wustore.save(unit(), store, overwrite=True)
+    with pytest.raises(UsageError, match="taken over"):
+        writer.commit()
+    writer.abort()
     with wustore.open_reader(store) as reader:
-        assert reader.meta.n_images == 6
+        assert_same(sample("simple"), reader)
+    assert keys.get(CLAIM) is None
 
 
 GROUP = b'{"zarr_format": 3, "node_type": "group", "attributes": {}}'

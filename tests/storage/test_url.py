@@ -11,6 +11,7 @@ import os
 import pickle
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import warnings
@@ -27,14 +28,17 @@ from wustore.errors import (
     CorruptError,
     IncompleteError,
     MissingDependencyError,
+    StoreExistsError,
     StoreNotFoundError,
     StoreReplacedError,
     UsageError,
 )
-from wustore.ops import jobs, plans
+from wustore.ops import edit, jobs, plans
 from wustore.ops.copy import copy
 from wustore.storage import url as remote
+from wustore.storage.stores import writable_keys
 from wustore.testing import assert_same, sample, with_capsule
+from wustore.work_unit import work_unit_from
 
 pytest.importorskip("obstore", reason="reading URLs needs the extra cloud")
 pytest.importorskip("moto.server", reason="the S3 server of the tests needs moto[server]")
@@ -300,6 +304,140 @@ def test_resume_on_a_bucket(s3, tmp_path):
     assert_same(sample("rich"), wustore.open_reader(target))
 
 
+# --- two that write, and writers that are killed ----------------------------------------------------------
+
+
+def test_overwriting_keeps_the_old_store_until_the_new_one_is_whole(s3):
+    url = save(sample("simple"), "s3://bucket/kept.zarr")
+    source = sample("chunked")
+    writer = backend_for_writing(url).create(url, source.meta, overwrite=True)
+    for i, image in source.images():
+        writer.write(i, image)
+        with wustore.open_reader(url) as reader:
+            assert_same(sample("simple"), reader)
+    with pytest.raises(UsageError, match="another process is changing"):
+        wustore.save(work_unit_from(sample("simple"), lazy=True), url, overwrite=True)
+    with pytest.raises(UsageError, match="another process is changing"):
+        edit.append(url, url, duplicates=True)
+    s3.calls.clear()
+    writer.commit()
+    roots = [path for method, path, _ in s3.calls if method == "PUT" and path.endswith("kept.zarr/zarr.json")]
+    assert len(roots) == 1
+    with wustore.open_reader(url) as reader:
+        assert_same(source, reader)
+    with contextlib.closing(writable_keys(url)) as keys:
+        assert not [key for key in keys.list("") if key.startswith((".", "science/c."))]
+
+
+def test_edits_at_a_url(s3):
+    url = save(with_capsule(sample("simple")), "s3://bucket/edited.zarr")
+    edit.repack(url, layout="cutouts")
+    assert edit.append(url, url, duplicates=True, drop_capsule=True) == 3
+    edit.drop(url, ["mask"])
+    edit.repack(url, profile="portable")
+    with wustore.open_reader(url) as reader:
+        assert [entry["action"] for entry in reader.meta.history] == ["repack", "append", "drop", "repack"]
+        for i in range(6):
+            assert reader.image(i).science.tobytes() == sample("simple").image(i % 3).science.tobytes()
+    assert wustore.verify(url) == []
+
+
+def is_second(reader):
+    """Return whether a store is the second of the samples that the writers write."""
+    return reader.meta.layer_shape("science") == sample("chunked").meta.layer_shape("science")
+
+
+def test_two_writers_at_one_url(s3):
+    """One of the two wins each time, and the other one gets an error of ours; or both one after the other."""
+    url, sources = "s3://bucket/two.zarr", [sample("simple"), sample("chunked")]
+    won = 0
+    for _ in range(20):
+        start, errors = threading.Barrier(2), [None, None]
+
+        def write(k, start=start, errors=errors):
+            start.wait()
+            try:
+                wustore.save(work_unit_from(sources[k], lazy=True), url, overwrite=True)
+            except (UsageError, StoreExistsError) as failed:
+                errors[k] = failed
+
+        threads = [threading.Thread(target=write, args=(k,)) for k in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not all(errors), errors
+        won += sum(error is None for error in errors)
+        with wustore.open_reader(url) as reader:
+            one = sources[is_second(reader)]
+            if any(errors):
+                assert one is sources[errors.index(None)]
+            assert_same(one, reader)
+    assert won < 40  # some have met
+
+
+def test_two_appends_at_one_url(s3):
+    url = save(sample("simple"), "s3://bucket/appended.zarr")
+    start, errors = threading.Barrier(2), []
+
+    def append():
+        start.wait()
+        try:
+            edit.append(url, url, duplicates=True)
+        except (UsageError, StoreReplacedError) as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=append) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with wustore.open_reader(url) as reader:
+        assert reader.meta.n_images == {0: 12, 1: 6}[len(errors)]
+    assert wustore.verify(url) == []
+
+
+@pytest.mark.slow
+def test_writers_that_are_killed(s3, tmp_path):
+    """At any of 50 requests: nothing, the old store, or the new one, and the next writer goes on at once."""
+    url = "s3://bucket/killed.zarr"
+    sources = [sample("simple"), sample("chunked")]
+    paths = [save(source, str(tmp_path / f"{k}.zarr")) for k, source in enumerate(sources)]
+    seen = set()
+    for number in range(50):
+        if number == 25:
+            save(sources[0], url, overwrite=True)  # from here on there is an old store
+        seen.add(_killed_write(s3, paths[1], url, number % 25 + 1))
+        try:
+            with wustore.open_reader(url) as reader:
+                assert_same(sources[is_second(reader)], reader)
+                seen.add(("old", "new")[is_second(reader)])
+        except (IncompleteError, StoreNotFoundError):
+            assert number < 25
+            seen.add("none")
+        if number >= 25:
+            save(sources[0], url, overwrite=True)
+    assert seen >= {"none", "old", "killed"}, seen
+
+
+def _killed_write(server, source, url, number):
+    """Overwrite a store in a process that is killed at a request; return how it ended."""
+    process = subprocess.Popen([sys.executable, "-m", "wustore", "convert", "-q", "--overwrite", source, url])
+    left = [number]
+
+    def count():
+        left[0] -= 1
+        if left[0] == 0:
+            process.kill()
+            process.wait()
+
+    server.on_request = count
+    try:
+        return "killed" if process.wait() < 0 else "ended"
+    finally:
+        server.on_request = lambda: None
+
+
 @pytest.mark.parametrize("name", ["s3://bucket/w.h5", "s3://bucket/w.fits", "http://127.0.0.1:1/w.zarr"])
 def test_where_nothing_can_be_written(s3, name):
     with pytest.raises(UsageError, match="rite"):
@@ -398,6 +536,130 @@ def test_ranges_from_the_web(web, tmp_path, many):
     web.ranges = False
     with pytest.raises(OSError, match="range requests"):
         wustore.open_reader(f"{web.url}/x.h5")
+
+
+# --- options, refusals, servers that do not answer ------------------------------------------------------
+
+
+@pytest.fixture
+def by_options(s3, monkeypatch):
+    """Options that lead to the server, which the environment does not."""
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/no/such/file")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/no/such/file")
+    return {"endpoint_url": "http://{}:{}".format(*s3.address), "key": "test", "secret": "very-secret"}
+
+
+def test_storage_options_everywhere(by_options, tmp_path):
+    url, options = "s3://bucket/options.zarr", {"storage_options": by_options}
+    local = save(with_capsule(sample("simple")), str(tmp_path / "a.zarr"))
+    wustore.convert(local, url, **options)
+    wustore.save(wustore.open(url, **options), "s3://bucket/options2.zarr", **options)
+    wustore.convert(url, tmp_path / "b.zarr", **options)
+    assert wustore.diff(url, tmp_path / "b.zarr", **options) == []
+    assert wustore.verify(url, **options) == []
+    assert wustore.append(url, url, duplicates=True, drop_capsule=True, **options) == 3
+    wustore.repack(url, layout="cutouts", **options)
+    wustore.drop(url, ["mask"], **options)
+    with wustore.open_reader(url, **options) as reader:
+        assert reader.meta.n_images == 6
+        again = pickle.loads(pickle.dumps(reader))
+        assert again.image(1).science.tobytes() == sample("simple").image(1).science.tobytes()
+    wustore.convert(local, url, overwrite=True, resume=True, **options)
+    with pytest.raises(UsageError, match="stores no storage options"):
+        wustore.convert(url, tmp_path / "c.zarr", resume=True, **options)
+
+
+def test_storage_options_of_commands(by_options, tmp_path, capsys):
+    local = save(sample("simple"), str(tmp_path / "a.zarr"))
+    words = [word for name, value in by_options.items() for word in ("--storage-option", f"{name}={value}")]
+    for command in (
+        ["convert", local, "s3://bucket/command.zarr", "--overwrite"],
+        ["info", "s3://bucket/command.zarr"],
+        ["repack", "s3://bucket/command.zarr", "--layout", "cutouts"],
+        ["append", "s3://bucket/command.zarr", local, "--duplicates"],
+        ["verify", "s3://bucket/command.zarr"],
+    ):
+        assert main([*command, *words]) == 0, command
+    assert main(["info", "s3://bucket/command.zarr", *words, "--storage-option", "no-such=very-secret"]) == 2
+    assert main(["info", "s3://bucket/command.zarr", *words, "--storage-option", "no_such=1"]) == 2
+    said = capsys.readouterr()
+    assert "very-secret" not in said.err + said.out
+    assert "no_such" in said.err
+
+
+def test_profiles(by_options, tmp_path, monkeypatch):
+    files = {
+        "AWS_SHARED_CREDENTIALS_FILE": "[survey]\naws_access_key_id = test\naws_secret_access_key = very-secret\n",
+        "AWS_CONFIG_FILE": f"[profile survey]\nregion = us-east-1\nendpoint_url = {by_options['endpoint_url']}\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        monkeypatch.setenv(name, str(tmp_path / name))
+    options = {"storage_options": {"profile": "survey"}}
+    wustore.save(work_unit_from(sample("simple"), lazy=True), "s3://bucket/profile.zarr", overwrite=True, **options)
+    monkeypatch.setenv("AWS_PROFILE", "survey")
+    with wustore.open_reader("s3://bucket/profile.zarr") as reader:
+        assert_same(sample("simple"), reader)
+
+
+def test_an_object_store_takes_no_password_in_its_url(capsys):
+    for suffix in (".zarr", ".h5", ".fits"):
+        url = f"s3://user:very-secret@bucket/x{suffix}"
+        with pytest.raises(UsageError, match="no user or password") as caught:
+            wustore.open_reader(url)
+        assert "very-secret" not in f"{caught.value!r} {caught.value.__cause__!r} {caught.value.__context__!r}"
+        assert main(["info", url]) == 2
+    assert "very-secret" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def refusing(web, monkeypatch):
+    """A server whose answer to everything is a refusal."""
+
+    def answer(self, *, body):
+        text = b"<Error><Code>AccountSuspended</Code></Error>"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        if body:
+            self.wfile.write(text)
+
+    monkeypatch.setattr(Ranges, "answer", answer)
+    return web
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".h5", ".fits"])
+@pytest.mark.parametrize("protocol", ["http", "s3"])
+def test_a_refusal_keeps_its_text(refusing, protocol, suffix):
+    options = {"endpoint": refusing.url, "anon": True, "region": "us-east-1"} if protocol == "s3" else {}
+    url = f"{refusing.url if protocol == 'http' else 's3://bucket'}/x{suffix}"
+    with pytest.raises(PermissionError, match=r"403.*AccountSuspended"):
+        wustore.open_reader(url, storage_options=options)
+
+
+@pytest.mark.parametrize("name", ["x.zarr", "x.h5", "x.fits"])
+def test_a_server_without_ranges_is_named(web, tmp_path, name):
+    save(sample("chunked"), str(tmp_path / name))
+    web.ranges = False
+    with pytest.raises(OSError, match="does not answer range requests"), wustore.open_reader(f"{web.url}/{name}") as wu:
+        wu.read("science", (slice(0, 1), slice(0, 2), slice(0, 2)))
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".h5", ".fits"])
+def test_a_server_that_never_answers(suffix):
+    options = {"connect_timeout": 0.2, "read_timeout": 0.2, "max_retries": 1, "retry_timeout": 1}
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/x{suffix}"
+        with pytest.raises(TimeoutError, match="did not answer in time"):
+            wustore.open_reader(url, storage_options=options)
+
+
+def test_a_dead_server_is_given_up_within_two_minutes():
+    _, client, retries, _ = remote.settings_of("http://x", "http", {})
+    seconds = [client[name].total_seconds() for name in ("connect_timeout", "read_timeout")]
+    assert retries["retry_timeout"].total_seconds() + sum(seconds) < 120
 
 
 # --- connections --------------------------------------------------------------------------------------

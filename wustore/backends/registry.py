@@ -22,7 +22,7 @@ from wustore.errors import IncompleteError, StoreNotFoundError, UnknownFormatErr
 from wustore.storage.files import check_regular, open_regular
 from wustore.storage.staging import partial_path
 from wustore.storage.stores import address_of
-from wustore.storage.url import UrlWithOptions, is_remote, redact
+from wustore.storage.url import is_remote, redact
 
 __all__ = [
     "GROUP",
@@ -141,7 +141,8 @@ def open_reader(
     format
         Format name, if the content must not decide.
     storage_options
-        Options of fsspec for a URL, such as ``{"anon": True}``. They are in no message, but in a pickle.
+        Of a URL, such as ``{"anon": True}`` for a public bucket: docs/howto/cloud.md lists them. They are in no
+        message, but in a pickle.
     options
         Of the backend (``workers``); an unknown one is refused.
 
@@ -156,11 +157,9 @@ def open_reader(
     MissingDependencyError
         If the store, or a URL, needs an extra that is not installed.
     """
-    address = address_of(path)
-    if storage_options:
-        if not isinstance(address, str) or not is_remote(address):
-            raise UsageError("storage_options are for URLs", path=str(address), hint="Leave them out.")
-        address = UrlWithOptions(address, storage_options)
+    address = address_of(path, storage_options=storage_options)
+    if storage_options and not is_remote(address):
+        raise UsageError("storage_options are for URLs", path=str(address), hint="Leave them out.")
     if not isinstance(address, str):
         return backend_named(format or "zarr").open(address, **options)
     if address.startswith("ram:"):

@@ -18,6 +18,7 @@ from wustore.cli._output import SETTINGS, report, say
 from wustore.cli._run import OK, error_text, exit_code
 from wustore.errors import UsageError, WuStoreError
 from wustore.storage.stores import address_of
+from wustore.storage.url import redact
 
 __all__ = [
     "MOMENT",
@@ -44,7 +45,7 @@ class _Store(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # gener
     name = "PATH"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return address_of(value)
+        return address_of(value, storage_options=SETTINGS.storage_options)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         return [CompletionItem(incomplete, type="file")]
@@ -104,6 +105,22 @@ def _set(name: str, value: bool) -> Callable[[click.Context, click.Parameter, bo
     return callback
 
 
+def _storage_option(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> None:
+    if given:
+        SETTINGS.storage_options = dict(map(_name_and_value, given))
+
+
+def _name_and_value(pair: str) -> tuple[str, Any]:
+    """Return name and value of ``NAME=VALUE``; a value that is JSON is taken as such, else as text."""
+    name, equals, text = pair.partition("=")
+    if not equals or not name.isidentifier():
+        raise UsageError("a storage option is not KEY=VALUE", where="--storage-option", found=redact(name))
+    try:
+        return name, json.loads(text)
+    except ValueError:
+        return name, text
+
+
 def add_common_options(command: click.Command) -> click.Command:
     """Give a command the options that all of them have, once."""
     if any(parameter.name == "quiet" for parameter in command.params):
@@ -119,6 +136,17 @@ def add_common_options(command: click.Command) -> click.Command:
                 names, is_flag=True, expose_value=False, is_eager=True, callback=_set(setting, value), help=text
             )
         )
+    if any(isinstance(parameter.type, _Store) for parameter in command.params):
+        option = click.Option(
+            ["--storage-option"],
+            metavar="KEY=VALUE",
+            multiple=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_storage_option,
+            help="Of the paths that are URLs: anon=true, endpoint=URL, profile=NAME, ... May be repeated.",
+        )
+        command.params.append(option)
     return command
 
 
@@ -316,6 +344,8 @@ def _in_processes(inputs: Sequence[tuple[str, ...]], jobs: int) -> Iterable[int]
 def _options_given(context: click.Context) -> list[str]:
     """Return the words of the options of a command that were given, but for those about several inputs."""
     words = ["--quiet"] if SETTINGS.quiet else ["--verbose"] if SETTINGS.verbose else []
+    for key, value in SETTINGS.storage_options.items():
+        words += ["--storage-option", f"{key}={json.dumps(value)}"]
     for parameter in context.command.params:
         name = parameter.name or ""
         value = context.params.get(name)

@@ -16,7 +16,7 @@ import textwrap
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import click
@@ -51,15 +51,18 @@ class Settings:
         Result lines with times, and what is being done.
     progress
         Whether a bar may be shown on a terminal.
+    storage_options
+        Of the paths that are URLs.
     """
 
     quiet: bool = False
     verbose: bool = False
     progress: bool = True
+    storage_options: Mapping[str, Any] = field(default_factory=dict)
 
     def reset(self) -> None:
         """Go back to the defaults: a process may run several commands one after the other."""
-        self.quiet, self.verbose, self.progress = False, False, True
+        self.quiet, self.verbose, self.progress, self.storage_options = False, False, True, {}
 
 
 SETTINGS = Settings()

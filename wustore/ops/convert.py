@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def convert(
     scheduler: Any = None,
     lossy: bool = False,
     progress: Progress | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> list[LayerLoss]:
     """Convert a store into another format, or another profile of the same; nothing is lost.
@@ -67,6 +69,8 @@ def convert(
         Agree to options that lose values (of FITS: a quantisation, RICE_1 without one, ``mode="kbmod"``).
     progress
         Called with (images done, images in all).
+    storage_options
+        Of source and target, those of the two that are URLs, as in `wustore.open`.
     options
         Of the target's backend (``profile``, ``layout``, …).
 
@@ -103,7 +107,8 @@ def convert(
     OuterChangedWarning
         Where it is that one, but was in a .gz, .bz2 or .zip file that does not come back with the same bytes.
     """
-    source, target = address_of(source), address_of(target, to_write=True)
+    source = address_of(source, storage_options=storage_options)
+    target = address_of(target, to_write=True, storage_options=storage_options)
     refuse_same(source, target)
     pieces = resume or scheduler is not None or processes
     if pieces:

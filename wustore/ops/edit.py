@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,6 @@ from wustore.ops.copy import copy
 from wustore.ops.diff import differences
 from wustore.ops.verify import problems
 from wustore.stamps.notebook import with_bar
-from wustore.storage.icechunk import is_icechunk
 from wustore.storage.locks import alone, lock_of
 from wustore.storage.staging import Staging
 from wustore.storage.stores import address_of, is_local, name_of
@@ -104,15 +103,24 @@ def _rewritten(
 
 
 @with_bar("repacking")
-def repack(path: Any, *, progress: Progress | None = None, **options: Any) -> None:
+def repack(
+    path: Any,
+    *,
+    progress: Progress | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> None:
     """Write a store anew with another profile, layout or chunks, in its own place.
 
     Parameters
     ----------
     path
-        A local Zarr or HDF5 store. As much free space as the new store takes is needed beside it.
+        A Zarr store (path, URL or Store object) or an HDF5 file. As much free space as the new store takes is needed
+        beside it.
     progress
         Called with (images done, images in all).
+    storage_options
+        Of URLs, as in `wustore.open`.
     options
         Of its format: ``profile``, ``layout``, ``chunks``.
 
@@ -123,7 +131,8 @@ def repack(path: Any, *, progress: Progress | None = None, **options: Any) -> No
         it.
     StoreNotFoundError, FormatError, VersionError, IncompleteError, CorruptError, OSError
     """
-    with _editing(path, same_content=True) as (address, reader):
+    place = address_of(path, to_write=True, storage_options=storage_options)
+    with _editing(place, same_content=True) as (address, reader):
         meta = reader.meta
         meta = replace(meta, history=(*meta.history, history_entry("repack", options=dict(options))))
         kept = _settings(reader)
@@ -204,18 +213,26 @@ def _migrated(reader: Reader, target: Any, backend: Backend, *, overwrite: bool,
 
 
 @with_bar("rewriting")
-def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -> None:
+def drop(
+    path: Any,
+    names: Iterable[str],
+    *,
+    progress: Progress | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> None:
     """Remove layers, or the FITS leftovers, from a store.
 
     Parameters
     ----------
     path
-        A local Zarr or HDF5 store.
+        A Zarr store (path, URL or Store object) or an HDF5 file.
     names
         Of `DROPPABLE`. Without ``mask`` or ``psf`` the original FITS files cannot be given back, so the
         capsule goes with them; if it is not named, a warning says so before anything is written.
     progress
         Called with (images done, images in all).
+    storage_options
+        Of URLs, as in `wustore.open`.
 
     Raises
     ------
@@ -228,7 +245,7 @@ def drop(path: Any, names: Iterable[str], *, progress: Progress | None = None) -
         raise UsageError(
             "cannot drop this", expected=", ".join(DROPPABLE), found=", ".join(sorted(wanted)) or "nothing"
         )
-    with _editing(path) as (address, reader):
+    with _editing(address_of(path, to_write=True, storage_options=storage_options)) as (address, reader):
         meta = reader.meta
         there = {layer for layer in LAYERS if meta.has_layer(layer)}
         has_capsule = reader.capsule() is not None
@@ -254,6 +271,7 @@ def append(
     drop_capsule: bool | None = None,
     duplicates: bool | None = None,
     progress: Progress | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> int:
     """Append the images of other WorkUnits to a Zarr or HDF5 store; no existing pixel chunk is encoded again.
 
@@ -273,6 +291,8 @@ def append(
         The same for images that are in the store already, with the same time and the same pixels.
     progress
         Called with (images done, images to append).
+    storage_options
+        Of the store and the sources, those of them that are URLs, as in `wustore.open`.
 
     Returns
     -------
@@ -291,10 +311,11 @@ def append(
     EditWarning
         Of the end of the FITS reconstruction data, and of images that are there already.
     """
-    address = address_of(path, to_write=True)
+    address = address_of(path, to_write=True, storage_options=storage_options)
+    sources = tuple(address_of(source, storage_options=storage_options) for source in sources)
     if not sources:
         raise UsageError("nothing to append", path=name_of(address), hint="Name at least one source.")
-    names = [name_of(address_of(source)) for source in sources]
+    names = [name_of(source) for source in sources]
     with ExitStack() as stack:
         with open_reader(address) as store:
             backend = backend_named(store.format)
@@ -397,18 +418,21 @@ def _settings(reader: Reader) -> dict[str, Any]:
 def _editing(path: Any, *, same_content: bool = False) -> Iterator[tuple[Any, Reader]]:
     """Open a store that nobody else changes meanwhile; give its place and reader."""
     address = address_of(path, to_write=True)
-    if is_icechunk(address):
+    if not is_local(address):
         with open_reader(address) as reader:
+            if reader.format != "zarr":
+                raise UsageError(
+                    "only local files and Zarr stores are edited in place",
+                    path=reader.path,
+                    found=reader.format,
+                    hint="Convert it to another place.",
+                )
             _refuse_foreign(reader, same_content=same_content)
             yield address, reader
         return
-    if not isinstance(address, str) or not address or not Path(address).exists():
-        with open_reader(address) as reader:  # or it says what is wrong
-            raise UsageError(
-                "only local stores are edited in place: elsewhere the old one would be gone before the new one comes",
-                path=reader.path,
-                hint="Convert it to another place.",
-            )
+    if not address or not Path(address).exists():
+        with open_reader(address):  # says what is wrong
+            pass
     place = Path(address).resolve()  # a link goes on leading to the store
     with alone(lock_of(place), address), open_reader(str(place)) as reader:
         if reader.format not in {"zarr", "zarr-zip", "hdf5"}:

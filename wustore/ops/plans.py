@@ -23,7 +23,7 @@ from wustore.ops.copy import refuse_loss, refuse_newer
 from wustore.storage.journal import JOURNAL, Journal, sealed_text, unsealed
 from wustore.storage.staging import Staging, check_target, partial_path, retire
 from wustore.storage.stores import address_of, is_local, name_of, writable_keys
-from wustore.storage.url import redact
+from wustore.storage.url import options_of, redact, with_options_of
 from wustore.storage.zarr_store import DirectoryKeys, Keys
 
 __all__ = [
@@ -103,7 +103,8 @@ def keys_of(target: str, *, must_exist: bool = True) -> Keys:
     """Return the keys of the unfinished store for ``target``."""
     if not is_local(target):
         keys = writable_keys(target)
-        done = keys.size("zarr.json") is not None
+        root = keys.get("zarr.json")
+        done = root is not None and not Journal(keys).replaces(root)
         if done:
             Journal(keys).drop()  # killed after the root document was written: it is finished
         if done and must_exist:
@@ -151,6 +152,7 @@ def load_plan(target: str) -> tuple[Job, Capsule | None]:
         raise _nothing_to_do(target, done=False)
     try:
         job = Job(target=absolute(target), **_checked(unsealed(text)))
+        job = replace(job, source=with_options_of(job.source, target))  # options are not stored
     except (ValueError, TypeError) as error:
         raise CorruptError("the plan of a conversion is damaged", path=target, where=_JOB, found=error) from error
     if job.capsule is None:
@@ -233,6 +235,13 @@ def refuse_secrets(*addresses: Any) -> None:
     UsageError
         If one has a user, a password, a query or a fragment.
     """
+    *sources, target = addresses
+    if any(options_of(source) and options_of(source) != options_of(target) for source in sources):
+        raise UsageError(
+            "a plan stores no storage options, and those of the source are lost where the target has none",
+            path=redact(str(sources[0])),
+            hint="Give them through the environment or a profile; or convert in one go, without a plan or --resume.",
+        )
     for address in addresses:
         if isinstance(address, str) and not is_local(address) and redact(address) != address:
             raise UsageError(
@@ -397,6 +406,10 @@ def discard(target: str) -> None:
     IncompleteError, UsageError
         Where there is none.
     """
-    keys_of(target).delete_below("")
+    keys = keys_of(target)
+    if not is_local(target) and keys.size("zarr.json") is not None:
+        Journal(keys).drop()  # of the store that was to be replaced nothing goes; the new chunks go with the next one
+        return
+    keys.delete_below("")
     if is_local(target):
         Staging(target, overwrite=True, keep=True).abort(keep=False)

@@ -51,41 +51,7 @@ def stamps(
     max_memory: int = MAX_MEMORY,
     progress: Progress | None = None,
 ) -> Stamps:
-    """Cut stamps around fixed positions out of every image.
-
-    Parameters
-    ----------
-    reader
-        An open store.
-    x, y
-        Position or positions [pixel, from 0], shape S. A stamp is centred on the pixel ``floor(x + 0.5)``.
-    radius
-        Pixels on either side of the centre.
-    times
-        (start, stop), both ends included; MJD [days, UTC], or Time, datetime64, datetime. None leaves an end open. All
-        images by default.
-    ra, dec
-        Position or positions on the sky instead, ICRS [deg] or Quantity; each image's WCS says which pixel that is.
-    images
-        Indices of the images wanted, or a boolean for each.
-    layers
-        Layers wanted, of science, variance and mask.
-    max_memory
-        Working memory besides the result [bytes].
-    progress
-        Called with (images done, images in all).
-
-    Returns
-    -------
-    Stamps
-        Arrays of shape S + (time, y, x).
-
-    Raises
-    ------
-    UsageError
-        If an argument is invalid.
-    CorruptError
-        If the stored bytes are damaged or missing.
+    """Cut stamps around fixed positions out of every image; parameters as of `wustore.WorkUnit.stamps`.
 
     Examples
     --------
@@ -119,42 +85,7 @@ def trajectory_stamps(
     max_memory: int = MAX_MEMORY,
     progress: Progress | None = None,
 ) -> Stamps:
-    """Cut stamps along linear motions, as KBMOD's stamp functions do, for all trajectories at once.
-
-    Parameters
-    ----------
-    reader
-        An open store.
-    trajectories
-        In any form that `wustore.stamps.trajectories.trajectories_from` takes: arrays, tables, results files, sky
-        positions. At time t the centre is the pixel ``floor(x + vx * (t - t0) + 0.5)``; t0 is the time of
-        the first image of the store.
-    radius
-        Pixels on either side of the centre.
-    times
-        (start, stop), both ends included; MJD [days, UTC], or Time, datetime64, datetime. None leaves an end open. All
-        images by default.
-    images
-        Indices of the images wanted, or a boolean for each.
-    layers
-        Layers wanted, of science, variance and mask.
-    max_memory
-        Working memory besides the result [bytes]. A result that is itself too large comes in batches from
-        `stamp_batches`.
-    progress
-        Called with (images done, images in all).
-
-    Returns
-    -------
-    Stamps
-        Arrays of shape (n, time, y, x).
-
-    Raises
-    ------
-    UsageError
-        If an argument is invalid.
-    CorruptError
-        If the stored bytes are damaged or missing.
+    """Cut stamps along linear motions; parameters as of `wustore.WorkUnit.trajectory_stamps`.
 
     Examples
     --------
@@ -183,21 +114,6 @@ def stamp_batches(
     A batch holds all trajectories and as many images as fit into half of ``max_memory``, images that share a chunk
     together. If the trajectories do not fit for one image, there are several batches for it, each with some
     trajectories; `Stamps.ids` says which.
-
-    Parameters
-    ----------
-    reader, trajectories, radius, times, images, layers, max_memory, progress
-        As in `trajectory_stamps`.
-
-    Yields
-    ------
-    Stamps
-        Arrays of shape (trajectories of this batch, images of this batch, y, x).
-
-    Raises
-    ------
-    UsageError, CorruptError
-        As in `trajectory_stamps`.
     """
     wanted = _Request(reader, radius, chosen_images(reader.meta, times, images), layers, max_memory // 2)
     x, y, ids = wanted.path(trajectories)
@@ -232,30 +148,11 @@ def trajectory_coadds(
     max_memory: int = MAX_MEMORY,
     progress: Progress | None = None,
 ) -> Coadds:
-    """Coadd the stamps along linear motions, of any number of trajectories in bounded memory.
+    """Coadd the stamps along linear motions; parameters as of `wustore.WorkUnit.trajectory_coadds`.
 
     ``sum``, ``mean`` and ``weighted`` add image after image to all coadds, so each chunk is read once. A ``median``
     needs the stamps of all times at once: trajectories that are near to each other are taken together, as many as fit
     into ``max_memory``, and chunks that several of these groups touch are read for each of them.
-
-    Parameters
-    ----------
-    reader, trajectories, radius, times, images, max_memory, progress
-        As in `trajectory_stamps`.
-    kind
-        One of `wustore.stamps.coadd.KINDS`.
-
-    Returns
-    -------
-    Coadds
-        Values of shape (n, y, x).
-
-    Raises
-    ------
-    UsageError
-        If an argument is invalid.
-    CorruptError
-        If the stored bytes are damaged or missing.
     """
     check_kind(kind)
     layers = ("science", "variance") if kind == "weighted" else ("science",)

@@ -63,30 +63,7 @@ def label_sky(axes: Any, *, visible: bool) -> None:
 
 
 def plot_image(reader: Reader, i: int = 0, layer: str = "science", stretch: str = "zscale") -> Figure:
-    """Plot an image, with coordinates of the sky if it has a WCS.
-
-    Parameters
-    ----------
-    reader
-        An open store.
-    i
-        Index of the image.
-    layer
-        ``science`` or ``variance``.
-    stretch
-        ``zscale`` or ``asinh``.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    UsageError
-        If there is no such image or layer.
-    MissingDependencyError
-        Without matplotlib (extra ``plot``).
-    """
+    """Plot an image, with coordinates of the sky if it has a WCS; parameters as of `wustore.WorkUnit.plot`."""
     from wustore.format.wcs import text_to_wcs
 
     meta = reader.meta

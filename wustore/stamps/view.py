@@ -325,25 +325,9 @@ def select(
     images: Sequence[int] | NDArray[Any] | None = None,
     filters: Sequence[str] | None = None,
 ) -> View:
-    """Return the view of the images that fulfil every condition given.
+    """Return the view of the images that fulfil every condition; parameters as of `wustore.WorkUnit.select`.
 
-    Constituents that no chosen image is made of are left out, and links renumbered.
-
-    Parameters
-    ----------
-    reader
-        An open store, which must stay open as long as the view is used.
-    times
-        (start, stop), MJD [days, UTC], both ends included; None leaves an end open.
-    images
-        Indices, whose order is kept, or a boolean for every image.
-    filters
-        Names of filters, from the column ``filter`` (or ``band``) of the constituents.
-
-    Raises
-    ------
-    UsageError
-        If no image is left, or a condition is invalid.
+    Constituents that no chosen image is made of are left out, and links renumbered. The reader must stay open.
     """
     chosen = chosen_images(reader.meta, times, images, filters)
     if len(np.unique(chosen)) != len(chosen):
@@ -362,32 +346,11 @@ def cutout(
     dec: Any = None,
     size: Any = None,
 ) -> View:
-    """Return the view of a window around a position, a smaller WorkUnit whose WCS is moved along.
+    """Return the view of a window of all images; parameters as of `wustore.WorkUnit.cutout`.
 
-    The window is the same for all images and is cut where the frame ends.
-
-    Parameters
-    ----------
-    reader
-        An open store, which must stay open as long as the view is used.
-    x, y
-        Centre [pixel, from 0]: it lies in pixel ``width // 2`` of the window, ``height // 2`` in y.
-    width, height
-        Size of the window [pixel]; ``height`` is ``width`` by default.
-    ra, dec
-        Centre on the sky instead, ICRS [deg].
-    size
-        Size on the sky instead [arcsec]; pixels are counted with the scale at the centre, up to a whole one.
-
-    Raises
-    ------
-    UsageError
-        If neither or both kinds of position or size are given, the window has no pixel in the frame, or
-        the images do not share one WCS (for sky positions).
-
-    Notes
-    -----
-    Values with a unit (Quantity, or text such as ``2arcmin``) are converted.
+    The window is the same for all images and is cut where the frame ends. Values with a unit (Quantity, or text such as
+    ``2arcmin``) are converted; of a ``size`` pixels are counted with the scale at the centre, up to a whole one. The
+    reader must stay open.
     """
     x, y, scale = _centre(reader.meta, x, y, ra, dec, on_sky=size is not None)
     width, height = (

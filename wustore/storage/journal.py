@@ -16,9 +16,12 @@ from wustore.errors import CorruptError, IncompleteError, UsageError
 from wustore.model.checksum import crc32c
 from wustore.storage.zarr_store import Keys
 
-__all__ = ["JOURNAL", "Entry", "Journal", "check_complete"]
+__all__ = ["JOURNAL", "REPLACES", "Entry", "Journal", "check_complete"]
 
 JOURNAL = ".wustore-journal/"
+REPLACES = "replaces"
+"""Member of a plan: CRC-32C of the root document of the store that stays until the new one appears."""
+
 _IMAGES = f"{JOURNAL}images/"
 _WRITE_AGAIN = "Run the conversion again with --resume, or the image's part: it is written again."
 
@@ -80,6 +83,14 @@ class Journal:
         """Return whether something is being written here."""
         return self._keys.size(f"{JOURNAL}plan.json") is not None
 
+    def replaces(self, root: bytes) -> bool:
+        """Return whether what is being written here is to take the place of the store with this root document."""
+        try:
+            plan = json.loads(self._keys.get(f"{JOURNAL}plan.json") or b"{}")
+        except ValueError:
+            return False
+        return isinstance(plan, dict) and plan.get(REPLACES) == crc32c(root)
+
     def begin(self, plan: Mapping[str, Any]) -> None:
         """Record what is to be written, or join a conversion that has the same plan.
 
@@ -90,10 +101,11 @@ class Journal:
         """
         text = json.dumps(plan, sort_keys=True).encode()  # ASCII: names of files may hold bytes that are no text
         self._plan = crc32c(text)
-        found = self._keys.get(f"{JOURNAL}plan.json")
-        if found is None:
-            self._keys.set(f"{JOURNAL}plan.json", text)
-        elif found != text:
+        key = f"{JOURNAL}plan.json"
+        found = self._keys.get(key)
+        if found is None and not self._keys.set_if(key, text, None):
+            found = self._keys.get(key)  # another process began at the same time
+        if found is not None and found != text:
             raise UsageError(
                 "an unfinished conversion of something else, or with other options, stands here",
                 path=self._keys.name,

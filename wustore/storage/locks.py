@@ -9,17 +9,33 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import json
 import os
 import socket
 import stat
+import threading
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wustore.errors import UsageError
 
-__all__ = ["LOCK", "alone", "is_alive", "lock_of", "machine", "open_lock", "refuse_link"]
+if TYPE_CHECKING:
+    from wustore.storage.zarr_store import Keys
+
+__all__ = ["CLAIM", "LOCK", "Claim", "alone", "is_alive", "lock_of", "machine", "open_lock", "refuse_link"]
 
 LOCK = ".wustore-lock"
+CLAIM = ".wustore-writer"
+"""Key of what says who writes to a store without file locks."""
+
+_RENEWED = 60.0
+"""Seconds after which who writes says so again."""
+_STALE = 600.0
+"""Seconds after which who has not said so again is taken to be gone."""
+
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
@@ -145,6 +161,93 @@ def is_alive(lock: Path, where: str, process: int) -> bool:
         os.close(handle)
         if locked is not None:
             return not locked
+    return _may_run(where, process)
+
+
+class Claim:
+    """The right to write to a store that has no file locks: an object there says who writes, and since when.
+
+    It is taken with a conditional write, so of two at a time one has it. Who writes says so again every minute; after
+    ten minutes of silence, or if the process is gone from this machine, another one may take it.
+    """
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._mine = {"id": uuid.uuid4().hex, "machine": machine(), "process": os.getpid()}
+        self._text = b""
+        self._renewed = 0.0
+        self._lock = threading.Lock()
+
+    def refuse_others(self) -> str | None:
+        """Return the version of a claim that was left; raise UsageError for one that holds."""
+        found = self._keys.versioned(CLAIM)
+        if found is None:
+            return None
+        try:
+            other = json.loads(found[0])
+            silent = time.time() - other["when"]
+            left = silent > _STALE or not _may_run(other["machine"], other["process"])
+        except (ValueError, KeyError, TypeError):
+            return found[1]
+        if not left:
+            raise self._busy(f"process {other['process']} on {other['machine'].partition('.')[0]}, {silent:.0f} s ago")
+        return found[1]
+
+    def take(self) -> None:
+        """Take the claim.
+
+        Raises
+        ------
+        UsageError
+            If another process has it.
+        """
+        version = self.refuse_others()
+        if not self._write(version):
+            raise self._busy("one that began at the same time")
+
+    def _write(self, version: str | None) -> bool:
+        text = json.dumps({**self._mine, "when": time.time()}).encode()
+        if not self._keys.set_if(CLAIM, text, version):
+            return False
+        self._text, self._renewed = text, time.monotonic()
+        return True
+
+    def renew(self, *, now: bool = False) -> None:
+        """Say again who writes, ``now`` or if a minute has gone.
+
+        Raises
+        ------
+        UsageError
+            If another process has taken the claim.
+        """
+        with self._lock:
+            if not now and time.monotonic() - self._renewed < _RENEWED:
+                return
+            found = self._keys.versioned(CLAIM)
+            if found is None or found[0] != self._text or not self._write(found[1]):
+                raise self._busy("one that has taken over, because nothing was heard of this one")
+
+    def is_held(self) -> bool:
+        """Return whether the claim is still this one."""
+        return bool(self._text) and self._keys.get(CLAIM) == self._text
+
+    def release(self) -> None:
+        """Give the claim back."""
+        if self.is_held():
+            self._keys.delete(CLAIM)
+        self._text = b""
+
+    def _busy(self, found: str) -> UsageError:
+        return UsageError(
+            "another process is changing this store",
+            path=self._keys.name,
+            found=found,
+            hint=f"Wait for it. If it is gone, try again after {_STALE / 60:.0f} minutes, or remove {CLAIM} there.",
+        )
+
+
+def _may_run(where: str, process: int) -> bool:
+    """Return whether a process of a `machine` runs, or nothing is known of it."""
     if where != machine() or process == os.getpid() or os.name != "posix":
         return True  # on Windows `os.kill` sends Ctrl-C to the process instead of asking for it
     try:

@@ -16,13 +16,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from wustore.errors import BackendError, StoreReplacedError, UsageError
-from wustore.storage.url import OBSTORE, WEB, errors_of, options_of, protocol_of, redact, settings_of, unknown_options
+from wustore.storage.url import (
+    OBSTORE,
+    WEB,
+    errors_of,
+    options_of,
+    protocol_of,
+    redact,
+    settings_of,
+    unknown_options,
+    without_user,
+)
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
     from zarr.abc.store import Store
 
-__all__ = ["Facts", "Objects", "RemoteFile", "objects_at"]
+__all__ = ["Facts", "Objects", "RemoteFile", "objects_at", "objects_of"]
 
 _WHOLE_PUT = 64 << 20
 """Bytes of the largest object that is written in one request; larger ones are written in parts."""
@@ -178,7 +188,7 @@ def _obstore_at(url: str, protocol: str, options: dict[str, Any]) -> tuple[Objec
     rest = url.partition("://")[2]
     path = ""
     if protocol in WEB:
-        user, rest = _without_user(rest.partition("#")[0])
+        user, rest = without_user(rest.partition("#")[0])
         if user:
             options = {**options, "headers": {**options.get("headers", {}), "Authorization": user}}
         root = f"{protocol}://{rest}"
@@ -192,18 +202,6 @@ def _obstore_at(url: str, protocol: str, options: dict[str, Any]) -> tuple[Objec
             )
         root = f"{OBSTORE[protocol]}://{bucket}"
     return _Obstore(_connected(root, protocol, options), redact(url)), path.strip("/")
-
-
-def _without_user(rest: str) -> tuple[str, str]:
-    """Return the header that a user and password of a URL of a web server mean, and the rest."""
-    from base64 import b64encode
-    from urllib.parse import unquote
-
-    shown = redact(f"http://{rest}").removeprefix("http://").partition("/")[0]
-    user, at, _ = rest.partition(f"@{shown}")
-    if not at:
-        return "", rest
-    return f"Basic {b64encode(unquote(user).encode()).decode()}", rest[len(user) + 1 :]
 
 
 _stores: dict[Any, Any] = {}
@@ -337,15 +335,18 @@ def objects_at(url: str) -> tuple[Objects, str]:
     ----------
     url
         Of an object or a prefix; with its storage options, if it is a `wustore.storage.url.UrlWithOptions`.
-
-    Raises
-    ------
-    MissingDependencyError, BackendError, UsageError
     """
     protocol = protocol_of(url)
     with errors_of(url):
         open_ = _obstore_at if protocol in OBSTORE else _fsspec_at
         return open_(str(url), protocol, options_of(url))
+
+
+def objects_of(store: Store) -> Objects | None:
+    """Return the objects of a Store of zarr-python that is made of obstore, None of any other."""
+    from zarr.storage import ObjectStore
+
+    return _Obstore(store.store, str(store)) if isinstance(store, ObjectStore) else None
 
 
 # --- one object -----------------------------------------------------------------------------------------

@@ -4,24 +4,110 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from wustore.errors import FormatError, OtherFormatError, StoreNotFoundError, UsageError
 from wustore.storage import url as remote
 from wustore.storage.files import open_regular
 from wustore.storage.icechunk import IcechunkKeys, icechunk_name, is_icechunk
-from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys, UrlKeys
+from wustore.storage.objects import Objects, objects_at, objects_of
+from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys
 from wustore.storage.zip import ZipKeys
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
-__all__ = ["ZIP_SIGNATURES", "address_of", "is_local", "name_of", "open_keys", "writable_keys"]
+T = TypeVar("T")
+
+__all__ = ["ZIP_SIGNATURES", "ObjectKeys", "address_of", "is_local", "name_of", "open_keys", "writable_keys"]
 
 
 def is_local(address: Any) -> bool:
     """Return whether ``address`` is a path of a local file system."""
     return isinstance(address, str) and "://" not in address
+
+
+class ObjectKeys(Keys):
+    """Objects at a URL, or of a Store of zarr-python that is made of obstore.
+
+    Parameters
+    ----------
+    url
+        What to call the store in messages.
+    objects, base
+        Where its objects are.
+    """
+
+    by_url = True
+    by_request = True
+
+    def __init__(self, url: str, objects: Objects, base: str) -> None:
+        self.name = remote.redact(url)
+        self._url = url
+        self.objects, self.base = objects, base
+
+    def _path(self, key: str) -> str:
+        return f"{self.base}/{key}" if self.base else key
+
+    def _found(self, ask: Callable[[], T]) -> T | None:
+        """Return what ``ask`` gives; None if there is no such object."""
+        try:
+            with remote.errors_of(self._url):
+                return ask()
+        except StoreNotFoundError:
+            return None
+
+    def get(self, key: str) -> bytes | None:
+        """Return the value, or None; see `Keys.get`."""
+        found = self._found(lambda: self.objects.get(self._path(key)))
+        return None if found is None else found[0]
+
+    def get_tail(self, key: str, length: int) -> bytes | None:
+        """Return the last bytes, or None; see `Keys.get_tail`."""
+        return self._found(lambda: self.objects.get_tail(self._path(key), length))
+
+    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
+        """Return the bytes of each range, or None; see `Keys.get_ranges`."""
+        wanted = [(start, start + length) for start, length in ranges]
+        path = self._path(key)
+        return remote.gather(wanted, lambda requests: self._found(lambda: self.objects.get_ranges(path, requests)))
+
+    def size(self, key: str) -> int | None:
+        """Return the length, or None; see `Keys.size`."""
+        facts = self._found(lambda: self.objects.facts(self._path(key)))
+        return None if facts is None else facts.size
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Yield the keys below; see `Keys.list`."""
+        top = self._path(prefix)
+        found = self._found(lambda: [*self.objects.list(top.rstrip("/"))]) or []
+        return iter([path.removeprefix(self.base).lstrip("/") for path in found if path.startswith(top)])
+
+    def set(self, key: str, value: bytes) -> None:
+        """Write the value; see `Keys.set`."""
+        with remote.errors_of(self._url):
+            self.objects.put(self._path(key), value)
+
+    def delete(self, key: str) -> None:
+        """Remove the key; see `Keys.delete`."""
+        self.delete_all([key])
+
+    def delete_all(self, keys: Collection[str]) -> None:
+        """Remove keys; see `Keys.delete_all`."""
+        with remote.errors_of(self._url):
+            self.objects.delete([self._path(key) for key in keys])
+
+    def versioned(self, key: str) -> tuple[bytes, str] | None:
+        """Return a value and its version; see `Keys.versioned`."""
+        return self._found(lambda: self.objects.get(self._path(key)))
+
+    def set_if(self, key: str, value: bytes, version: str | None) -> bool:
+        """Write a value on a condition; see `Keys.set_if`."""
+        with remote.errors_of(self._url):
+            if self.objects.put(self._path(key), value, version):
+                return True
+        return self.get(key) == value  # it was written, and the answer got lost
 
 
 def open_keys(address: Any) -> Keys:
@@ -35,7 +121,7 @@ def open_keys(address: Any) -> Keys:
     if not isinstance(address, str):
         return _keys_of_store(address)
     if not is_local(address):
-        return UrlKeys(address)
+        return _keys_at(address)
     if os.path.isdir(address):  # noqa: PTH112
         return DirectoryKeys(address, hold=True)
     if not os.path.lexists(address):
@@ -58,11 +144,18 @@ def writable_keys(address: Any) -> Keys:
         raise UsageError(
             "nothing can be written to a web server", path=remote.redact(address), hint="Write elsewhere and upload it."
         )
-    return UrlKeys(address) if isinstance(address, str) else _keys_of_store(address)
+    return _keys_at(address) if isinstance(address, str) else _keys_of_store(address)
 
 
-def _keys_of_store(store: Store) -> StoreKeys:
-    return IcechunkKeys(store) if is_icechunk(store) else StoreKeys(store)
+def _keys_at(url: str) -> ObjectKeys:
+    return ObjectKeys(url, *objects_at(url))
+
+
+def _keys_of_store(store: Store) -> Keys:
+    if is_icechunk(store):
+        return IcechunkKeys(store)
+    objects = objects_of(store)
+    return StoreKeys(store) if objects is None else ObjectKeys(str(store), objects, "")
 
 
 ZIP_SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")
@@ -80,7 +173,7 @@ def _is_zip(path: str) -> bool:
 # --- what users give --------------------------------------------------------------------------------------
 
 
-def address_of(path: Any, *, to_write: bool = False) -> Any:
+def address_of(path: Any, *, to_write: bool = False, storage_options: Mapping[str, Any] | None = None) -> Any:
     """Return what a user gave as a path, as it is used everywhere: the one place that tells kinds of places apart.
 
     Paths, ``file://`` URLs and zarr's LocalStore and ZipStore give the text of a local path; other URLs, and ``ram:``
@@ -93,6 +186,8 @@ def address_of(path: Any, *, to_write: bool = False) -> Any:
         What was given.
     to_write
         Whether something is to be written there.
+    storage_options
+        Of a URL: the address has them with it. They say nothing about other places.
 
     Raises
     ------
@@ -101,7 +196,11 @@ def address_of(path: Any, *, to_write: bool = False) -> Any:
     """
     if isinstance(path, bytes | str | os.PathLike):
         text = os.fsdecode(path)
-        return _path_of(text) if text.lower().startswith(_LOCAL_URLS) else text
+        if text.lower().startswith(_LOCAL_URLS):
+            return _path_of(text)
+        if storage_options and remote.is_remote(text):
+            return remote.UrlWithOptions(text, {**remote.options_of(path), **storage_options})
+        return path if isinstance(path, str) else text
     # What comes from a package that is not imported cannot be one of its objects.
     zarr, zarr_store = sys.modules.get("zarr"), sys.modules.get("zarr.abc.store")
     if zarr is not None and isinstance(path, zarr.Group) and path.path == "":
@@ -149,11 +248,14 @@ def _address_of_store(store: Store, to_write: bool) -> Any:
         return os.fspath(store.root)
     if isinstance(store, ZipStore):
         if to_write:
-            raise UsageError(
-                "a ZipStore is not written to: a zip file is packed when its store is whole",
-                path=store.path,
-                hint="Give its path, which ends in .zarr.zip, instead.",
-            )
+            # The zip file is packed when its store is whole, and replaced: no open file leads to the new one.
+            if store._is_open or not hasattr(store, "_zmode"):
+                raise UsageError(
+                    "the zarr ZipStore is open, and its file would be replaced",
+                    path=store.path,
+                    hint="Close it, or give its path, which ends in .zarr.zip, instead.",
+                )
+            store._zmode = "a"  # to be used afterwards without emptying what was written
         return os.fspath(store.path)
     return store
 

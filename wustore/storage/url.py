@@ -35,6 +35,7 @@ __all__ = [
     "settings_of",
     "unknown_options",
     "with_options_of",
+    "without_user",
 ]
 
 CONCURRENCY = 16
@@ -132,6 +133,18 @@ def _without_secrets(rest: str) -> str:
     return (host if match is None else host[: match.start()]) + tail
 
 
+def without_user(rest: str) -> tuple[str, str]:
+    """Return the header that a user and password of a URL of a web server mean, and the rest."""
+    from base64 import b64encode
+    from urllib.parse import unquote
+
+    shown = redact(f"http://{rest}").removeprefix("http://").partition("/")[0]
+    user, at, _ = rest.partition(f"@{shown}")
+    if not at:
+        return "", rest
+    return f"Basic {b64encode(unquote(user).encode()).decode()}", rest[len(user) + 1 :]
+
+
 @contextmanager
 def errors_of(url: str) -> Iterator[None]:
     """Turn what the libraries of a protocol raise into our errors and `OSError`, without credentials in the text.
@@ -223,7 +236,7 @@ def with_options_of(url: str, other: str) -> str:
     return UrlWithOptions(url, other.storage_options) if isinstance(other, UrlWithOptions) else url
 
 
-def options_of(url: str) -> dict[str, Any]:
+def options_of(url: object) -> dict[str, Any]:
     """Return the storage options that the user gave with a URL."""
     return dict(url.storage_options) if isinstance(url, UrlWithOptions) else {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import os
 import shutil
@@ -13,9 +14,8 @@ from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from wustore.errors import CorruptError, StoreNotFoundError
+from wustore.errors import CorruptError
 from wustore.storage.files import open_handle, pread, sync
-from wustore.storage.objects import objects_at
 from wustore.storage.threads import Background
 from wustore.storage.url import CONCURRENCY, errors_of, gather, redact
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["DirectoryKeys", "Keys", "OpenValue", "StoreKeys", "UrlKeys", "is_half_written"]
+__all__ = ["DirectoryKeys", "Keys", "OpenValue", "StoreKeys", "is_half_written"]
 
 _FLUSHED_BYTES = 1 << 18
 """Values from this size on are flushed while the next ones are encoded: at the end only the small ones are left."""
@@ -111,10 +111,30 @@ class Keys(ABC):
         """Write the value in one step, so that after a power failure it is the old or the new one."""
         self.set(key, value)
 
+    def delete_all(self, keys: Collection[str]) -> None:
+        """Remove keys; one that is missing is no error."""
+        for key in keys:
+            self.delete(key)
+
     def delete_below(self, prefix: str) -> None:
         """Remove all keys that start with ``prefix``, which ends in a slash."""
-        for key in [*self.list(prefix)]:
-            self.delete(key)
+        self.delete_all([*self.list(prefix)])
+
+    def versioned(self, key: str) -> tuple[bytes, str] | None:
+        """Return a value and what changes when it is replaced, or None if the key is missing."""
+        value = self.get(key)
+        return None if value is None else (value, hashlib.sha256(value).hexdigest())
+
+    def set_if(self, key: str, value: bytes, version: str | None) -> bool:
+        """Write a value if the one there is of this version (None: if there is none); return whether it stands there.
+
+        In one step if the store has conditional writes; else between looking and writing another may write.
+        """
+        found = self.versioned(key)
+        if (None if found is None else found[1]) != version:
+            return found is not None and found[0] == value
+        self.set(key, value)
+        return True
 
     def check_pickles(self) -> None:  # noqa: B027 - most do
         """Check that another process which gets the address pickled can open the store.
@@ -318,77 +338,6 @@ class DirectoryKeys(Keys):
 def _flush(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):  # aborted, or replaced by another part of the same job
         sync(path)
-
-
-class UrlKeys(Keys):
-    """The objects below a URL.
-
-    Parameters
-    ----------
-    url
-        Of the store.
-    """
-
-    by_url = True
-    by_request = True
-
-    def __init__(self, url: str) -> None:
-        self.name = redact(url)
-        self._url = url
-        self.objects, self.base = objects_at(url)
-
-    def _path(self, key: str) -> str:
-        return f"{self.base}/{key}" if self.base else key
-
-    def _found(self, ask: Callable[[], T]) -> T | None:
-        """Return what ``ask`` gives; None if there is no such object."""
-        try:
-            with errors_of(self._url):
-                return ask()
-        except StoreNotFoundError:
-            return None
-
-    def get(self, key: str) -> bytes | None:
-        """Return the value, or None; see `Keys.get`."""
-        found = self._found(lambda: self.objects.get(self._path(key)))
-        return None if found is None else found[0]
-
-    def get_tail(self, key: str, length: int) -> bytes | None:
-        """Return the last bytes, or None; see `Keys.get_tail`."""
-        return self._found(lambda: self.objects.get_tail(self._path(key), length))
-
-    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
-        """Return the bytes of each range, or None; see `Keys.get_ranges`."""
-        wanted = [(start, start + length) for start, length in ranges]
-        path = self._path(key)
-        return gather(wanted, lambda requests: self._found(lambda: self.objects.get_ranges(path, requests)))
-
-    def size(self, key: str) -> int | None:
-        """Return the length, or None; see `Keys.size`."""
-        facts = self._found(lambda: self.objects.facts(self._path(key)))
-        return None if facts is None else facts.size
-
-    def list(self, prefix: str) -> Iterator[str]:
-        """Yield the keys below; see `Keys.list`."""
-        top = self._path(prefix)
-        found = self._found(lambda: [*self.objects.list(top.rstrip("/"))]) or []
-        return iter([path.removeprefix(self.base).lstrip("/") for path in found if path.startswith(top)])
-
-    def set(self, key: str, value: bytes) -> None:
-        """Write the value; see `Keys.set`."""
-        with errors_of(self._url):
-            self.objects.put(self._path(key), value)
-
-    def delete(self, key: str) -> None:
-        """Remove the key; see `Keys.delete`."""
-        with errors_of(self._url):
-            self.objects.delete([self._path(key)])
-
-    def delete_below(self, prefix: str) -> None:
-        """Remove the keys below; see `Keys.delete_below`."""
-        paths = [self._path(key) for key in self.list(prefix)]
-        with errors_of(self._url):
-            self.objects.delete(paths)
 
 
 class StoreKeys(Keys):

@@ -10,7 +10,7 @@ metadata may see an array's old length for a moment longer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 from wustore.backends.appending import cannot_take, continued, new_images, storage_of
 from wustore.backends.base import Progress, Reader
+from wustore.backends.state import replaced
 from wustore.backends.zarr.encoder import Structure
 from wustore.backends.zarr.metadata import to_json
 from wustore.backends.zarr.reader import ZarrReader
 from wustore.errors import WuStoreError
 from wustore.model.meta import Meta
-from wustore.storage.locks import alone, lock_of
+from wustore.storage.locks import Claim, alone, lock_of
 from wustore.storage.staging import sync_tree
 from wustore.storage.stores import is_local, writable_keys
 from wustore.storage.zarr_store import DirectoryKeys, Keys
@@ -32,10 +33,26 @@ from wustore.storage.zarr_store import DirectoryKeys, Keys
 __all__ = ["append_images", "finish_append"]
 
 
-def _alone(path: Any) -> AbstractContextManager[None]:
-    """Hold the store's lock: two appends at a time would both write the same image numbers."""
-    # At a URL there is no lock to be had: docs/scale.md says that one process appends at a time.
-    return alone(lock_of(Path(path)), path) if is_local(path) else nullcontext()
+@contextmanager
+def _alone(path: Any) -> Iterator[Callable[[], None]]:
+    """Hold the store's lock: two appends at a time would both write the same image numbers.
+
+    Gives what is to be called from time to time: it says that this process is still at work, or raises.
+    """
+    if is_local(path):
+        with alone(lock_of(Path(path)), path):
+            yield lambda: None
+        return
+    keys = _keys(path)
+    if keys.transactional:
+        yield lambda: None
+        return
+    claim = Claim(keys)
+    claim.take()
+    try:
+        yield claim.renew
+    finally:
+        claim.release()
 
 
 def _structure_of(
@@ -62,11 +79,13 @@ def append_images(
     progress: Progress | None = None,
 ) -> int:
     """Append every image of ``sources`` to the store at ``path``; see `wustore.backends.base.Backend.append`."""
-    with _alone(path), ZarrReader(_keys(path), path, "zarr") as old:
+    with _alone(path) as renew, ZarrReader(_keys(path), path, "zarr") as old:
         document = dict(old.document())
         meta = continued(old.meta, sources, history)
         generation = int(document.get("generation", 0)) + 1
         keys = _keys(path)
+        found = keys.versioned("zarr.json")
+        old.check_state()  # that of the root document whose version is known now
         separators = _next_separators(old, keys)
         structure = _structure_of(document, old, generation, meta, separators)
         _check_grids(structure, _structure_of(document, old, generation, old.meta, separators), old.path)
@@ -78,8 +97,9 @@ def append_images(
         try:
             if keys.transactional:
                 _write_nodes(keys, structure.nodes([], {}))
-            new = _write(keys, structure, old.meta.n_images, sources, progress)
-            _switch(keys, structure, np.array([*before.tolist(), *new], np.uint32))
+            new = _write(keys, structure, old.meta.n_images, sources, progress, renew)
+            rows = np.array([*before.tolist(), *new], np.uint32)
+            _switch(keys, structure, rows, None if found is None else found[1])
         except BaseException:
             keys.undo()
             raise
@@ -128,11 +148,17 @@ def _check_grids(new: Structure, old: Structure, path: str) -> None:
 
 
 def _write(
-    keys: Keys, structure: Structure, first: int, sources: Sequence[Reader], progress: Progress | None
+    keys: Keys,
+    structure: Structure,
+    first: int,
+    sources: Sequence[Reader],
+    progress: Progress | None,
+    renew: Callable[[], None],
 ) -> Iterator[tuple[int, ...]]:
     """Write the shards of the new images; yield their rows."""
     for i, image in new_images(sources, first, structure.meta.n_images, progress):
         shards, row = structure.encode(i, image)
+        renew()
         for key, value in shards.items():
             keys.set(key, value)
         yield row
@@ -143,8 +169,8 @@ def _write_nodes(keys: Keys, nodes: Mapping[str, Any]) -> None:
         keys.set(f"{name}/zarr.json", to_json(node))
 
 
-def _switch(keys: Keys, structure: Structure, rows: NDArray[np.uint32]) -> None:
-    """Write the small arrays, make all durable, then replace the root document in one step."""
+def _switch(keys: Keys, structure: Structure, rows: NDArray[np.uint32], version: str | None) -> None:
+    """Write the small arrays, make all durable, then replace the root document of this version in one step."""
     small = structure.arrays(rows)
     nodes = structure.nodes(small, {})
     if keys.transactional:
@@ -157,7 +183,11 @@ def _switch(keys: Keys, structure: Structure, rows: NDArray[np.uint32]) -> None:
         keys.settle()
         sync_tree(Path(keys.root))
     document = structure.document(None, small[-1])
-    keys.set_durably("zarr.json", to_json(structure.root(document, nodes)))
+    root = to_json(structure.root(document, nodes))
+    if keys.transactional or isinstance(keys, DirectoryKeys):
+        keys.set_durably("zarr.json", root)
+    elif not keys.set_if("zarr.json", root, version):
+        raise replaced(keys.name)
     if not keys.transactional:
         _write_nodes(keys, nodes)
     # The original FITS files are not those of this content any more.

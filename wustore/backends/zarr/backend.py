@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from wustore.backends.base import Backend, Reader
 from wustore.backends.zarr.append import append_images, finish_append
 from wustore.backends.zarr.encoder import Structure
-from wustore.backends.zarr.metadata import SEPARATOR
 from wustore.backends.zarr.reader import ZarrReader, open_reader
 from wustore.backends.zarr.writer import (
     DirectoryTarget,
@@ -19,13 +18,13 @@ from wustore.backends.zarr.writer import (
     TransactionTarget,
     ZarrWriter,
     ZipTarget,
+    exists,
     options_from,
 )
 from wustore.errors import CorruptError, StoreExistsError, UsageError
 from wustore.format.document import NAMES
 from wustore.format.tagged_json import parse
 from wustore.model.meta import Capsule, Meta
-from wustore.storage.icechunk import is_icechunk
 from wustore.storage.staging import Staging
 from wustore.storage.stores import ZIP_SIGNATURES, is_local, writable_keys
 from wustore.storage.zarr_store import DirectoryKeys, Keys, is_half_written
@@ -76,15 +75,14 @@ class ZarrBackend(Backend):
         ``resume``, ``fingerprint``.
         """
         chosen = options_from(options)
-        separators = ("/", "/") if is_icechunk(path) else (SEPARATOR, SEPARATOR)
-        structure = Structure(
-            meta, profile=chosen.profile, layout=chosen.layout, chunks=chosen.chunks, separators=separators
-        )
+        structure = Structure(meta, profile=chosen.profile, layout=chosen.layout, chunks=chosen.chunks)
         target = self._target(path, overwrite, chosen)
+        structure.separators = target.separators
         try:
             return ZarrWriter(target, structure, capsule, chosen)
         except UsageError:
-            raise  # what stands there belongs to another conversion
+            target.leave()  # what stands there belongs to another conversion
+            raise
         except BaseException:
             target.discard()
             raise
@@ -120,19 +118,11 @@ class ZarrBackend(Backend):
         keys = writable_keys(path)
         if keys.size("zarr.json") is not None:
             if not overwrite:
-                raise StoreExistsError(
-                    "the target exists already",
-                    path=keys.name,
-                    hint="Choose another name, or overwrite it (--overwrite, overwrite=True).",
-                )
+                raise exists(keys.name)
             _refuse_others(keys)
         if keys.transactional:
             return TransactionTarget(keys)
-        if keys.size("zarr.json") is not None:
-            # Nothing can be exchanged in an object store: the old store goes before the new one comes.
-            keys.delete("zarr.json")
-            keys.delete_below("")
-        return StoreTarget(keys, keep=options.resume)
+        return StoreTarget(keys, overwrite=overwrite, keep=options.resume)
 
 
 def _refuse_others(keys: Keys) -> None:

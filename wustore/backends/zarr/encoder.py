@@ -45,7 +45,7 @@ class Structure:
     generation
         How often the store was appended to.
     separators
-        Of the chunk keys, of layers and of small arrays.
+        Of the chunk keys, of layers and of small arrays; the attribute may be set until something is encoded.
 
     Attributes
     ----------
@@ -53,8 +53,8 @@ class Structure:
         The big arrays.
     small
         The small arrays that follow from ``meta``.
-    layer_separator
-        Of the chunk keys of the big arrays.
+    separators
+        As given.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Structure:
         self._storage = {"profile": profile, "layout": layout if chunks is None else list(chunks)}
         self._generation = generation
         self._bound = bound
-        self.layer_separator, self._small_separator = separators
+        self.separators = separators
         self._grids = {
             spec.name: grid_for(spec.name, spec.shape[1:], spec.dtype, profile=profile, layout=layout, chunks=chunks)
             for spec in self.layers
@@ -126,7 +126,7 @@ class Structure:
             codecs=[grid.codec()],
             fill=spec.fill,
             attributes=spec.attributes,
-            separator=self.layer_separator,
+            separator=self.separators[0],
         )
 
     def encode(self, i: int, image: Image, workers: int | None = None) -> tuple[dict[str, bytes], tuple[int, ...]]:
@@ -145,14 +145,14 @@ class Structure:
             grid = self._grids[spec.name]
             hints = hints_for(stored) if grid.chain.method == "pcodec" else Hints()
             shard = encode_shard(stored, grid, spec.fill, hints, workers, bound=self._bound)
-            shards[chunk_key(spec.name, (i, 0, 0), self.layer_separator)] = shard
+            shards[chunk_key(spec.name, (i, 0, 0), self.separators[0])] = shard
             if self._bound:
                 bindings[spec.name] = binding_of(shard, grid)
         return shards, (*plane_checksums(image), *bindings.values())
 
     def small_chunk(self, spec: ArraySpec) -> tuple[str, bytes | None]:
         """Return key and bytes of the one chunk of a small array; no bytes if it has no values."""
-        return chunk_key(spec.name, (0,) * spec.data.ndim, self._small_separator), encode_small(spec.data)
+        return chunk_key(spec.name, (0,) * spec.data.ndim, self.separators[1]), encode_small(spec.data)
 
     def nodes(self, small: Sequence[ArraySpec], others: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Return the metadata document of every array and group below the root.
@@ -165,7 +165,7 @@ class Structure:
             Metadata documents of arrays besides these and the layers.
         """
         nodes: dict[str, dict[str, Any]] = {spec.name: self.layer_metadata(spec) for spec in self.layers}
-        nodes |= {spec.name: small_metadata(spec, self._small_separator) for spec in small}
+        nodes |= {spec.name: small_metadata(spec, self.separators[1]) for spec in small}
         nodes |= others
         for group in sorted({name.rpartition("/")[0] for name in nodes} - {""}):
             nodes[group] = group_metadata()

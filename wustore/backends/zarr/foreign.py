@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from wustore.backends.zarr.codecs import DamagedChunk, strip_crc
 from wustore.errors import CorruptError, FormatError
-from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys, UrlKeys
+from wustore.storage.stores import ObjectKeys
+from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys
 
 __all__ = ["ForeignArray"]
 
@@ -21,7 +22,7 @@ _FILTERS = Lock()
 
 def _store_of(keys: Keys) -> tuple[Any, str]:
     """Return zarr-python's Store of the keys, and the path of the group in it."""
-    if isinstance(keys, UrlKeys):
+    if isinstance(keys, ObjectKeys):
         return keys.objects.zarr_store(keys.base)
     if isinstance(keys, StoreKeys):
         return keys.store, ""

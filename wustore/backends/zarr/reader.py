@@ -45,6 +45,7 @@ from wustore.format.version import check_version
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage import buffers
 from wustore.storage.journal import JOURNAL
+from wustore.storage.locks import CLAIM
 from wustore.storage.stores import open_keys
 from wustore.storage.threads import in_threads, read_ahead, worker_count, worth
 from wustore.storage.url import CONCURRENCY
@@ -468,9 +469,9 @@ def _without_root(keys: Keys) -> WuStoreError:
             found=f"{done} images written",
             hint="Run the same conversion again with --resume; wustore info says what is left of one in parts.",
         )
-    if next(_listed(keys, "science/"), "").startswith("science/c"):
+    if next(_listed(keys, "science/"), "").startswith("science/c") or keys.size(CLAIM) is not None:
         return IncompleteError(
-            "the store is not whole: it has images, but no root document",
+            "the store is not whole: it has no root document",
             path=keys.name,
             hint="Whoever writes it is at work, or was stopped: write it again.",
         )

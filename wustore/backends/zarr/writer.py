@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import itertools
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,14 +16,17 @@ import numpy as np
 from wustore.backends.base import ResumableWriter
 from wustore.backends.zarr.capsule import DATA, bound_spec, data_metadata, write_data
 from wustore.backends.zarr.encoder import Structure
-from wustore.backends.zarr.metadata import to_json
-from wustore.errors import StoreExistsError, UsageError
+from wustore.backends.zarr.metadata import SEPARATOR, separator_of, to_json
+from wustore.errors import CorruptError, StoreExistsError, UsageError
 from wustore.format.arrays import ArraySpec
+from wustore.format.document import NAMES
 from wustore.format.packed import pack
+from wustore.format.tagged_json import parse
 from wustore.model.checksum import crc32c
-from wustore.model.meta import Capsule, Image
+from wustore.model.meta import LAYERS, Capsule, Image
 from wustore.storage.buffers import Spool
-from wustore.storage.journal import JOURNAL, Entry, Journal, check_complete
+from wustore.storage.journal import JOURNAL, REPLACES, Entry, Journal, check_complete
+from wustore.storage.locks import Claim
 from wustore.storage.staging import Staging, retire
 from wustore.storage.threads import worker_count
 from wustore.storage.zarr_store import DirectoryKeys, Keys
@@ -36,6 +40,7 @@ __all__ = [
     "TransactionTarget",
     "ZarrWriter",
     "ZipTarget",
+    "exists",
     "options_from",
 ]
 
@@ -73,9 +78,29 @@ class Target(ABC):
     ----------
     keys
         To write to.
+    separators
+        Of the chunk keys there, of layers and of small arrays.
+    replaces
+        CRC-32C of the root document of the store that stays until the new one appears, if there is one.
     """
 
     keys: Keys
+
+    separators: tuple[str, str] = (SEPARATOR, SEPARATOR)
+    replaces: int | None = None
+
+    def check_alone(self, *, now: bool = False) -> None:  # noqa: B027 - most write where nobody else does
+        """Check that nobody else has begun to write here, ``now`` or if the last time was long ago."""
+
+    def leave(self) -> None:  # noqa: B027 - most hold nothing
+        """Leave what is there as it is: it belongs to another conversion."""
+
+    def switch(self, root: bytes, documents: Mapping[str, bytes]) -> None:
+        """Write the metadata documents by key, and last of all the root: without it nothing opens as a store."""
+        for key, document in documents.items():
+            self.keys.set(key, document)
+        if root:
+            self.keys.set("zarr.json", root)
 
     @abstractmethod
     def publish(self, journal: Journal | None) -> None:
@@ -140,21 +165,121 @@ class ZipTarget(DirectoryTarget):
 
 
 class StoreTarget(Target):
-    """A zarr Store: nothing can be renamed there, so the root document, written last, is what makes it a store."""
+    """A URL or zarr Store: nothing can be renamed there, so one write of the root document makes the store appear.
 
-    def __init__(self, keys: Keys, *, keep: bool) -> None:
+    What is replaced stays whole until then: the new chunks have keys with the other separator. Two that write at a time
+    are kept apart by a claim, and by the root document, which is only written if it is still the one that was there.
+
+    Parameters
+    ----------
+    keep
+        What is written is kept for a resume. Several processes write the same then, and the journal keeps others away.
+    """
+
+    def __init__(self, keys: Keys, *, overwrite: bool, keep: bool) -> None:
         self.keys = keys
         self._keep = keep
+        self._claim = Claim(keys)
+        if keep:
+            self._claim.refuse_others()
+        else:
+            self._claim.take()
+        try:
+            found = keys.versioned("zarr.json")
+            self._version = None if found is None else found[1]
+            if found is not None:
+                if not overwrite:
+                    raise exists(keys.name)
+                self.separators = _free_separators(keys, found[0])
+                self.replaces = crc32c(found[0])
+            if not Journal(keys).has_begun():
+                keys.delete_all(self._remains() if found is not None else self._all())
+        except BaseException:
+            self.leave()
+            raise
+
+    def _all(self) -> list[str]:
+        return [key for key in self.keys.list("") if key.partition("/")[0] in NAMES]
+
+    def _remains(self) -> list[str]:
+        """Return the keys that only the new store uses."""
+        return [key for key in self.keys.list("") if self._is_new(key)]
+
+    def _is_new(self, key: str) -> bool:
+        match = _CHUNK.fullmatch(key)
+        return match is not None and match[2] == self.separators[0 if match[1] in {*LAYERS, DATA} else 1]
+
+    def check_alone(self, *, now: bool = False) -> None:
+        """Check that the claim is still held, and say so again; see `Target.check_alone`."""
+        if not self._keep:
+            self._claim.renew(now=now)
+
+    def switch(self, root: bytes, documents: Mapping[str, bytes]) -> None:
+        """Let the store appear, in the place of another one if there is one."""
+        if self.replaces is None:
+            super().switch(b"", documents)
+        self.check_alone(now=True)
+        if not self.keys.set_if("zarr.json", root, self._version):
+            raise StoreExistsError(
+                "another process has written a store to this place meanwhile",
+                path=self.keys.name,
+                hint="Open what is there; or write again, to another name or with --overwrite.",
+            )
+        if self.replaces is not None:
+            super().switch(b"", documents)
+            self.keys.delete_all([key for key in self._all() if not (key in documents or self._is_of(key, documents))])
+
+    def _is_of(self, key: str, documents: Mapping[str, bytes]) -> bool:
+        """Return whether a key is a chunk of the new store."""
+        name = key.removesuffix("/c") if key.endswith("/c") else ""
+        match = _CHUNK.fullmatch(key)
+        if match is not None and self._is_new(key):
+            name = match[1]
+        return f"{name}/zarr.json" in documents
 
     def publish(self, journal: Journal | None) -> None:
         """Drop the journal: the root document stands."""
         if journal is not None:
             journal.drop()
+        self.leave()
+
+    def leave(self) -> None:
+        """Give the claim back."""
+        if not self._keep:
+            self._claim.release()
 
     def discard(self) -> None:
-        """Remove every key, unless they are kept for a resume."""
-        if not self._keep:
-            self.keys.delete_below("")
+        """Remove what was written, unless it is kept for a resume, or another process has taken over."""
+        if self._keep or not self._claim.is_held():
+            return
+        try:
+            self.keys.delete_all(self._all() if self.replaces is None else self._remains())
+        finally:
+            self.leave()
+
+
+_CHUNK = re.compile(r"(.+)/c([./])[0-9./]+")
+"""Keys of chunks: the array and the separator."""
+
+
+def _free_separators(keys: Keys, root: bytes) -> tuple[str, str]:
+    """Return separators of chunk keys, of layers and of small arrays, that the store there does not use."""
+    try:
+        nodes = parse(root)["consolidated_metadata"]["metadata"]
+        used = separator_of(nodes["science"]), separator_of(nodes["time"])
+    except (CorruptError, KeyError, TypeError):  # a damaged store
+        slashes = any(key.startswith("science/c/") for key in keys.list("science/"))
+        used = ("/", "/") if slashes else (".", ".")
+    return "." if used[0] == "/" else "/", "." if used[1] == "/" else "/"
+
+
+def exists(path: str) -> StoreExistsError:
+    """Return the error of a target that is there and must not be replaced."""
+    return StoreExistsError(
+        "the target exists already",
+        path=path,
+        hint="Choose another name, or overwrite it (--overwrite, overwrite=True).",
+    )
 
 
 class TransactionTarget(Target):
@@ -162,6 +287,8 @@ class TransactionTarget(Target):
 
     What is there already is replaced key by key, so that the source may be the same store, read image by image.
     """
+
+    separators = ("/", "/")
 
     def __init__(self, keys: Keys) -> None:
         self.keys = keys
@@ -206,7 +333,7 @@ class ZarrWriter(ResumableWriter):
             "bound": True,
             "layers": {spec.name: structure.layer_metadata(spec) for spec in structure.layers},
             "capsule_head": None if capsule is None else crc32c(capsule.head),
-        }
+        } | ({} if self._target.replaces is None else {REPLACES: self._target.replaces})
 
     # --- images -------------------------------------------------------------------------------------------
 
@@ -217,6 +344,7 @@ class ZarrWriter(ResumableWriter):
     def write(self, i: int, image: Image, capsule: bytes | None = None) -> None:
         """Write an image; the same image written twice, by whomever, gives the same bytes."""
         shards, row = self._structure.encode(i, image, self._workers)
+        self._target.check_alone()
         for key, value in shards.items():
             self._keys.set(key, value)
         self._kept.add(i, row, shards, capsule or b"" if self._capsule is not None else b"")
@@ -232,6 +360,7 @@ class ZarrWriter(ResumableWriter):
         self._kept.close()
 
     def _write_metadata(self) -> None:
+        self._target.check_alone(now=True)
         structure, others = self._structure, dict[str, Any]()
         small = structure.arrays(np.array(self._kept.finish(self._meta.n_images), np.uint32))
         capsule = self._capsule
@@ -244,17 +373,15 @@ class ZarrWriter(ResumableWriter):
             key, chunk = structure.small_chunk(spec)
             if chunk is not None:
                 self._keys.set(key, chunk)
-        for name, node in nodes.items():
-            self._keys.set(f"{name}/zarr.json", to_json(node))
-        # Last of all: without it nothing here opens as a store.
-        self._keys.set("zarr.json", to_json(structure.root(document, nodes)))
+        root = to_json(structure.root(document, nodes))
+        self._target.switch(root, {f"{name}/zarr.json": to_json(node) for name, node in nodes.items()})
         self._keys.retain(nodes)
 
     def _write_capsule(self, capsule: Capsule, nodes: dict[str, Any]) -> ArraySpec:
         images = range(self._meta.n_images)
         sizes = [len(capsule.head), *(self._kept.piece_size(i) for i in images)]
         total = sum(sizes)
-        separator = self._structure.layer_separator
+        separator = self._structure.separators[0]
         nodes[DATA] = data_metadata(total, separator)
         self._declare({DATA: nodes[DATA]})
         write_data(self._keys, total, itertools.chain([capsule.head], map(self._kept.piece, images)), separator)
