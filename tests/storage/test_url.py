@@ -263,6 +263,23 @@ def test_a_file_replaced_by_a_shorter_one(s3, tmp_path, suffix, many):
         reader.image(7)
 
 
+@pytest.mark.parametrize("suffix", [".h5", ".fits"])
+def test_a_file_replaced_by_one_of_the_same_size(s3, tmp_path, suffix, many):
+    path = tmp_path / f"same{suffix}"
+    wustore.save(many, path)
+    url = put(path, path.name)
+    with wustore.open_reader(url) as reader:
+        reader.read("science", STAMP)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        boto3.client("s3").put_object(Bucket="bucket", Key=path.name, Body=bytes(content))
+        s3.calls.clear()
+        # Each range is asked for with the version that was opened: no request is made to notice.
+        with pytest.raises(StoreReplacedError):
+            reader.read("science", (slice(6, 7), slice(0, 21), slice(0, 21)))
+        assert [method for method, _, _ in s3.calls if method == "HEAD"] == []
+
+
 def test_convert_between_buckets_and_back(s3, tmp_path):
     local = save(with_capsule(sample("rich")), str(tmp_path / "a.zarr"))
     wustore.convert(local, "s3://bucket/one.zarr")
@@ -525,6 +542,20 @@ def test_web_server(web, tmp_path, name):
         assert_same(expected, reader)
     with pytest.raises(StoreNotFoundError):
         wustore.open_reader(f"{web.url}/no-{name}")
+
+
+@pytest.mark.parametrize("form", ["fits", "sharded-fits"])
+def test_an_indexed_fits_opens_in_three_requests_at_most(s3, tmp_path, many, form):
+    path = tmp_path / "indexed.fits"
+    wustore.save(many, path, format=form)
+    wustore.index(path)
+    for name in sorted(path.parent.glob("*indexed.fits*")):
+        put(name, name.name)
+    s3.calls.clear()
+    with wustore.open_reader("s3://bucket/indexed.fits") as reader, wustore.open_reader(path) as expected:
+        assert len(s3.calls) <= 3
+        assert np.array_equal(reader.read("science", STAMP), expected.read("science", STAMP))
+        assert_same(expected, reader)
 
 
 def test_ranges_from_the_web(web, tmp_path, many):

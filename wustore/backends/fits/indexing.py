@@ -133,7 +133,7 @@ def _made(reader: FitsReader, progress: Progress | None) -> bytes:
             "name": Path(redact(file.path)).name,
             "size": file.scan.size,
             "sha256": sums[0],
-            "version": (file.state[1] or None) if file.is_remote else None,
+            "version": file.state[1] if file.is_remote and file.state[1].startswith('"') else None,  # a strong ETag
         }
         builder.add(facts, list(_kept(reader, number)), list(_tables(reader, number)), sums[1])
 

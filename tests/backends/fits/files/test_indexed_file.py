@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import os
 import pickle
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import fuzzing
 import numpy as np
 import pytest
 from astropy.wcs import WCS
@@ -282,3 +284,17 @@ def test_a_lost_file_of_the_index(tmp_path: Path, web: RangeServer) -> None:
     wustore.save(stack(), tmp_path / "single.fits")
     with pytest.raises((CorruptError, StoreReplacedError)):
         wustore.open_reader(f"{web.url}/single.fits", index=f"{path}.wuindex")
+
+
+def test_a_changed_index_gives_no_other_values(tmp_path: Path) -> None:
+    # Whatever is changed in an index, with checksums that fit: what is read is what the file holds, or an error.
+    opened = 0
+    for seed in range(120):
+        url = fuzzing.fits_index(tmp_path, tmp_path, random.Random(f"values {seed}"))
+        try:
+            with wustore.open_reader(url) as reader, wustore.open_reader(tmp_path / "night.fits") as expected:
+                opened += reader.index is not None
+                assert_same(expected, reader)
+        except fuzzing.ALLOWED:
+            continue
+    assert opened > 0
