@@ -1,6 +1,6 @@
 """The YAML text that ``WorkUnit.to_yaml()`` of KBMOD wrote from November 2023 to October 2024: read only.
 
-Everything, pixels included, stands in nested lists under top-level names in block style. KBMOD held all layers
+Everything, pixels included, is in nested lists under top-level names in block style. KBMOD held all layers
 in float32 then, so that is what the numbers are read into.
 """
 
@@ -111,7 +111,7 @@ class _Dump:
         found = (len(rows), widths.pop()) if len(widths) == 1 else None
         if found is None or found[1] < 1 or shape not in {None, found}:
             raise self.error("an image of the dump has the wrong shape", name, expected=shape, found=found)
-        # A number takes two characters at least, unless an alias stands for many.
+        # A number takes two characters at least, unless an alias means many.
         self._taken[name] += found[0] * found[1] * 8
         with located(self.path, name):
             check_size(self._taken[name], 4 * len(self.parts[name]))

@@ -147,7 +147,7 @@ class MemoryReader(Reader):
         return store is not None and store.state == self._state
 
     def check_state(self) -> None:
-        """Check that the name, if it has one, still stands for these images."""
+        """Check that the name, if it has one, still means these images."""
         if self._state != self.path and not self._is_named():
             raise replaced(self.path)
 

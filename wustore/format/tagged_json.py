@@ -110,7 +110,7 @@ def _from_base64(data: str, dtype: Any) -> np.ndarray[Any, Any]:
 def _encode_scalar(value: np.generic) -> Any:
     if value.dtype.kind not in _ARRAY_KINDS:
         raise FormatError("a value of this dtype has no JSON form", found=value.dtype)
-    # The dtype is kept beside the bits: datetime64, float16 and uint64 have no JSON form of their own.
+    # The dtype is kept with the bits: datetime64, float16 and uint64 have no JSON form of their own.
     little = np.asarray(value).astype(value.dtype.newbyteorder("<"))
     return {"$numpy": [little.dtype.str, base64.b64encode(little.tobytes()).decode("ascii")]}
 

@@ -260,7 +260,7 @@ def text_to_wcs(text: str) -> WCS:
     Raises
     ------
     FormatError
-        Where the text is not a header or wcslib refuses it.
+        If the text is not a header or wcslib refuses it.
     """
     wcs = copy.deepcopy(decoded_header(text))
     wcs._wustore_text = text

@@ -104,7 +104,7 @@ def _short(value: Any) -> str:
 
 
 def _check_layer(base: Meta, other: Meta, layer: str, path: str | None) -> None:
-    """Refuse what the array of this layer cannot hold as it stands: existing chunks are never rewritten."""
+    """Refuse what the array of this layer cannot hold as it is: existing chunks are never rewritten."""
     if not other.has_layer(layer):
         return
     hint = "Convert both into a new store instead."
@@ -233,7 +233,7 @@ def _common(a: NDArray[Any], b: NDArray[Any]) -> np.dtype[Any] | None:
 
 
 def _as_objects(column: Column) -> Column:
-    """Return a column as mixed values; numbers become Python's, so that 1 and 1.5 stand beside each other."""
+    """Return a column as mixed values; numbers become Python's, so that 1 and 1.5 can be in one column."""
     if column.kind != "plain":
         return replace(column, kind="json")
     values = np.empty(len(column.values), dtype=object)

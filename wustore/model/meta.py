@@ -43,7 +43,7 @@ def object_array(values: Iterable[Any]) -> NDArray[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Observatory:
-    """Where the telescope stands.
+    """Where the telescope is.
 
     Both forms are kept because turning one into the other rounds: FITS files hold the geodetic form,
     `astropy.coordinates.EarthLocation` holds the geocentric one.
@@ -170,7 +170,7 @@ class Image:
 
 @dataclass(frozen=True, eq=False)
 class Meta:
-    """Everything of a WorkUnit except pixels, PSF values and FITS leftovers.
+    """Everything of a WorkUnit except pixels, PSF values and the FITS reconstruction data (the capsule).
 
     Attributes
     ----------
@@ -287,7 +287,7 @@ class Meta:
         Raises
         ------
         FormatError
-            Where the images' dtypes have no common exact dtype (int64 beside float64, say).
+            If the images' dtypes have no common exact dtype (int64 and float64, say).
         """
         present = {dtype for dtype in self.dtypes[layer] if dtype is not None}
         if not present:

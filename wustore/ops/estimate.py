@@ -72,7 +72,7 @@ class Estimate:
 
 
 def free_bytes(target: str) -> int | None:
-    """Return the free space where ``target`` will be; None for a URL or where it cannot be told."""
+    """Return the free space where ``target`` will be; None for a URL, or if it is not known."""
     if "://" in target or target.startswith("ram:"):
         return None
     try:

@@ -1,4 +1,4 @@
-"""All or nothing: write beside the target, make it durable, then let it appear in one step.
+"""All or nothing: write next to the target, make it durable, then let it appear in one step.
 
 A `Staging` is a file or directory next to its target, on the same file system, whose lock its process holds. Whatever
 dies before `commit` leaves the target as it was. Overwriting swaps old and new in one step where the system can
@@ -157,7 +157,7 @@ def _refuse_foreign_directory(target: Path) -> None:
 
 
 def _private(target: Path) -> Path:
-    """Return a name beside a target that nobody else has, and that tells whose it is."""
+    """Return a name next to a target that nobody else has, and that says whose it is."""
     return target.with_name(f".{target.name}~{machine()}~{os.getpid()}-{uuid.uuid4().hex[:8]}{_MARK}")
 
 
@@ -239,7 +239,7 @@ def _change(path: Path, mode: int, group: int) -> None:
 
 
 def retire(path: Path, target: Path) -> None:
-    """Remove a file or directory beside or below a target; in one step it is no longer there.
+    """Remove a file or directory next to or below a target; in one step it is no longer there.
 
     What a process leaves that is killed meanwhile is removed by the next one that writes to this target.
     """
@@ -278,7 +278,7 @@ class Staging:
         Whether an existing target may be replaced.
     keep
         Use the one fixed name of `partial_path`, so that another process can continue or help; such a
-        staging survives `abort` unless asked otherwise. Where it is there already, whether the target may be
+        staging survives `abort` unless asked otherwise. If it is there already, whether the target may be
         replaced is asked by `commit` alone. By default the name is private to this object.
 
     Attributes
@@ -414,7 +414,7 @@ def stores_of(path: Path) -> list[Path]:
 
 
 def leftovers(path: Path) -> Iterator[Leftover]:
-    """Yield what processes that write, or wrote, left beside a store, or in a directory that is none.
+    """Yield what processes that write, or wrote, left next to a store, or in a directory that is none.
 
     ``abandoned``: nobody will use it again. ``unfinished``: a conversion that can be resumed. ``in use``: of a living
     process, or nothing is known of it. ``set aside``: old files that a killed process was about to replace.

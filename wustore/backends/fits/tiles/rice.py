@@ -192,7 +192,7 @@ def decode_floats(
     tiles
         Tiles of 4-byte integers.
     blank
-        The integer that stands for NaN, None for none.
+        The integer that means NaN, None for none.
     out
         C-contiguous float32 or float64, shape (tile, pixel).
 
