@@ -32,7 +32,7 @@ def open(path: Any, *, format: str | None = None, lazy: bool = True, **options: 
     path
         A file, directory, URL, ``ram:`` name or zarr Store object; the primary file of a sharded set.
     format
-        Format name, where the content must not decide.
+        Format name, if the content must not decide.
     lazy
         Read metadata only, pixels when they are touched (the default); False loads everything.
     options
@@ -155,7 +155,7 @@ def verify(
     path
         As in `open`.
     format
-        Format name, where the content must not decide.
+        Format name, if the content must not decide.
     fits
         Also write the FITS files that the store was made from to a temporary directory, and compare their sha256
         with the recorded one.

@@ -69,7 +69,7 @@ class _Dump:
         return CorruptError(what, path=self.path, where=name, **details)
 
     def value(self, name: str) -> Any:
-        """Return the value under a top-level name, None where it is not there."""
+        """Return the value under a top-level name, None if it is not there."""
         if name not in self.parts:
             return None
         try:
@@ -85,7 +85,7 @@ class _Dump:
             ) from error
 
     def items(self, name: str, count: int) -> list[Any] | None:
-        """Return a list of ``count`` values; None where the dump has no such list."""
+        """Return a list of ``count`` values; None if the dump has no such list."""
         value = self.value(name)
         if value is None:
             return None

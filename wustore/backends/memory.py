@@ -76,7 +76,7 @@ class MemoryReader(Reader):
     capsule, pieces
         FITS reconstruction data, if there are any, and the part of each image.
     path
-        Its ``ram:`` name where it is registered, and pickles by address; others get a name of their own, so that
+        Its ``ram:`` name if it is registered, and pickles by address; others get a name of their own, so that
         no two are taken for the same, and pickle with their images.
     state
         What identifies the images (`Reader.state`); its name by default.
@@ -222,7 +222,7 @@ class MemoryBackend(Backend):
         return _MemoryWriter(path, meta, capsule)
 
     def remove(self, path: str) -> None:
-        """Forget a store; nothing happens where there is none."""
+        """Forget a store; nothing happens if there is none."""
         _STORES.pop(path, None)
 
 

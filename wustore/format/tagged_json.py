@@ -37,7 +37,7 @@ import numpy as np
 
 from wustore.errors import CorruptError, FormatError
 
-__all__ = ["DEEPEST", "RawYaml", "decode", "dtype_from", "dumps", "encode", "loads"]
+__all__ = ["DEEPEST", "RawYaml", "decode", "dtype_from", "dumps", "encode", "loads", "most_values"]
 
 DEEPEST = 50
 """Levels of objects and arrays in a value or document: no configuration needs them, and Python's stack holds them."""
@@ -253,6 +253,11 @@ _VALUES = 1 << 21
 """Values that a text of any length may hold; in memory each takes about 70 bytes, where its text may be two."""
 
 
+def most_values(stored: int) -> int:
+    """Return how many values a text may hold that was unpacked from so many bytes."""
+    return _VALUES + stored // 24
+
+
 def parse(
     text: str | bytes | bytearray,
     *,
@@ -268,7 +273,7 @@ def parse(
     stored
         The length of what the text was unpacked from [byte], by default its own.
     """
-    most = _VALUES + (len(text) if stored is None else stored) // 24
+    most = most_values(len(text) if stored is None else stored)
     if isinstance(text, str):
         count = text.count(",") + text.count("[") + text.count("{")
     else:

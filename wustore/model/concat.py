@@ -214,7 +214,7 @@ def _mask(column: Column) -> NDArray[np.bool_]:
 
 
 def _nothing(like: Column, n: int) -> Column:
-    """Return a column without values: None where the kind knows it, masked cells where it does not."""
+    """Return a column without values: None if the kind knows it, masked cells if it does not."""
     if like.kind != "plain":
         return replace(like, values=np.full(n, None, dtype=object), mask=None)
     values = np.zeros((n, *like.values.shape[1:]), dtype=like.values.dtype)
@@ -222,7 +222,7 @@ def _nothing(like: Column, n: int) -> Column:
 
 
 def _common(a: NDArray[Any], b: NDArray[Any]) -> np.dtype[Any] | None:
-    """Return the dtype that holds both columns exactly, None where there is none."""
+    """Return the dtype that holds both columns exactly, None if there is none."""
     if a.shape[1:] != b.shape[1:]:
         return None
     if a.dtype == b.dtype:

@@ -158,7 +158,7 @@ def write(
     Parameters
     ----------
     format_name
-        Format name, or None where the target's ending says it.
+        Format name, or None if the target's ending says it.
     overwrite
         Whether an existing store may be replaced.
     capsule

@@ -193,7 +193,7 @@ def estimate(
 
 
 def refuse_if_too_large(found: Estimate, target: str) -> None:
-    """Raise where the target has no room for what was estimated."""
+    """Raise if the target has no room for what was estimated."""
     if not found.fits:
         raise WuStoreError(
             "the target has not enough free space",

@@ -60,7 +60,7 @@ class Job:
     keep_capsule
         Whether FITS reconstruction data are kept, if there are any.
     capsule
-        The capsule's document, or None where there is none, or it is not kept.
+        The capsule's document, or None if there is none, or it is not kept.
     n_images
         The number of images.
     parts
@@ -238,7 +238,7 @@ def check_names(*addresses: Any) -> None:
     *sources, target = addresses
     if any(options_of(source) and options_of(source) != options_of(target) for source in sources):
         raise UsageError(
-            "a plan stores no storage options, and those of the source are lost where the target has none",
+            "a plan stores no storage options, and those of the source are lost if the target has none",
             path=redact(str(sources[0])),
             hint="Give them through the environment or a profile; or convert in one go, without a plan or --resume.",
         )
