@@ -103,9 +103,9 @@ def convert(
     LossWarning
         Of what each layer lost.
     StoreChangedWarning
-        Where a FITS file is not the one that the store was imported from, because its content was changed since.
+        If a FITS file is not the one that the store was imported from, because its content was changed since.
     OuterChangedWarning
-        Where it is that one, but was in a .gz, .bz2 or .zip file that does not come back with the same bytes.
+        If it is that one, but was in a .gz, .bz2 or .zip file that does not come back with the same bytes.
     """
     source = address_of(source, storage_options=storage_options)
     target = address_of(target, to_write=True, storage_options=storage_options)
@@ -163,7 +163,7 @@ def refuse_same(source: Any, target: Any) -> None:
     Raises
     ------
     UsageError
-        Where they are the same, by name or as files.
+        If they are the same, by name or as files.
     """
     same = source is target or source == target
     if isinstance(source, str) and isinstance(target, str) and Path(source).exists() and Path(target).exists():

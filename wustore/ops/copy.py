@@ -158,7 +158,7 @@ def write(
     Parameters
     ----------
     format_name
-        Format name, or None where the target's ending says it.
+        Format name, or None if the target's ending says it.
     overwrite
         Whether an existing store may be replaced.
     capsule
@@ -176,8 +176,8 @@ def write(
     refuse_newer(reader)
     if overwrite:
         refuse_others(backend, target)
-    leftovers = reader.capsule() if capsule else None
-    writer = backend.create(target, reader.meta, capsule=leftovers, overwrite=overwrite, workers=workers, **options)
+    kept = reader.capsule() if capsule else None
+    writer = backend.create(target, reader.meta, capsule=kept, overwrite=overwrite, workers=workers, **options)
     copy(reader, writer, workers=workers, progress=progress)
     return measured_loss(reader, target, backend, options, workers)
 

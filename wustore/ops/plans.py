@@ -58,9 +58,9 @@ class Job:
     overwrite
         Whether a store at the target may be replaced.
     keep_capsule
-        Whether FITS leftovers are kept, where there are any.
+        Whether FITS reconstruction data are kept, if there are any.
     capsule
-        The capsule's document, or None where there is none, or it is not kept.
+        The capsule's document, or None if there is none, or it is not kept.
     n_images
         The number of images.
     parts
@@ -188,7 +188,7 @@ def absolute(path: str) -> str:
 
 
 def save_plan(job: Job, capsule: Capsule | None = None) -> None:
-    """Let a plan stand beside its target.
+    """Store a plan next to its target.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ def save_plan(job: Job, capsule: Capsule | None = None) -> None:
         keys.set(_CAPSULE, capsule.head)
     # Keys in their order: HDF5 keeps that of the capsule's document.
     members = {name: value for name, value in asdict(job).items() if name != "target"}
-    keys.set(_JOB, sealed_text(members))  # last: with this file the plan stands
+    keys.set(_JOB, sealed_text(members))  # last: this file makes the plan
 
 
 _KINDS: dict[str, type | UnionType] = {
@@ -238,7 +238,7 @@ def check_names(*addresses: Any) -> None:
     *sources, target = addresses
     if any(options_of(source) and options_of(source) != options_of(target) for source in sources):
         raise UsageError(
-            "a plan stores no storage options, and those of the source are lost where the target has none",
+            "a plan stores no storage options, and those of the source are lost if the target has none",
             path=redact(str(sources[0])),
             hint="Give them through the environment or a profile; or convert in one go, without a plan or --resume.",
         )
@@ -346,11 +346,11 @@ def plan(
                 save_plan(found)
             return found
         refuse_newer(reader)
-        leftovers = reader.capsule() if capsule else None
-        if leftovers is not None:
-            wanted = replace(wanted, capsule=dict(leftovers.document))
-        started(wanted, reader, leftovers)
-        save_plan(wanted, leftovers)
+        kept = reader.capsule() if capsule else None
+        if kept is not None:
+            wanted = replace(wanted, capsule=dict(kept.document))
+        started(wanted, reader, kept)
+        save_plan(wanted, kept)
     return wanted
 
 
@@ -405,7 +405,7 @@ def discard(target: str) -> None:
     Raises
     ------
     IncompleteError, UsageError
-        Where there is none.
+        If there is none.
     """
     keys = keys_of(target)
     if not is_local(target) and keys.size("zarr.json") is not None:
