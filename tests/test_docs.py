@@ -76,11 +76,22 @@ def test_notebook_runs(tmp_path):
     assert any("cutting" in output.get("text", str(output.get("data"))) for output in bars)
 
 
+def anchors(page):
+    """The names of a page's headings."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_and_files_exist(page):
     text = page.read_text("utf-8")
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
-        assert "://" in target or (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", text):
+        if "://" in target:
+            continue
+        assert page.name != "README.md", f"{target}: PyPI shows the README, and knows no other file"
+        aim = page.parent / target if target else page
+        assert aim.exists(), target
+        assert not anchor or anchor in anchors(aim), f"{target}#{anchor}"
     for name in re.findall(r"`((?:tests|docs|schemas|wustore)/[\w./-]+\.\w+)", text):
         assert (ROOT / name).is_file(), name
     for file, test in re.findall(r"`(tests/\w+\.py)::(\w+)", text):

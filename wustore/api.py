@@ -32,7 +32,7 @@ def open(path: Any, *, format: str | None = None, lazy: bool = True, **options: 
     path
         A file, directory, URL, ``ram:`` name or zarr Store object; the primary file of a sharded set.
     format
-        Format name, where the content must not decide.
+        Format name, if the content must not decide.
     lazy
         Read metadata only, pixels when they are touched (the default); False loads everything.
     options
@@ -49,7 +49,7 @@ def open(path: Any, *, format: str | None = None, lazy: bool = True, **options: 
     ------
     StoreNotFoundError, UnknownFormatError, FormatError, VersionError, IncompleteError, CorruptError, UsageError
     MissingDependencyError
-        Where the store, or a URL, needs an extra that is not installed.
+        If the store, or a URL, needs an extra that is not installed.
     """
     from wustore.work_unit import work_unit_from
 
@@ -103,14 +103,14 @@ def save(
     ------
     StoreExistsError, UnknownFormatError, UsageError, FidelityError, OSError
     CorruptError
-        Where a lazy WorkUnit's store is damaged.
+        If a lazy WorkUnit's store is damaged.
 
     Warns
     -----
     StoreChangedWarning
-        Where a FITS file is not the one that the store was imported from, because its content was changed since.
+        If a FITS file is not the one that the store was imported from, because its content was changed since.
     OuterChangedWarning
-        Where it is that one, but was in a .gz, .bz2 or .zip file that does not come back with the same bytes.
+        If it is that one, but was in a .gz, .bz2 or .zip file that does not come back with the same bytes.
     """
     from wustore.store_view import reader_of
     from wustore.work_unit import WorkUnit
@@ -155,7 +155,7 @@ def verify(
     path
         As in `open`.
     format
-        Format name, where the content must not decide.
+        Format name, if the content must not decide.
     fits
         Also write the FITS files that the store was made from to a temporary directory, and compare their sha256
         with the recorded one.

@@ -469,7 +469,7 @@ class BackendConformance:
             self.backend.open(str(other))
 
     def test_checksums(self, path: str) -> None:
-        """Where checksums are stored they are those of the planes."""
+        """Checksums, if they are stored, are those of the planes."""
         from wustore.model.checksum import plane_checksum
 
         source = sample("missing")

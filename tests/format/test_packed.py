@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from wustore.errors import CorruptError
+from wustore.format import packed as packed_arrays
 from wustore.format.arrays import ArraySpec
 from wustore.format.packed import pack, unpack
 from wustore.model.compare import same_bits
@@ -65,3 +66,28 @@ def test_every_truncation_is_an_error() -> None:
 def test_entries_that_do_not_fit(entry: object) -> None:
     with pytest.raises(CorruptError):
         unpack(with_table(a=entry))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"more": ["<i2", [6], 0, 12]}, "overlap"),
+        ({"texts": ["text", [4], 28, 26]}, "not as many"),
+    ],
+)
+def test_arrays_that_cannot_be(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(CorruptError, match=message):
+        unpack(with_table(**changes))
+
+
+def test_arrays_do_not_share_what_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts are counted over all arrays, before one of them is made, by what they were unpacked from."""
+    monkeypatch.setattr(packed_arrays, "most_values", lambda stored: stored // 10)
+    texts = object_array(["x"] * 8)
+    content = pack(ArraySpec(name, texts, ("x",)) for name in "abc").data
+    assert len(unpack(content, 160)) == 3
+    made: list[int] = []
+    monkeypatch.setattr(packed_arrays, "object_array", lambda texts: made.append(1))
+    with pytest.raises(CorruptError, match="too many texts"):
+        unpack(content, 150)
+    assert made == []

@@ -1,6 +1,6 @@
 """The YAML text that ``WorkUnit.to_yaml()`` of KBMOD wrote from November 2023 to October 2024: read only.
 
-Everything, pixels included, stands in nested lists under top-level names in block style. KBMOD held all layers
+Everything, pixels included, is in nested lists under top-level names in block style. KBMOD held all layers
 in float32 then, so that is what the numbers are read into.
 """
 
@@ -69,7 +69,7 @@ class _Dump:
         return CorruptError(what, path=self.path, where=name, **details)
 
     def value(self, name: str) -> Any:
-        """Return the value under a top-level name, None where it is not there."""
+        """Return the value under a top-level name, None if it is not there."""
         if name not in self.parts:
             return None
         try:
@@ -85,7 +85,7 @@ class _Dump:
             ) from error
 
     def items(self, name: str, count: int) -> list[Any] | None:
-        """Return a list of ``count`` values; None where the dump has no such list."""
+        """Return a list of ``count`` values; None if the dump has no such list."""
         value = self.value(name)
         if value is None:
             return None
@@ -111,7 +111,7 @@ class _Dump:
         found = (len(rows), widths.pop()) if len(widths) == 1 else None
         if found is None or found[1] < 1 or shape not in {None, found}:
             raise self.error("an image of the dump has the wrong shape", name, expected=shape, found=found)
-        # A number takes two characters at least, unless an alias stands for many.
+        # A number takes two characters at least, unless an alias means many.
         self._taken[name] += found[0] * found[1] * 8
         with located(self.path, name):
             check_size(self._taken[name], 4 * len(self.parts[name]))

@@ -76,7 +76,7 @@ class MemoryReader(Reader):
     capsule, pieces
         FITS reconstruction data, if there are any, and the part of each image.
     path
-        Its ``ram:`` name where it is registered, and pickles by address; others get a name of their own, so that
+        Its ``ram:`` name if it is registered, and pickles by address; others get a name of their own, so that
         no two are taken for the same, and pickle with their images.
     state
         What identifies the images (`Reader.state`); its name by default.
@@ -147,7 +147,7 @@ class MemoryReader(Reader):
         return store is not None and store.state == self._state
 
     def check_state(self) -> None:
-        """Check that the name, if it has one, still stands for these images."""
+        """Check that the name, if it has one, still means these images."""
         if self._state != self.path and not self._is_named():
             raise replaced(self.path)
 
@@ -222,7 +222,7 @@ class MemoryBackend(Backend):
         return _MemoryWriter(path, meta, capsule)
 
     def remove(self, path: str) -> None:
-        """Forget a store; nothing happens where there is none."""
+        """Forget a store; nothing happens if there is none."""
         _STORES.pop(path, None)
 
 

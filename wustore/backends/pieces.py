@@ -1,6 +1,6 @@
 """Writing in pieces for formats that are one file: each image's bytes wait in a file of their own.
 
-Beside the target, in `staging.partial_path`, stands one file for each image as the format's encoder made it,
+Next to the target, in `staging.partial_path`, is one file for each image as the format's encoder made it,
 with a journal like that of an unfinished Zarr store. Any process may add images. At the end an ordinary writer places
 them in order and lets the store appear, so that the bytes are those of an ordinary conversion.
 """
@@ -45,7 +45,7 @@ class PieceWriter(ResumableWriter):
     Raises
     ------
     UsageError
-        Where another conversion has been started here.
+        If another conversion has been started here.
     StoreExistsError, StoreNotFoundError, OSError
         What an ordinary writer would refuse, before anything is written.
     """
@@ -131,7 +131,7 @@ class PieceWriter(ResumableWriter):
     def _complete(self, entries: Sequence[Entry], error: StoreExistsError) -> None:
         """Go on where a process was killed that let the store, or some files of a set, appear already.
 
-        Whether what stands there is that, its bytes say; files that differ are somebody else's.
+        Whether it is that, its bytes say; files that differ are somebody else's.
         """
         whole = self._partial / "whole"
         remove(whole)

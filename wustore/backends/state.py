@@ -1,6 +1,6 @@
 """Which state of a store a reader belongs to: one that is replaced meanwhile must not be mixed with the old one.
 
-A state is a text. It is made of the content where the format keeps checksums (the root document, the small arrays,
+A state is a text. It is made of the content if the format keeps checksums (the root document, the small arrays,
 the checksums of the planes), so that a copy of a store is the same state; elsewhere of sizes and modification times.
 """
 

@@ -42,7 +42,7 @@ STANDARD_COLUMNS = ("data_loc", "ebd_wcs", "geocentric_distance", "per_image_wcs
 _WCS_PREFIX = "_WCSSTR_"
 _EMPTY_PREFIX = "_EMPTY_"
 _WCS_TAG = "wustore:wcs"
-"""Key of the mapping that stands for a WCS inside a column of mixed values."""
+"""Key of the mapping that represents a WCS inside a column of mixed values."""
 
 
 # --- cells --------------------------------------------------------------------------------------------

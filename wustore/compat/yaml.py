@@ -87,7 +87,7 @@ _Loader.add_constructor(None, _foreign)
 
 
 def _expanded_size(node: yaml.Node, seen: dict[int, int]) -> int:
-    """Return how many values ``node`` stands for once its aliases are followed; at least the limit for a cycle."""
+    """Return how many values ``node`` means once its aliases are followed; at least the limit for a cycle."""
     key = id(node)
     if key in seen:
         return seen[key]

@@ -1,4 +1,4 @@
-"""Small arrays of a store, whole: what stands next to the layers."""
+"""Small arrays of a store, whole: what a store holds besides the layers."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _RESERVED = re.compile(r"con|prn|aux|nul|com\d|lpt\d", re.IGNORECASE)
 
 
 def _node_names(names: list[str]) -> list[str]:
-    """Return an array name for every column: its own where that is safe in any container and file system."""
+    """Return an array name for every column: its own if that is safe in any container and file system."""
     taken: set[str] = set()
     nodes = []
     for k, name in enumerate(names):

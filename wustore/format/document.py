@@ -1,7 +1,7 @@
 """How a WorkUnit is laid out in named arrays and one root document: the format, without the container.
 
 The Zarr and HDF5 backends store what this module gives them under the same names, and FITS carries the
-same document where its own layout cannot hold a value. Rules: docs/spec.md; shape of the document:
+same document if its own layout cannot hold a value. Rules: docs/spec.md; shape of the document:
 schemas/1.0/document.schema.json.
 """
 

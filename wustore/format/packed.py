@@ -7,6 +7,7 @@ then the bytes: numbers little-endian in C order, text as a JSON list.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterable
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from wustore.errors import CorruptError
 from wustore.format.arrays import ArraySpec
-from wustore.format.tagged_json import dtype_from, parse
+from wustore.format.tagged_json import dtype_from, most_values, parse
 from wustore.model.meta import object_array
 
 __all__ = ["PACKED", "pack", "unpack"]
@@ -44,26 +45,41 @@ def pack(specs: Iterable[ArraySpec]) -> ArraySpec:
     return ArraySpec(PACKED, data, ("packed_byte",), {"long_name": "all small arrays, for a quick opening"})
 
 
-def unpack(packed: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    """Return the arrays by name that `pack` was given."""
+def unpack(packed: NDArray[np.uint8], stored: int | None = None) -> dict[str, NDArray[Any]]:
+    """Return the arrays by name that `pack` was given.
+
+    Parameters
+    ----------
+    stored
+        What the array was unpacked from [byte], by default its own size: it decides how many texts are believed.
+    """
     try:
-        stored = np.ascontiguousarray(packed).data.cast("B")
-        (length,) = struct.unpack_from("<Q", stored)
-        table = parse(bytes(stored[8 : 8 + length]), what="the table")
-        bodies = stored[8 + length :]
-        return {name: _unpacked(bodies, *entry) for name, entry in table.items()}
+        content = np.ascontiguousarray(packed).data.cast("B")
+        stored = len(content) if stored is None else stored
+        (length,) = struct.unpack_from("<Q", content)
+        table = parse(str(content[8 : 8 + length], "utf-8"), stored=stored, what="the table")
+        bodies = content[8 + length :]
+        taken = sum(size for _, _, _, size in table.values())
+        if taken > len(bodies):
+            raise CorruptError("the packed arrays overlap", expected=f"{len(bodies)} bytes", found=f"{taken} bytes")
+        texts = sum(math.prod(shape) for dtype, shape, _, _ in table.values() if dtype == "text")
+        if texts > (most := most_values(stored) * 3 // 2):
+            raise CorruptError("the packed metadata hold too many texts", expected=f"at most {most}", found=texts)
+        return {name: _unpacked(bodies, stored, *entry) for name, entry in table.items()}
     except (struct.error, ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
         raise CorruptError("the packed metadata does not decode", where=f"array {PACKED}", found=error) from error
 
 
-def _unpacked(bodies: memoryview, dtype: str, shape: list[int], offset: int, size: int) -> NDArray[Any]:
+def _unpacked(bodies: memoryview, stored: int, dtype: str, shape: list[int], offset: int, size: int) -> NDArray[Any]:
     if not 0 <= offset <= offset + size <= len(bodies) or min(shape, default=0) < 0:
         raise CorruptError("an array is not where it should be", found=f"{size} bytes at {offset}, shape {shape}")
     body = bodies[offset : offset + size]
     if dtype != "text":
         native = dtype_from(dtype)
         return np.frombuffer(body, native.newbyteorder("<")).astype(native).reshape(shape)
-    texts = parse(bytes(body))
+    texts = parse(str(body, "utf-8"), stored=stored)
+    if len(texts) != math.prod(shape):
+        raise CorruptError("an array of text has not as many as its shape says", expected=shape, found=len(texts))
     if not all(isinstance(text, str) for text in texts):
         raise CorruptError("an array of text holds something else")
     return object_array(texts).reshape(shape)

@@ -37,7 +37,7 @@ import numpy as np
 
 from wustore.errors import CorruptError, FormatError
 
-__all__ = ["DEEPEST", "RawYaml", "decode", "dtype_from", "dumps", "encode", "loads"]
+__all__ = ["DEEPEST", "RawYaml", "decode", "dtype_from", "dumps", "encode", "loads", "most_values"]
 
 DEEPEST = 50
 """Levels of objects and arrays in a value or document: no configuration needs them, and Python's stack holds them."""
@@ -110,7 +110,7 @@ def _from_base64(data: str, dtype: Any) -> np.ndarray[Any, Any]:
 def _encode_scalar(value: np.generic) -> Any:
     if value.dtype.kind not in _ARRAY_KINDS:
         raise FormatError("a value of this dtype has no JSON form", found=value.dtype)
-    # The dtype is kept beside the bits: datetime64, float16 and uint64 have no JSON form of their own.
+    # The dtype is kept with the bits: datetime64, float16 and uint64 have no JSON form of their own.
     little = np.asarray(value).astype(value.dtype.newbyteorder("<"))
     return {"$numpy": [little.dtype.str, base64.b64encode(little.tobytes()).decode("ascii")]}
 
@@ -253,6 +253,11 @@ _VALUES = 1 << 21
 """Values that a text of any length may hold; in memory each takes about 70 bytes, where its text may be two."""
 
 
+def most_values(stored: int) -> int:
+    """Return how many values a text may hold that was unpacked from so many bytes."""
+    return _VALUES + stored // 24
+
+
 def parse(
     text: str | bytes | bytearray,
     *,
@@ -268,7 +273,7 @@ def parse(
     stored
         The length of what the text was unpacked from [byte], by default its own.
     """
-    most = _VALUES + (len(text) if stored is None else stored) // 24
+    most = most_values(len(text) if stored is None else stored)
     if isinstance(text, str):
         count = text.count(",") + text.count("[") + text.count("{")
     else:

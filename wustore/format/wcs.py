@@ -38,7 +38,7 @@ _LOOKUP_KEYWORDS = {"cpdis1": "WUCPDIS1", "cpdis2": "WUCPDIS2", "det2im1": "WUD2
 """Our own keywords for distortion tables, which FITS itself keeps in further HDUs; other readers skip them."""
 _TABLE_PARTS = ("data", "crpix", "crval", "cdelt")
 _NO_FIX = "WUNOFIX"
-"""Present and true where the WCS was made with ``fix=False`` and would read back differently with fixes."""
+"""Present and true if the WCS was made with ``fix=False`` and would read back differently with fixes."""
 
 # Attribute of Wcsprm -> keyword. Scalars that wcslib prints with too few digits.
 _SCALARS = {
@@ -260,7 +260,7 @@ def text_to_wcs(text: str) -> WCS:
     Raises
     ------
     FormatError
-        Where the text is not a header or wcslib refuses it.
+        If the text is not a header or wcslib refuses it.
     """
     wcs = copy.deepcopy(decoded_header(text))
     wcs._wustore_text = text
@@ -447,7 +447,7 @@ def wcs_to_text(wcs: WCS) -> str:
     Returns
     -------
     str
-        Cards of 80 characters. The very text ``wcs`` was read from, where it was and has not changed since.
+        Cards of 80 characters. The very text ``wcs`` was read from, if it was and has not changed since.
 
     Raises
     ------

@@ -104,7 +104,7 @@ def _short(value: Any) -> str:
 
 
 def _check_layer(base: Meta, other: Meta, layer: str, path: str | None) -> None:
-    """Refuse what the array of this layer cannot hold as it stands: existing chunks are never rewritten."""
+    """Refuse what the array of this layer cannot hold as it is: existing chunks are never rewritten."""
     if not other.has_layer(layer):
         return
     hint = "Convert both into a new store instead."
@@ -214,7 +214,7 @@ def _mask(column: Column) -> NDArray[np.bool_]:
 
 
 def _nothing(like: Column, n: int) -> Column:
-    """Return a column without values: None where the kind knows it, masked cells where it does not."""
+    """Return a column without values: None if the kind knows it, masked cells if it does not."""
     if like.kind != "plain":
         return replace(like, values=np.full(n, None, dtype=object), mask=None)
     values = np.zeros((n, *like.values.shape[1:]), dtype=like.values.dtype)
@@ -222,7 +222,7 @@ def _nothing(like: Column, n: int) -> Column:
 
 
 def _common(a: NDArray[Any], b: NDArray[Any]) -> np.dtype[Any] | None:
-    """Return the dtype that holds both columns exactly, None where there is none."""
+    """Return the dtype that holds both columns exactly, None if there is none."""
     if a.shape[1:] != b.shape[1:]:
         return None
     if a.dtype == b.dtype:
@@ -233,7 +233,7 @@ def _common(a: NDArray[Any], b: NDArray[Any]) -> np.dtype[Any] | None:
 
 
 def _as_objects(column: Column) -> Column:
-    """Return a column as mixed values; numbers become Python's, so that 1 and 1.5 stand beside each other."""
+    """Return a column as mixed values; numbers become Python's, so that 1 and 1.5 can be in one column."""
     if column.kind != "plain":
         return replace(column, kind="json")
     values = np.empty(len(column.values), dtype=object)

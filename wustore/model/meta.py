@@ -43,7 +43,7 @@ def object_array(values: Iterable[Any]) -> NDArray[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Observatory:
-    """Where the telescope stands.
+    """Where the telescope is.
 
     Both forms are kept because turning one into the other rounds: FITS files hold the geodetic form,
     `astropy.coordinates.EarthLocation` holds the geocentric one.
@@ -53,7 +53,7 @@ class Observatory:
     geodetic
         Latitude [deg], longitude [deg] and height [m] on the WGS84 ellipsoid.
     geocentric
-        X, Y, Z [m] in the ITRS, or None where the source holds only the geodetic form.
+        X, Y, Z [m] in the ITRS, or None if the source holds only the geodetic form.
     """
 
     geodetic: tuple[float, float, float]
@@ -78,7 +78,7 @@ class Column:
     mask
         True where a cell is masked, same shape as ``values``; None for a column without a mask.
     unit, description, format
-        Attributes of an `astropy.table.Column`; None where not set.
+        Attributes of an `astropy.table.Column`; None if not set.
     meta
         Free metadata of the column.
     """
@@ -139,10 +139,10 @@ class Image:
         Shape (y, x), native byte order, C-contiguous; the source's dtype (float32 as KBMOD writes).
         Pixels under the mask keep the value the source has.
     mask
-        Shape (y, x), the source's dtype; None where the source has no mask layer.
+        Shape (y, x), the source's dtype; None if the source has no mask layer.
         A pixel is masked where the value is greater than 0.
     psf
-        Shape (psf_y, psf_x), the source's dtype; None where the source has no PSF layer.
+        Shape (psf_y, psf_x), the source's dtype; None if the source has no PSF layer.
     checksums
         Of the planes (`wustore.model.checksum.plane_checksum`), in the order of `LAYERS`, if whoever read the image
         computed them. Writers rely on them.
@@ -162,7 +162,7 @@ class Image:
         return cls(nothing if science is None else science, nothing if variance is None else variance, mask, psf)
 
     def layer(self, name: str) -> NDArray[Any] | None:
-        """Return the layer of that name (one of `LAYERS`), or None where it is absent."""
+        """Return the layer of that name (one of `LAYERS`), or None if it is absent."""
         if name not in LAYERS:
             raise KeyError(name)
         return getattr(self, name)  # type: ignore[no-any-return]
@@ -170,35 +170,35 @@ class Image:
 
 @dataclass(frozen=True, eq=False)
 class Meta:
-    """Everything of a WorkUnit except pixels, PSF values and FITS leftovers.
+    """Everything of a WorkUnit except pixels, PSF values and the FITS reconstruction data (the capsule).
 
     Attributes
     ----------
     times
-        Mid-exposure times, MJD [days, UTC]. Shape (n_images,), float64. NaN where the source has none.
+        Mid-exposure times, MJD [days, UTC]. Shape (n_images,), float64. NaN if the source has none.
     image_shape
         True sizes (y, x) of the images. Shape (n_images, 2), int32.
     psf_shape
-        True sizes (y, x) of the PSF kernels; (0, 0) where an image has none. Shape (n_images, 2), int32.
+        True sizes (y, x) of the PSF kernels; (0, 0) if an image has none. Shape (n_images, 2), int32.
     dtypes
-        For each layer the dtype of every image in the source; None where an image lacks the layer.
+        For each layer the dtype of every image in the source; None if an image lacks the layer.
         The array of a layer has the dtype `layer_dtype` gives, which holds each of them exactly.
     links
-        For each image the indices of its constituent images; None where the source does not say.
+        For each image the indices of its constituent images; None if the source does not say.
     constituents
         The table with one row per constituent image.
     configuration
-        Parameter name to value, in order; None where the source has no configuration.
+        Parameter name to value, in order; None if the source has no configuration.
     wcs
-        The global WCS as header text (cards of 80 characters, one string); None where there is none.
+        The global WCS as header text (cards of 80 characters, one string); None if there is none.
     reprojected
-        Whether the images were reprojected; None where the source never recorded it.
+        Whether the images were reprojected; None if the source never recorded it.
     reprojection_frame
         ``"original"``, ``"ebd"`` or None.
     barycentric_distance
         The distance used for the EBD reprojection [au], or None.
     observatory
-        None where the source does not say.
+        None if the source does not say.
     mask_flags
         Meaning to bit value of the mask flags, where known.
     source
@@ -287,7 +287,7 @@ class Meta:
         Raises
         ------
         FormatError
-            Where the images' dtypes have no common exact dtype (int64 beside float64, say).
+            If the images' dtypes have no common exact dtype (int64 and float64, say).
         """
         present = {dtype for dtype in self.dtypes[layer] if dtype is not None}
         if not present:

@@ -12,19 +12,28 @@ _RATIO = 64
 (deflate) and more."""
 
 
-def most_believed(stored: int) -> int:
-    """Return how large the content of ``stored`` bytes may be [byte]; memory is taken for no more."""
-    return max(_BELIEVED, _RATIO * stored)
+def most_believed(stored: int, file: int | None = None) -> int:
+    """Return how large the content of ``stored`` bytes may be [byte]; memory is taken for no more.
+
+    Parameters
+    ----------
+    stored
+        Of the packed bytes.
+    file
+        Size of the whole file if it is known: in a file of images metadata are the smaller part.
+    """
+    most = _RATIO * stored
+    return max(_BELIEVED, most if file is None else min(most, file))
 
 
-def check_size(claimed: int, stored: int) -> None:
+def check_size(claimed: int, stored: int, file: int | None = None) -> None:
     """Refuse a stated size that the bytes it comes from do not justify, before memory is taken for it.
 
     Parameters
     ----------
-    claimed, stored
-        What is to be taken, and what it comes from [byte].
+    claimed, stored, file
+        What is to be taken, what it comes from, and the size of the whole file if it is known [byte].
     """
-    most = most_believed(stored)
+    most = most_believed(stored, file)
     if not 0 <= claimed <= most:
         raise CorruptError("a size that cannot be", expected=f"at most {most} bytes", found=claimed)

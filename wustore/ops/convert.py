@@ -13,7 +13,7 @@ from wustore.errors import UsageError, WuStoreError
 from wustore.ops.copy import measured_loss, workers_within, write
 from wustore.ops.diff import LayerLoss
 from wustore.ops.jobs import run, run_on_cluster
-from wustore.ops.plans import discard, has_begun, plan, refuse_secrets
+from wustore.ops.plans import check_names, discard, has_begun, plan
 from wustore.storage.stores import address_of
 
 __all__ = ["PARTS_ON_A_CLUSTER", "convert", "refuse_same"]
@@ -103,16 +103,16 @@ def convert(
     LossWarning
         Of what each layer lost.
     StoreChangedWarning
-        Where a FITS file is not the one that the store was imported from, because its content was changed since.
+        If a FITS file is not the one that the store was imported from, because its content was changed since.
     OuterChangedWarning
-        Where it is that one, but was in a .gz, .bz2 or .zip file that does not come back with the same bytes.
+        If it is that one, but was in a .gz, .bz2 or .zip file that does not come back with the same bytes.
     """
     source = address_of(source, storage_options=storage_options)
     target = address_of(target, to_write=True, storage_options=storage_options)
     refuse_same(source, target)
     pieces = resume or scheduler is not None or processes
     if pieces:
-        refuse_secrets(source, target)
+        check_names(source, target)
     with open_reader(source, format=source_format) as reader:
         workers = workers_within(reader.meta, workers, max_memory)
         if not pieces:
@@ -163,7 +163,7 @@ def refuse_same(source: Any, target: Any) -> None:
     Raises
     ------
     UsageError
-        Where they are the same, by name or as files.
+        If they are the same, by name or as files.
     """
     same = source is target or source == target
     if isinstance(source, str) and isinstance(target, str) and Path(source).exists() and Path(target).exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 from wustore.backends.base import Backend, Progress, Reader, Writer
 from wustore.backends.proxy import CheckedReader
 from wustore.backends.registry import backend_for_writing, open_reader
-from wustore.errors import UsageError, VersionError
+from wustore.errors import StoreExistsError, UsageError, VersionError, WuStoreError
 from wustore.format.planes import plane_checksums
 from wustore.format.version import VERSION, is_newer
 from wustore.model.meta import LAYERS, Meta
@@ -27,6 +28,7 @@ __all__ = [
     "measured_loss",
     "refuse_loss",
     "refuse_newer",
+    "refuse_others",
     "workers_within",
     "write",
 ]
@@ -156,7 +158,7 @@ def write(
     Parameters
     ----------
     format_name
-        Format name, or None where the target's ending says it.
+        Format name, or None if the target's ending says it.
     overwrite
         Whether an existing store may be replaced.
     capsule
@@ -172,8 +174,10 @@ def write(
     backend = backend_for_writing(target, format_name)
     refuse_loss(backend, options, lossy=lossy)
     refuse_newer(reader)
-    leftovers = reader.capsule() if capsule else None
-    writer = backend.create(target, reader.meta, capsule=leftovers, overwrite=overwrite, workers=workers, **options)
+    if overwrite:
+        refuse_others(backend, target)
+    kept = reader.capsule() if capsule else None
+    writer = backend.create(target, reader.meta, capsule=kept, overwrite=overwrite, workers=workers, **options)
     copy(reader, writer, workers=workers, progress=progress)
     return measured_loss(reader, target, backend, options, workers)
 
@@ -214,6 +218,37 @@ def refuse_newer(reader: Reader) -> None:
             expected=f"version {VERSION}",
             found=f"version {(document or {})['version']}, with {', '.join(found[:5])}",
             hint="Update wustore; or remove them, if they are your own.",
+        )
+
+
+def refuse_others(backend: Backend, target: Any) -> None:
+    """Refuse to replace a store that others added something to: it would be gone with it.
+
+    Parameters
+    ----------
+    backend
+        That of the new store.
+    target
+        Where it will be. What is no store that can be opened is left to the backend.
+
+    Raises
+    ------
+    StoreExistsError
+    """
+    try:
+        reader = backend.try_open(target)
+    except (WuStoreError, OSError):
+        return
+    if reader is None:
+        return
+    with reader:
+        found = list(itertools.islice(reader.foreign(), 5))
+    if found:
+        raise StoreExistsError(
+            "the target holds what wustore did not write, which is not overwritten",
+            path=name_of(target),
+            found=", ".join(found),
+            hint="Choose another name, or remove it yourself.",
         )
 
 

@@ -220,7 +220,7 @@ def drop(
     progress: Progress | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> None:
-    """Remove layers, or the FITS leftovers, from a store.
+    """Remove layers, or the FITS reconstruction data (the capsule), from a store.
 
     Parameters
     ----------

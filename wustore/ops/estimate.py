@@ -72,7 +72,7 @@ class Estimate:
 
 
 def free_bytes(target: str) -> int | None:
-    """Return the free space where ``target`` will be; None for a URL or where it cannot be told."""
+    """Return the free space where ``target`` will be; None for a URL, or if it is not known."""
     if "://" in target or target.startswith("ram:"):
         return None
     try:
@@ -193,7 +193,7 @@ def estimate(
 
 
 def refuse_if_too_large(found: Estimate, target: str) -> None:
-    """Raise where the target has no room for what was estimated."""
+    """Raise if the target has no room for what was estimated."""
     if not found.fits:
         raise WuStoreError(
             "the target has not enough free space",

@@ -131,7 +131,7 @@ def finish(target: str) -> list[LayerLoss]:
 @contextmanager
 def _alone_at_the_end(target: str) -> Iterator[None]:
     """Let one process end a conversion: a second one would go on where the first has moved everything away."""
-    load_plan(target)  # where nothing is to be ended, this says so
+    load_plan(target)  # if nothing is to be ended, this says so
     if not is_local(target):
         yield  # there is no lock to be had; nor is anything moved away
         return

@@ -19,7 +19,7 @@ from wustore.backends.base import Reader, ResumableWriter
 from wustore.backends.registry import backend_for_writing, backend_named, open_reader
 from wustore.errors import CorruptError, IncompleteError, UsageError, WuStoreError
 from wustore.model.meta import Capsule
-from wustore.ops.copy import refuse_loss, refuse_newer
+from wustore.ops.copy import refuse_loss, refuse_newer, refuse_others
 from wustore.storage.journal import JOURNAL, Journal, sealed_text, unsealed
 from wustore.storage.staging import Staging, check_target, partial_path, retire
 from wustore.storage.stores import address_of, is_local, name_of, writable_keys
@@ -28,6 +28,7 @@ from wustore.storage.zarr_store import DirectoryKeys, Keys
 
 __all__ = [
     "Job",
+    "check_names",
     "discard",
     "has_begun",
     "keys_of",
@@ -35,7 +36,6 @@ __all__ = [
     "parts_left",
     "plan",
     "progress_of",
-    "refuse_secrets",
     "started",
 ]
 
@@ -58,9 +58,9 @@ class Job:
     overwrite
         Whether a store at the target may be replaced.
     keep_capsule
-        Whether FITS leftovers are kept, where there are any.
+        Whether FITS reconstruction data are kept, if there are any.
     capsule
-        The capsule's document, or None where there is none, or it is not kept.
+        The capsule's document, or None if there is none, or it is not kept.
     n_images
         The number of images.
     parts
@@ -188,7 +188,7 @@ def absolute(path: str) -> str:
 
 
 def save_plan(job: Job, capsule: Capsule | None = None) -> None:
-    """Let a plan stand beside its target.
+    """Store a plan next to its target.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ def save_plan(job: Job, capsule: Capsule | None = None) -> None:
         keys.set(_CAPSULE, capsule.head)
     # Keys in their order: HDF5 keeps that of the capsule's document.
     members = {name: value for name, value in asdict(job).items() if name != "target"}
-    keys.set(_JOB, sealed_text(members))  # last: with this file the plan stands
+    keys.set(_JOB, sealed_text(members))  # last: this file makes the plan
 
 
 _KINDS: dict[str, type | UnionType] = {
@@ -227,23 +227,31 @@ def _checked(plan: dict[str, Any]) -> dict[str, Any]:
     return plan
 
 
-def refuse_secrets(*addresses: Any) -> None:
-    """Refuse URLs that hold more than a place: what a plan stores is read by others.
+def check_names(*addresses: Any) -> None:
+    """Refuse what no plan may name: it is read by other processes, and by others.
 
     Raises
     ------
     UsageError
-        If one has a user, a password, a query or a fragment.
+        If one is an object, or a URL with a user, a password, a query or a fragment.
     """
     *sources, target = addresses
     if any(options_of(source) and options_of(source) != options_of(target) for source in sources):
         raise UsageError(
-            "a plan stores no storage options, and those of the source are lost where the target has none",
+            "a plan stores no storage options, and those of the source are lost if the target has none",
             path=redact(str(sources[0])),
             hint="Give them through the environment or a profile; or convert in one go, without a plan or --resume.",
         )
     for address in addresses:
-        if isinstance(address, str) and not is_local(address) and redact(address) != address:
+        if not isinstance(address, str):
+            raise UsageError(
+                "a conversion in pieces needs names that other processes can open",
+                path=name_of(address),
+                expected="a path or a URL",
+                found=f"{type(address).__name__} object",
+                hint="Convert it in one go: without resume, processes and scheduler.",
+            )
+        if not is_local(address) and redact(address) != address:
             raise UsageError(
                 "a plan is stored, and this URL holds credentials or a query",
                 path=redact(address),
@@ -293,16 +301,7 @@ def plan(
         As for `wustore.convert`.
     """
     source, target = address_of(source), address_of(target)
-    for place in (source, target):
-        if not isinstance(place, str):
-            raise UsageError(
-                "a conversion in pieces needs names that other processes can open",
-                path=name_of(place),
-                expected="a path or a URL",
-                found=f"{type(place).__name__} object",
-                hint="Convert it in one go: without resume, processes and scheduler.",
-            )
-    refuse_secrets(source, target)
+    check_names(source, target)
     backend = backend_for_writing(target, format)
     if not backend.resumes(target):
         raise UsageError(
@@ -314,6 +313,8 @@ def plan(
     refuse_loss(backend, options, lossy=lossy)
     if is_local(target) and not _may_stand(target):
         check_target(target, overwrite=overwrite)  # before anything is read
+    if overwrite:
+        refuse_others(backend, target)
     opened = open_reader(source, format=source_format) if source_reader is None else nullcontext(source_reader)
     with opened as reader:
         wanted = Job(
@@ -345,11 +346,11 @@ def plan(
                 save_plan(found)
             return found
         refuse_newer(reader)
-        leftovers = reader.capsule() if capsule else None
-        if leftovers is not None:
-            wanted = replace(wanted, capsule=dict(leftovers.document))
-        started(wanted, reader, leftovers)
-        save_plan(wanted, leftovers)
+        kept = reader.capsule() if capsule else None
+        if kept is not None:
+            wanted = replace(wanted, capsule=dict(kept.document))
+        started(wanted, reader, kept)
+        save_plan(wanted, kept)
     return wanted
 
 
@@ -404,7 +405,7 @@ def discard(target: str) -> None:
     Raises
     ------
     IncompleteError, UsageError
-        Where there is none.
+        If there is none.
     """
     keys = keys_of(target)
     if not is_local(target) and keys.size("zarr.json") is not None:

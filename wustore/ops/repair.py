@@ -173,7 +173,7 @@ class Cleaned:
 
 
 def clean(path: Any, *, unfinished: bool = False, dry_run: bool = False) -> list[Cleaned]:
-    """Find, and remove, what killed processes left beside a store, or beside all stores of a directory.
+    """Find, and remove, what killed processes left next to a store, or to all stores of a directory.
 
     Metadata documents of Zarr arrays that an append no longer came to write are written. What a living process writes
     stays. So do conversions that can be resumed, unless asked otherwise, and old files

@@ -143,7 +143,7 @@ class View(Reader):
         Indices of its images, in the order wanted; all by default.
     rows, columns
         The window, as slices with bounds and step 1 within the padded shape; everything by default. Constituent
-        WCSs move with it where the stack is not reprojected, the global WCS always.
+        WCSs move with it if the stack is not reprojected, the global WCS always.
     meta
         Metadata for the chosen images instead of the source's, before the window is cut out; shapes and dtypes
         must be those of the images.
@@ -372,7 +372,7 @@ def cutout(
 
 
 def _centre(meta: Meta, x: Any, y: Any, ra: Any, dec: Any, *, on_sky: bool) -> tuple[float, float, float]:
-    """Return the centre (x, y) [pixel] and, where it is needed, the scale [arcsec / pixel] there."""
+    """Return the centre (x, y) [pixel] and, if it is needed, the scale [arcsec / pixel] there."""
     in_pixels = x is not None and y is not None and ra is None and dec is None
     in_degrees = ra is not None and dec is not None and x is None and y is None
     if not (in_pixels or in_degrees):

@@ -20,7 +20,6 @@ _PAGE = 1 << 21
 _SPOOLED_IN_MEMORY = 1 << 23
 """Bytes of a spool that need no file."""
 
-
 _KEPT = 1 << 27
 """Bytes of memory that are kept for the next arrays: three images of 2048 x 2048 pixels with their masks."""
 
@@ -44,7 +43,7 @@ def empty(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
     size = math.prod(shape) * kind.itemsize
     if size < 2 * _PAGE:
         return np.empty(shape, kind)
-    return np.asarray(_Lease(_spare(size)))[:size].view(kind).reshape(shape)
+    return np.ndarray(shape, kind, np.asarray(_Lease(_spare(size))))
 
 
 class _Lease:
@@ -57,18 +56,17 @@ class _Lease:
     def __del__(self) -> None:
         # Called at any time, also while another thread is here: each step by itself is atomic.
         _SPARE[id(self._memory)] = self._memory
-        spare = list(_SPARE.items())
-        excess = sum(memory.size for _, memory in spare) - _KEPT
-        for key, memory in spare:
-            if excess > 0:
-                _SPARE.pop(key, None)
-                excess -= memory.size
+        if (excess := sum(map(len, _SPARE.values())) - _KEPT) > 0:
+            for key, memory in list(_SPARE.items()):
+                if excess > 0:
+                    _SPARE.pop(key, None)
+                    excess -= len(memory)
 
 
 def _spare(size: int) -> NDArray[np.uint8]:
     """Return memory of at least this size that begins where a large page does."""
     for key, memory in list(_SPARE.items()):
-        if size <= memory.size <= size + size // 4 and _SPARE.pop(key, None) is not None:
+        if size <= len(memory) <= size + size // 4 and _SPARE.pop(key, None) is not None:
             return memory
     memory = np.empty(size + _PAGE, np.uint8)
     start = -memory.ctypes.data % _PAGE

@@ -109,6 +109,11 @@ class IcechunkKeys(StoreKeys):
         """Yield the keys below; see `Keys.list`."""
         return super().list(prefix) if not prefix or self._has(f"{prefix}zarr.json") else iter(())
 
+    def delete(self, key: str) -> None:
+        """Remove the key; see `Keys.delete`."""
+        if self._has(key):
+            super().delete(key)
+
     def delete_below(self, prefix: str) -> None:
         """Remove the keys below; see `Keys.delete_below`."""
         if not prefix:

@@ -40,7 +40,7 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def lock_of(store: Path) -> Path:
-    """Return the file that who changes a local store locks: below a directory, beside a file."""
+    """Return the file that who changes a local store locks: below a directory, next to a file."""
     return store / LOCK if store.is_dir() else store.with_name(f".{store.name}{LOCK}")
 
 

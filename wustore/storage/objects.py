@@ -404,7 +404,7 @@ class RemoteFile:
         return self.size
 
     def read(self, start: int, size: int) -> bytes:
-        """Return ``size`` bytes at ``start`` in one request, fewer where the object ends before."""
+        """Return ``size`` bytes at ``start`` in one request, fewer if the object ends before."""
         stop = min(start + size, self.size)
         if stop <= start:
             return b""

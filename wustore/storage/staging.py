@@ -1,7 +1,7 @@
-"""All or nothing: write beside the target, make it durable, then let it appear in one step.
+"""All or nothing: write next to the target, make it durable, then let it appear in one step.
 
 A `Staging` is a file or directory next to its target, on the same file system, whose lock its process holds. Whatever
-dies before `commit` leaves the target as it was. Overwriting swaps old and new in one step where the system can
+dies before `commit` leaves the target as it was. Overwriting swaps old and new in one step if the system can
 (Linux ``renameat2``, macOS ``renamex_np``); elsewhere the old one is set aside first, and put back if
 the new one cannot take its place.
 """
@@ -72,7 +72,7 @@ def partial_path(target: str | os.PathLike[str]) -> Path:
 
 
 def _rename(a: Path, b: Path, linux: int, mac: int) -> int:
-    """Rename in a way that Python has no function for; return an error number, ENOSYS where the system has none."""
+    """Rename in a way that Python has no function for; return an error number, ENOSYS if the system has none."""
     if os.name != "posix":
         return errno.ENOSYS
     libc = ctypes.CDLL(None, use_errno=True)
@@ -86,12 +86,12 @@ def _rename(a: Path, b: Path, linux: int, mac: int) -> int:
 
 
 def _swap(a: Path, b: Path) -> bool:
-    """Exchange two directory entries in one step; False where the system cannot."""
+    """Exchange two directory entries in one step; False if the system cannot."""
     return _rename(a, b, linux=2, mac=2) == 0  # RENAME_EXCHANGE, RENAME_SWAP
 
 
 def _rename_to_new(a: Path, b: Path) -> bool:
-    """Rename where there is nothing at the new name; False where there is, though it appeared this instant."""
+    """Rename where there is nothing at the new name; False if there is, though it appeared this instant."""
     error = _rename(a, b, linux=1, mac=4)  # RENAME_NOREPLACE, RENAME_EXCL
     if error in {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}:
         if os.path.lexists(b):
@@ -123,7 +123,7 @@ def sync_tree(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or directory; nothing happens where there is none."""
+    """Remove a file or directory; nothing happens if there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -157,7 +157,7 @@ def _refuse_foreign_directory(target: Path) -> None:
 
 
 def _private(target: Path) -> Path:
-    """Return a name beside a target that nobody else has, and that tells whose it is."""
+    """Return a name next to a target that nobody else has, and that says whose it is."""
     return target.with_name(f".{target.name}~{machine()}~{os.getpid()}-{uuid.uuid4().hex[:8]}{_MARK}")
 
 
@@ -239,7 +239,7 @@ def _change(path: Path, mode: int, group: int) -> None:
 
 
 def retire(path: Path, target: Path) -> None:
-    """Remove a file or directory beside or below a target; in one step it is no longer there.
+    """Remove a file or directory next to or below a target; in one step it is no longer there.
 
     What a process leaves that is killed meanwhile is removed by the next one that writes to this target.
     """
@@ -278,7 +278,7 @@ class Staging:
         Whether an existing target may be replaced.
     keep
         Use the one fixed name of `partial_path`, so that another process can continue or help; such a
-        staging survives `abort` unless asked otherwise. Where it is there already, whether the target may be
+        staging survives `abort` unless asked otherwise. If it is there already, whether the target may be
         replaced is asked by `commit` alone. By default the name is private to this object.
 
     Attributes
@@ -414,7 +414,7 @@ def stores_of(path: Path) -> list[Path]:
 
 
 def leftovers(path: Path) -> Iterator[Leftover]:
-    """Yield what processes that write, or wrote, left beside a store, or in a directory that is none.
+    """Yield what processes that write, or wrote, left next to a store, or in a directory that is none.
 
     ``abandoned``: nobody will use it again. ``unfinished``: a conversion that can be resumed. ``in use``: of a living
     process, or nothing is known of it. ``set aside``: old files that a killed process was about to replace.

@@ -90,7 +90,7 @@ def is_remote(address: Any) -> bool:
 
 
 def protocol_of(url: str) -> str:
-    """Return what stands before ``://`` in a URL, in small letters."""
+    """Return the part of a URL before ``://``, in small letters."""
     return url.partition("://")[0].lower()
 
 
@@ -102,7 +102,7 @@ _QUERY = re.compile(r"[?#]")
 def redact(text: str) -> str:
     """Return a text whose URLs are without user, password, query string and fragment; in linear time.
 
-    What stands before the last ``@`` of the part that names the server goes, however many there are. A password may
+    What comes before the last ``@`` of the part that names the server goes, however many there are. A password may
     hold a slash as well: where what seems to be a port is none, the next ``@`` ends the password.
     """
     parts, at = [], 0

@@ -76,24 +76,24 @@ class Keys(ABC):
     transactional: bool = False
 
     def open(self, key: str) -> OpenValue | None:
-        """Return the value to be read in parts, or None where the key is missing."""
+        """Return the value to be read in parts, or None if the key is missing."""
         raise NotImplementedError
 
     @abstractmethod
     def get(self, key: str) -> bytes | None:
-        """Return the value, or None where the key is missing."""
+        """Return the value, or None if the key is missing."""
 
     @abstractmethod
     def get_tail(self, key: str, length: int) -> bytes | None:
-        """Return the last ``length`` bytes (all, where there are fewer), or None where the key is missing."""
+        """Return the last ``length`` bytes (all, if there are fewer), or None if the key is missing."""
 
     @abstractmethod
     def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
-        """Return the bytes of each (start, length), shorter at the end; None where the key is missing."""
+        """Return the bytes of each (start, length), shorter at the end; None if the key is missing."""
 
     @abstractmethod
     def size(self, key: str) -> int | None:
-        """Return the length of the value, or None where the key is missing."""
+        """Return the length of the value, or None if the key is missing."""
 
     @abstractmethod
     def list(self, prefix: str) -> Iterator[str]:
@@ -105,7 +105,7 @@ class Keys(ABC):
 
     @abstractmethod
     def delete(self, key: str) -> None:
-        """Remove the key; nothing happens where it is missing."""
+        """Remove the key; nothing happens if it is missing."""
 
     def set_durably(self, key: str, value: bytes) -> None:
         """Write the value in one step, so that after a power failure it is the old or the new one."""

@@ -205,7 +205,7 @@ class ZipKeys(Keys):
 
 
 def _raw_name(name: str, flags: int) -> bytes:
-    """Return the name of a member as it stands in the file (APPNOTE 4.4.4, bit 11: UTF-8, otherwise code page 437)."""
+    """Return the name of a member as it is in the file (APPNOTE 4.4.4, bit 11: UTF-8, otherwise code page 437)."""
     return name.encode("utf-8" if flags & 0x800 else "cp437", "replace")
 
 

@@ -1,4 +1,4 @@
-"""KBMOD's FITS files: one file, or a sharded set (a primary file and ``<i>_<name>`` for each image beside it)."""
+"""KBMOD's FITS files: one file, or a sharded set (a primary file and ``<i>_<name>`` next to it for each image)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The FITS capsule: what, beside the pixels and the metadata, gives back the identical files.
+"""The FITS capsule: what, besides the pixels and the metadata, gives back the identical files.
 
 A capsule has a *document* (JSON: form, files, sizes, sha256), a *head* (bytes that belong to no image) and a *piece*
 for every image. Head and pieces are opaque to all but this module. Their encoding, version 1::

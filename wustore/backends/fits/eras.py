@@ -80,7 +80,7 @@ ERAS = (
     _era("kbmod-2023-12", "HDU:METADATA image-wcs", "KEY:REPRJCTD HDU:IMG_META", _NO_DATA),
     _era("kbmod-2023-10", "HDU:METADATA", "KEY:REPRJCTD HDU:IMG_META", _NO_DATA),
 )
-"""Eras that can be told apart by content, the most special first. A file gets the first that fits it, so
+"""Eras that differ in their content, the most special first. A file gets the first that fits it, so
 one written later without any of the later marks (no WCS, say) gets the earlier name."""
 
 UNKNOWN_ERA = Era("kbmod", frozenset())

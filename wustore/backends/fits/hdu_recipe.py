@@ -399,7 +399,7 @@ def rebuild(recipe: Recipe, plane: Array | None) -> bytes:
     if not 0 <= missing < BLOCK:
         raise CorruptError("the FITS capsule is damaged", where="header", found=missing)
     head = recipe.header + b" " * missing
-    end = header_end(head, 0, len(head))  # what stands behind the END card is no card, whatever it looks like
+    end = header_end(head, 0, len(head))  # what follows the END card is no card, whatever it looks like
     if end < 0:
         raise CorruptError("the FITS capsule is damaged", where="header", expected="END")
     header = Header(head[:end].decode("latin-1"))

@@ -200,7 +200,7 @@ class CanonicalWriter(ParallelWriter):
 
 
 def _add_wustore_hdu(output: Output, meta: Meta, end: int, options: FitsOptions) -> None:
-    """Append the HDU WUSTORE if the file as it stands does not read back as ``meta``."""
+    """Append the HDU WUSTORE if the file as it is does not read back as ``meta``."""
     output.flush()
     with FitsReader(output.path, "sharded-fits" if output.sharded else "fits") as reader:
         plain = reader.meta

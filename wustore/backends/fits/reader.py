@@ -240,7 +240,7 @@ class FitsReader(Reader):
         return capsule.build(self)
 
     def image_capsule(self, i: int, image: Image | None = None) -> bytes:
-        """Regenerate the HDUs of an image, and return what this needs beside its pixels."""
+        """Regenerate the HDUs of an image, and return what this needs besides its pixels."""
         from wustore.backends.fits import capsule
 
         made = capsule.piece(self, i, self.image(i) if image is None else image)

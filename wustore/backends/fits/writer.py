@@ -45,7 +45,7 @@ def create(
     Parameters
     ----------
     path
-        The file; of a sharded set the primary one, the shards are ``<i>_<name>`` beside it. A name that ends in .gz,
+        The file; of a sharded set the primary one, the shards are ``<i>_<name>`` next to it. A name that ends in .gz,
         .bz2 or .zip is compressed as a whole.
     meta
         Everything but the pixels.

@@ -261,7 +261,7 @@ def read_array(file: h5py.File, name: str, path: str) -> NDArray[Any]:
         if dataset.dtype.kind in "biuf":
             stored = int(dataset.id.get_storage_size())
             with located(path, name):
-                check_size(dataset.size * dataset.dtype.itemsize, stored)
+                check_size(dataset.size * dataset.dtype.itemsize, stored, int(file.id.get_filesize()))
             data: NDArray[Any] = dataset[()]
             return np.asarray(data.astype(data.dtype.newbyteorder("="), copy=False), order="C")
         if h5py.check_string_dtype(dataset.dtype) is None:

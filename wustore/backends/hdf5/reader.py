@@ -119,7 +119,8 @@ class Hdf5Reader(Reader):
         if not is_packed:
             return read_document(file, self.path)
         with located(self.path):
-            self._packed = unpack(netcdf.read_array(file, PACKED, self.path))
+            packed = netcdf.read_array(file, PACKED, self.path)
+            self._packed = unpack(packed, int(file[PACKED].id.get_storage_size()))
         text = self._packed.pop(DOCUMENT_ARRAY, None)
         if text is None or text.shape != (1,):
             raise CorruptError("the packed metadata hold no document", path=self.path, where=PACKED)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tile_reference import tables
 
-from wustore.backends.fits.tiles import TileLayout, decode_integers, decode_plane, encode_plane
+from wustore.backends.fits.tiles import TileLayout, decode, decode_integers, decode_plane, encode_plane
 from wustore.errors import CorruptError, FormatError, WuStoreError
 
 pytestmark = pytest.mark.usefixtures("coder")
@@ -139,3 +139,26 @@ for _ in range(1500):
         cwd=Path(__file__).parent,
     )
     assert done.returncode == 0, done.stderr.decode()[-2000:]
+
+
+@pytest.mark.parametrize("kind", range(len(SAMPLES)))
+def test_a_large_image_of_few_bytes_is_decoded_before_its_memory_is_touched(
+    kind: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If its last tile is damaged, the array to decode into is as it was; a small image is decoded in one go."""
+    cards, data = SAMPLES[kind]
+    layout = TileLayout.from_cards(cards)
+    whole = decode_plane(layout, data)
+    monkeypatch.setattr(decode, "_UNSUSPICIOUS", -4 * layout.data_size)
+    out = np.full(whole.shape, 7, whole.dtype)
+    decode_plane(layout, data, out=out)
+    assert out.tobytes() == whole.tobytes()
+    table = bytearray(data)
+    last = (layout.n_tiles - 1) * layout.row_size
+    column = layout.column("COMPRESSED_DATA")
+    assert column is not None
+    table[last + column.offset : last + column.offset + 8] = b"\xff" * 8
+    out[...] = 7
+    with pytest.raises(CorruptError):
+        decode_plane(layout, bytes(table), out=out)
+    assert (out == 7).all()

@@ -14,13 +14,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from wustore.backends.fits.files import input as source
 from wustore.backends.fits.files.index import CHECKED, IndexedFile, Range, changed
-from wustore.backends.fits.files.open_files import Cache, FitsFile, fetch
+from wustore.backends.fits.files.open_files import Cache, FitsFile, check_unchanged, fetch
 from wustore.backends.fits.hdu.image import Plane
 from wustore.backends.fits.hdu.scan import Buffer, Hdu, Sliceable
-from wustore.backends.state import replaced
-from wustore.errors import StoreNotFoundError
 from wustore.storage.objects import RemoteFile
 from wustore.storage.url import redact
 
@@ -93,13 +90,7 @@ class IndexedFitsFile(FitsFile):
 
     def check_state(self) -> None:
         """Check that the file was not changed since it was opened; see `FitsFile.check_state`."""
-        before = self.connect().state
-        try:
-            found = source.state_of(self.path)
-        except StoreNotFoundError as error:
-            raise replaced(redact(self.path), "none") from error
-        if found != before:
-            raise replaced(redact(self.path))
+        check_unchanged(self.path, self.connect().state)
 
     @property
     def data(self) -> Buffer:

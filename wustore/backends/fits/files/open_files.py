@@ -56,6 +56,22 @@ class Cache:
             self._closed = True
 
 
+def check_unchanged(path: str, state: object) -> None:
+    """Check that a file, or an object at a URL, is the one that had this state.
+
+    Raises
+    ------
+    StoreReplacedError
+        If it was changed or removed.
+    """
+    try:
+        found = source.state_of(path)
+    except StoreNotFoundError as error:
+        raise replaced(redact(path), "none") from error
+    if found != state:
+        raise replaced(redact(path))
+
+
 class FitsFile:
     """One file of a WorkUnit: its path, its bytes (unpacked if it is compressed) and its HDUs.
 
@@ -89,12 +105,7 @@ class FitsFile:
 
     def check_state(self) -> None:
         """Check that the file was not changed since it was opened."""
-        try:
-            found = source.state_of(self.path)
-        except StoreNotFoundError as error:
-            raise replaced(redact(self.path), "none") from error
-        if found != self.state:
-            raise replaced(redact(self.path))
+        check_unchanged(self.path, self.state)
 
     @property
     def data(self) -> Buffer:
@@ -189,7 +200,7 @@ def _exists(url: str) -> bool:
 
 
 def shard_name(primary: str, i: int) -> str:
-    """Return the name of the file of image ``i`` beside a primary file of that name."""
+    """Return the name of the file of image ``i`` next to a primary file of that name."""
     return f"{i}_{primary}"
 
 
@@ -202,7 +213,7 @@ def shard_path(primary: str, i: int) -> str:
 
 
 def has_shards(path: str, scanned: ScannedFile) -> bool:
-    """Return whether a file counts images (NUMIMG) and has a shard of one of them beside it."""
+    """Return whether a file counts images (NUMIMG) and has a shard of one of them next to it."""
     count = scanned.hdus[0].header.get("NUMIMG")
     if type(count) is not int:
         return False

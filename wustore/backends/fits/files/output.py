@@ -26,7 +26,7 @@ __all__ = ["Output"]
 
 _STEP = 1 << 20
 _SYNC_STEP = 16 << 20
-"""Bytes after which the disk is told to begin."""
+"""Bytes after which the system is asked to begin writing."""
 
 _SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".zip": "zip"}
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
@@ -78,7 +78,7 @@ class Output:
     path
         The file; of a sharded set the primary one.
     n_shards
-        Files beside it; None for a single file.
+        Files next to it; None for a single file.
     overwrite
         Whether existing files may be replaced, all that belong to the set.
     originals

@@ -1,7 +1,7 @@
 """FITS header cards: 80 characters to keyword, value and comment, only when asked for.
 
 Card syntax: FITS standard 4.0, section 4; CONTINUE: section 4.2.1.2; HIERARCH: the registered convention
-of that name. Where the standard leaves a card undefined, the value is the one astropy gives, because that
+of that name. If the standard leaves a card undefined, the value is the one astropy gives, because that
 is what KBMOD sees. Bytes outside ASCII are taken as Latin-1, so that no header is ever refused for them.
 """
 
@@ -163,7 +163,7 @@ class Header(Mapping[str, Any]):
             places = _FORMS.get(form)
             if places is None:
                 places = self._find_places(heads)
-                # Where every card has the regular form, the keywords follow from the heads alone.
+                # If every card has the regular form, the keywords follow from the heads alone.
                 if len(_FORMS) < _MOST_FORMS and all(head in _KEYWORDS for head in heads):
                     _FORMS[form] = places
             self._places = places

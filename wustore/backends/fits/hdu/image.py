@@ -45,7 +45,7 @@ class Plane:
     FormatError
         If it is not an image of two dimensions.
     CorruptError
-        Where its header holds what cannot be.
+        If its header holds what cannot be.
     """
 
     __slots__ = ("_layout", "_way", "dtype", "hdu", "path", "shape")

@@ -40,7 +40,7 @@ class TableColumn(NamedTuple):
 
 
 class Field(NamedTuple):
-    """Where a column stands in a row: its number, name, type code, elements, first byte and bytes."""
+    """Where a column is in a row: its number, name, type code, elements, first byte and bytes."""
 
     number: int
     name: str

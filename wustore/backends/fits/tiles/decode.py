@@ -54,6 +54,11 @@ class _Batch:
     kinds: NDArray[np.uint8]
 
 
+_UNSUSPICIOUS = 1 << 28
+"""Bytes of an image. Larger ones whose data are less than a quarter of that are first decoded without being kept, so
+that a small file that is damaged takes no more memory than its size justifies."""
+
+
 class Decoder:
     """Decodes batches of tiles of one table."""
 
@@ -362,6 +367,9 @@ def decode_plane(
             found=f"{out.dtype} {out.shape}",
         )
     raw = out if way == "none" else np.empty(window.shape, stored)
+    if raw.nbytes > _UNSUSPICIOUS + 4 * layout.data_size:
+        for shape, numbers in batches(layout, window):  # before the memory of the image is touched
+            decoder.decode(numbers, shape, np.empty((len(numbers), math.prod(shape)), stored))
     if raw.size:
         _decode_window(decoder, window, raw)
     if way != "none":

@@ -200,7 +200,7 @@ def _encode_rice_floats(raw: Array, layout: TileLayout, step: float) -> EncodedP
         return None
     kinds, scale = np.zeros(layout.n_tiles, np.uint8), np.full(layout.n_tiles, step)
     main = main_table(layout, found.sizes, kinds, scale, found.zero)
-    return _encoded(layout, main, found.tiles, has_blank=found.has_blank)
+    return _encoded(layout, main, bytes(found.tiles), has_blank=found.has_blank)
 
 
 def _is_known(array: Array, options: _Options) -> bool:

@@ -31,7 +31,7 @@ __all__ = [
 
 #: The integer that astropy writes for NaN.
 BLANK = -2147483648
-#: The integer that stands for exactly 0.0 under SUBTRACTIVE_DITHER_2.
+#: The integer that means exactly 0.0 under SUBTRACTIVE_DITHER_2.
 ZERO = -2147483646
 
 NO_DITHER = "NO_DITHER"
@@ -117,7 +117,7 @@ def dequantise(
     out
         float32 or float64, of the shape of `integers`.
     blank
-        The integer that stands for NaN: one for all, or one per tile; None for none.
+        The integer that means NaN: one for all, or one per tile; None for none.
     dither, rows
         ZQUANTIZ, and with dithering the seed of each tile (see `dither_noise`).
     scratch

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.fits.tiles.quantize import BLANK
 from wustore.errors import CorruptError
+from wustore.storage import buffers
 from wustore.storage.compiling import Loops
 
 __all__ = [
@@ -192,7 +193,7 @@ def decode_floats(
     tiles
         Tiles of 4-byte integers.
     blank
-        The integer that stands for NaN, None for none.
+        The integer that means NaN, None for none.
     out
         C-contiguous float32 or float64, shape (tile, pixel).
 
@@ -235,14 +236,14 @@ def encode_rows(rows: NDArray[np.integer], block_size: int) -> list[bytes]:
 
 def _output(rows: NDArray[Any], room: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return what the compiled loops encode into: the bytes (memory that stays untouched is not used), and sizes."""
-    return np.empty(len(rows) * room, np.uint8), np.empty(len(rows), np.int64)
+    return buffers.empty((len(rows) * room,), np.uint8), np.empty(len(rows), np.int64)
 
 
 @dataclass(frozen=True)
 class Encoded:
     """Tiles one after another."""
 
-    tiles: bytes
+    tiles: memoryview
     sizes: NDArray[np.int64]
     zero: NDArray[np.float64]
     has_blank: bool
@@ -262,7 +263,7 @@ def encode_floats(values: NDArray[np.floating[Any]], step: float, block_size: in
     out, sizes = _output(values, room_for(values.shape[1], 4, block_size))
     zero = np.empty(len(values))
     end, has_blank = loops.encode_floats(values, step, block_size, out, sizes, zero)
-    return None if end < 0 else Encoded(out[:end].tobytes(), sizes, zero, has_blank)
+    return None if end < 0 else Encoded(out[:end].data, sizes, zero, has_blank)
 
 
 def encode_floats_again(
@@ -278,4 +279,4 @@ def encode_floats_again(
     out, sizes = _output(values, room_for(values.shape[1], 4, block_size))
     blank = BLANK if blank is None else blank
     end = loops.encode_floats_again(values, scale, zero, blank, block_size, out, sizes)
-    return Encoded(out[:end].tobytes(), sizes, zero, has_blank=True)
+    return Encoded(out[:end].data, sizes, zero, has_blank=True)

@@ -236,7 +236,7 @@ def decode_floats(
     scale, zero
         Finite ZSCALE and ZZERO of each tile.
     blank, has_blank
-        The integer that stands for NaN, and whether there is one.
+        The integer that means NaN, and whether there is one.
     out
         float32 or float64, shape (tile, pixel).
     """
@@ -461,7 +461,7 @@ def encode_floats_again(
     scale, zero
         ZSCALE and ZZERO of each tile.
     blank
-        The integer that stands for NaN; -2**31 if there is none.
+        The integer that means NaN; -2**31 if there is none.
     """
     n_pixels = values.shape[1]
     row = np.empty(n_pixels, np.int32)
