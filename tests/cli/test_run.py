@@ -232,3 +232,5 @@ def test_quiet_and_verbose(store, run):
     assert " s)" not in run("diff", name, name)[2]
     assert run("diff", name, name, "-v")[2].endswith(" s)\n")
     assert run("verify", name, "-q") == (0, "", "")
+    assert run("-q", "verify", name) == (0, "", "")  # before the command, too
+    assert run("-v", "diff", name, name)[2].endswith(" s)\n")

@@ -117,6 +117,9 @@ def cli(*, debug: bool) -> None:
     """Archive format, parallel reader and lossless FITS converter for KBMOD WorkUnits."""
 
 
+add_common_options(cli)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
