@@ -374,6 +374,16 @@ def test_repack(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".zarr", ".h5"])
+def test_repack_into_the_profile_it_has(tmp_path, suffix):
+    """The filters of the new file are those that the open old one uses."""
+    path = save(sample("chunked"), tmp_path / f"a{suffix}", profile="fast")
+    edit.repack(path, profile="fast", layout="cutouts")
+    with wustore.open_reader(path) as reader:
+        assert reader.describe()["profile"] == "fast"
+        assert_same(sample("chunked"), reader)
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".h5"])
 def test_repack_keeps_what_is_not_changed(tmp_path, suffix):
     path = save(sample("chunked"), tmp_path / f"a{suffix}", chunks=(100, 110))
     edit.repack(path, profile="none")

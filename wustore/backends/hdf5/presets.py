@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import h5py
 import numpy as np
 
 from wustore.backends.hdf5.filters.pipeline import BLOSC, DEFLATE, FLETCHER32, SHUFFLE, Pipeline, blosc_options
@@ -46,7 +47,12 @@ def need_plugins() -> None:
             hint="pip install 'wustore[plugins]' brings it; or use profile='portable'.",
         ) from error
     # By force: netCDF4 points HDF5 to a Blosc built for its own copy of the library, which fails in h5py's.
-    hdf5plugin.register("blosc", force=True)
+    try:
+        hdf5plugin.register("blosc", force=True)
+    except RuntimeError:
+        # HDF5 exchanges no filter that an open dataset uses: that of a store of this profile which is repacked.
+        if not h5py.h5z.filter_avail(BLOSC):
+            raise
 
 
 def pipeline_for(profile: str, layer: str, dtype: np.dtype[Any], chunks: tuple[int, ...]) -> Pipeline:

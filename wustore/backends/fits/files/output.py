@@ -34,22 +34,37 @@ _EARLIEST = (1980, 1, 1, 0, 0, 0)
 
 
 _NAMES = ".names"
-"""Below what is set aside of a set: the names of all its files, as a JSON list, written before the first is moved."""
+"""In the directory of what is set aside of a set: the names of the ``old`` and of the ``new`` files, as a JSON object,
+written before the first is moved."""
+
+
+def _names(aside: Path) -> tuple[set[str], set[str]] | None:
+    """Return the names of the old and the new set; None if nothing was moved yet, or it is of something else."""
+    try:
+        names = json.loads((aside / _NAMES).read_text("utf-8"))
+        return set(names["old"]), set(names["new"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _put_back(target: Path) -> None:
-    """Put the files of a set back that a killed process had set aside, unless the new set is whole."""
+    """Put the files of a set back that a killed process had set aside, unless the new set is whole.
+
+    Files of the new set that came without their primary one are removed.
+    """
     asides = [left.path for left in leftovers(target) if left.kind == "set aside"] if target.parent.is_dir() else []
     for aside in asides:
-        try:
-            names = set(json.loads((aside / _NAMES).read_text("utf-8")))
-        except (OSError, ValueError, TypeError):
-            continue  # of a single file or directory, or written by an older version
-        moved = [path for path in aside.iterdir() if path.name != _NAMES]
-        if moved and not os.path.lexists(target):  # the primary file leaves first and comes last
+        moved = [path for path in aside.iterdir() if path.name != _NAMES] if aside.is_dir() else [aside]
+        names = _names(aside)
+        if names is None:
+            if not moved:
+                remove(aside)  # killed before anything was moved
+            continue  # of a single file or directory
+        old, new = names
+        if not os.path.lexists(target):  # the primary file leaves first and comes last
             for shard in _existing_shards(target):
-                if shard.name not in names:
-                    shard.unlink()  # of the new set
+                if shard.name in new - (old - {path.name for path in moved}):
+                    shard.unlink()
             for path in sorted(moved, key=lambda path: path.name == target.name):
                 path.replace(target.with_name(path.name))
             sync(target.parent)
@@ -283,12 +298,12 @@ class Output:
             )
         moved: list[Path] = []
         try:
-            if old:
-                aside.mkdir()
-                (aside / _NAMES).write_text(json.dumps([path.name for path in old]))
-                sync_tree(aside)
-                for path in old:
-                    path.rename(aside / path.name)
+            aside.mkdir()
+            names = {"old": [path.name for path in old], "new": [self.name(number) for number in range(self.n_files)]}
+            (aside / _NAMES).write_text(json.dumps(names))
+            sync_tree(aside)
+            for path in old:
+                path.rename(aside / path.name)
             for number in range(self.n_files - 1, -1, -1):
                 new = self.target.with_name(self.name(number))
                 if old:
@@ -298,18 +313,18 @@ class Output:
                 moved.append(new)
             sync(self.target.parent)
         except BaseException:
-            for path in moved:
-                path.unlink(missing_ok=True)
-            for path in reversed(old):
-                if (aside / path.name).exists():
-                    (aside / path.name).rename(path)
+            # On a failing disk some of this may fail, too: then the next writer does it (`_put_back`).
             with contextlib.suppress(OSError):
+                for path in moved:
+                    path.unlink(missing_ok=True)
+                for path in reversed(old):
+                    if (aside / path.name).exists():
+                        (aside / path.name).rename(path)
                 (aside / _NAMES).unlink(missing_ok=True)
                 aside.rmdir()
             raise
         remove(self._staging.path)
-        if old:
-            remove(aside)
+        remove(aside)
 
     def abort(self) -> None:
         """Drop everything."""
