@@ -25,7 +25,7 @@ from wustore.errors import CorruptError, StoreNotFoundError, StoreReplacedError,
 from wustore.ops.copy import copy
 from wustore.testing import assert_same, sample
 
-pytest.importorskip("aiohttp", reason="reading URLs needs the extra cloud")
+pytest.importorskip("obstore", reason="reading URLs needs the extra cloud")
 
 BLOCK = 1 << 16
 KINDS = {
