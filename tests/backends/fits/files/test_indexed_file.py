@@ -165,6 +165,17 @@ def test_without_an_index_nothing_changes(web: RangeServer, tmp_path: Path) -> N
             wustore.open_reader(url, index=wrong)
 
 
+def test_an_image_is_read_without_the_others(web: RangeServer, tmp_path: Path) -> None:
+    path = saved(tmp_path, "default")
+    indexed(path)
+    for index in (None, False):
+        with wustore.open_reader(f"{web.url}/night.fits", index=index) as reader:
+            assert (reader.index is None) == (index is False)
+            web.take()
+            reader.image(2)
+            assert sum(size for _, _, size in web.take()) < 0.6 * path.stat().st_size
+
+
 def test_a_page_instead_of_an_index_is_none(web: RangeServer, tmp_path: Path) -> None:
     path = saved(tmp_path, "default")
     Path(f"{path}.wuindex").write_bytes(b"<html>no such page</html>")
