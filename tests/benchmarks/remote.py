@@ -3,7 +3,7 @@
 Run by hand: ``python tests/benchmarks/remote.py``. Starts moto's S3 server in another process, where each request
 waits ``DELAY`` seconds (0.02) first, writes a WorkUnit there as Zarr, HDF5 and FITS and reads it back: all of it with
 more and more images in work, one stamp through all images, and one image with requests of other sizes. Needs
-moto[server], boto3 and s3fs.
+moto[server], boto3 and obstore.
 """
 
 from __future__ import annotations
@@ -65,8 +65,9 @@ def main() -> None:
     from common import N_IMAGES, SIDE, folder, seconds, stack, work_unit
 
     import wustore
-    from wustore.storage import url as remote
+    from wustore.storage.objects import RemoteFile
     from wustore.storage.threads import read_ahead
+    from wustore.storage.url import CONCURRENCY
 
     print(f"{N_IMAGES} images of {SIDE} x {SIDE}, {DELAY * 1000:g} ms a request")
     with server(), folder() as place:
@@ -100,16 +101,16 @@ def main() -> None:
             for workers in (1, 2, 4, 8, 16, 32):
                 taken = seconds(lambda stamp=stamp, workers=workers: stamp(workers=workers))
                 print(f"{name} open and stamp, {workers:2} requests in flight: {taken * 1000:.0f} ms", flush=True)
-        file = remote.RemoteFile("s3://bucket/x.h5")
+        file = RemoteFile("s3://bucket/x.h5")
         for size in (1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 23, 1 << 24):
             starts = range(0, file.size - size, size)[: max(2, (32 << 20) // size)]
 
             def fetch(starts: Any = starts, size: int = size) -> None:
-                for _ in read_ahead(lambda k: file.read(starts[k], size), range(len(starts)), remote.CONCURRENCY):
+                for _ in read_ahead(lambda k: file.read(starts[k], size), range(len(starts)), CONCURRENCY):
                     pass
 
             rate = len(starts) * size / seconds(fetch) / 1e6
-            print(f"requests of {size >> 10:6} KiB, {remote.CONCURRENCY} in flight: {rate:.0f} MB/s", flush=True)
+            print(f"requests of {size >> 10:6} KiB, {CONCURRENCY} in flight: {rate:.0f} MB/s", flush=True)
 
 
 if __name__ == "__main__":

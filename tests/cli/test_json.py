@@ -115,9 +115,12 @@ def check_objects(command, rows):
             assert not more or path == "layers", case
 
 
-def test_plan_and_receipt(folder, run, monkeypatch):
+def test_plan_index_and_receipt(folder, run, monkeypatch):
     monkeypatch.chdir(folder)
     assert set(json.loads(run("plan", "night.fits", "planned.h5", "--parts", "3")[1])) == KEYS["plan"]
+    (folder / "to_index").mkdir()
+    shutil.copy("night.fits", folder / "to_index")
+    assert set(json.loads(run("index", "to_index/night.fits", "--json")[1])) == KEYS["index"]
     assert run("checksum", "night.zarr", "--receipt", "receipt.json")[0] == 0
     document = json.loads((folder / "receipt.json").read_text())
     assert set(document) == KEYS["checksum"]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,28 +112,3 @@ def test_info_table(night, run):
     assert code == 2
     assert len(out.splitlines()) == 3
     assert err.splitlines()[-1] == "2 of 3 stores, 16 images"
-
-
-def test_json_has_the_keys_of_the_page(night, run, tmp_path):
-    page = Path(__file__).resolve().parents[2] / "docs" / "commands.md"
-    rows = re.findall(r"^\| `wustore ([a-z][^`]*)`[^|]*\| (.+) \|$", page.read_text("utf-8"), re.MULTILINE)
-    store, other = night / "night.zarr", night / "night.h5"
-    arguments = {
-        "info": [store],
-        "images": [store, "--no-pixels"],
-        "header": [store],
-        "diff": [store, other],
-        "convert --dry-run": [store, tmp_path / "x.zarr", "--dry-run"],
-        "formats": [],
-        "doctor": [],
-    }
-    assert {name for name, _ in rows} == set(arguments)
-    for name, keys in rows:
-        code, out, _ = run(name.partition(" ")[0], *arguments[name], "--json")
-        found = json.loads(out)
-        found = found[0] if isinstance(found, list) else found
-        assert code == 0
-        listed = re.findall(r"`([\w-]+)`", keys)
-        assert listed == [key for key in found if key in listed]
-        assert name == "info" or list(found) == listed
-    assert set(json.loads(run("info", night / "night.fits", "--json")[1])) >= set(re.findall(r"`(\w+)`", rows[0][1]))

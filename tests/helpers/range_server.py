@@ -28,17 +28,19 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
     def answer(self, *, body: bool) -> None:
         path = Path(self.translate_path(self.path))
-        found = path.is_file()
-        data = path.read_bytes() if found else b""
-        size, wanted, status, extra = len(data), self.headers.get("Range"), 200 if found else 404, []
-        if wanted and found:
+        size = path.stat().st_size if path.is_file() else 0
+        low, high, status, extra = 0, size, 200 if path.is_file() else 404, []
+        wanted = self.headers.get("Range")
+        if wanted and status == 200:
             first, _, last = wanted.removeprefix("bytes=").partition("-")
-            low, high = int(first), min(int(last or size - 1), size - 1)
-            if low >= size:
-                status, data = 416, b""
-            else:
-                status, data = 206, data[low : high + 1]
-                extra = [("Content-Range", f"bytes {low}-{high}/{size}")]
+            low, high = int(first), min(int(last or size - 1), size - 1) + 1
+            status = 206 if low < size else 416
+            extra = [("Content-Range", f"bytes {low}-{high - 1}/{size}")]
+        data = b""
+        if status in {200, 206}:
+            with path.open("rb") as file:
+                file.seek(low)
+                data = file.read(high - low)
         if path.name in self.server.versions:
             extra.append(("ETag", self.server.versions[path.name]))
         time.sleep(self.server.latency)

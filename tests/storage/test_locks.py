@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from zarr.storage import MemoryStore
 
 from wustore.errors import UsageError
 from wustore.storage import locks
 from wustore.storage.locks import alone, lock_of, open_lock
+from wustore.storage.zarr_store import StoreKeys
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="there are no locks of POSIX")
 
@@ -55,3 +61,57 @@ def test_without_namespaces_of_processes(monkeypatch: pytest.MonkeyPatch) -> Non
         assert locks.machine() == socket.gethostname()
     locks.machine.cache_clear()
     assert locks.machine().startswith(socket.gethostname())
+
+
+# --- claims ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def claimed():
+    """A store without file locks, and a function that gives its claim a writer, a machine and an age."""
+    keys = StoreKeys(MemoryStore())
+
+    def by(process: int, where: str | None = None, silent: float = 0) -> None:
+        text = {"id": "x", "machine": where or locks.machine(), "process": process, "when": time.time() - silent}
+        keys.set(locks.CLAIM, json.dumps(text).encode())
+
+    return keys, by
+
+
+def test_a_claim_keeps_others_away(claimed):
+    keys, _ = claimed
+    claim = locks.Claim(keys)
+    claim.take()
+    with pytest.raises(UsageError, match="another process is changing"):
+        locks.Claim(keys).take()
+    claim.renew(now=True)
+    assert claim.is_held()
+    claim.release()
+    assert keys.get(locks.CLAIM) is None
+    locks.Claim(keys).take()
+
+
+def test_claims_that_were_left_are_taken(claimed):
+    keys, by = claimed
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    by(1, "elsewhere", silent=locks._STALE - 10)
+    with pytest.raises(UsageError, match="elsewhere"):
+        locks.Claim(keys).take()
+    for left in (lambda: by(1, "elsewhere", silent=locks._STALE + 10), lambda: by(ended.pid)):
+        left()
+        locks.Claim(keys).take()
+    keys.set(locks.CLAIM, b"torn")
+    locks.Claim(keys).take()
+
+
+def test_who_has_lost_a_claim_stops(claimed):
+    keys, by = claimed
+    claim = locks.Claim(keys)
+    claim.take()
+    by(1, "elsewhere")
+    claim.renew()  # not a minute has gone
+    with pytest.raises(UsageError, match="taken over"):
+        claim.renew(now=True)
+    claim.release()
+    assert keys.get(locks.CLAIM) is not None  # that of the other one

@@ -18,7 +18,7 @@ from wustore.cli._output import SETTINGS, report, say
 from wustore.cli._run import OK, error_text, exit_code
 from wustore.errors import UsageError, WuStoreError
 from wustore.storage.stores import address_of
-from wustore.storage.url import redact
+from wustore.storage.url import UrlWithOptions, is_remote, options_of, redact
 
 __all__ = [
     "MOMENT",
@@ -45,7 +45,10 @@ class _Store(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # gener
     name = "PATH"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return address_of(value, storage_options=SETTINGS.storage_options)
+        address = address_of(value, storage_options=SETTINGS.storage_options)
+        if SETTINGS.index is None or not is_remote(address):
+            return address
+        return UrlWithOptions(address, options_of(address), SETTINGS.index)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         return [CompletionItem(incomplete, type="file")]
@@ -110,6 +113,10 @@ def _storage_option(context: click.Context, parameter: click.Parameter, given: t
         SETTINGS.storage_options = dict(map(_name_and_value, given))
 
 
+def _index(context: click.Context, parameter: click.Parameter, given: str | None) -> None:
+    SETTINGS.index = given
+
+
 def _name_and_value(pair: str) -> tuple[str, Any]:
     """Return name and value of ``NAME=VALUE``; a value that is JSON is taken as such, else as text."""
     name, equals, text = pair.partition("=")
@@ -147,6 +154,11 @@ def add_common_options(command: click.Command) -> click.Command:
             help="Of the paths that are URLs: anon=true, endpoint=URL, profile=NAME, ... May be repeated.",
         )
         command.params.append(option)
+        if command.name != "index":
+            text = "Index (wustore index) of FITS files at the URL; by default the one beside them, if there is one."
+            command.params.append(
+                click.Option(["--index"], metavar="FILE", expose_value=False, is_eager=True, callback=_index, help=text)
+            )
     return command
 
 
@@ -346,6 +358,7 @@ def _options_given(context: click.Context) -> list[str]:
     words = ["--quiet"] if SETTINGS.quiet else ["--verbose"] if SETTINGS.verbose else []
     for key, value in SETTINGS.storage_options.items():
         words += ["--storage-option", f"{key}={json.dumps(value)}"]
+    words += [] if SETTINGS.index is None else ["--index", SETTINGS.index]
     for parameter in context.command.params:
         name = parameter.name or ""
         value = context.params.get(name)

@@ -53,16 +53,19 @@ class Settings:
         Whether a bar may be shown on a terminal.
     storage_options
         Of the paths that are URLs.
+    index
+        Of the FITS files at them.
     """
 
     quiet: bool = False
     verbose: bool = False
     progress: bool = True
     storage_options: Mapping[str, Any] = field(default_factory=dict)
+    index: str | None = None
 
     def reset(self) -> None:
         """Go back to the defaults: a process may run several commands one after the other."""
-        self.quiet, self.verbose, self.progress, self.storage_options = False, False, True, {}
+        self.quiet, self.verbose, self.progress, self.storage_options, self.index = False, False, True, {}, None
 
 
 SETTINGS = Settings()

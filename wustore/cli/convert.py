@@ -397,9 +397,9 @@ def index(
 ) -> int:
     """Write a small index of a FITS file, through which it is read at a URL.
 
-    Put the index beside the file at the URL, where it is found, or name it: wustore.open(url, index=FILE). Opening
-    takes two or three requests, for a sharded set too, which is named by its primary file; stamps read the blocks that
-    they touch. A file that is not the one that was indexed is refused. Each FITS is read once, as a whole.
+    Put the index beside the file at the URL, where it is found, or name it with --index. Opening takes two or three
+    requests, for a sharded set too, which is named by its primary file; stamps read the blocks that they touch. A file
+    that is not the one that was indexed is refused. Each FITS is read once, as a whole.
     """
     if output is not None and len(paths) > 1:
         raise UsageError("one output for several files", where="--output", found=f"{len(paths)} files")

@@ -217,18 +217,22 @@ class UrlWithOptions(str):
     ----------
     storage_options
         As docs/howto/cloud.md lists them. They are pickled with it, and appear in no message and no stored document.
+    fits_index
+        Path or URL of the index of FITS files there, if the user named one.
     """
 
-    __slots__ = ("storage_options",)
+    __slots__ = ("fits_index", "storage_options")
     storage_options: Mapping[str, Any]
+    fits_index: str | None
 
-    def __new__(cls, url: str, storage_options: Mapping[str, Any]) -> UrlWithOptions:  # noqa: D102
+    def __new__(cls, url: str, storage_options: Mapping[str, Any], fits_index: str | None = None) -> UrlWithOptions:  # noqa: D102
         self = super().__new__(cls, url)
         self.storage_options = dict(storage_options)
+        self.fits_index = fits_index
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return UrlWithOptions, (str(self), self.storage_options)
+        return UrlWithOptions, (str(self), self.storage_options, self.fits_index)
 
 
 def with_options_of(url: str, other: str) -> str:

@@ -15,7 +15,7 @@ from wustore.backends.pieces import PiecewiseBackend
 from wustore.errors import OtherFormatError, StoreNotFoundError, UsageError
 from wustore.model.meta import Capsule, Meta
 from wustore.storage.stores import address_of
-from wustore.storage.url import is_remote, redact, refuse_writing, with_options_of
+from wustore.storage.url import UrlWithOptions, is_remote, redact, refuse_writing, with_options_of
 
 __all__ = ["FitsBackend", "FitsIndexBackend", "ShardedFitsBackend"]
 
@@ -94,7 +94,7 @@ class ShardedFitsBackend(_FilesBackend):
 
 
 def _open(path: str, form: str | None, options: dict[str, Any]) -> FitsReader:
-    index = options.pop("index", None)
+    index = options.pop("index", path.fits_index if isinstance(path, UrlWithOptions) else None)
     if index is not None and not isinstance(index, bool):
         index = address_of(index)
         index = os.path.abspath(index) if isinstance(index, str) and not is_remote(index) else index  # noqa: PTH100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -28,6 +29,8 @@ _OUTDATED = (
     "the metadata document is of the state before the last append, which was interrupted. Readers that use the root's"
     " consolidated metadata are not concerned; 'wustore clean' of the store writes it"
 )
+_CHUNK = re.compile(r"c(?:[./]\d+)*")
+"""The key of a chunk below its array."""
 _OF_THE_SYSTEM = (".nfs", ".DS_Store", ".wustore-")
 """Beginnings of names that file systems, and locks, put into a directory."""
 
@@ -135,7 +138,7 @@ def foreign(keys: Keys, nodes: Mapping[str, Any], meta: Meta) -> Iterator[str]:
         leaf = key.rpartition("/")[2]
         if leaf.startswith(_OF_THE_SYSTEM) or (leaf.startswith(".") and "~" in leaf) or leaf == "zarr.json":
             continue
-        if name in own and key.startswith((f"{name}/c.", f"{name}/c/")):
+        if name in own and _CHUNK.fullmatch(key, len(name) + 1):
             continue
         if not name or name in own:
             yield f"file {key}"

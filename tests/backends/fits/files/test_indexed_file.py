@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import pickle
 import random
@@ -19,11 +20,12 @@ import wustore
 from wustore.backends.fits.indexing import write_index
 from wustore.backends.fits.reader import FitsReader
 from wustore.backends.registry import backend_for_writing
+from wustore.cli import main
 from wustore.errors import CorruptError, StoreNotFoundError, StoreReplacedError, UsageError
 from wustore.ops.copy import copy
 from wustore.testing import assert_same, sample
 
-pytest.importorskip("aiohttp", reason="reading URLs needs the extra cloud")
+pytest.importorskip("obstore", reason="reading URLs needs the extra cloud")
 
 BLOCK = 1 << 16
 KINDS = {
@@ -163,6 +165,17 @@ def test_without_an_index_nothing_changes(web: RangeServer, tmp_path: Path) -> N
             wustore.open_reader(url, index=wrong)
 
 
+def test_an_image_is_read_without_the_others(web: RangeServer, tmp_path: Path) -> None:
+    path = saved(tmp_path, "default")
+    indexed(path)
+    for index in (None, False):
+        with wustore.open_reader(f"{web.url}/night.fits", index=index) as reader:
+            assert (reader.index is None) == (index is False)
+            web.take()
+            reader.image(2)
+            assert sum(size for _, _, size in web.take()) < 0.6 * path.stat().st_size
+
+
 def test_a_page_instead_of_an_index_is_none(web: RangeServer, tmp_path: Path) -> None:
     path = saved(tmp_path, "default")
     Path(f"{path}.wuindex").write_bytes(b"<html>no such page</html>")
@@ -298,3 +311,19 @@ def test_a_changed_index_gives_no_other_values(tmp_path: Path) -> None:
         except fuzzing.ALLOWED:
             continue
     assert opened > 0
+
+
+def test_commands_take_an_index(web: RangeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved(tmp_path, "default")
+    index = indexed(path).rename(tmp_path / "elsewhere")
+    url = f"{web.url}/night.fits"
+    assert main(["convert", url, str(tmp_path / "night.zarr"), "--index", str(index)]) == 0
+    assert {name for _, name, _ in web.take()} == {"night.fits"}
+    assert wustore.diff(path, tmp_path / "night.zarr") == []
+    capsys.readouterr()
+    assert main(["info", url, "--json", "--index", str(index)]) == 0
+    assert json.loads(capsys.readouterr().out)["index"] == str(index)
+    assert len(web.take()) == 1
+    assert main(["info", url, "--json"]) == 0
+    assert "index" not in json.loads(capsys.readouterr().out)
+    assert main(["info", url, "--index", str(tmp_path / "nothing")]) == 2

@@ -1,0 +1,98 @@
+"""Arrays as other programs write them, read through zarr-python: nothing that is missing reads as fill value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+from wustore.backends.zarr.foreign import ForeignArray
+from wustore.errors import CorruptError, FormatError
+from wustore.storage.stores import open_keys
+from wustore.storage.zarr_store import DirectoryKeys, StoreKeys
+
+WHOLE = (slice(0, 3), slice(0, 10), slice(0, 12))
+DATA = np.arange(360, dtype=">f4").reshape(3, 10, 12)
+
+
+def made(folder: Path, **options: Any) -> ForeignArray:
+    group = zarr.open_group(folder / "a.zarr", mode="w")
+    group.create_array("x", data=DATA, chunks=(1, 5, 6), **options)
+    return ForeignArray(DirectoryKeys(folder / "a.zarr"), "x")
+
+
+@pytest.mark.parametrize("shards", [None, (1, 10, 12), (2, 10, 6)])
+def test_boxes(tmp_path: Path, shards: tuple[int, ...] | None) -> None:
+    array = made(tmp_path, shards=shards)
+    for index in (WHOLE, (slice(1, 2), slice(4, 7), slice(0, 12)), (slice(2, 2), slice(0, 10), slice(0, 0))):
+        found = array.read(index)
+        assert found.dtype == np.dtype("f4")
+        assert found.dtype.isnative
+        assert found.tolist() == DATA[index].tolist()
+
+
+def test_store_objects() -> None:
+    store = zarr.storage.MemoryStore()
+    zarr.open_group(store, mode="w").create_array("x", data=DATA, chunks=(1, 5, 6))
+    assert ForeignArray(StoreKeys(store), "x").read(WHOLE).tolist() == DATA.tolist()
+
+
+def test_a_missing_chunk(tmp_path: Path) -> None:
+    """zarr-python would give the fill value."""
+    array = made(tmp_path)
+    (tmp_path / "a.zarr" / "x" / "c" / "1" / "0" / "1").unlink()
+    assert zarr.open_array(tmp_path / "a.zarr", path="x", mode="r")[1, 0, 6:].tolist() == [0] * 6
+    with pytest.raises(CorruptError, match=r"a chunk is missing.*chunk \(1, 0, 1\)"):
+        array.read(WHOLE)
+    assert array.read((slice(1, 2), slice(0, 10), slice(0, 6))).tolist() == DATA[1:2, :, :6].tolist()
+
+
+def test_a_missing_chunk_in_a_shard(tmp_path: Path) -> None:
+    made(tmp_path, shards=(1, 10, 12), fill_value=7)
+    path = tmp_path / "a.zarr"
+    zarr.open_array(path, path="x", mode="r+")[1, :5, :6] = 7  # an empty chunk is not stored
+    array = ForeignArray(open_keys(str(path)), "x")
+    with pytest.raises(CorruptError, match=r"a chunk is missing in its shard.*1 missing"):
+        array.read(WHOLE)
+    assert array.read((slice(1, 2), slice(5, 10), slice(0, 12))).tolist() == DATA[1:2, 5:].tolist()
+
+
+@pytest.mark.parametrize("change", [lambda raw: raw[:20], lambda raw: raw[:-1] + bytes([raw[-1] ^ 1])])
+def test_a_damaged_index(tmp_path: Path, change: Any) -> None:
+    array = made(tmp_path, shards=(1, 10, 12))
+    shard = tmp_path / "a.zarr" / "x" / "c" / "2" / "0" / "0"
+    shard.write_bytes(change(shard.read_bytes()))
+    with pytest.raises(CorruptError, match=r"the index of a shard is damaged.*shard \(2, 0, 0\)"):
+        array.read(WHOLE)
+
+
+def test_an_index_that_cannot_be_checked(tmp_path: Path) -> None:
+    from zarr.codecs import ShardingCodec
+
+    codec = ShardingCodec(chunk_shape=(1, 5, 6), index_location="start")
+    zarr.create(
+        shape=DATA.shape,
+        chunks=(1, 10, 12),
+        dtype="f4",
+        codecs=[codec],
+        store=tmp_path / "a.zarr",
+        path="x",
+        zarr_format=3,
+    )[...] = DATA
+    with pytest.raises(FormatError, match="cannot be checked"):
+        ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x").read(WHOLE)
+
+
+def test_what_is_no_array(tmp_path: Path) -> None:
+    made(tmp_path)
+    path = tmp_path / "a.zarr"
+    with pytest.raises(CorruptError, match="cannot be opened"):
+        ForeignArray(DirectoryKeys(path), "y")
+    text = (path / "x" / "zarr.json").read_text()
+    for wrong in ("{", text.replace('"regular"', '"irregular"'), text.replace("float32", "float31")):
+        (path / "x" / "zarr.json").write_text(wrong)
+        with pytest.raises(CorruptError, match="cannot be opened"):
+            ForeignArray(DirectoryKeys(path), "x")
