@@ -207,7 +207,8 @@ class Pipeline:
                 )
             else:
                 whole = np.frombuffer(data, np.uint8)
-                data = b"".join([whole.data, _fletcher32(whole).to_bytes(_CHECKSUM_BYTES, "little")])
+                checksum = _fletcher32(whole, np.zeros(1, np.int64), np.array([whole.size]))
+                data = b"".join([whole.data, checksum.astype("<u4").data])
         return skipped, bytes(data)
 
     def is_plausible(self, sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -243,10 +244,14 @@ class Pipeline:
         out = raw if stays else _SCRATCH.of(n * nbytes)
         view, room = raw.data, out.data
         checksums = _last_words(raw, starts, sizes) if sum_bit and n else np.zeros(n, np.uint32)
-        expected, lengths, masks = checksums.tolist(), sizes.tolist(), (~skipped).tolist()
-        loops, found = _LOOPS.get() if sum_bit and n else None, None
-        if loops is not None:
-            found = loops.fletcher32(raw, starts, sizes - _CHECKSUM_BYTES).tolist()
+        if sum_bit and n:
+            summed = ~skipped & sum_bit != 0
+            sizes = sizes - _CHECKSUM_BYTES * summed
+            (wrong,) = ((_fletcher32(raw, starts, sizes) != checksums) & summed).nonzero()
+            if wrong.size:
+                k = int(wrong[0])
+                raise DamagedChunkError(k, f"fletcher32 does not match the one that is stored, {checksums[k]:#010x}")
+        lengths, masks = sizes.tolist(), (~skipped).tolist()
         values: Any
         k = 0
         # Few calls a chunk, and those without the interpreter lock: what is done here for each chunk under the lock
@@ -254,14 +259,7 @@ class Pipeline:
         try:
             for k, start in enumerate(starts.tolist()):
                 size, passed = lengths[k], masks[k]
-                if passed & sum_bit:
-                    size -= _CHECKSUM_BYTES
                 values = view[start : start + size]
-                if passed & sum_bit:
-                    checksum = imagecodecs.h5checksum_fletcher32(values) if found is None else found[k]
-                    if checksum != expected[k]:
-                        text = f"fletcher32 does not match the one that is stored, {expected[k]:#010x}"
-                        raise DamagedChunkError(k, text)
                 if passed & deflate_bit:
                     values = imagecodecs.deflate_decode(values, raw=False, out=room[k * nbytes : (k + 1) * nbytes])
                 elif passed & blosc_bit:
@@ -323,16 +321,20 @@ def _shuffled(values: NDArray[Any]) -> NDArray[np.uint8]:
     return planes.reshape(size, -1)
 
 
-def _fletcher32(data: NDArray[np.uint8]) -> int:
+def _fletcher32(raw: NDArray[np.uint8], starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Return the checksums of parts of ``raw``."""
     loops = _LOOPS.get()
-    if loops is None:
-        return int(imagecodecs.h5checksum_fletcher32(cast(Any, data.data)))
-    return int(loops.fletcher32(data, np.zeros(1, np.int64), np.array([data.size]))[0])
+    if loops is not None:
+        sums: NDArray[np.uint32] = loops.fletcher32(raw, starts, sizes)
+        return sums
+    data, of = cast(Any, raw.data), imagecodecs.h5checksum_fletcher32
+    parts = zip(starts.tolist(), (starts + sizes).tolist(), strict=True)
+    return np.array([of(data[start:stop]) for start, stop in parts], np.uint32)
 
 
 def _last_words(raw: NDArray[np.uint8], starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.uint32]:
     """Return the last four bytes of each chunk as a number."""
-    if sizes.min() < _CHECKSUM_BYTES:
+    if np.minimum.reduce(sizes) < _CHECKSUM_BYTES:
         raise DamagedChunkError(int(sizes.argmin()), "too short to hold its checksum")
     words: NDArray[np.uint32] = raw[(starts + sizes)[:, None] + _LAST_WORD].view("<u4")[:, 0]
     return words
