@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -73,3 +74,4 @@ os.fsync, os.kill, os.supports_dir_fd = _fsync, _refuse, set()  # type: ignore[a
 ctypes.CDLL = _refuse  # type: ignore[assignment, misc]
 sys.modules |= dict.fromkeys(("fcntl", "resource", "pwd", "grp", "termios"))  # type: ignore[arg-type]
 del mmap.MADV_DONTNEED
+shutil._use_fd_functions = False  # type: ignore[attr-defined]

@@ -791,3 +791,29 @@ def test_a_worker_of_a_pool_takes_threads(source, target, monkeypatch):
     wustore.convert(source, target, workers=2, processes=True)
     with wustore.open_reader(source) as left, wustore.open_reader(target) as right:
         assert_same(left, right)
+
+
+def test_parts_that_replace_a_store_in_an_object_store(tmp_path):
+    """The old store stays until the parts are finished, and when they are discarded."""
+    pytest.importorskip("fsspec", reason="memory:// needs fsspec")
+    source, target = str(tmp_path / "source.zarr"), f"memory://{tmp_path.name}/a.zarr"
+    save(sample("chunked"), source)
+    save(sample("simple"), target)
+    plans.plan(source, target, parts=2, overwrite=True)
+    jobs.part(target, 0)
+    with wustore.open_reader(target) as reader:
+        assert_same(sample("simple"), reader)
+    plans.discard(target)
+    with wustore.open_reader(target) as reader:
+        assert_same(sample("simple"), reader)
+    plans.plan(source, target, parts=2, overwrite=True)
+    for k in range(2):
+        jobs.part(target, k)
+    with pytest.raises(StoreExistsError):
+        wustore.convert(source, target, resume=True)
+    jobs.finish(target)
+    with wustore.open_reader(target) as reader:
+        assert_same(sample("chunked"), reader)
+    assert wustore.verify(target) == []
+    with pytest.raises(UsageError, match="no unfinished conversion"):
+        jobs.finish(target)

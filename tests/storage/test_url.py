@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import gzip
 import http.server
 import logging
@@ -14,7 +13,6 @@ import struct
 import subprocess
 import sys
 import threading
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -65,23 +63,9 @@ def server():
 
         running = Server()
         patch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*running.address))
-        _forget_connections()
         boto3.client("s3").create_bucket(Bucket="bucket")
         yield running
-        _forget_connections()
         running.stop()
-
-
-def _forget_connections():
-    import s3fs
-    from fsspec.implementations.http import HTTPFileSystem
-
-    # fsspec keeps its connections for the life of the process; what it forgets it does not close.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        s3fs.S3FileSystem.clear_instance_cache()
-        HTTPFileSystem.clear_instance_cache()
-        gc.collect()
 
 
 @pytest.fixture
@@ -541,7 +525,6 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def web(tmp_path):
-    pytest.importorskip("aiohttp")
 
     def handler(*arguments):
         return Ranges(*arguments, directory=str(tmp_path))
@@ -555,7 +538,6 @@ def web(tmp_path):
         yield running
         running.shutdown()
         thread.join()
-    _forget_connections()
 
 
 @pytest.mark.parametrize("name", ["x.zarr", "x.h5", "x.fits"])
@@ -771,11 +753,9 @@ def test_dropped_connections_are_tried_again(s3, tmp_path, monkeypatch, name, af
     proxy = Proxy(s3.address, 1, after)
     with contextlib.closing(proxy):
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        _forget_connections()
         with wustore.open_reader(f"s3://bucket/dropped/{name}") as reader, wustore.open_reader(local) as expected:
             assert_same(expected, reader)
         assert proxy.dropped == 1
-    _forget_connections()
 
 
 def test_web_connections_are_tried_again(web, tmp_path):

@@ -22,7 +22,7 @@ from wustore.model.meta import Capsule
 from wustore.ops.copy import refuse_loss, refuse_newer, refuse_others
 from wustore.storage.journal import JOURNAL, Journal, sealed_text, unsealed
 from wustore.storage.staging import Staging, check_target, partial_path, retire
-from wustore.storage.stores import address_of, is_local, name_of, writable_keys
+from wustore.storage.stores import address_of, exists, is_local, name_of, writable_keys
 from wustore.storage.url import options_of, redact, with_options_of
 from wustore.storage.zarr_store import DirectoryKeys, Keys
 
@@ -313,6 +313,9 @@ def plan(
     refuse_loss(backend, options, lossy=lossy)
     if is_local(target) and not _may_stand(target):
         check_target(target, overwrite=overwrite)  # before anything is read
+    replacing = not is_local(target) and not overwrite and has_begun(target)
+    if replacing and writable_keys(target).size("zarr.json") is not None:
+        raise exists(name_of(target))  # the plan to replace it stays as it is
     if overwrite:
         refuse_others(backend, target)
     opened = open_reader(source, format=source_format) if source_reader is None else nullcontext(source_reader)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from wustore.errors import FormatError, OtherFormatError, StoreNotFoundError, UsageError
+from wustore.errors import FormatError, OtherFormatError, StoreExistsError, StoreNotFoundError, UsageError
 from wustore.storage import url as remote
 from wustore.storage.files import open_regular
 from wustore.storage.icechunk import IcechunkKeys, icechunk_name, is_icechunk
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["ZIP_SIGNATURES", "ObjectKeys", "address_of", "is_local", "name_of", "open_keys", "writable_keys"]
+__all__ = ["ZIP_SIGNATURES", "ObjectKeys", "address_of", "exists", "is_local", "name_of", "open_keys", "writable_keys"]
 
 
 def is_local(address: Any) -> bool:
@@ -258,6 +258,15 @@ def _address_of_store(store: Store, to_write: bool) -> Any:
             store._zmode = "a"  # to be used afterwards without emptying what was written
         return os.fspath(store.path)
     return store
+
+
+def exists(path: str) -> StoreExistsError:
+    """Return the error of a target that is there and must not be replaced."""
+    return StoreExistsError(
+        "the target exists already",
+        path=path,
+        hint="Choose another name, or overwrite it (--overwrite, overwrite=True).",
+    )
 
 
 def name_of(address: Any) -> str:

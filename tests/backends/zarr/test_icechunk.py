@@ -176,6 +176,27 @@ class TestEdits:
             with ZarrBackend().open(session.store) as reader:
                 assert_same(source, reader)
 
+    def test_a_store_replaced_by_itself(self) -> None:
+        """Image by image in the same session; reading an image after it was replaced is an error, which is undone."""
+        repo, source = repository(), sample("chunked")
+        first = write(repo, source)
+        session = repo.writable_session("main")
+        wustore.save(wustore.open(session.store).cutout(100, 200, 50, 60), session.store, overwrite=True)
+        session.commit("cut")
+        pinned = wustore.open(repo.readonly_session(snapshot_id=first).store)
+        with read(repo) as reader:
+            assert reader.meta.shape_of("science", 0) == (60, 50)
+            assert reader.image(2).science.tobytes() == source.image(2).science[170:230, 75:125].tobytes()
+        repo.reset_branch("main", first)
+        session = repo.writable_session("main")
+        with pytest.raises(CorruptError):
+            wustore.save(wustore.open(session.store).select(images=[2, 0]), session.store, overwrite=True, workers=1)
+        with ZarrBackend().open(session.store) as reader:
+            assert_same(source, reader)
+        wustore.save(pinned.select(images=[2, 0]), session.store, overwrite=True)
+        with ZarrBackend().open(session.store) as reader:
+            assert reader.image(1).science.tobytes() == source.image(0).science.tobytes()
+
 
 class TestSessions:
     def test_one_operation_a_commit(self) -> None:
@@ -262,6 +283,10 @@ class TestSessions:
         for i in range(3):
             planes = [unit.im_stack.get_single_image(i).sci for unit in (other, work_unit)]
             assert np.array_equal(*planes, equal_nan=True)
+        in_memory = repository()
+        write(in_memory, source)
+        with read(in_memory) as reader, pytest.raises(StoreNotFoundError):
+            pickle.loads(pickle.dumps(reader))  # only this repository object knows it
         session = repo.writable_session("main")
         with pytest.raises(UsageError, match=r"readonly_session.*store"):
             pickle.dumps(wustore.open(session.store))

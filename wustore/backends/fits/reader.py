@@ -208,8 +208,8 @@ class FitsReader(Reader):
         """Give back the memory of the mapped bytes of an image."""
         image = self.layout.images[i]
         file = self.files[image.file]
-        if self.index is not None and file.is_remote:
-            return
+        if file.is_remote:
+            return  # nothing is mapped, and `data` would fetch the whole file
         for plane in image.planes.values():
             release(file.data, plane.hdu.data_start, plane.hdu.end)
 

@@ -18,7 +18,6 @@ from wustore.backends.zarr.writer import (
     TransactionTarget,
     ZarrWriter,
     ZipTarget,
-    exists,
     options_from,
 )
 from wustore.errors import CorruptError, StoreExistsError, UsageError
@@ -26,7 +25,7 @@ from wustore.format.document import NAMES
 from wustore.format.tagged_json import parse
 from wustore.model.meta import Capsule, Meta
 from wustore.storage.staging import Staging
-from wustore.storage.stores import ZIP_SIGNATURES, is_local, writable_keys
+from wustore.storage.stores import ZIP_SIGNATURES, exists, is_local, writable_keys
 from wustore.storage.zarr_store import DirectoryKeys, Keys, is_half_written
 
 __all__ = ["ZarrBackend", "ZarrZipBackend"]

@@ -28,6 +28,7 @@ from wustore.storage.buffers import Spool
 from wustore.storage.journal import JOURNAL, REPLACES, Entry, Journal, check_complete
 from wustore.storage.locks import Claim
 from wustore.storage.staging import Staging, retire
+from wustore.storage.stores import exists
 from wustore.storage.threads import worker_count
 from wustore.storage.zarr_store import DirectoryKeys, Keys
 from wustore.storage.zip import pack_directory
@@ -40,7 +41,6 @@ __all__ = [
     "TransactionTarget",
     "ZarrWriter",
     "ZipTarget",
-    "exists",
     "options_from",
 ]
 
@@ -271,15 +271,6 @@ def _free_separators(keys: Keys, root: bytes) -> tuple[str, str]:
         slashes = any(key.startswith("science/c/") for key in keys.list("science/"))
         used = ("/", "/") if slashes else (".", ".")
     return "." if used[0] == "/" else "/", "." if used[1] == "/" else "/"
-
-
-def exists(path: str) -> StoreExistsError:
-    """Return the error of a target that is there and must not be replaced."""
-    return StoreExistsError(
-        "the target exists already",
-        path=path,
-        hint="Choose another name, or overwrite it (--overwrite, overwrite=True).",
-    )
 
 
 class TransactionTarget(Target):

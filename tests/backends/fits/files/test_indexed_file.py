@@ -25,7 +25,7 @@ from wustore.errors import CorruptError, StoreNotFoundError, StoreReplacedError,
 from wustore.ops.copy import copy
 from wustore.testing import assert_same, sample
 
-pytest.importorskip("aiohttp", reason="reading URLs needs the extra cloud")
+pytest.importorskip("obstore", reason="reading URLs needs the extra cloud")
 
 BLOCK = 1 << 16
 KINDS = {
@@ -163,6 +163,17 @@ def test_without_an_index_nothing_changes(web: RangeServer, tmp_path: Path) -> N
     for wrong in (5, True):
         with pytest.raises(UsageError):
             wustore.open_reader(url, index=wrong)
+
+
+def test_an_image_is_read_without_the_others(web: RangeServer, tmp_path: Path) -> None:
+    path = saved(tmp_path, "default")
+    indexed(path)
+    for index in (None, False):
+        with wustore.open_reader(f"{web.url}/night.fits", index=index) as reader:
+            assert (reader.index is None) == (index is False)
+            web.take()
+            reader.image(2)
+            assert sum(size for _, _, size in web.take()) < 0.6 * path.stat().st_size
 
 
 def test_a_page_instead_of_an_index_is_none(web: RangeServer, tmp_path: Path) -> None:

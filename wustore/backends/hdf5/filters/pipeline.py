@@ -243,12 +243,11 @@ class Pipeline:
         stays = not deflate_bit and not blosc_bit
         out = raw if stays else _SCRATCH.of(n * nbytes)
         view, room = raw.data, out.data
-        checksums = np.zeros(n, np.uint32)
+        checksums = _last_words(raw, starts, sizes) if sum_bit and n else np.zeros(n, np.uint32)
         if sum_bit and n:
-            checksums = _last_words(raw, starts, sizes)
             summed = ~skipped & sum_bit != 0
             sizes = sizes - _CHECKSUM_BYTES * summed
-            wrong = np.flatnonzero((_fletcher32(raw, starts, sizes) != checksums) & summed)
+            (wrong,) = ((_fletcher32(raw, starts, sizes) != checksums) & summed).nonzero()
             if wrong.size:
                 k = int(wrong[0])
                 raise DamagedChunkError(k, f"fletcher32 does not match the one that is stored, {checksums[k]:#010x}")
@@ -335,7 +334,7 @@ def _fletcher32(raw: NDArray[np.uint8], starts: NDArray[np.int64], sizes: NDArra
 
 def _last_words(raw: NDArray[np.uint8], starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.uint32]:
     """Return the last four bytes of each chunk as a number."""
-    if sizes.min() < _CHECKSUM_BYTES:
+    if np.minimum.reduce(sizes) < _CHECKSUM_BYTES:
         raise DamagedChunkError(int(sizes.argmin()), "too short to hold its checksum")
     words: NDArray[np.uint32] = raw[(starts + sizes)[:, None] + _LAST_WORD].view("<u4")[:, 0]
     return words
