@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from wustore.ops.copy import LossWarning
     from wustore.ops.diff import LayerLoss
     from wustore.ops.edit import EditWarning, append, drop, migrate, repack
-    from wustore.ops.jobs import finish, part
     from wustore.ops.plans import Job, plan
     from wustore.ops.repair import clean, repair
+    from wustore.ops.run_parts import finish, part
     from wustore.ops.verify import Problem
     from wustore.stamps.layer import Layer
     from wustore.stamps.results import Coadds, Stamps
@@ -48,7 +48,7 @@ _MODULES = {
     "ops.copy": "LossWarning",
     "ops.diff": "LayerLoss",
     "ops.edit": "append repack drop migrate EditWarning",
-    "ops.jobs": "part finish",
+    "ops.run_parts": "part finish",
     "ops.plans": "Job plan",
     "ops.repair": "repair clean",
     "ops.verify": "Problem",

@@ -20,7 +20,7 @@ from wustore.backends.hdf5.backend import Hdf5Backend
 from wustore.backends.hdf5.encoder import Encoder
 from wustore.backends.registry import backend_for_writing
 from wustore.errors import CorruptError, UsageError, WuStoreError
-from wustore.ops import jobs, plans
+from wustore.ops import plans, run_parts
 from wustore.ops.copy import copy
 from wustore.testing import sample, with_capsule
 
@@ -126,9 +126,9 @@ def test_changed_pixels_fall_back_as_ever(edited, tmp_path, form):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         plans.plan(edited, target, format=form)
-        jobs.part(target, 0)
+        run_parts.part(target, 0)
     with pytest.warns(StoreChangedWarning, match="pixels of image 1"):
-        jobs.finish(target)
+        run_parts.finish(target)
     for file in (tmp_path / "a").iterdir():
         assert (tmp_path / "b" / file.name).read_bytes() == file.read_bytes()
     assert len(list((tmp_path / "b").iterdir())) == len(list((tmp_path / "a").iterdir()))

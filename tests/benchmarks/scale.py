@@ -15,8 +15,8 @@ import numpy as np
 from common import N_IMAGES, SIDE, at_least, at_most, finish, folder, size, stack, work_unit
 
 import wustore
-from wustore.ops.jobs import run
 from wustore.ops.plans import plan
+from wustore.ops.run_parts import run
 
 PEAK = """
 import sys, wustore

@@ -109,13 +109,13 @@ def test_options_that_are_listed_are_taken(nights, run, tmp_path):
 
 
 def test_resume_says_what_it_kept(nights, run, tmp_path):
-    from wustore.ops import jobs, plans
+    from wustore.ops import plans, run_parts
 
     source, target = tmp_path / "source.zarr", tmp_path / "x.zarr"
     reader = sample("chunked")
     copy(reader, backend_for_writing(str(source)).create(str(source), reader.meta))
     plans.plan(str(source), str(target), parts=3)
-    jobs.part(str(target), 1)
+    run_parts.part(str(target), 1)
     found = [json.loads(run("convert", source, target, "--dry-run", "--json", *more)[1]) for more in ([], ["--resume"])]
     assert [estimate["kept"] for estimate in found] == [0, 1]
     assert found[0].keys() == found[1].keys()

@@ -176,14 +176,14 @@ def chunk(seeds: Path, work: Path, rng: random.Random) -> Path:
 
 def journal(seeds: Path, work: Path, rng: random.Random) -> Path:
     """A file of the journal of an unfinished conversion, and of the plan; the conversion is then resumed."""
-    from wustore.ops import jobs, plans
+    from wustore.ops import plans, run_parts
 
     source, target = _saved(seeds, "night.zarr"), work / "night.h5"
     for left in work.glob(".night.h5*"):
         shutil.rmtree(left)
     target.unlink(missing_ok=True)
     plans.plan(str(source), str(target), parts=2)
-    jobs.part(str(target), 0)
+    run_parts.part(str(target), 0)
     [folder] = work.glob(".night.h5*")
     file = rng.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
     text = file.read_bytes()
@@ -192,8 +192,8 @@ def journal(seeds: Path, work: Path, rng: random.Random) -> Path:
     else:
         file.write_bytes(of_bytes(text, rng))
     with contextlib.suppress(*ALLOWED):
-        jobs.part(str(target), 1)
-        jobs.finish(str(target))
+        run_parts.part(str(target), 1)
+        run_parts.finish(str(target))
     return target
 
 

@@ -32,7 +32,7 @@ from wustore.errors import (
     StoreReplacedError,
     UsageError,
 )
-from wustore.ops import edit, jobs, plans
+from wustore.ops import edit, plans, run_parts
 from wustore.ops.copy import copy
 from wustore.storage import url as remote
 from wustore.storage.stores import writable_keys
@@ -316,13 +316,13 @@ def test_resume_on_a_bucket(s3, tmp_path):
     source = save(sample("rich"), str(tmp_path / "a.zarr"))
     target = "s3://bucket/resumed.zarr"
     plans.plan(source, target, parts=2)
-    jobs.part(target, 1)
+    run_parts.part(target, 1)
     with pytest.raises(IncompleteError):
         wustore.open_reader(target)
     s3.calls.clear()
-    jobs.part(target, 0)
-    jobs.part(target, 1)
-    jobs.finish(target)
+    run_parts.part(target, 0)
+    run_parts.part(target, 1)
+    run_parts.finish(target)
     written = [path for method, path, _ in s3.calls if method == "PUT" and "/science/c" in path]
     assert len(written) == 2, written  # the images of part 1 were there already
     assert_same(sample("rich"), wustore.open_reader(target))

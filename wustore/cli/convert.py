@@ -356,7 +356,7 @@ def part(target: str, number: int, *, workers: int | None) -> None:
     What is written already is checked and kept, so that a part that was killed can simply run again. A K beyond
     the last part does nothing and exits 0: an array may be larger than the number of images.
     """
-    from wustore.ops.jobs import part as run
+    from wustore.ops.run_parts import part as run
 
     with progress_bar(f"part {number}") as progress:
         written = run(target, number, workers=workers, progress=progress)
@@ -367,7 +367,7 @@ def part(target: str, number: int, *, workers: int | None) -> None:
 @click.argument("target", metavar="DST", type=STORE)
 def finish(target: str) -> int:
     """Check that every part of the conversion to DST is there, and let DST appear."""
-    from wustore.ops.jobs import finish as run
+    from wustore.ops.run_parts import finish as run
 
     lost = run(target)
     size = _bytes(target)

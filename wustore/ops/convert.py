@@ -12,8 +12,8 @@ from wustore.backends.registry import backend_for_writing, open_reader
 from wustore.errors import UsageError, WuStoreError
 from wustore.ops.copy import measured_loss, workers_within, write
 from wustore.ops.diff import LayerLoss
-from wustore.ops.jobs import run, run_on_cluster
 from wustore.ops.plans import check_names, discard, has_begun, plan
+from wustore.ops.run_parts import run, run_on_cluster
 from wustore.storage.stores import address_of
 
 __all__ = ["PARTS_ON_A_CLUSTER", "convert", "refuse_same"]

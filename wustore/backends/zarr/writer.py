@@ -124,7 +124,7 @@ class DirectoryTarget(Target):
         """Make it durable and move it to its place.
 
         One that can be resumed takes its journal along: so a conversion that is killed here is either unfinished or
-        has a store with a journal, which is finished (`wustore.ops.jobs` removes that journal then).
+        has a store with a journal, which is finished (`wustore.ops.run_parts` removes that journal then).
         """
         staging = self.staging
         self._directory.settle()

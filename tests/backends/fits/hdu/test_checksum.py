@@ -16,7 +16,7 @@ from wustore.backends.fits.backend import FitsBackend, ShardedFitsBackend
 from wustore.backends.fits.hdu.checksum import with_sums
 from wustore.backends.fits.hdu.header_writer import HeaderText, padding
 from wustore.errors import UsageError
-from wustore.ops import jobs, plans
+from wustore.ops import plans, run_parts
 from wustore.ops.copy import copy
 from wustore.ops.verify import problems
 from wustore.testing import assert_same, sample
@@ -110,8 +110,8 @@ def test_conversions_write_sums(tmp_path: Path) -> None:
     wustore.convert(source, tmp_path / "a.zarr", workers=1)
     wustore.convert(tmp_path / "a.zarr", tmp_path / "b.fits", checksum=True)
     plans.plan(str(tmp_path / "a.zarr"), str(tmp_path / "c.fits"), checksum=True)
-    jobs.part(str(tmp_path / "c.fits"), 0)
-    jobs.finish(str(tmp_path / "c.fits"))
+    run_parts.part(str(tmp_path / "c.fits"), 0)
+    run_parts.finish(str(tmp_path / "c.fits"))
     assert main(["convert", str(tmp_path / "a.zarr"), str(tmp_path / "d.fits"), "--checksum"]) == 0
     first = (tmp_path / "b.fits").read_bytes()
     assert first.count(b"CHECKSUM=") == first.count(b"XTENSION=") + 1

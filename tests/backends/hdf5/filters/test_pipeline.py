@@ -26,7 +26,7 @@ from wustore.storage.compiling import Loops
 
 @pytest.fixture(params=[True, False], ids=["compiled", "numpy"])
 def _loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    loops = Loops("wustore.backends.hdf5.filters.loops", 0 if request.param else 1 << 60)
+    loops = Loops("wustore.backends.hdf5.filters.loops_numba", 0 if request.param else 1 << 60)
     if request.param and loops.get(1) is None:
         pytest.skip("there is no numba for this Python")
     monkeypatch.setattr(h5filters, "_LOOPS", loops)

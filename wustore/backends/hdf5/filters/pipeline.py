@@ -20,7 +20,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.hdf5.filters import deflate
+from wustore.backends.hdf5.filters import deflate_encoder
 from wustore.storage.compiling import Loops
 
 __all__ = [
@@ -60,7 +60,7 @@ _LARGEST_RATIO = 1040
 """Deflate makes data at most this many times smaller (RFC 1951: 258 bytes in two bits)."""
 _UNSUSPICIOUS = 1 << 26
 """Bytes that a chunk of another codec may claim to hold, however few are stored."""
-_LOOPS = Loops("wustore.backends.hdf5.filters.loops", 1 << 30)
+_LOOPS = Loops("wustore.backends.hdf5.filters.loops_numba", 1 << 30)
 """The unit is bytes of decoded values. The loops save 0.3 s in a gigabyte, which is what importing numba takes."""
 
 
@@ -195,7 +195,7 @@ class Pipeline:
             if number == SHUFFLE:
                 data = _shuffled(plain)
             elif number == DEFLATE:
-                packed = deflate.encode(data, self.level)
+                packed = deflate_encoder.encode(data, self.level)
                 if len(packed) < self.nbytes:
                     data = packed
                 else:

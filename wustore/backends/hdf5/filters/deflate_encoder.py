@@ -52,7 +52,7 @@ _REPEATED = 0.8
 _STORED_FROM = 0.97
 """What a Huffman code must leave of a plane that is stored instead."""
 
-_LOOPS = Loops("wustore.backends.hdf5.filters.loops", 1 << 24)
+_LOOPS = Loops("wustore.backends.hdf5.filters.loops_numba", 1 << 24)
 """The unit is bytes of noise. With the loops 16 MB take 0.25 s less, which is what importing numba takes."""
 
 

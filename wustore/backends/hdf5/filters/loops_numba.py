@@ -1,7 +1,7 @@
 """The inner loops of chunks, compiled by numba: many chunks a call, without the interpreter lock.
 
-`wustore.backends.hdf5.filters.pipeline` and `wustore.backends.hdf5.filters.deflate` have an equivalent with numpy for
-each of them, and decide when this module is imported.
+`wustore.backends.hdf5.filters.pipeline` and `wustore.backends.hdf5.filters.deflate_encoder` have an equivalent with
+numpy for each of them, and decide when this module is imported.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import numpy as np
 from numba import uint16, uint32, uint64
 from numpy.typing import NDArray
 
-from wustore.backends.hdf5.filters import deflate
+from wustore.backends.hdf5.filters import deflate_encoder
 from wustore.storage.compiling import compiled
 
 __all__ = ["blocks", "code_table", "counts", "fletcher32", "place"]
 
-_BLOCK_HEADER, _TURNED, _STORED = deflate.BLOCK_HEADER, deflate.TURNED, deflate.STORED
-_LARGEST_STORED, _LONGEST_CODE = deflate.LARGEST_STORED, deflate.LONGEST_CODE
+_BLOCK_HEADER, _TURNED, _STORED = deflate_encoder.BLOCK_HEADER, deflate_encoder.TURNED, deflate_encoder.STORED
+_LARGEST_STORED, _LONGEST_CODE = deflate_encoder.LARGEST_STORED, deflate_encoder.LONGEST_CODE
 
-code_table = compiled(entry=True)(deflate.code_table)
+code_table = compiled(entry=True)(deflate_encoder.code_table)
 
 
 @compiled(entry=True)
@@ -161,7 +161,7 @@ def blocks(
     planes, kinds
         Bytes, and whether each plane is stored or coded.
     table
-        As `wustore.backends.hdf5.filters.deflate.code_table` makes it, a row for each plane.
+        As `wustore.backends.hdf5.filters.deflate_encoder.code_table` makes it, a row for each plane.
     is_end
         Whether the stream ends with the last plane.
     """

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from wustore.backends.hdf5.filters import deflate
+from wustore.backends.hdf5.filters import deflate_encoder
 from wustore.storage.compiling import Loops
 
 RNG = np.random.default_rng(8)
@@ -20,7 +20,7 @@ N = 70_001
 
 
 def code_table(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    return deflate.code_table(counts, np.argsort(counts, kind="stable"))
+    return deflate_encoder.code_table(counts, np.argsort(counts, kind="stable"))
 
 
 def planes(values: NDArray[Any]) -> NDArray[np.uint8]:
@@ -49,22 +49,22 @@ CASES = {
 def test_streams(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are what zlib and libdeflate read, at most the codes of blocks larger than libdeflate's; loops or none."""
     data = CASES[name]
-    monkeypatch.setattr(deflate, "_LOOPS", Loops("no module", 1 << 60))
-    stored = deflate.encode(data, 1)
+    monkeypatch.setattr(deflate_encoder, "_LOOPS", Loops("no module", 1 << 60))
+    stored = deflate_encoder.encode(data, 1)
     assert zlib.decompress(stored) == data.tobytes()
     assert imagecodecs.deflate_decode(stored, raw=False) == data.tobytes()
     assert len(stored) <= len(imagecodecs.deflate_encode(data.reshape(-1), level=1, raw=False)) + 140 * len(data)
-    compiled = Loops("wustore.backends.hdf5.filters.loops", 0)
+    compiled = Loops("wustore.backends.hdf5.filters.loops_numba", 0)
     if compiled.get(1) is None:
         pytest.skip("there is no numba for this Python")
-    monkeypatch.setattr(deflate, "_LOOPS", compiled)
-    assert deflate.encode(data, 1) == stored
+    monkeypatch.setattr(deflate_encoder, "_LOOPS", compiled)
+    assert deflate_encoder.encode(data, 1) == stored
 
 
 def test_noise_is_not_searched_for_strings() -> None:
     """Pixels take less than libdeflate makes of them; the plane that hardly shrinks is stored, byte for byte."""
     data = CASES["quantised pixels"]
-    stored = deflate.encode(data, 1)
+    stored = deflate_encoder.encode(data, 1)
     assert len(stored) < 0.99 * len(imagecodecs.deflate_encode(data.reshape(-1), level=1, raw=False))
     assert [plane.tobytes()[:65535] in stored for plane in data] == [False, False, True, False]
 
@@ -72,9 +72,9 @@ def test_noise_is_not_searched_for_strings() -> None:
 def test_planes_with_repeated_strings_are_left_to_libdeflate() -> None:
     for name in ("repeated strings, then noise", "one value"):
         data = CASES[name]
-        assert deflate.encode(data, 6) == imagecodecs.deflate_encode(data.reshape(-1), level=6, raw=False)
+        assert deflate_encoder.encode(data, 6) == imagecodecs.deflate_encode(data.reshape(-1), level=6, raw=False)
     noise, strings = CASES["noise, then repeated strings"]
-    stored = deflate.encode(np.stack([noise, strings]), 6)
+    stored = deflate_encoder.encode(np.stack([noise, strings]), 6)
     assert stored[:-4].endswith(imagecodecs.deflate_encode(strings, level=6, raw=True))
 
 
@@ -88,7 +88,7 @@ def test_codes_are_complete_and_short(size: int) -> None:
     table = code_table(counts)[0]
     codes, lengths = table[:size] >> 4, table[:size] & 15
     assert lengths.min() >= 1
-    assert lengths.max() <= deflate.LONGEST_CODE
+    assert lengths.max() <= deflate_encoder.LONGEST_CODE
     assert (0.5**lengths).sum() == 1
     assert not table[size:].any()
     texts = [f"{code:012b}"[::-1][:length] for code, length in zip(codes.tolist(), lengths.tolist(), strict=True)]

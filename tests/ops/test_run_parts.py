@@ -25,7 +25,7 @@ from wustore.backends.registry import backend_for_writing
 from wustore.backends.zarr.writer import DirectoryTarget
 from wustore.errors import CorruptError, IncompleteError, StoreExistsError, StoreReplacedError, UsageError, WuStoreError
 from wustore.model.meta import LAYERS
-from wustore.ops import jobs, plans
+from wustore.ops import plans, run_parts
 from wustore.ops.copy import copy
 from wustore.ops.estimate import Estimate, estimate, refuse_if_too_large
 from wustore.storage.journal import JOURNAL, Journal, sealed_text, unsealed
@@ -134,9 +134,9 @@ def test_parts_in_any_order_with_repeats(source, reference, target, kind):
     for k in (3, 0, 0, 4, 2, 3, 1):
         with pytest.raises(IncompleteError):
             wustore.open_reader(target)
-        jobs.part(target, k)
+        run_parts.part(target, k)
     assert plans.progress_of(target) == (12, 12)
-    jobs.finish(target)
+    run_parts.finish(target)
     assert listing(target) == reference
     assert not list(Path(target).parent.glob(".*"))
 
@@ -144,7 +144,7 @@ def test_parts_in_any_order_with_repeats(source, reference, target, kind):
 @kinds()
 def test_plan_is_joined_not_restarted(source, target, kind):
     first = plans.plan(source, target, parts=3, **kind.options)
-    jobs.part(target, 1)
+    run_parts.part(target, 1)
     assert plans.plan(source, target, parts=3, **kind.options) == first
     assert plans.progress_of(target) == (4, 12)
 
@@ -152,7 +152,7 @@ def test_plan_is_joined_not_restarted(source, target, kind):
 def test_parts_cover_every_image_once(source, tmp_path):
     job = plans.plan(source, str(tmp_path / "x.zarr"), parts=5)
     assert [i for k in range(job.parts) for i in job.images_of(k)] == list(range(12))
-    assert jobs.part(job.target, 5) == 0  # an array may be larger than the number of images
+    assert run_parts.part(job.target, 5) == 0  # an array may be larger than the number of images
     with pytest.raises(UsageError, match="part"):
         job.images_of(5)
 
@@ -169,33 +169,33 @@ def test_planning_again_in_another_number_of_parts_is_refused(source, tmp_path):
 @kinds()
 def test_finish_names_what_is_missing(source, target, kind):
     plans.plan(source, target, parts=3, **kind.options)
-    jobs.part(target, 0)
+    run_parts.part(target, 0)
     with pytest.raises(IncompleteError, match="4, 5, 6"):
-        jobs.finish(target)
-    assert jobs.part(target, 0) == 0  # nothing was thrown away
+        run_parts.finish(target)
+    assert run_parts.part(target, 0) == 0  # nothing was thrown away
 
 
 @kinds()
 def test_torn_images_are_written_again(source, reference, target, kind):
     plans.plan(source, target, **kind.options)
-    jobs.part(target, 0)
+    run_parts.part(target, 0)
     files = written(target)
     files[0].write_bytes(files[0].read_bytes()[:-3])
     data = bytearray(files[1].read_bytes())
     data[len(data) // 2] ^= 4
     files[1].write_bytes(data)
     files[2].unlink()
-    assert jobs.part(target, 0) == 3
-    jobs.finish(target)
+    assert run_parts.part(target, 0) == 3
+    run_parts.finish(target)
     assert listing(target) == reference
 
 
 def test_halves_of_values_do_not_stay(source, reference, tmp_path):
     target = str(tmp_path / "x.zarr")
     plans.plan(source, target)
-    jobs.part(target, 0)
+    run_parts.part(target, 0)
     (partial_path(target) / "science" / ".c.2.0.0~host~1234-5").write_bytes(b"half")
-    jobs.finish(target)
+    run_parts.finish(target)
     assert listing(target) == reference
 
 
@@ -204,13 +204,13 @@ def test_damage_that_finish_meets(source, reference, target, kind):
     """A bit that flipped after the last check is not taken over; the image is written again."""
     if not kind.suffix.startswith(".zarr"):
         plans.plan(source, target, **kind.options)
-        jobs.part(target, 0)
+        run_parts.part(target, 0)
         file = written(target)[5]
         data = bytearray(file.read_bytes())
         data[len(data) // 2] ^= 1
         file.write_bytes(data)
         with pytest.raises(CorruptError, match=file.name):
-            jobs.finish(target)
+            run_parts.finish(target)
         assert not listing(target)
     wustore.convert(source, target, resume=True, **kind.options)
     assert listing(target) == reference
@@ -219,14 +219,14 @@ def test_damage_that_finish_meets(source, reference, target, kind):
 @kinds("zarr", "zip")
 def test_leftovers_that_finish_cannot_read(source, reference, target, kind):
     plans.plan(source, target)
-    jobs.part(target, 0)
+    run_parts.part(target, 0)
     file = partial_path(target) / JOURNAL / "images" / "5.capsule"
     file.write_bytes(bytes(file.stat().st_size))
     with pytest.raises(CorruptError, match="image 5"):
-        jobs.finish(target)
+        run_parts.finish(target)
     assert not Path(target).exists()
-    assert jobs.part(target, 0) == 1
-    jobs.finish(target)
+    assert run_parts.part(target, 0) == 1
+    run_parts.finish(target)
     assert listing(target) == reference
 
 
@@ -245,11 +245,11 @@ def test_other_conversion_at_the_same_target(source, target, tmp_path, kind):
 @kinds()
 def test_changed_source(source, target, kind):
     plans.plan(source, target, parts=2, **kind.options)
-    jobs.part(target, 0)
+    run_parts.part(target, 0)
     wustore.append(source, source, drop_capsule=True, duplicates=True)
     with pytest.raises(UsageError):
         plans.plan(source, target, **kind.options)
-    for act in (lambda: jobs.part(target, 1), lambda: jobs.finish(target)):
+    for act in (lambda: run_parts.part(target, 1), lambda: run_parts.finish(target)):
         with pytest.raises(StoreReplacedError, match="changed"):
             act()
 
@@ -296,7 +296,7 @@ def test_existing_target(source, target, kind):
     wustore.convert(source, target, resume=True, overwrite=True, **kind.options)
     assert listing(target) == before
     with pytest.raises(UsageError, match="Nothing is left"):
-        jobs.part(target, 0)
+        run_parts.part(target, 0)
 
 
 @kinds("zarr", "zip", "hdf5", "sharded")
@@ -323,15 +323,15 @@ def test_a_part_that_starts_while_the_end_is_made(source, reference, target, mon
     """A repeated part takes nothing away from a store that is about to appear."""
     plans.plan(source, target, parts=2)
     for k in (0, 1):
-        jobs.part(target, k)
+        run_parts.part(target, k)
     publish = DirectoryTarget.publish
 
     def late(self, journal):
-        assert jobs.part(target, 1) == 0
+        assert run_parts.part(target, 1) == 0
         publish(self, journal)
 
     monkeypatch.setattr(DirectoryTarget, "publish", late)
-    jobs.finish(target)
+    run_parts.finish(target)
     assert listing(target) == reference
 
 
@@ -340,19 +340,19 @@ def test_two_processes_end_a_conversion(source, reference, target, kind, monkeyp
     """The second one is refused: it would put what is left in the place of the finished store."""
     save(sample("simple"), target)
     plans.plan(source, target, overwrite=True, **kind.options)
-    jobs.part(target, 0)
+    run_parts.part(target, 0)
     inventory = Journal.inventory
 
     def twice(self, n_images):
         found = inventory(self, n_images)
-        for second in (lambda: jobs.finish(target), lambda: wustore.convert(source, target, resume=True, **again)):
+        for second in (lambda: run_parts.finish(target), lambda: wustore.convert(source, target, resume=True, **again)):
             with pytest.raises(UsageError, match="another process"):
                 second()
         return found
 
     again = {"overwrite": True, **kind.options}
     monkeypatch.setattr(Journal, "inventory", twice)
-    jobs.finish(target)
+    run_parts.finish(target)
     assert listing(target) == reference
     assert not list(Path(target).parent.glob(".*"))
 
@@ -365,7 +365,7 @@ def test_images_of_another_conversion_do_not_count(source, reference, target, tm
     images = [replace(image, science=-image.science) for _, image in few.images()]
     save(MemoryReader(few.meta, images), other)
     plans.plan(str(other), target)
-    jobs.part(target, 0)
+    run_parts.part(target, 0)
     kept = {name: data for name, data in listing(partial_path(target)).items() if not name.endswith("job.json")}
     plans.discard(target)
     plans.plan(source, target)
@@ -374,14 +374,14 @@ def test_images_of_another_conversion_do_not_count(source, reference, target, tm
         place = partial_path(target) / name
         place.parent.mkdir(exist_ok=True)
         place.write_bytes(data)
-    assert jobs.part(target, 0) == 12
-    jobs.finish(target)
+    assert run_parts.part(target, 0) == 12
+    run_parts.finish(target)
     assert listing(target) == reference
 
 
 def test_what_an_earlier_call_began_outlives_a_later_one(source, target):
     plans.plan(source, target, parts=2)
-    jobs.part(target, 1)
+    run_parts.part(target, 1)
 
     def stop(done, total):
         raise KeyboardInterrupt
@@ -400,7 +400,7 @@ def test_a_url_where_the_end_was_cut_off(source, tmp_path, monkeypatch, overwrit
     """Killed between the root document and the removal of the journal: the store is finished, and stays."""
     target = f"memory://{tmp_path.name}/x.zarr"
     plans.plan(source, target, overwrite=overwrite)
-    jobs.part(target, 0)
+    run_parts.part(target, 0)
 
     def killed(self):
         raise KeyboardInterrupt
@@ -408,9 +408,9 @@ def test_a_url_where_the_end_was_cut_off(source, tmp_path, monkeypatch, overwrit
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "drop", killed)
         with pytest.raises(KeyboardInterrupt):
-            jobs.finish(target)
+            run_parts.finish(target)
     with pytest.raises(UsageError, match="Nothing is left"):
-        jobs.finish(target)
+        run_parts.finish(target)
     with wustore.open_reader(source) as left, wustore.open_reader(target) as right:
         assert_same(left, right)
 
@@ -443,7 +443,7 @@ def test_parts_on_a_cluster_are_bounded(source, target, monkeypatch):
 def test_a_target_that_appears_meanwhile_is_not_touched(source, target, kind, what):
     plans.plan(source, target, **kind.options)
     if what == "convert":
-        jobs.part(target, 0)  # all images are there: what stands at the target might be theirs
+        run_parts.part(target, 0)  # all images are there: what stands at the target might be theirs
     Path(target).write_bytes(b"somebody else's")
     with pytest.raises(StoreExistsError):
         wustore.convert(source, target, resume=True, **kind.options)
@@ -548,7 +548,7 @@ def test_a_hundred_sigkills(source, reference, tmp_path, kind, rounds):
 DEADLY = """
 import os, shutil, signal, sys
 from pathlib import Path
-from wustore.ops import jobs, plans
+from wustore.ops import run_parts, plans
 left = int(sys.argv[2])
 def deadly(function):
     def call(*arguments, **keywords):
@@ -561,7 +561,7 @@ def deadly(function):
 for owner, names in ((Path, "rename replace unlink"), (os, "unlink rmdir")):
     for name in names.split():
         setattr(owner, name, deadly(getattr(owner, name)))
-jobs.finish(sys.argv[1])
+run_parts.finish(sys.argv[1])
 """
 """Finish a conversion; die just before something is renamed or removed for the n-th time."""
 
@@ -573,7 +573,7 @@ def check_every_step(source, reference, target, kind, steps, *, overwrite=False)
     if overwrite:
         save(old, target)
     plans.plan(source, target, **options)
-    jobs.part(target, 0)
+    run_parts.part(target, 0)
     whole = partial_path(target)
     kept = whole.with_name("kept")
     whole.rename(kept)
@@ -608,11 +608,11 @@ def check_every_step(source, reference, target, kind, steps, *, overwrite=False)
 def test_an_unfinished_store_that_was_moved_keeps_its_journal(source, target):
     """Only where there is a root document does a journal below the target say that it is finished."""
     plans.plan(source, target)
-    jobs.part(target, 0)
+    run_parts.part(target, 0)
     partial_path(target).rename(target)
     before = listing(target)
     with pytest.raises(UsageError):
-        jobs.part(target, 0)
+        run_parts.part(target, 0)
     assert listing(target) == before
     with pytest.raises(IncompleteError):
         wustore.open_reader(target)
@@ -622,7 +622,7 @@ def test_an_unfinished_store_that_was_moved_keeps_its_journal(source, target):
 def test_little_is_left_when_the_store_appears(source, reference, target, monkeypatch):
     """A process that is about to end should: the records of the images are gone by then, and nothing is done again."""
     plans.plan(source, target)
-    jobs.part(target, 0)
+    run_parts.part(target, 0)
 
     def killed(self):
         raise KeyboardInterrupt
@@ -630,7 +630,7 @@ def test_little_is_left_when_the_store_appears(source, reference, target, monkey
     with monkeypatch.context() as patch:
         patch.setattr("wustore.storage.staging.Staging.commit", killed)
         with pytest.raises(KeyboardInterrupt):
-            jobs.finish(target)
+            run_parts.finish(target)
     whole = partial_path(target)
     assert sorted(entry.name for entry in (whole / JOURNAL).rglob("*") if entry.is_file()) == [
         "capsule.bin", "job.json", "plan.json", "sealed"
@@ -758,7 +758,7 @@ def test_job_is_json(source, tmp_path):
     plans.discard(target)
     assert not partial_path(target).exists()
     with pytest.raises(IncompleteError):
-        jobs.part(target, 0)
+        run_parts.part(target, 0)
 
 
 def test_a_plan_is_for_the_place_where_it_is_found(source, tmp_path, kind):
@@ -767,8 +767,8 @@ def test_a_plan_is_for_the_place_where_it_is_found(source, tmp_path, kind):
     plans.plan(source, str(target), parts=1, **kind.options)
     (tmp_path / "old").rename(tmp_path / "new")
     moved = tmp_path / "new" / target.name
-    assert jobs.part(str(moved), 0) == 12
-    jobs.finish(str(moved))
+    assert run_parts.part(str(moved), 0) == 12
+    run_parts.finish(str(moved))
     assert moved.exists()
     assert not (tmp_path / "old").exists()
 
@@ -780,14 +780,14 @@ def test_a_plan_of_any_shape_is_refused(source, target, text):
     for name in document:
         next(partial_path(target).rglob("job.json")).write_bytes(sealed_text(document | {name: -1.5}))
         with pytest.raises(CorruptError, match="plan"):
-            jobs.part(target, 0)
+            run_parts.part(target, 0)
     next(partial_path(target).rglob("job.json")).write_text(text)
     with pytest.raises(CorruptError, match="plan"):
-        jobs.part(target, 0)
+        run_parts.part(target, 0)
 
 
 def test_a_worker_of_a_pool_takes_threads(source, target, monkeypatch):
-    monkeypatch.setattr(type(jobs.multiprocessing.current_process()), "daemon", True)
+    monkeypatch.setattr(type(run_parts.multiprocessing.current_process()), "daemon", True)
     wustore.convert(source, target, workers=2, processes=True)
     with wustore.open_reader(source) as left, wustore.open_reader(target) as right:
         assert_same(left, right)
@@ -800,7 +800,7 @@ def test_parts_that_replace_a_store_in_an_object_store(tmp_path):
     save(sample("chunked"), source)
     save(sample("simple"), target)
     plans.plan(source, target, parts=2, overwrite=True)
-    jobs.part(target, 0)
+    run_parts.part(target, 0)
     with wustore.open_reader(target) as reader:
         assert_same(sample("simple"), reader)
     plans.discard(target)
@@ -808,12 +808,12 @@ def test_parts_that_replace_a_store_in_an_object_store(tmp_path):
         assert_same(sample("simple"), reader)
     plans.plan(source, target, parts=2, overwrite=True)
     for k in range(2):
-        jobs.part(target, k)
+        run_parts.part(target, k)
     with pytest.raises(StoreExistsError):
         wustore.convert(source, target, resume=True)
-    jobs.finish(target)
+    run_parts.finish(target)
     with wustore.open_reader(target) as reader:
         assert_same(sample("chunked"), reader)
     assert wustore.verify(target) == []
     with pytest.raises(UsageError, match="no unfinished conversion"):
-        jobs.finish(target)
+        run_parts.finish(target)
