@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from kbmod_stand_in import kbmod_stand_in  # noqa: F401 - a fixture
 
+from wustore.backends.compiling import Loops
 from wustore.backends.fits.tiles import rice
-from wustore.storage.compiling import Loops
 
 ROOT = Path(__file__).resolve().parents[1]
 

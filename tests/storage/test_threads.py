@@ -1,16 +1,29 @@
-"""Threads: what `workers` means, order, errors, nesting, and limits of containers."""
+"""Threads: what `workers` means, order, errors, nesting, and limits of containers; child processes."""
 
 from __future__ import annotations
 
 import gc
+import json
+import multiprocessing
 import os
+import subprocess
 import threading
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from wustore.errors import UsageError
 from wustore.storage import threads
-from wustore.storage.threads import Background, available_cores, in_threads, read_ahead, worker_count
+from wustore.storage.threads import (
+    Background,
+    available_cores,
+    command,
+    in_threads,
+    read_ahead,
+    safe_path,
+    worker_count,
+)
 
 
 class Meeting:
@@ -177,3 +190,33 @@ def test_work_in_the_background():
         behind.settle()
     assert done[-1] == 5
     behind.settle()  # the error has been told
+
+
+# --- child processes: they find our modules, and run nothing that lies in the current directory ---
+
+_SCRIPT = "open('RUN', 'w').close()\nraise SystemExit('a script of the user')\n"
+
+
+@pytest.fixture
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the current directory, with scripts that have names of modules."""
+    for name in ("json", "inspect", "base64", "random", "pickle", "numpy", "wustore"):
+        (tmp_path / f"{name}.py").write_text(_SCRIPT)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_command(beside: Path) -> None:
+    done = subprocess.run(command("builtins", "print", "a", "b"), capture_output=True, text=True, check=True)
+    assert done.stdout == "a b\n"
+    listed = command("builtins", "print")
+    assert str(beside) not in json.loads(listed[listed.index("-c") + 2])
+    done = subprocess.run(command("wustore.model.select", "chosen_images"), capture_output=True, text=True, check=False)
+    assert "chosen_images() missing" in done.stderr
+    assert not (beside / "RUN").exists()
+
+
+def test_workers_are_safe(beside: Path) -> None:
+    with safe_path(), ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(len, "abc").result() == 3
+    assert not (beside / "RUN").exists()

@@ -8,7 +8,7 @@ for every image. Head and pieces are opaque to all but this module. Their encodi
 
 Deflate is a zlib stream (RFC 1950), integers are little-endian. The head's parts are the template (image headers of
 the first image) and then the byte ranges of the files that belong to no image; a piece's parts are, for each HDU
-of its image, the header cards and what its recipe needs (`fits.recipe`). Every HDU carries its place in the
+of its image, the header cards and what its recipe needs (`fits.hdu.recipe`). Every HDU carries its place in the
 file and a CRC-32; every plane its CRC-32C.
 """
 
@@ -29,8 +29,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from wustore.backends.fits.files.container import describe_outer
+from wustore.backends.fits.hdu.recipe import Recipe, rebuild, record
 from wustore.backends.fits.hdu.scan import Buffer, Hdu, ScannedFile
-from wustore.backends.fits.hdu_recipe import Recipe, rebuild, record
 from wustore.errors import CorruptError, FidelityError, WuStoreError
 from wustore.format.document import arrays_of, document_of
 from wustore.format.planes import plane_checksums

@@ -14,12 +14,12 @@ from wustore.backends.base import Progress
 from wustore.backends.fits.capsule import meta_digest
 from wustore.backends.fits.files.index import Index, IndexBuilder, Range, beside, block_checksums
 from wustore.backends.fits.files.open_files import FitsFile
+from wustore.backends.fits.files.packed_table import Pairs
 from wustore.backends.fits.hdu import wustore_hdu
 from wustore.backends.fits.hdu.scan import Hdu
 from wustore.backends.fits.interpret import interpret
 from wustore.backends.fits.reader import FitsReader
 from wustore.backends.fits.tiles import TileLayout
-from wustore.backends.fits.tiles.packed_table import Pairs
 from wustore.errors import CorruptError, UsageError
 from wustore.storage.staging import Staging
 from wustore.storage.threads import read_ahead

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from wustore.backends.compiling import Loops
 from wustore.backends.fits.tiles import decode_plane, encode_plane, quantize, rice
 from wustore.errors import CorruptError
-from wustore.storage.compiling import Loops
 
 
 def state() -> Loops:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from wustore.backends.compiling import Loops
 from wustore.backends.hdf5.filters import deflate_encoder
-from wustore.storage.compiling import Loops
 
 RNG = np.random.default_rng(8)
 N = 70_001

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from wustore.backends.compiling import Loops
 from wustore.backends.hdf5.chunks import parts_of
 from wustore.backends.hdf5.filters import pipeline as h5filters
 from wustore.backends.hdf5.filters.pipeline import (
@@ -21,7 +22,6 @@ from wustore.backends.hdf5.filters.pipeline import (
     Pipeline,
 )
 from wustore.model.compare import same_bits
-from wustore.storage.compiling import Loops
 
 
 @pytest.fixture(params=[True, False], ids=["compiled", "numpy"])

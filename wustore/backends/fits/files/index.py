@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore._version import __version__
+from wustore.backends.fits.files.packed_table import Pairs, pack_table, unpack_table
 from wustore.backends.fits.hdu.scan import Buffer, Hdu, ScannedFile, scan
-from wustore.backends.fits.tiles.packed_table import Pairs, pack_table, unpack_table
 from wustore.errors import CorruptError, OtherFormatError, StoreReplacedError, VersionError, located
 from wustore.format import schema
 from wustore.format.tagged_json import parse

@@ -20,10 +20,10 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
+from wustore.backends.compiling import Loops
 from wustore.backends.fits.tiles.quantize import BLANK
 from wustore.errors import CorruptError
 from wustore.storage import buffers
-from wustore.storage.compiling import Loops
 
 __all__ = [
     "MAXIMUM_BLOCK_SIZE",
@@ -59,7 +59,7 @@ def compiled_loops(n_pixels: int = 0) -> ModuleType | None:
     Parameters
     ----------
     n_pixels
-        What the caller is to code; see `wustore.storage.compiling.Loops.get`.
+        What the caller is to code; see `wustore.backends.compiling.Loops.get`.
     """
     return _loops.get(n_pixels)
 

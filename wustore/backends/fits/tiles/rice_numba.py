@@ -24,7 +24,7 @@ from numba import float64, int32, int64, uint8, uint32, uint64
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from wustore.storage.compiling import compiled, inlined
+from wustore.backends.compiling import compiled, inlined
 
 __all__ = ["PADDING", "decode_floats", "decode_integers", "encode_floats", "encode_floats_again", "encode_integers"]
 

@@ -19,7 +19,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.storage.compiling import Loops
+from wustore.backends.compiling import Loops
 
 __all__ = ["BLOCK_HEADER", "LARGEST_STORED", "LONGEST_CODE", "STORED", "TURNED", "code_table", "encode"]
 

@@ -12,8 +12,8 @@ import numpy as np
 from numba import uint16, uint32, uint64
 from numpy.typing import NDArray
 
+from wustore.backends.compiling import compiled
 from wustore.backends.hdf5.filters import deflate_encoder
-from wustore.storage.compiling import compiled
 
 __all__ = ["blocks", "code_table", "counts", "fletcher32", "place"]
 

@@ -20,8 +20,8 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
+from wustore.backends.compiling import Loops
 from wustore.backends.hdf5.filters import deflate_encoder
-from wustore.storage.compiling import Loops
 
 __all__ = [
     "BLOSC",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from wustore.storage import compiling
-from wustore.storage.compiling import Loops
+from wustore.backends import compiling
+from wustore.backends.compiling import Loops
 
 
 def test_imported_once_there_is_enough_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from wustore.backends.fits.hdu.image import Plane
+from wustore.backends.fits.hdu.recipe import Recipe, rebuild, record
 from wustore.backends.fits.hdu.scan import scan
-from wustore.backends.fits.hdu_recipe import Recipe, rebuild, record
 from wustore.errors import CorruptError
 
 FLOATS = np.random.default_rng(9).normal(0, 5, (20, 30)).astype(np.float32)

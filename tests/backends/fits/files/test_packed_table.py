@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wustore.backends.fits.tiles.packed_table import Pairs, pack_table, unpack_table
+from wustore.backends.fits.files.packed_table import Pairs, pack_table, unpack_table
 from wustore.errors import CorruptError
 
 
