@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from wustore.backends.zarr.backend import ZarrBackend
 from wustore.backends.zarr.codecs import DamagedChunk
 from wustore.backends.zarr.metadata import (
     chunk_key,
     decode_small,
     document_checksum,
     encode_small,
+    is_node_name,
     packed_checksum,
     small_metadata,
     to_json,
 )
+from wustore.errors import CorruptError
 from wustore.format.arrays import ArraySpec
 from wustore.model.meta import object_array
+from wustore.ops.copy import copy
+from wustore.testing import sample
 
 
 def spec(data: np.ndarray) -> ArraySpec:
@@ -64,3 +72,22 @@ def test_checksums() -> None:
     assert checksum == document_checksum({"crc32c": "00000000", "b": "é", "a": 1})
     assert checksum != document_checksum({"a": 2, "b": "é"})
     assert packed_checksum(np.frombuffer(b"123456789", np.uint8)) == "e3069283"  # the check value of CRC-32C
+
+
+@pytest.mark.parametrize("name", ["a\ud800b", "a\0b", "../outside", "/absolute", "a//b", "a/./b", ""])
+def test_names_that_lead_out_of_the_store(tmp_path: Path, name: str) -> None:
+    """Their documents would be looked for there, or nowhere: the store is refused when it is opened."""
+    assert not is_node_name(name)
+    path = tmp_path / "x.zarr"
+    source = sample("simple")
+    copy(source, ZarrBackend().create(str(path), source.meta))
+    root = json.loads((path / "zarr.json").read_text())
+    nodes = root["consolidated_metadata"]["metadata"]
+    nodes[name] = nodes["time"]
+    (path / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(CorruptError, match="no array or group can have"):
+        ZarrBackend().open(str(path))
+
+
+def test_names_of_nodes() -> None:
+    assert all(map(is_node_name, ["time", "constituents/visit", "fits/data", "é/a.b", "..a"]))

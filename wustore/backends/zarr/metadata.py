@@ -30,6 +30,7 @@ __all__ = [
     "document_checksum",
     "encode_small",
     "group_metadata",
+    "is_node_name",
     "packed_checksum",
     "separator_of",
     "small_metadata",
@@ -95,6 +96,15 @@ def array_metadata(
         "attributes": dict(attributes or {}),
         "storage_transformers": [],
     }
+
+
+def is_node_name(name: str) -> bool:
+    """Return whether a path of an array or group leads to a key of the store: text, no empty or dotted part."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
 def chunk_key(name: str, place: tuple[int, ...], separator: str = SEPARATOR) -> str:

@@ -23,6 +23,7 @@ from wustore.backends.zarr.metadata import (
     chunk_key,
     decode_small,
     document_checksum,
+    is_node_name,
     packed_checksum,
     separator_of,
 )
@@ -450,7 +451,16 @@ def _root(keys: Keys, text: bytes | None) -> tuple[dict[str, Any], Mapping[str, 
         )
     consolidated = root.get("consolidated_metadata")
     nodes = consolidated.get("metadata") if isinstance(consolidated, dict) else None
-    return document, nodes if isinstance(nodes, dict) else {}
+    nodes = nodes if isinstance(nodes, dict) else {}
+    for name in nodes:
+        if not is_node_name(name):
+            raise CorruptError(
+                "the consolidated metadata have a name that no array or group can have",
+                path=keys.name,
+                where="zarr.json, consolidated_metadata",
+                found=repr(name),
+            )
+    return document, nodes
 
 
 def _listed(keys: Keys, prefix: str) -> Iterator[str]:
