@@ -96,3 +96,15 @@ def test_what_is_no_array(tmp_path: Path) -> None:
         (path / "x" / "zarr.json").write_text(wrong)
         with pytest.raises(CorruptError, match="cannot be opened"):
             ForeignArray(DirectoryKeys(path), "x")
+
+
+def test_a_damaged_member_of_a_zip_file(tmp_path: Path) -> None:
+    """The library of zip files compares members with their checksums, and has an error of its own."""
+    path = tmp_path / "a.zarr.zip"
+    with zarr.storage.ZipStore(path, mode="w") as store:
+        zarr.open_group(store, mode="w").create_array("x", data=DATA, chunks=(1, 5, 6), compressors=None)
+    content = bytearray(path.read_bytes())
+    content[content.index(DATA[0, :5, :6].astype("<f4").tobytes()) + 7] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CorruptError, match="cannot be read"):
+        ForeignArray(open_keys(str(path)), "x").read(WHOLE)

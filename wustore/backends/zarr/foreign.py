@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
+import zipfile
+import zlib
 from threading import Lock
 from typing import Any
 
@@ -18,6 +21,13 @@ __all__ = ["ForeignArray"]
 
 _FILTERS = Lock()
 """Warning filters belong to the process: two threads that set and restore them at a time undo each other."""
+
+
+_RAISED = (
+    *(ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, EOFError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
+"""What zarr-python, its codecs and the zip file below raise for damaged bytes."""
 
 
 def _store_of(keys: Keys) -> tuple[Any, str]:
@@ -54,7 +64,7 @@ class ForeignArray:
                 warnings.simplefilter("ignore")  # codecs outside the core are said so on every open
                 store, base = _store_of(keys)
                 array = zarr.open_array(store, path=f"{base}/{name}".strip("/"), mode="r", zarr_format=3)
-        except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+        except (*_RAISED, OSError) as error:
             raise self._corrupt("an array cannot be opened", error) from error
         self.array: Any = array
 
@@ -69,7 +79,7 @@ class ForeignArray:
             if data.dtype.kind == "T":  # numpy's own text has no byte order
                 return data.astype(object)
             return np.ascontiguousarray(data, dtype=data.dtype.newbyteorder("="))
-        except (ValueError, RuntimeError, KeyError, TypeError, IndexError) as error:
+        except _RAISED as error:
             raise self._corrupt("an array cannot be read", error) from error
 
     def _check_there(self, index: tuple[slice, ...]) -> None:
