@@ -53,7 +53,7 @@ def read_all(path, workers):
 
 
 def row(name, work, columns, default=None):
-    """Print a row: ``work`` is a function of the number of workers, ``default`` one of nothing."""
+    """Print a row: ``work`` is a function of the number of workers, ``default`` the rate of loading a WorkUnit."""
     cells = [f"{RAW / seconds(lambda n=n: work(n), 2):.2f}" for n in columns] if work else [""] * len(columns)
     print(f"| {name} | {' | '.join(cells)} | {'' if default is None else f'{default:.2f}'} |", flush=True)
 
@@ -66,7 +66,7 @@ def main(place):
     unit = work_unit(images)
     unit.to_fits(source)
     print(f"{N_IMAGES} images of {SIDE} x {SIDE}, {available_cores()} cores; GB/s of raw pixels\n")
-    print(f"| what | {' | '.join(map(str, columns))} | default |\n|---|{'---|' * (len(columns) + 1)}", flush=True)
+    print(f"| what | {' | '.join(map(str, columns))} | WorkUnit |\n|---|{'---|' * (len(columns) + 1)}", flush=True)
     n = min(N_IMAGES, 6)
     some = [(*planes, np.ones((1, 1))) for planes in images[:n]]
     row("astropy reads FITS", None, columns, RAW * n / N_IMAGES / seconds(lambda: astropy_read(str(source), n), 2))
