@@ -38,7 +38,7 @@ def open(path: Any, *, format: str | None = None, lazy: bool = True, **options: 
     options
         ``storage_options`` of a URL (``{"anon": True}`` for a public bucket; docs/howto/cloud.md lists them), and those
         of the backend. ``index`` of FITS at a URL is the path or URL of its index (see `wustore.index`), or False for
-        none; by default one that is beside the file is used.
+        none; by default one that is next to the file is used.
 
     Returns
     -------
@@ -246,7 +246,7 @@ def index(
 ) -> IndexSize:
     """Write the index of a FITS file or sharded set, through which it is read at a URL without converting it.
 
-    With ``night.fits.wuindex`` beside ``night.fits`` at the URL, or named by ``open(url, index=...)``, opening takes
+    With ``night.fits.wuindex`` next to ``night.fits`` at the URL, or named by ``open(url, index=...)``, opening takes
     two or three requests, however many images there are, and stamps read the blocks of 64 KiB that they touch.
     Whatever is read is compared with the index: a file that is not the one that the index was made of is refused.
 

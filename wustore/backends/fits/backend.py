@@ -108,11 +108,11 @@ def _open(path: str, form: str | None, options: dict[str, Any]) -> FitsReader:
 
 
 class FitsIndexBackend(Backend):
-    """An index of FITS files beside it: the files, read through it or compared with it."""
+    """An index of FITS files next to it: the files, read through it or compared with it."""
 
     name = "fits-index"
     suffixes = (SUFFIX,)
-    description = "index of FITS files beside it (wustore index), through which they are read; read only"
+    description = "index of FITS files next to it (wustore index), through which they are read; read only"
 
     def recognises(self, start: bytes) -> bool:
         """Return whether it begins as an index."""
@@ -125,11 +125,11 @@ class FitsIndexBackend(Backend):
         place, mark, query = path.partition("?") if is_remote(path) else (path, "", "")
         if not place.endswith(SUFFIX):
             raise OtherFormatError("no name of an index", path=redact(path), expected=f"a name ending in {SUFFIX}")
-        Index(path)  # what is no index is said to be none, whatever is beside it
+        Index(path)  # what is no index is said to be none, whatever is next to it
         try:
             return FitsReader(with_options_of(f"{place.removesuffix(SUFFIX)}{mark}{query}", path), None, path)
         except StoreNotFoundError as error:
-            error.hint = "An index is opened beside its FITS file; elsewhere open the file with index=…"
+            error.hint = "An index is opened next to its FITS file; elsewhere open the file with index=…"
             raise
 
     def create(

@@ -77,7 +77,7 @@ def write_index(
     reader
         Opened without an index.
     target
-        Where to write; beside a local file, with its name and ``.wuindex``, by default.
+        Where to write; next to a local file, with its name and ``.wuindex``, by default.
     overwrite
         Whether an existing index may be replaced.
     progress

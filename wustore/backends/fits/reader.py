@@ -46,7 +46,7 @@ class FitsReader(Reader):
     form
         ``fits`` or ``sharded-fits``; None if the file says which.
     index
-        Address of an index; False for none, None (the default) for the one beside a file at a URL, if there is one.
+        Address of an index; False for none, None (the default) for the one next to a file at a URL, if there is one.
 
     Attributes
     ----------
@@ -71,7 +71,7 @@ class FitsReader(Reader):
         is_set = form != "sharded-fits" and self._is_primary_of_set()
         if is_set and form is not None:
             raise FormatError(
-                "the primary file of a sharded set: the images are in files beside it",
+                "the primary file of a sharded set: the images are in files next to it",
                 path=path,
                 hint="Open it as sharded-fits.",
             )
@@ -140,7 +140,7 @@ class FitsReader(Reader):
                     path=redact(path),
                     expected=f"{count} shards, 0_{Path(self.path).name} … (NUMIMG = {count})",
                     found=error.what,
-                    hint="Put the file back, beside the primary file.",
+                    hint="Put the file back, next to the primary file.",
                 ) from error
         return shards
 

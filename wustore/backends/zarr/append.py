@@ -129,7 +129,7 @@ def _next_separators(old: ZarrReader, keys: Keys) -> tuple[str, str]:
     """Return the separators of the chunk keys, of layers and of small arrays, after the append.
 
     Those of the small arrays change, so that who has read the old root document finds what it speaks of. In a
-    transaction nobody sees the one beside the other.
+    transaction nobody sees the one next to the other.
     """
     layers, small = old.separators()
     return layers, small if keys.transactional else "." if small == "/" else "/"

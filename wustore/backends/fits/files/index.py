@@ -376,7 +376,7 @@ def beside(address: str) -> str:
 
 
 def find(address: str) -> Index | None:
-    """Return the index beside a file at a URL, None if there is none."""
+    """Return the index next to a file at a URL, None if there is none."""
     if not is_remote(address) or _COMPRESSED.search(address.partition("?")[0]):
         return None
     try:
