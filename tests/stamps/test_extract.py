@@ -213,9 +213,10 @@ def test_many_trajectories_stream_through_bounded_memory():
 
     class Night(MemoryReader):
         def read(self, layer, index, out=None):
-            box = planes[index[0].start % 2][index[1], index[2]]
+            times = range(index[0].start, index[0].stop)
+            box = np.stack([planes[k % 2][index[1], index[2]] for k in times])
             if out is None:
-                return box[None].copy()
+                return box
             out[...] = box
             return out
 
