@@ -100,11 +100,7 @@ def array_metadata(
 
 def is_node_name(name: str) -> bool:
     """Return whether a path of an array or group leads to a key of the store: text, no empty or dotted part."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
+    return escaped([name]) is None and "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
 def chunk_key(name: str, place: tuple[int, ...], separator: str = SEPARATOR) -> str:
