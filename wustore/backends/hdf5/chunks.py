@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from wustore.backends.hdf5.file import RawFile
 from wustore.backends.hdf5.filters.pipeline import (
     DamagedChunkError,
-    Decoded,
     Pipeline,
     Scratch,
     filters_of,
@@ -44,11 +43,11 @@ Place = tuple[int, ...]
 _JOB_BYTES = 1 << 20, 1 << 23
 """Decoded bytes of a job: at the least (2 ms of work, of which planning and handing over take a tenth) and at most."""
 _JOBS_PER_THREAD = 2
-"""Into how many jobs a thread's part is cut, so that chunks of unequal cost even out."""
+"""Into how many jobs the part of each of several threads is cut, so that chunks of unequal cost even out."""
 _GAP = 1 << 15
 """Bytes between two chunks that are read with them rather than by a second call."""
 _FEW = 8
-"""The whole chunk index is read (1 us a chunk) unless fewer than one chunk in this many is wanted (9 us each)."""
+"""The whole chunk index is read (1 us a chunk) unless fewer than one in this many has been wanted (9 us each)."""
 _LEAST_BYTES = 8
 """Bytes that each chunk takes in a file, its entry in the index included, at the least."""
 
@@ -71,6 +70,8 @@ class ChunkReader:
         Of the dataset; a dataset that is not chunked (rewritten by another tool) counts one chunk an image.
     chunks_read
         How many chunks have been asked for so far.
+    chunk_bytes
+        Decoded bytes of a chunk.
     """
 
     def __init__(self, dataset: h5py.Dataset, raw: RawFile, path: str, binding: Binding | None = None) -> None:
@@ -80,6 +81,7 @@ class ChunkReader:
         self._is_chunked = dataset.chunks is not None
         self.chunks: tuple[int, ...] = dataset.chunks or (1, *dataset.shape[1:])
         self.chunks_read = 0
+        self.chunk_bytes = math.prod(self.chunks) * dataset.dtype.itemsize
         self._dataset = dataset
         self._raw = raw
         self._binding = binding
@@ -216,7 +218,8 @@ class ChunkReader:
         if not self._raw.is_remote:
             least, most = _JOB_BYTES
             nbytes = max(self._pipeline.nbytes, 1)
-            step = min(max(offsets.size * nbytes // (workers * _JOBS_PER_THREAD), least), most) // nbytes
+            parts = workers * _JOBS_PER_THREAD if workers > 1 else 1
+            step = min(max(offsets.size * nbytes // parts, least), most) // nbytes
             count = -(-offsets.size // max(step, 1))
             return [offsets.size * k // count for k in range(count)] + [offsets.size] if count else [0]
         # One job for each request: chunks that lie side by side come together.
@@ -224,12 +227,30 @@ class ChunkReader:
         return [*np.searchsorted(offsets, [start for start, _ in ranges]).tolist(), offsets.size]
 
     def _fill(self, table: _Table, numbers: NDArray[np.int64], parts: NDArray[np.int64], out: NDArray[Any]) -> None:
-        decoded = self._decoded(table, numbers)
+        try:
+            self._decode(table, numbers, parts, out)
+        except DamagedChunkError as error:
+            raise CorruptError(
+                "a chunk is damaged", path=self.path, where=self._where(numbers[error.k]), found=str(error)
+            ) from error
+
+    def _decode(self, table: _Table, numbers: NDArray[np.int64], parts: NDArray[np.int64], out: NDArray[Any]) -> None:
+        assert self._pipeline is not None
+        offsets, sizes, skipped = table.offsets[numbers], table.sizes[numbers], table.skipped[numbers]
+        recorded = None if self._binding is None else self._binding.expected(numbers)
+        handle = self._raw.handle
+        raw, starts = self._read(offsets, sizes) if handle < 0 else (self._room(offsets, sizes), offsets)
+        is_bound = self._binding is None or recorded is not None
+        if is_bound and self._pipeline.unpack(handle, raw, starts, sizes, skipped, recorded, parts, out):
+            return
+        if handle >= 0:
+            raw, starts = self._read(offsets, sizes)
+        decoded = self._pipeline.decode(raw, starts, sizes, skipped)
         if self._binding is not None:
             strangers = self._binding.strangers(numbers, decoded.checksums)
             if strangers.size:
-                self._check_places(numbers[strangers])
-                decoded = self._decoded(table, numbers)  # the check has used this thread's memory
+                self._check_places(numbers[strangers])  # it uses this thread's memory
+                decoded = self._pipeline.decode(*self._read(offsets, sizes), sizes, skipped)
         decoded.place(parts, out)
 
     def _check_places(self, strangers: NDArray[np.int64]) -> None:
@@ -245,27 +266,11 @@ class ChunkReader:
                     where=self._where(number),
                 )
 
-    def _decoded(self, table: _Table, numbers: NDArray[np.int64]) -> Decoded:
-        assert self._pipeline is not None
-        offsets, sizes = table.offsets[numbers], table.sizes[numbers]
-        try:
-            raw, starts = self._read(offsets, sizes)
-            return self._pipeline.decode(raw, starts, sizes, table.skipped[numbers])
-        except DamagedChunkError as error:
-            raise CorruptError(
-                "a chunk is damaged", path=self.path, where=self._where(numbers[error.k]), found=str(error)
-            ) from error
-
     def _read(
         self, offsets: NDArray[np.int64], sizes: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Return the bytes of chunks that are sorted by offset, and where each begins in them."""
-        ends = offsets + sizes
-        outside = (ends > self._raw.size).nonzero()[0]
-        if outside.size:
-            k = int(outside[0])
-            found = max(self._raw.size - int(offsets[k]), 0)
-            raise DamagedChunkError(k, f"{found} of {int(sizes[k])} bytes in the file")
+        ends = self._ends(offsets, sizes)
         # Chunks that overlap, which only a damaged index says, may end before the one ahead of them does.
         ends = np.maximum.accumulate(ends)
         gap = math.inf if self._raw.is_remote else _GAP
@@ -282,6 +287,21 @@ class ChunkReader:
             starts[first:] = offsets[first:] - offset + begin
             begin += length
         return memory, starts
+
+    def _ends(self, offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return where chunks end, after making sure that this is within the file."""
+        ends = offsets + sizes
+        outside = (ends > self._raw.size).nonzero()[0]
+        if outside.size:
+            k = int(outside[0])
+            found = max(self._raw.size - int(offsets[k]), 0)
+            raise DamagedChunkError(k, f"{found} of {int(sizes[k])} bytes in the file")
+        return ends
+
+    def _room(self, offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return memory for the largest of some chunks."""
+        self._ends(offsets, sizes)  # a false size must not decide how much
+        return _RAW.of(int(sizes.max()))
 
     def _fill_with_library(self, number: int, parts: NDArray[np.int64], out: NDArray[Any]) -> None:
         if self._binding is not None:
@@ -321,6 +341,7 @@ class _Table:
         self.skipped = np.zeros(expected, np.uint32)
         self.is_whole = False
         self._known = np.zeros(expected, bool)
+        self._asked = 0
         self._dataset = dataset
         self._grid = grid
 
@@ -328,7 +349,8 @@ class _Table:
         """Make sure that the entries of these chunks are there."""
         unknown = numbers[~self._known[numbers]]
         found: list[Any] = []
-        if unknown.size * _FEW > self._known.size:
+        self._asked += unknown.size
+        if self._asked * _FEW > self._known.size:
             self._dataset.id.chunk_iter(found.append)
             unknown = np.arange(self._known.size)
         else:

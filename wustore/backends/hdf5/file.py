@@ -108,6 +108,11 @@ class RawFile:
         return self._handle >= 0 or self._remote is not None
 
     @property
+    def handle(self) -> int:
+        """File descriptor; -1 if there is none."""
+        return self._handle
+
+    @property
     def is_remote(self) -> bool:
         """Whether a read is a request, so that chunks that lie side by side are better read at once."""
         return self._remote is not None

@@ -261,7 +261,7 @@ class Hdf5Reader(Reader):
                 outs.append(empty([size], self._meta.layer_dtype(want.layer)))
             else:
                 outs.append(want.target[0])
-        workers = self._workers or worker_count(work=sum(out.nbytes for out in outs))
+        workers = self._workers or worker_count(work=sum(plan.reader.chunk_bytes * plan.numbers.size for plan in plans))
         jobs = [job for plan, out in zip(plans, outs, strict=True) for job in plan.reader.jobs(plan, out, workers)]
         in_threads(_do, jobs, workers)
         return outs
