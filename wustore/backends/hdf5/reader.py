@@ -284,6 +284,10 @@ class Hdf5Reader(Reader):
             planes[layer] = cast_plane(plane.reshape(shape), dtype)
         return Image.of(planes)
 
+    def images_at_once(self, n_images: int) -> int | None:
+        """Return the number that was asked for when the file was opened."""
+        return self._workers
+
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return the shape of a chunk of a layer."""
         times, height, width = self._chunks(layer).chunks
