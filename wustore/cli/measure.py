@@ -27,6 +27,7 @@ from wustore.cli._options import STORE, json_option
 from wustore.cli._output import report, size_text
 from wustore.cli._run import DIFFERS, OK
 from wustore.errors import BackendError, UsageError, WuStoreError
+from wustore.format.preset_names import PROFILES
 
 __all__ = ["ASTROPY", "CASES", "Case", "Measurement", "astropy_read", "astropy_write", "bench", "measurements"]
 
@@ -59,7 +60,7 @@ CASES = (
     ASTROPY,
     Case("FITS, as KBMOD", "fits", ".fits", {"mode": "kbmod"}),
     Case("FITS, lossless", "fits", ".fits", {"lossless": True}),
-    *(Case(f"Zarr {name}", "zarr", ".zarr", {"profile": name}) for name in ("compact", "portable", "fast", "none")),
+    *(Case(f"Zarr {name}", "zarr", ".zarr", {"profile": name}) for name in PROFILES),
     *(Case(f"Zarr compact, {name}", "zarr", ".zarr", {"layout": name}) for name in ("cutouts", "balanced")),
     *(Case(f"HDF5 {name}", "hdf5", ".h5", {"profile": name}) for name in ("portable", "compact", "fast")),
 )
