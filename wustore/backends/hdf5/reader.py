@@ -49,7 +49,7 @@ from wustore.model.casting import cast_plane
 from wustore.model.checksum import plane_checksum
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage.buffers import empty
-from wustore.storage.objects import RemoteFile
+from wustore.storage.files import RemoteFile
 from wustore.storage.threads import in_threads, worker_count
 from wustore.storage.url import is_remote
 

@@ -50,7 +50,7 @@ from wustore.storage.journal import JOURNAL
 from wustore.storage.locks import CLAIM
 from wustore.storage.stores import open_keys
 from wustore.storage.threads import in_threads, read_ahead, worker_count, worth
-from wustore.storage.url import CONCURRENCY
+from wustore.storage.url_requests import CONCURRENCY
 from wustore.storage.zarr_store import Keys
 
 __all__ = ["ZarrReader", "open_reader"]
