@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from wustore.backends.base import Index, Reader
 from wustore.backends.chunk_grid import Grid
 from wustore.errors import FormatError, UsageError
-from wustore.format.planes import cast_plane
+from wustore.model.casting import cast_plane
 from wustore.model.meta import LAYERS, PIXEL_LAYERS, Column, Image, Meta
 from wustore.model.select import TimeRange, chosen_images, consecutive_runs, selected_meta
 from wustore.model.units import in_unit, whole_pixels

@@ -44,11 +44,12 @@ from wustore.errors import (
 from wustore.format import tagged_json
 from wustore.format.document import arrays_of, meta_from
 from wustore.format.packed import PACKED, unpack
-from wustore.format.planes import LayerSpec, cast_plane, layers_of
+from wustore.format.planes import LayerSpec, layers_of
+from wustore.model.casting import cast_plane
 from wustore.model.checksum import plane_checksum
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage.buffers import empty
-from wustore.storage.objects import RemoteFile
+from wustore.storage.files import RemoteFile
 from wustore.storage.threads import in_threads, worker_count
 from wustore.storage.url import is_remote
 

@@ -41,15 +41,16 @@ from wustore.errors import (
 from wustore.format import tagged_json
 from wustore.format.document import arrays_of, meta_from
 from wustore.format.packed import PACKED, unpack
-from wustore.format.planes import LayerSpec, cast_plane, layers_of
+from wustore.format.planes import LayerSpec, layers_of
 from wustore.format.version import check_version
+from wustore.model.casting import cast_plane
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage import buffers
 from wustore.storage.journal import JOURNAL
 from wustore.storage.locks import CLAIM
 from wustore.storage.stores import open_keys
 from wustore.storage.threads import in_threads, worker_count, worth
-from wustore.storage.url import CONCURRENCY
+from wustore.storage.url_requests import CONCURRENCY
 from wustore.storage.zarr_store import Keys
 
 __all__ = ["ZarrReader", "open_reader"]
