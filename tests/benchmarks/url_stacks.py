@@ -3,8 +3,9 @@
 Run by hand: ``python tests/benchmarks/url_stacks.py``. Each request waits ``DELAY`` seconds (0.02) first, as in
 `remote`. Three patterns, each timed ``ROUNDS`` times in turn, the fastest counts: what opening a store asks for (two
 objects, one after the other), a stamp through 100 images (the end of each object, then a range of it), all bytes of 64
-objects of 1 MiB, and writing these. Processor time is that of this process, so without the server. Needs
-moto[server], boto3, s3fs and obstore.
+objects of 1 MiB, and writing these. Then a whole WorkUnit, against zarr-python with the Store of either library; and
+opening 1000 images, as a Zarr store and as an indexed FITS file. Processor time is that of this process, so without the
+server. Needs moto[server], boto3, s3fs and obstore.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import resource
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+from common import folder
 from remote import DELAY, server
 
 IMAGES, SIZE, ROUNDS, TAIL, CHUNK = 100, 1 << 20, 3, 1000, 1 << 16
@@ -33,7 +36,7 @@ def measured(works: dict[str, Callable[[], Any]], what: str) -> None:
             used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             best[name] = min(best.get(name, (taken, used)), (taken, used))
     for name, (taken, used) in best.items():
-        print(f"{what:28} {name:8} {taken * 1000:7.0f} ms, {used * 1000:6.0f} ms of processor time", flush=True)
+        print(f"{what:28} {name:11} {taken * 1000:7.0f} ms, {used * 1000:6.0f} ms of processor time", flush=True)
 
 
 def keys_of(images: int) -> list[str]:
@@ -97,27 +100,70 @@ def wustore_works() -> dict[str, Callable[[], Any]]:
     }
 
 
-def thousand_images() -> None:
-    """Time opening a store of 1000 images at a URL; only what opening reads is put there."""
-    import boto3
+def put(client: Any, place: Path, *names: str) -> None:
+    """Copy files to the server; those of a directory, too."""
+    for name in names:
+        for path in [place / name] if (place / name).is_file() else sorted((place / name).rglob("*")):
+            if path.is_file():
+                client.upload_file(str(path), "bucket", path.relative_to(place).as_posix())
+
+
+def whole_work_unit(client: Any, place: Path) -> None:
+    """Time loading all layers of a WorkUnit."""
+    import numpy as np
+    import zarr
+    from common import stack, work_unit
+    from obstore.store import S3Store
+    from zarr.storage import FsspecStore, ObjectStore
+
+    import wustore
+
+    work_unit(stack(16, 1024)).to_zarr(place / "whole.zarr", profile="portable")
+    put(client, place, "whole.zarr")
+    options = {"allow_http": True}
+
+    def arrays(store: Any) -> list[Any]:
+        group = zarr.open_group(store, mode="r")
+        return [np.asarray(group[name][:]) for name in ("science", "variance", "mask") if name in group]
+
+    def ours() -> list[Any]:
+        loaded = wustore.open("s3://bucket/whole.zarr")
+        loaded.load_images()
+        return loaded.im_stack.sci
+
+    measured(
+        {
+            "FsspecStore": lambda: arrays(FsspecStore.from_url("s3://bucket/whole.zarr", read_only=True)),
+            "ObjectStore": lambda: arrays(
+                ObjectStore(S3Store("bucket", prefix="whole.zarr", client_options=options), read_only=True)
+            ),
+            "wustore": ours,
+        },
+        "16 images of 1024 x 1024",
+    )
+
+
+def thousand_images(client: Any, place: Path) -> None:
+    """Time opening a store of 1000 images at a URL, and an indexed FITS file."""
     import numpy as np
     from astropy.wcs import WCS
-    from common import folder
 
     import wustore
 
     planes = [np.ones((4, 4), np.float32)] * 1000
     stack = wustore.ImageStack(times=60000 + np.arange(1000.0), sci=planes, var=planes)
-    with folder() as place:
-        wustore.save(wustore.WorkUnit(stack, wustore.SearchConfiguration(), wcs=WCS(naxis=2)), place / "k.zarr")
-        for name in ("zarr.json", "packed/c.0"):
-            boto3.client("s3").upload_file(str(place / "k.zarr" / name), "bucket", f"k.zarr/{name}")
+    unit = wustore.WorkUnit(stack, wustore.SearchConfiguration(), wcs=WCS(naxis=2))
+    wustore.save(unit, place / "k.zarr")
+    unit.to_fits(place / "k.fits")
+    wustore.index(place / "k.fits")
+    # Of the store only what opening reads.
+    put(client, place, "k.zarr/zarr.json", "k.zarr/packed/c.0", "k.fits", "k.fits.wuindex")
 
-    def open_it() -> None:
-        with wustore.open("s3://bucket/k.zarr") as found:
+    def open_it(name: str) -> None:
+        with wustore.open(f"s3://bucket/{name}") as found:
             assert len(found) == 1000
 
-    measured({"wustore": open_it}, "lazy open, 1000 images")
+    measured({name: lambda name=name: open_it(name) for name in ("k.zarr", "k.fits")}, "lazy open, 1000 images")
 
 
 def main() -> None:
@@ -143,7 +189,9 @@ def main() -> None:
             ("write", f"{WHOLE} objects written"),
         ):
             measured({name: works[pattern] for name, works in stacks.items()}, what)
-        thousand_images()
+        with folder() as place:
+            whole_work_unit(client, place)
+            thousand_images(client, place)
 
 
 if __name__ == "__main__":

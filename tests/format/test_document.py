@@ -9,7 +9,7 @@ import pytest
 
 from wustore.errors import CorruptError, FormatError
 from wustore.format.document import arrays_of, document_of, meta_from
-from wustore.format.planes import cast_plane, layers_of
+from wustore.format.planes import layers_of
 from wustore.model.checksum import plane_checksum
 from wustore.model.compare import meta_differences
 from wustore.testing import SAMPLES, sample
@@ -81,11 +81,3 @@ def test_checksum_is_of_little_endian_values():
     assert plane_checksum(plane) == plane_checksum(plane.astype(">f4")) == plane_checksum(np.asfortranarray(plane))
     assert plane_checksum(plane) != plane_checksum(-plane)
     assert plane_checksum(np.frombuffer(b"123456789", np.uint8).reshape(3, 3)) == 0xE3069283  # RFC 3720, B.4
-
-
-def test_cast_keeps_every_nan():
-    bits = np.array([0x7F800001, 0xFF800001, 0x7FC0BEEF, 0xFFFFFFFF, 0x80000000, 0x7F800000, 0x3F800000], np.uint32)
-    plane = bits.view(np.float32).reshape(1, -1)
-    wide = cast_plane(plane, np.dtype(np.float64))
-    assert np.array_equal(np.isnan(wide), np.isnan(plane))
-    assert cast_plane(wide, np.dtype(np.float32)).view(np.uint32).tolist() == [bits.tolist()]

@@ -1,14 +1,17 @@
-"""Boxes of a layer, and the grid of the chunks that they lie in."""
+"""How a layer is cut into chunks, and which chunks boxes touch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Grid", "Index", "regular_grid"]
+from wustore.errors import UsageError
+
+__all__ = ["Grid", "Index", "chunk_sides", "regular_grid", "split_axis"]
 
 Index = tuple[slice, slice, slice]
 """Three plain slices (time, y, x) with integer bounds inside the array and step 1."""
@@ -127,3 +130,31 @@ def _runs(row: NDArray[np.bool_]) -> set[tuple[int, int]]:
     """Return (start, stop) of the runs of true cells."""
     edges = np.flatnonzero(np.diff(row.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
     return {(start, stop) for start, stop in edges.tolist()}
+
+
+def chunk_sides(chunks: Any) -> tuple[int, int] | None:
+    """Return the sides (y, x) [pixel] of a chunk that was asked for, None if the layout decides.
+
+    Parameters
+    ----------
+    chunks
+        (y, x), or (1, y, x), or None.
+
+    Raises
+    ------
+    UsageError
+        If it is neither.
+    """
+    if chunks is None:
+        return None
+    sides = tuple(chunks) if isinstance(chunks, Sequence) and not isinstance(chunks, str) else ()
+    whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sides)
+    if not whole or len(sides) not in {2, 3} or (len(sides) == 3 and sides[0] != 1):
+        raise UsageError("not a chunk shape", where="chunks", expected="(y, x) or (1, y, x)", found=chunks)
+    return sides[-2], sides[-1]
+
+
+def split_axis(size: int, side: int) -> tuple[int, int]:
+    """Return (length, count) of equal chunks of about ``side`` that cover ``size`` with the least padding."""
+    count = max(1, round(size / side))
+    return max(1, -(-size // count)), count

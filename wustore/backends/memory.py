@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from wustore.backends.base import Backend, Index, Reader, Writer
 from wustore.backends.state import reopen, replaced
 from wustore.errors import IncompleteError, StoreExistsError, StoreNotFoundError, UsageError
-from wustore.format.planes import cast_plane, fill_value
+from wustore.format.planes import fill_value
+from wustore.model.casting import cast_plane
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 
 __all__ = ["MemoryBackend", "MemoryReader", "padded_box"]

@@ -327,6 +327,7 @@ def _codecs() -> dict[str, str]:
     from wustore.backends.memory import MemoryReader
     from wustore.backends.registry import backend_named, open_reader
     from wustore.errors import MissingDependencyError, WuStoreError
+    from wustore.format.preset_names import PROFILES
     from wustore.ops.copy import copy
     from wustore.ops.diff import differences
 
@@ -334,7 +335,7 @@ def _codecs() -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix="wustore-doctor-") as folder:
         source = MemoryReader(*_small())
         for kind, ending in (("zarr", "zarr"), ("hdf5", "h5")):
-            for profile in ("compact", "portable", "fast", "none"):
+            for profile in PROFILES:
                 path = f"{folder}/{profile}.{ending}"
                 try:
                     copy(source, backend_named(kind).create(path, source.meta, profile=profile))

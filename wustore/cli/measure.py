@@ -27,6 +27,7 @@ from wustore.cli._options import STORE, json_option
 from wustore.cli._output import report, size_text
 from wustore.cli._run import DIFFERS, OK
 from wustore.errors import BackendError, UsageError, WuStoreError
+from wustore.format.preset_names import PROFILES
 
 __all__ = ["ASTROPY", "CASES", "Case", "Measurement", "astropy_read", "astropy_write", "bench", "measurements"]
 
@@ -59,7 +60,7 @@ CASES = (
     ASTROPY,
     Case("FITS, as KBMOD", "fits", ".fits", {"mode": "kbmod"}),
     Case("FITS, lossless", "fits", ".fits", {"lossless": True}),
-    *(Case(f"Zarr {name}", "zarr", ".zarr", {"profile": name}) for name in ("compact", "portable", "fast", "none")),
+    *(Case(f"Zarr {name}", "zarr", ".zarr", {"profile": name}) for name in PROFILES),
     *(Case(f"Zarr compact, {name}", "zarr", ".zarr", {"layout": name}) for name in ("cutouts", "balanced")),
     *(Case(f"HDF5 {name}", "hdf5", ".h5", {"profile": name}) for name in ("portable", "compact", "fast")),
 )
@@ -345,7 +346,7 @@ def _touch(job: Mapping[str, Any]) -> dict[str, Any]:
         astropy_read(job["path"], 1)
         return {"image": time.perf_counter() - start}
     from wustore.backends.registry import open_reader
-    from wustore.stamps.extract import stamps, trajectory_stamps
+    from wustore.stamps.trajectory_stamps import stamps, trajectory_stamps
 
     with open_reader(job["path"], format=job["format"]) as reader:
         _, height, width = reader.meta.layer_shape("science")

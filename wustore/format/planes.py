@@ -1,4 +1,4 @@
-"""Layers of a store: the big arrays, filled image by image; casting and checksums of their planes."""
+"""Layers of a store: the big arrays, filled image by image; checksums of their planes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from wustore.model.checksum import plane_checksum
 from wustore.model.meta import LAYERS, Image, Meta
 
-__all__ = ["LayerSpec", "PlaneProblem", "cast_plane", "fill_value", "layers_of", "plane_checksums", "plane_problems"]
+__all__ = ["LayerSpec", "PlaneProblem", "fill_value", "layers_of", "plane_checksums", "plane_problems"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,32 +71,6 @@ def layers_of(meta: Meta) -> list[LayerSpec]:
         dims = ("time", "psf_y", "psf_x") if name == "psf" else ("time", "y", "x")
         specs.append(LayerSpec(name, meta.layer_shape(name), dtype, dims, fill_value(dtype), attributes))
     return specs
-
-
-def cast_plane(plane: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return ``plane`` in a wider or narrower dtype, exactly, NaN payloads and signalling NaNs included.
-
-    Used where images of one layer differ in dtype: each goes into the array's common dtype and comes back.
-    A floating-point unit quietens a signalling NaN that it converts, so NaNs are moved as bits: a binary32
-    fraction is the upper 23 of the 52 bits of a binary64 one (IEEE 754-2019, 3.4).
-    """
-    if plane.dtype == dtype:
-        return plane
-    with np.errstate(invalid="ignore"):
-        cast = plane.astype(dtype)
-    pair = (plane.dtype.str[1:], cast.dtype.str[1:])
-    if pair not in {("f4", "f8"), ("f8", "f4")}:
-        return cast
-    where = np.isnan(plane)
-    if pair == ("f4", "f8"):
-        bits = np.ascontiguousarray(plane).view(np.uint32)[where].astype(np.uint64)
-        moved = (bits >> 31 << 63) | np.uint64(0x7FF << 52) | ((bits & 0x7FFFFF) << 29)
-        cast.view(np.uint64)[where] = moved
-    else:
-        wide = np.ascontiguousarray(plane).view(np.uint64)[where]
-        narrow = (wide >> 63 << 31) | np.uint64(0xFF << 23) | ((wide >> 29) & 0x7FFFFF)
-        cast.view(np.uint32)[where] = narrow.astype(np.uint32)
-    return cast
 
 
 def plane_checksums(image: Image) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.errors import FormatError
+from wustore.model.casting import common_dtype
 
 __all__ = [
     "LAYERS",
@@ -289,20 +290,7 @@ class Meta:
         FormatError
             If the images' dtypes have no common exact dtype (int64 and float64, say).
         """
-        present = {dtype for dtype in self.dtypes[layer] if dtype is not None}
-        if not present:
-            raise FormatError("no image has this layer", where=layer)
-        common = np.result_type(*present)
-        for dtype in present:
-            if not np.can_cast(dtype, common, "safe") or (
-                dtype.kind in "iu" and common.kind == "f" and np.iinfo(dtype).bits >= np.finfo(common).nmant
-            ):
-                raise FormatError(
-                    "the images' dtypes have no common exact dtype",
-                    where=layer,
-                    found=sorted(map(str, present)),
-                )
-        return common
+        return common_dtype(self.dtypes[layer], layer)
 
     def layer_shape(self, layer: str) -> tuple[int, int, int]:
         """Return the shape (time, y, x) of the padded array that holds this layer."""

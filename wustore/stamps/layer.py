@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 from wustore.backends.base import Index, Reader
 from wustore.backends.state import digest
 from wustore.errors import MissingDependencyError, WuStoreError
-from wustore.format.planes import cast_plane
+from wustore.model.casting import cast_plane
 from wustore.stamps.notebook import facts_html, facts_text, text_of_bytes
 from wustore.stamps.picture import coloured, shrunk
 

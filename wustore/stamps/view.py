@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from wustore.backends.base import Index, Reader
 from wustore.backends.chunk_grid import Grid
 from wustore.errors import FormatError, UsageError
-from wustore.format.planes import cast_plane
+from wustore.model.casting import cast_plane
 from wustore.model.meta import LAYERS, PIXEL_LAYERS, Column, Image, Meta
 from wustore.model.select import TimeRange, chosen_images, consecutive_runs, selected_meta
 from wustore.model.units import in_unit, whole_pixels
@@ -261,6 +261,10 @@ class View(Reader):
         chosen = self._chosen[wanted].tolist()
         for k, (_, image) in zip(wanted, self._source.images(chosen, layers, workers=workers), strict=True):
             yield k, image
+
+    def images_at_once(self, n_images: int) -> int | None:
+        """Return what the source says."""
+        return self._source.images_at_once(n_images)
 
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return the shape of the source's chunks, those at the edges of a window being cut."""

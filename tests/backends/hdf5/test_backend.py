@@ -20,7 +20,7 @@ from wustore.backends.hdf5.backend import Hdf5Backend
 from wustore.backends.memory import MemoryReader
 from wustore.errors import FormatError, MissingDependencyError, UsageError
 from wustore.format import tagged_json
-from wustore.format.presets import LAYOUTS, PROFILES
+from wustore.format.preset_names import LAYOUTS, PROFILES
 from wustore.model.compare import same_bits
 from wustore.model.meta import LAYERS, Capsule, Column, ConstituentTable, Image, Meta
 from wustore.ops.copy import copy

@@ -10,7 +10,7 @@ import pytest
 
 from wustore.backends.hdf5.filters.pipeline import BLOSC, DEFLATE, FLETCHER32, SHUFFLE, filters_of, pipeline_of
 from wustore.backends.hdf5.presets import SIDES, declared, need_plugins, pipeline_for
-from wustore.format.presets import LAYOUTS, PROFILES
+from wustore.format.preset_names import LAYOUTS, PROFILES
 from wustore.model.meta import LAYERS
 
 PORTABLE = {1: (DEFLATE, FLETCHER32), 4: (SHUFFLE, DEFLATE, FLETCHER32)}

@@ -8,7 +8,7 @@ import pytest
 from wustore.backends.zarr.codecs import Hints
 from wustore.backends.zarr.presets import SIDES, grid_for, hints_for
 from wustore.errors import UsageError
-from wustore.format.presets import PROFILES
+from wustore.format.preset_names import PROFILES
 from wustore.model.meta import LAYERS
 
 FLOATS, INTEGERS = ("float32", "float64"), ("int8", "uint8", "bool", "int32", "int64")

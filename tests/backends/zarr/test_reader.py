@@ -22,7 +22,7 @@ from wustore.backends.zarr.codecs import Hints
 from wustore.backends.zarr.presets import grid_for, hints_for
 from wustore.backends.zarr.shards import Box, ShardedLayer, encode_shard
 from wustore.errors import CorruptError, UsageError
-from wustore.format.presets import LAYOUTS, PROFILES
+from wustore.format.preset_names import LAYOUTS, PROFILES
 from wustore.model.compare import same_bits
 from wustore.model.meta import LAYERS, ConstituentTable, Image, Meta
 from wustore.ops.copy import copy

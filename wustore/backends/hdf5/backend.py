@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from wustore.backends.base import Reader
+from wustore.backends.chunk_grid import chunk_sides
 from wustore.backends.hdf5.append import append_images
 from wustore.backends.hdf5.encoder import Encoder
 from wustore.backends.hdf5.file import has_signature
@@ -18,11 +19,12 @@ from wustore.backends.hdf5.reader import Hdf5Reader
 from wustore.backends.hdf5.writer import Hdf5Writer
 from wustore.backends.pieces import PiecewiseBackend
 from wustore.errors import UsageError
-from wustore.format.presets import check_names, chunk_sides
+from wustore.format.preset_names import check_names
 from wustore.model.meta import Capsule, Meta
 from wustore.storage.staging import Staging
 from wustore.storage.threads import worker_count
-from wustore.storage.url import CONCURRENCY, is_remote, refuse_writing
+from wustore.storage.url import is_remote, refuse_writing
+from wustore.storage.url_requests import CONCURRENCY
 
 __all__ = ["Hdf5Backend", "Hdf5Reader"]
 
@@ -50,7 +52,7 @@ class Hdf5Backend(PiecewiseBackend):
         ----------
         options
             ``workers``: threads that decode (the number of processors by default; for a URL
-            `wustore.storage.url.CONCURRENCY`, because each waits for a request most of the time).
+            `wustore.storage.url_requests.CONCURRENCY`, because each waits for a request most of the time).
         """
         workers = options.pop("workers", None)
         if workers is None:
@@ -71,7 +73,7 @@ class Hdf5Backend(PiecewiseBackend):
         Parameters
         ----------
         options
-            ``profile``, ``layout``: names of `wustore.format.presets`. ``chunks``: shape (y, x) or
+            ``profile``, ``layout``: names of `wustore.format.preset_names`. ``chunks``: shape (y, x) or
             (1, y, x) of a chunk, instead of a layout. ``workers``: threads that encode.
         """
         if is_remote(path):

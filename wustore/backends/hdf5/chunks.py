@@ -30,7 +30,7 @@ from wustore.backends.hdf5.filters.pipeline import (
 from wustore.backends.hdf5.integrity import Binding
 from wustore.backends.hdf5.netcdf import wrapped
 from wustore.errors import CorruptError
-from wustore.storage.url import coalesce
+from wustore.storage.url_requests import coalesce
 
 __all__ = ["ChunkReader", "Job", "Places", "Plan", "bounds_of", "parts_of", "places_in"]
 

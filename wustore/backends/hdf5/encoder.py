@@ -15,14 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends import base
+from wustore.backends.chunk_grid import split_axis
 from wustore.backends.hdf5 import netcdf
 from wustore.backends.hdf5.chunks import Job
 from wustore.backends.hdf5.presets import SIDES, pipeline_for
 from wustore.errors import CorruptError, FormatError, UsageError, located
 from wustore.format.arrays import ArraySpec
 from wustore.format.packed import pack, unpack
-from wustore.format.planes import LayerSpec, cast_plane, layers_of, plane_checksums, plane_problems
-from wustore.format.presets import split_axis
+from wustore.format.planes import LayerSpec, layers_of, plane_checksums, plane_problems
+from wustore.model.casting import cast_plane
 from wustore.model.meta import LAYERS, Image, Meta
 from wustore.storage.threads import in_threads
 

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.hdf5 import netcdf
 from wustore.errors import OtherFormatError
-from wustore.storage.files import open_regular, pread
-from wustore.storage.objects import RemoteFile
+from wustore.storage.files import RemoteFile, open_regular, pread
 from wustore.storage.url import is_remote
 
 __all__ = [

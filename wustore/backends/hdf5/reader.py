@@ -44,11 +44,12 @@ from wustore.errors import (
 from wustore.format import tagged_json
 from wustore.format.document import arrays_of, meta_from
 from wustore.format.packed import PACKED, unpack
-from wustore.format.planes import LayerSpec, cast_plane, layers_of
+from wustore.format.planes import LayerSpec, layers_of
+from wustore.model.casting import cast_plane
 from wustore.model.checksum import plane_checksum
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage.buffers import empty
-from wustore.storage.objects import RemoteFile
+from wustore.storage.files import RemoteFile
 from wustore.storage.threads import in_threads, worker_count
 from wustore.storage.url import is_remote
 
@@ -283,6 +284,10 @@ class Hdf5Reader(Reader):
             assert dtype is not None
             planes[layer] = cast_plane(plane.reshape(shape), dtype)
         return Image.of(planes)
+
+    def images_at_once(self, n_images: int) -> int | None:
+        """Return the number that was asked for when the file was opened."""
+        return self._workers
 
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return the shape of a chunk of a layer."""

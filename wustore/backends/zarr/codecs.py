@@ -136,7 +136,7 @@ class Chain:
     def compressor(self, hints: Hints) -> Callable[[NDArray[Any]], bytes]:
         """Return the function that makes the bytes of a C-contiguous chunk, without their checksum.
 
-        It releases the interpreter lock.
+        It releases the interpreter lock but for the copy of the result.
         """
         if self.method == "pcodec":
             from pcodec.standalone import simple_compress

@@ -27,7 +27,8 @@ from wustore.backends.zarr.shards import binding_of, encode_shard
 from wustore.format.arrays import CHECKSUM_DIMS, ArraySpec, checksum_array
 from wustore.format.document import CONVENTIONS, arrays_of, document_of
 from wustore.format.packed import pack
-from wustore.format.planes import LayerSpec, cast_plane, layers_of, plane_checksums
+from wustore.format.planes import LayerSpec, layers_of, plane_checksums
+from wustore.model.casting import cast_plane
 from wustore.model.meta import LAYERS, Image, Meta
 
 __all__ = ["Structure"]

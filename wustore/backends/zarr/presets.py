@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wustore.backends.chunk_grid import chunk_sides, split_axis
 from wustore.backends.zarr.codecs import PCODEC_DTYPES, Chain, Hints, finds_structure
 from wustore.backends.zarr.shards import ShardGrid
-from wustore.format.presets import check_names, chunk_sides, split_axis
+from wustore.format.preset_names import check_names
 
 __all__ = ["SIDES", "grid_for", "hints_for"]
 
