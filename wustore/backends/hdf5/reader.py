@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.base import Index, Reader
 from wustore.backends.hdf5 import netcdf
-from wustore.backends.hdf5.chunks import ChunkReader, Job, Places, Plan, bounds_of, places_in
+from wustore.backends.hdf5.chunks import ChunkReader, Job, Plan
 from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, parse_document, read_document
 from wustore.backends.hdf5.file import (
     CAPSULE_BOUND,
@@ -30,6 +30,7 @@ from wustore.backends.hdf5.file import (
 )
 from wustore.backends.hdf5.filters.pipeline import BLOSC, DEFLATE, FLETCHER32, SHUFFLE
 from wustore.backends.hdf5.integrity import Binding, changed_blocks, is_cut
+from wustore.backends.hdf5.parts import Places, bounds_of, places_in
 from wustore.backends.hdf5.presets import need_plugins
 from wustore.backends.state import content_state, one_state, reopen, replaced
 from wustore.errors import (

@@ -10,7 +10,6 @@ import pytest
 from numpy.typing import NDArray
 
 from wustore.backends.compiling import Loops
-from wustore.backends.hdf5.chunks import parts_of
 from wustore.backends.hdf5.filters import pipeline as h5filters
 from wustore.backends.hdf5.filters.pipeline import (
     BLOSC,
@@ -21,6 +20,7 @@ from wustore.backends.hdf5.filters.pipeline import (
     Decoded,
     Pipeline,
 )
+from wustore.backends.hdf5.parts import parts_of
 from wustore.model.compare import same_bits
 
 
