@@ -17,7 +17,7 @@ from wustore.backends.memory import MemoryReader
 from wustore.backends.zarr import shards
 from wustore.backends.zarr.backend import ZarrBackend
 from wustore.backends.zarr.codecs import with_crc
-from wustore.backends.zarr.shards import _parts
+from wustore.backends.zarr.shards import _runs, _spans
 from wustore.errors import CorruptError
 from wustore.ops.copy import copy
 from wustore.storage import threads
@@ -60,8 +60,9 @@ def test_python_per_plane_and_not_per_chunk(tmp_path: Path, profile: str) -> Non
     """Work that only one thread at a time can do bounds how reading scales: counted, so the same on any machine."""
     few = calls(write(tmp_path / "few.zarr", profile=profile, chunks=[64, 64]))
     many = calls(write(tmp_path / "many.zarr", profile=profile, chunks=[32, 32]))
-    assert few <= 700, "64 chunks a plane, as the default layout cuts 2048 x 2048"
-    assert many - few <= 3 * 3 * (256 - 64), "three calls for each further chunk of three layers"
+    own = 2 * 3 * 64 if profile == "fast" else 0  # imagecodecs asks for each chunk of blosc what ``out`` is
+    assert few - own <= 680, "64 chunks a plane, as the default layout cuts 2048 x 2048"
+    assert many - few <= (2 if own else 0) * 3 * (256 - 64) + 60, "calls for each block of chunks, not for each chunk"
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
@@ -89,16 +90,36 @@ def test_threads_are_used_for_work_that_is_worth_them(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("side", [1, 3, 7, 20])
-def test_parts_of_a_range(side: int) -> None:
+def test_spans_of_a_range(side: int) -> None:
     for start in range(12):
         for stop in range(12):
             taken = [
-                (k * side + source.start + n, target.start + n)
-                for k, target, source in _parts(start, stop, side)
+                (k * side + source.start + n, target.start + (k - first) * (source.stop - source.start) + n)
+                for first, count, target, source in _spans(start, stop, side)
+                for k in range(first, first + count)
                 for n in range(source.stop - source.start)
-                if target.stop - target.start == source.stop - source.start and source.stop <= side
+                if target.stop - target.start == count * (source.stop - source.start) and source.stop <= side
             ]
             assert taken == [(start + n, n) for n in range(stop - start)]
+
+
+def test_runs_of_a_box() -> None:
+    """Whole rows of chunks are one run, other rows one each, and chunks at the edges of the box, too."""
+    whole, first, last = slice(0, 10), slice(4, 10), slice(0, 3)
+    assert _runs((10, 10), 4, (0, 30), (0, 40)) == [(0, 3, 4, (slice(0, 30), slice(0, 40)), (whole, whole))]
+    assert _runs((10, 10), 4, (4, 33), (10, 30)) == [
+        (1, 1, 2, (slice(0, 6), slice(0, 20)), (first, whole)),
+        (5, 1, 2, (slice(6, 16), slice(0, 20)), (whole, whole)),
+        (9, 1, 2, (slice(16, 26), slice(0, 20)), (whole, whole)),
+        (13, 1, 2, (slice(26, 29), slice(0, 20)), (last, whole)),
+    ]
+    assert _runs((10, 10), 2, (0, 20), (4, 13)) == [
+        (0, 1, 1, (slice(0, 10), slice(0, 6)), (whole, first)),
+        (2, 1, 1, (slice(10, 20), slice(0, 6)), (whole, first)),
+        (1, 1, 1, (slice(0, 10), slice(6, 9)), (whole, last)),
+        (3, 1, 1, (slice(10, 20), slice(6, 9)), (whole, last)),
+    ]
+    assert _runs((10, 10), 2, (5, 5), (0, 20)) == []
 
 
 class TestBinding:

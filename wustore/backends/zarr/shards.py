@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.zarr.codecs import RESIDUE, Chain, DamagedChunk, Hints, Part, parse_chain, scratch, with_crc
+from wustore.backends.zarr.codecs import RESIDUE, Chain, DamagedChunk, Hints, parse_chain, scratch, with_crc
 from wustore.errors import CorruptError
 from wustore.model.checksum import crc32c
 from wustore.storage.files import pread, pread_into
@@ -35,7 +35,7 @@ _INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"nam
 _LARGEST = 1 << 62
 """No offset or length in an index is as large."""
 
-_BLOCK_BYTES = 1 << 23
+_BLOCK_BYTES = 1 << 22
 """Neighbouring chunks are read and decoded together up to this decoded size, which the cache of a core holds."""
 
 _CACHED_INDICES = 4096
@@ -149,7 +149,7 @@ def encode_shard(
     def encode(number: int) -> tuple[bytes, bytes]:
         y, x = number // grid.counts[1] * height, number % grid.counts[1] * width
         part = plane[y : y + height, x : x + width]
-        chunk = scratch(grid.chain.dtype, grid.chunk)
+        chunk = scratch(grid.chain.dtype, height * width).reshape(grid.chunk)
         if part.shape != grid.chunk:
             chunk[...] = fill
         chunk[: part.shape[0], : part.shape[1]] = part
@@ -187,31 +187,81 @@ class Box:
     out: NDArray[Any]
 
 
-_Targets = dict[int, list[Part]]
+@dataclass(frozen=True, eq=False, slots=True)
+class _Target:
+    """What chunks with consecutive numbers fill.
+
+    Attributes
+    ----------
+    first, stop
+        Numbers of the chunks.
+    places
+        Where they go, in rows. Shape (rows, columns, y, x).
+    part
+        Rows and columns of each chunk that are wanted; of several chunks next to each other all columns.
+    """
+
+    first: int
+    stop: int
+    places: NDArray[Any]
+    part: tuple[slice, slice]
+
+    @classmethod
+    def of(cls, first: int, rows: int, columns: int, out: NDArray[Any], part: tuple[slice, slice]) -> _Target:
+        """Return the target of ``rows`` x ``columns`` chunks that fill ``out``, shape (rows * y, columns * x)."""
+        height, width = out.shape
+        places = out.reshape(rows, height // rows, columns, width // columns).transpose(0, 2, 1, 3)
+        return cls(first, first + rows * columns, places, part)
+
+    def memory(self, first: int, stop: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any] | None:
+        """Return the places of these chunks as flat memory, or None if they have gaps or the chunks are not whole."""
+        whole = self.places.shape[1:] == (1, *shape) and self.places.dtype == dtype
+        if whole and self.first <= first and stop <= self.stop:
+            places = self.places[first - self.first : stop - self.first]
+            if places.flags.c_contiguous:
+                return places.reshape(-1)
+        return None
+
+    def take(self, first: int, stop: int, values: NDArray[Any]) -> None:
+        """Copy what is wanted of these chunks, shape (chunks, y, x)."""
+        columns = self.places.shape[1]
+        low, high = first if first > self.first else self.first, stop if stop < self.stop else self.stop
+        while low < high:
+            row, column = (low - self.first) // columns, (low - self.first) % columns
+            rows = 0 if column else (high - low) // columns
+            if rows:
+                places, count = self.places[row : row + rows], rows * columns
+            else:  # a row of which other chunks are elsewhere
+                count = columns - column if columns - column < high - low else high - low
+                places = self.places[row : row + 1, column : column + count]
+            chunks = values[low - first : low - first + count]
+            places[...] = chunks[:, *self.part].reshape(places.shape)
+            low += count
+
+
+_Targets = dict[int, tuple[_Target, ...]]
 """Number of a chunk to what is wanted of it."""
 
 
 class _Block:
-    """Chunks that lie side by side in a shard.
+    """Chunks with consecutive numbers that lie next to each other in a shard.
 
     Attributes
     ----------
-    numbers
-        Of the chunks, in C order of the grid.
-    bounds
-        Start and stop of each.
+    first
+        Number of the first one, in C order of the grid.
     start, stop
-        Of all of them.
-    slices
-        Where each is in the bytes of the block.
+        Where they are in the shard.
+    bounds
+        Start and stop of each in the bytes of the block.
     """
 
-    __slots__ = ("bounds", "numbers", "slices", "start", "stop")
+    __slots__ = ("bounds", "first", "start", "stop")
 
-    def __init__(self, numbers: list[int], bounds: list[list[int]]) -> None:
-        self.numbers, self.bounds = numbers, bounds
+    def __init__(self, first: int, bounds: list[list[int]]) -> None:
+        self.first = first
         self.start, self.stop = start, _ = bounds[0][0], bounds[-1][1]
-        self.slices = [slice(a - start, b - start) for a, b in bounds]
+        self.bounds = [(a - start, b - start) for a, b in bounds]
 
 
 @dataclass(eq=False)
@@ -301,14 +351,14 @@ class ShardedLayer:
         CorruptError
             If one is missing.
         """
-        places = index[numbers]
+        places, in_order = index[numbers], np.array(numbers)
         order = places[:, 0].argsort(kind="stable")
-        places = places[order]
-        # A block ends where the next chunk is elsewhere, and when it is full.
-        ends = (places[1:, 0] != places[:-1, 1]).nonzero()[0] + 1
-        in_order, bounds = [numbers[k] for k in order.tolist()], places.tolist()
+        places, in_order = places[order], in_order[order]
+        # A block ends where the next chunk is elsewhere or another one than the next, and when it is full.
+        ends = ((places[1:, 0] != places[:-1, 1]) | (in_order[1:] != in_order[:-1] + 1)).nonzero()[0] + 1
+        firsts, bounds = in_order.tolist(), places.tolist()
         if bounds[0][0] < 0:
-            raise self._corrupt(i, "a chunk is missing in its shard", in_order[0])
+            raise self._corrupt(i, "a chunk is missing in its shard", firsts[0])
         most = self.grid.block
         if workers > 1 and most > order.size // (2 * workers):
             most = -(-order.size // (2 * workers))
@@ -316,8 +366,7 @@ class ShardedLayer:
         begin = 0
         for end in (*ends.tolist(), *order.shape):
             for k in range(begin, end, most):
-                stop = k + most if k + most < end else end
-                blocks += [_Block(in_order[k:stop], bounds[k:stop])]
+                blocks += [_Block(firsts[k], bounds[k : k + most if k + most < end else end])]
             begin = end
         return blocks
 
@@ -380,9 +429,9 @@ class ShardedLayer:
         in_threads(lambda item: self._decode(i, *item, known[1], targets), work, workers)
 
     def _truncated(self, i: int, block: _Block, size: int) -> NoReturn:
-        for number, (start, stop) in zip(block.numbers, block.bounds, strict=True):
-            if stop > size:
-                found, expected = max(size - start, 0), f"{stop - start} bytes"
+        for number, (start, stop) in enumerate(block.bounds, block.first):
+            if block.start + stop > size:
+                found, expected = max(size - block.start - start, 0), f"{stop - start} bytes"
                 raise self._corrupt(i, "a shard is truncated", number, expected=expected, found=found)
         raise AssertionError("no chunk of the block ends behind the shard")
 
@@ -394,44 +443,89 @@ class ShardedLayer:
         CorruptError
             If a chunk is damaged, or its checksum is not the one of ``table`` (empty: nothing is known of them).
         """
-        wanted = [targets[number] for number in block.numbers]
+        first, stop = block.first, block.first + len(block.bounds)
+        wanted = list(dict.fromkeys(itertools.chain.from_iterable(map(targets.__getitem__, range(first, stop)))))
+        shape, chain = self.grid.chunk, self.grid.chain
+        place = None if wanted[1:] else wanted[0].memory(first, stop, shape, chain.dtype)
         try:
-            self.grid.chain.decode_into(map(bytes, map(stored.__getitem__, block.slices)), self.grid.chunk, wanted)
+            values = chain.decode_block(stored, block.bounds, shape[0] * shape[1], place)
         except DamagedChunk as error:
-            raise self._corrupt(i, "a chunk is damaged", block.numbers[error.number], found=error) from error
+            raise self._corrupt(i, "a chunk is damaged", first + error.number, found=error) from error
+        if place is None:
+            chunks = values.reshape(stop - first, *shape)
+            for target in wanted:
+                target.take(first, stop, chunks)
         if table:
-            for piece, number in zip(block.slices, block.numbers, strict=True):
-                if stored[piece.stop - 4 : piece.stop] != table[4 * number : 4 * number + 4]:
-                    raise self._corrupt(i, "a chunk does not belong here: it is that of another place", number)
+            expected = table[4 * first : 4 * stop]
+            found = b"".join([stored[end - 4 : end] for _, end in block.bounds])
+            if found != expected:
+                number = next(k for k in range(stop - first) if found[4 * k : 4 * k + 4] != expected[4 * k : 4 * k + 4])
+                what = "a chunk does not belong here: it is that of another place"
+                raise self._corrupt(i, what, first + number)
 
     def _targets(self, boxes: Sequence[Box]) -> _Targets:
         """Return for each chunk that boxes touch what of it goes where."""
-        height, width = self.grid.chunk
-        across = self.grid.counts[1]
         targets: _Targets = {}
         for box in boxes:
-            rows, columns = _parts(*box.rows, height), _parts(*box.columns, width)
-            parts: _Targets = {
-                row * across + column: [(box.out, (to_rows, to_columns), (from_rows, from_columns))]
-                for row, to_rows, from_rows in rows
-                for column, to_columns, from_columns in columns
-            }
-            if targets:
-                for number, part in parts.items():
-                    targets[number] = targets[number] + part if number in targets else part
-            else:
-                targets = parts
+            runs = _runs(self.grid.chunk, self.grid.counts[1], box.rows, box.columns)
+            for first, rows, columns, place, part in runs:
+                numbers = range(first, first + rows * columns)
+                target = (_Target.of(first, rows, columns, box.out[place], part),)
+                if len(boxes) == 1:  # its runs have no chunk in common
+                    targets.update(dict.fromkeys(numbers, target))
+                else:
+                    for number in numbers:
+                        targets[number] = targets[number] + target if number in targets else target
         return targets
 
 
+_Slices = tuple[slice, slice]
+
+
 @lru_cache(4096)
-def _parts(start: int, stop: int, side: int) -> list[tuple[int, slice, slice]]:
-    """Return how a range lies in pieces of length ``side``: number, place in the range, place in the piece."""
-    numbers = range(start // side, -(-stop // side) if stop > start else 0)
-    if not numbers:
+def _runs(
+    chunk: tuple[int, int], across: int, rows: tuple[int, int], columns: tuple[int, int]
+) -> list[tuple[int, int, int, _Slices, _Slices]]:
+    """Return how a box lies in chunks of which ``across`` are next to each other.
+
+    Returns
+    -------
+    list
+        Of runs of chunks with consecutive numbers: the first, how many there are in y and x, which part of the box they
+        fill, and which part of each fills it.
+    """
+    runs = []
+    for row, n_rows, to_rows, from_rows in _spans(*rows, chunk[0]):
+        for column, n_columns, to_columns, from_columns in _spans(*columns, chunk[1]):
+            # Rows of chunks follow each other if they are whole.
+            height = n_rows if n_columns == across else 1
+            for k in range(0, n_rows, height):
+                start, stop = to_rows.start, to_rows.stop
+                if height < n_rows:
+                    start, stop = start + k * chunk[0], start + (k + 1) * chunk[0]
+                place = slice(start, stop), to_columns
+                runs.append(((row + k) * across + column, height, n_columns, place, (from_rows, from_columns)))
+    return runs
+
+
+def _spans(start: int, stop: int, side: int) -> list[tuple[int, int, slice, slice]]:
+    """Return how a range lies in pieces of length ``side``, whole ones together.
+
+    Returns
+    -------
+    list
+        First piece, how many, place in the range, place in a piece.
+    """
+    if stop <= start:
         return []
-    edges = [start, *[k * side for k in numbers[1:]], stop]
-    return [
-        (k, slice(a - start, b - start), slice(a - k * side, b - k * side))
-        for k, a, b in zip(numbers, edges, edges[1:], strict=False)
-    ]
+    low, high = -(-start // side), stop // side  # the whole pieces
+    if high < low:
+        return [(high, 1, slice(0, stop - start), slice(start - high * side, stop - high * side))]
+    spans = []
+    if start < low * side:
+        spans.append((low - 1, 1, slice(0, low * side - start), slice(start - (low - 1) * side, side)))
+    if low < high:
+        spans.append((low, high - low, slice(low * side - start, high * side - start), slice(0, side)))
+    if high * side < stop:
+        spans.append((high, 1, slice(high * side - start, stop - start), slice(0, stop - high * side)))
+    return spans
