@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -33,6 +33,7 @@ from wustore.model.compare import meta_differences, table_differences
 from wustore.model.kbmod_rules import hide_pixels, identity_psf, is_masked, no_data_of
 from wustore.model.meta import LAYERS, PIXEL_LAYERS, Column, ConstituentTable, Image, Meta
 from wustore.stamps.view import View
+from wustore.storage import buffers
 from wustore.storage.threads import read_ahead
 
 if TYPE_CHECKING:
@@ -120,6 +121,9 @@ def _room_text(shape: tuple[int, int, int]) -> str:
     return f"float32, {shape}, or as many writeable bytes"
 
 
+_Planes = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
+
+
 class StoreSource:
     """The planes of a store as KBMOD sees them; see `wustore.compat.layered_image.PlaneSource`."""
 
@@ -144,7 +148,7 @@ class StoreSource:
 
     @staticmethod
     def _masked(image: Image) -> NDArray[np.bool_] | None:
-        return None if image.mask is None else is_masked(image.mask)
+        return None if image.mask is None else is_masked(image.mask, buffers.empty(image.mask.shape, np.bool_))
 
     def _seen(self, plane: NDArray[Any], masked: NDArray[np.bool_] | None) -> NDArray[Any]:
         """Return a plane as KBMOD sees it; the array itself is changed if it can be."""
@@ -154,7 +158,9 @@ class StoreSource:
         hide_pixels(plane, masked, self._no_data)
         return plane
 
-    def _finish(self, image: Image) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    def _finished(self, _: int, i: int) -> _Planes:
+        """Read science, variance and PSF of an image as KBMOD sees them."""
+        image = self.reader.image(i, _PIXELS)
         masked = self._masked(image)
         return self._seen(image.science, masked), self._seen(image.variance, masked), _kernel(image.psf)
 
@@ -184,23 +190,22 @@ class StoreSource:
             If ``out`` is not the memory that these images need.
         """
         planes = []
-        # Masking an image takes a tenth of decoding it: done here, while threads decode the next ones.
-        images = (self._finish(image) for _, image in self.reader.images(list(indices), _PIXELS))
-        for k, finished in enumerate(images if out is None else self._load_into(list(indices), out), 1):
+        read = self._finished if out is None else self._reading_into(indices, out)
+        # Pixels are masked by the thread that has decoded them: done here, it would hold up the threads.
+        for k, finished in read_ahead(
+            lambda k: read(k, indices[k]), range(len(indices)), self.reader.images_at_once(len(indices))
+        ):
             planes.append(finished)
             if progress is not None:
-                progress(k, len(indices))
+                progress(k + 1, len(indices))
         return [p[0] for p in planes], [p[1] for p in planes], [p[2] for p in planes]
 
-    def _load_into(
-        self, indices: list[int], out: tuple[Any, Any]
-    ) -> Generator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]], None, None]:
-        """Read images into given memory; yield science, variance and PSF of each, the first two as parts of it."""
+    def _reading_into(self, indices: Sequence[int], out: tuple[Any, Any]) -> Callable[[int, int], _Planes]:
+        """Return a function as `_finished` that reads into given memory: science and variance are parts of it."""
         height, width = (int(size) for size in self.reader.meta.image_shape.max(axis=0))
         rooms = [_room(memory, (len(indices), height, width)) for memory in out]
 
-        def fill(k: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-            i = indices[k]
+        def fill(k: int, i: int) -> _Planes:
             rest = self.reader.image(i, ("mask", "psf"))
             masked = self._masked(rest)
             rows, columns = self.reader.meta.shape_of("science", i)
@@ -215,8 +220,7 @@ class StoreSource:
                 planes.append(plane)
             return planes[0], planes[1], _kernel(rest.psf)
 
-        for _, finished in read_ahead(fill, range(len(indices))):
-            yield finished
+        return fill
 
 
 def constituents_of(meta: Meta) -> ConstituentTable:

@@ -828,7 +828,7 @@ class WorkUnit:
         CorruptError
             If the stored bytes are damaged or missing.
         """
-        from wustore.stamps.extract import stamps
+        from wustore.stamps.trajectory_stamps import stamps
 
         return stamps(store_view.reader_of(self), x, y, radius, times, **options)
 
@@ -866,7 +866,7 @@ class WorkUnit:
         CorruptError
             If the stored bytes are damaged or missing.
         """
-        from wustore.stamps.extract import trajectory_stamps
+        from wustore.stamps.trajectory_stamps import trajectory_stamps
 
         return trajectory_stamps(store_view.reader_of(self), trajectories, radius, times, **options)
 
@@ -894,7 +894,7 @@ class WorkUnit:
         UsageError, CorruptError
             As in `trajectory_stamps`.
         """
-        from wustore.stamps.extract import stamp_batches
+        from wustore.stamps.trajectory_stamps import stamp_batches
 
         return stamp_batches(store_view.reader_of(self), trajectories, radius, times, **options)
 
@@ -925,7 +925,7 @@ class WorkUnit:
         UsageError, CorruptError
             As in `trajectory_stamps`.
         """
-        from wustore.stamps.extract import trajectory_coadds
+        from wustore.stamps.trajectory_stamps import trajectory_coadds
 
         return trajectory_coadds(store_view.reader_of(self), trajectories, radius, kind, times, **options)
 

@@ -9,7 +9,7 @@ from common import N_IMAGES, SIDE, at_least, at_most, finish, folder, seconds, s
 import wustore
 from wustore.backends.registry import open_reader
 from wustore.cli.measure import astropy_read, astropy_write
-from wustore.stamps.extract import stamps
+from wustore.stamps.trajectory_stamps import stamps
 
 PSF = np.ones((1, 1))
 

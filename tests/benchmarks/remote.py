@@ -65,9 +65,9 @@ def main() -> None:
     from common import N_IMAGES, SIDE, folder, seconds, stack, work_unit
 
     import wustore
-    from wustore.storage.objects import RemoteFile
+    from wustore.storage.files import RemoteFile
     from wustore.storage.threads import read_ahead
-    from wustore.storage.url import CONCURRENCY
+    from wustore.storage.url_requests import CONCURRENCY
 
     print(f"{N_IMAGES} images of {SIDE} x {SIDE}, {DELAY * 1000:g} ms a request")
     with server(), folder() as place:

@@ -16,8 +16,8 @@ from wustore.backends.registry import backend_for_writing, open_reader
 from wustore.cli import main
 from wustore.errors import StoreExistsError, UsageError
 from wustore.ops.copy import copy
-from wustore.stamps.extract import stamps, trajectory_stamps
 from wustore.stamps.files import SUFFIXES, write_stamps
+from wustore.stamps.trajectory_stamps import stamps, trajectory_stamps
 from wustore.stamps.view import cutout, select
 from wustore.testing import assert_same, sample
 

@@ -10,8 +10,8 @@ import pytest
 from pictures import WCS, night
 
 from wustore.errors import MissingDependencyError, UsageError
-from wustore.stamps.extract import stamps, trajectory_coadds, trajectory_stamps
 from wustore.stamps.picture import MASKED
+from wustore.stamps.trajectory_stamps import stamps, trajectory_coadds, trajectory_stamps
 
 MOTIONS = [(10, 20, 10, 0), (30, 10, 0, 0), (500, 10, 0, 0)]
 

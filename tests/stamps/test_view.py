@@ -19,8 +19,8 @@ from wustore.format.wcs import text_to_wcs, wcs_to_text
 from wustore.model.compare import same_bits
 from wustore.model.meta import LAYERS, Column, ConstituentTable
 from wustore.ops.copy import copy
-from wustore.stamps.extract import stamps
 from wustore.stamps.layer import Layer
+from wustore.stamps.trajectory_stamps import stamps
 from wustore.stamps.view import View, cutout, select, shifted_wcs
 from wustore.testing import WCS_TEXT, assert_same, sample, with_capsule
 

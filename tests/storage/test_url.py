@@ -692,12 +692,6 @@ def test_a_server_that_never_answers(suffix):
             wustore.open_reader(url, storage_options=options)
 
 
-def test_a_dead_server_is_given_up_within_two_minutes():
-    _, client, retries, _ = remote.settings_of("http://x", "http", {})
-    seconds = [client[name].total_seconds() for name in ("connect_timeout", "read_timeout")]
-    assert retries["retry_timeout"].total_seconds() + sum(seconds) < 120
-
-
 # --- connections --------------------------------------------------------------------------------------
 
 
@@ -845,26 +839,6 @@ def test_unknown_protocol():
     for suffix in (".zarr", ".h5"):
         with pytest.raises(wustore.errors.BackendError):
             wustore.open_reader(f"nosuch://bucket/x{suffix}")
-
-
-def test_near_ranges_are_joined():
-    assert remote.coalesce([(10, 20), (0, 5), (30, 30), (100, 110)], gap=5) == [(0, 20), (100, 110)]
-    assert remote.coalesce([(0, 10), (10, 20), (20, 30)], gap=5, largest=20) == [(0, 20), (20, 30)]
-    assert remote.coalesce([(0, 50), (10, 20)], gap=0) == [(0, 50)]
-
-
-def test_ranges_are_gathered():
-    asked = []
-
-    def fetch(requests):
-        asked.extend(requests)
-        return [bytes(range(start, stop)) for start, stop in requests]
-
-    wanted = [(100, 110), (0, 5), (3, 8), (50, 50)]
-    assert remote.gather(wanted, fetch) == [bytes(range(start, stop)) for start, stop in wanted]
-    assert asked == [(0, 110)]
-    assert remote.gather([(5, 5)], lambda _: pytest.fail("nothing to fetch")) == [b""]
-    assert remote.gather(wanted, lambda _: None) is None
 
 
 def test_no_credentials_in_a_store(s3):

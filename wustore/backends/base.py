@@ -153,8 +153,13 @@ class Reader(ABC):
         workers
             Threads; the number of processors by default.
         """
-        wanted = range(self.meta.n_images) if indices is None else indices
+        wanted = list(range(self.meta.n_images) if indices is None else indices)
+        workers = self.images_at_once(len(wanted)) if workers is None else workers
         return read_ahead(lambda i: self.image(i, layers), wanted, workers)
+
+    def images_at_once(self, n_images: int) -> int | None:
+        """Return by how many threads so many images are best read, None for the number of processors."""
+        return None
 
     @abstractmethod
     def chunks(self, layer: str) -> tuple[int, int, int]:

@@ -41,6 +41,9 @@ class ReaderProxy(Reader):
     def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:  # noqa: D102
         return self.source.image(i, layers)
 
+    def images_at_once(self, n_images: int) -> int | None:  # noqa: D102
+        return self.source.images_at_once(n_images)
+
     def chunks(self, layer: str) -> tuple[int, int, int]:  # noqa: D102
         return self.source.chunks(layer)
 

@@ -80,9 +80,9 @@ def stamp(
     """
     from wustore.backends.registry import open_reader
     from wustore.ops.convert import refuse_same
-    from wustore.stamps.extract import stamps, trajectory_coadds, trajectory_stamps
     from wustore.stamps.files import write_stamps
     from wustore.stamps.results import Coadds, Stamps
+    from wustore.stamps.trajectory_stamps import stamps, trajectory_coadds, trajectory_stamps
 
     position: dict[str, Any] = {"x": x, "y": y, "ra": ra, "dec": dec}
     if trajectories is not None and any(value is not None for value in position.values()):

@@ -346,7 +346,7 @@ def _touch(job: Mapping[str, Any]) -> dict[str, Any]:
         astropy_read(job["path"], 1)
         return {"image": time.perf_counter() - start}
     from wustore.backends.registry import open_reader
-    from wustore.stamps.extract import stamps, trajectory_stamps
+    from wustore.stamps.trajectory_stamps import stamps, trajectory_stamps
 
     with open_reader(job["path"], format=job["format"]) as reader:
         _, height, width = reader.meta.layer_shape("science")

@@ -12,9 +12,17 @@ from wustore.model.meta import Meta
 __all__ = ["hide_pixels", "identity_psf", "is_masked", "no_data_of"]
 
 
-def is_masked(mask: ArrayLike) -> NDArray[np.bool_]:
-    """Return which pixels of a mask layer are masked: those greater than 0, so a negative flag masks nothing."""
-    return np.asarray(np.asarray(mask) > 0)
+def is_masked(mask: ArrayLike, out: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
+    """Return which pixels of a mask layer are masked: those greater than 0, so a negative flag masks nothing.
+
+    Parameters
+    ----------
+    mask
+        The layer.
+    out
+        Memory for the result, by default new.
+    """
+    return np.asarray(np.greater(mask, 0, out=out))
 
 
 def no_data_of(meta: Meta) -> float | None:

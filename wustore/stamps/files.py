@@ -39,7 +39,7 @@ def write_stamps(
     Parameters
     ----------
     stamps
-        What `wustore.stamps.extract` gave, stamps or coadds.
+        What `wustore.stamps.trajectory_stamps` gave, stamps or coadds.
     path
         Where to write; it appears when it is whole.
     coadd

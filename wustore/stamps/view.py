@@ -262,6 +262,10 @@ class View(Reader):
         for k, (_, image) in zip(wanted, self._source.images(chosen, layers, workers=workers), strict=True):
             yield k, image
 
+    def images_at_once(self, n_images: int) -> int | None:
+        """Return what the source says."""
+        return self._source.images_at_once(n_images)
+
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return the shape of the source's chunks, those at the edges of a window being cut."""
         sizes = zip(self._source.chunks(layer), self._meta.layer_shape(layer), strict=True)

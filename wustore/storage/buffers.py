@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
 import tempfile
 import threading
 from collections.abc import Sequence
+from functools import cache
 from typing import IO, Any
 
 import numpy as np
@@ -136,4 +138,13 @@ def release(data: object, start: int = 0, stop: int | None = None) -> None:
     stop = len(data) if stop is None else min(stop + _AROUND, len(data))
     first = max(start - _AROUND, 0) // mmap.PAGESIZE * mmap.PAGESIZE
     if stop > first:
-        data.madvise(advice, first, stop - first)
+        address = np.frombuffer(data, np.uint8, 1, first).__array_interface__["data"][0]
+        _madvise()(address, stop - first, advice)
+
+
+@cache
+def _madvise() -> Any:
+    """Return the system's call without the interpreter lock, which `mmap.madvise` keeps for all its milliseconds."""
+    call = ctypes.CDLL(None).madvise
+    call.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    return call

@@ -1,4 +1,4 @@
-"""Local files: opening regular ones only (a pipe makes a reader wait, a device may act), reading, making durable."""
+"""Files: local ones, of which only regular ones are opened (pipes wait, devices act), and at URLs, read by ranges."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ import io
 import os
 import stat
 import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 from wustore.errors import FormatError, OtherFormatError, StoreNotFoundError
+from wustore.storage.url import errors_of, redact
+from wustore.storage.url_requests import objects_at
 
-__all__ = ["check_regular", "open_handle", "open_regular", "pread", "pread_into", "sync"]
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+__all__ = ["RemoteFile", "check_regular", "open_handle", "open_regular", "pread", "pread_into", "sync"]
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 """O_NONBLOCK: what becomes a pipe between the look and the opening does not block either."""
@@ -132,3 +139,153 @@ def sync(path: str | os.PathLike[str]) -> None:
             raise
     finally:
         os.close(handle)
+
+
+# --- at a URL -------------------------------------------------------------------------------------------
+
+BLOCK = 1 << 14
+"""Bytes of the first block that a `RemoteFile` reads ahead, enough for the header of an image in KBMOD's files; each
+block that follows on another is twice as long."""
+
+_LARGEST_BLOCK = 1 << 20
+_CACHED = 16 << 20
+
+
+class RemoteFile:
+    """A file at a URL, read by byte ranges; safe to use from several threads.
+
+    Parameters
+    ----------
+    block
+        Bytes of the first block that is read ahead.
+
+    Attributes
+    ----------
+    name
+        The URL without credentials, for messages.
+    size
+        Length [byte].
+    state
+        What changes when the object is replaced: size, and what the store says of its version.
+    requests, bytes_read
+        Of the contents, so far, but for the first block, which is read when the object is opened.
+
+    Raises
+    ------
+    StoreNotFoundError, MissingDependencyError, BackendError, UsageError, OSError
+    """
+
+    def __init__(self, url: str, block: int = BLOCK) -> None:
+        self.url = url
+        self.name = redact(url)
+        self._objects, self._path = objects_at(url)
+        self._block = block
+        self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        self._held = 0
+        self._lock = threading.Lock()
+        self.requests = 0
+        self.bytes_read = 0
+        with errors_of(url):
+            facts, first = self._objects.start(self._path, block)
+        self.size = facts.size
+        self.state = facts.size, facts.version
+        if first:
+            self._keep(0, first)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def read(self, start: int, size: int) -> bytes:
+        """Return ``size`` bytes at ``start`` in one request, fewer if the object ends before."""
+        stop = min(start + size, self.size)
+        if stop <= start:
+            return b""
+        with errors_of(self.url):
+            data = self._objects.get_range(self._path, start, stop, self.state[1])
+        with self._lock:
+            self.requests += 1
+            self.bytes_read += len(data)
+        return data
+
+    def cached(self, start: int, stop: int) -> bytes:
+        """Return bytes for which the object is read in blocks: metadata, small pieces near each other."""
+        stop = min(stop, self.size)
+        if stop - start >= _LARGEST_BLOCK:
+            return self.read(start, stop - start)
+        parts = []
+        while start < stop:
+            base, block = self._block_at(start)
+            part = block[start - base : stop - base]
+            if not part:
+                break  # shorter than the store said
+            parts.append(part)
+            start += len(part)
+        return b"".join(parts)
+
+    def _block_at(self, at: int) -> tuple[int, bytes]:
+        with self._lock:
+            length = self._block
+            for base, block in self._blocks.items():
+                if base <= at < base + len(block):
+                    self._blocks.move_to_end(base)
+                    return base, block
+                if base + len(block) == at:
+                    length = min(2 * len(block), _LARGEST_BLOCK)
+        # The last block is as long as the others: what was added last when the object was written is used together.
+        base = at if at + length <= self.size else max(self.size - length, 0)
+        data = self.read(base, length)
+        self._keep(base, data)
+        return base, data
+
+    def _keep(self, base: int, data: bytes) -> None:
+        with self._lock:
+            self._held += len(data) - len(self._blocks.pop(base, b""))
+            self._blocks[base] = data
+            while self._held > _CACHED:
+                self._held -= len(self._blocks.popitem(last=False)[1])
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self.size)
+        return self.cached(start, stop)
+
+    def find(self, wanted: bytes, start: int, stop: int) -> int:
+        """Return where ``wanted`` is found first, as `bytes.find`."""
+        step, stop = 2880, min(stop, self.size)
+        while start < stop:
+            piece = self.cached(start, min(start + step + len(wanted) - 1, stop))
+            at = piece.find(wanted)
+            if at >= 0:
+                return start + at
+            start += step
+        return -1
+
+    def stream(self) -> io.RawIOBase:
+        """Return the object as a file that is open for reading."""
+        return _Stream(self)
+
+
+class _Stream(io.RawIOBase):
+    def __init__(self, file: RemoteFile) -> None:
+        self._file = file
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
+        self._at = max(base + offset, 0)
+        return self._at
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self._file.cached(self._at, self._at + len(view))
+        view[: len(data)] = data
+        self._at += len(data)
+        return len(data)

@@ -11,7 +11,7 @@ from wustore.errors import FormatError, OtherFormatError, StoreExistsError, Stor
 from wustore.storage import url as remote
 from wustore.storage.files import open_regular
 from wustore.storage.icechunk import IcechunkKeys, icechunk_name, is_icechunk
-from wustore.storage.objects import Objects, objects_at, objects_of
+from wustore.storage.url_requests import Objects, gather, objects_at, objects_of
 from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys
 from wustore.storage.zip import ZipKeys
 
@@ -71,7 +71,7 @@ class ObjectKeys(Keys):
         """Return the bytes of each range, or None; see `Keys.get_ranges`."""
         wanted = [(start, start + length) for start, length in ranges]
         path = self._path(key)
-        return remote.gather(wanted, lambda requests: self._found(lambda: self.objects.get_ranges(path, requests)))
+        return gather(wanted, lambda requests: self._found(lambda: self.objects.get_ranges(path, requests)))
 
     def size(self, key: str) -> int | None:
         """Return the length, or None; see `Keys.size`."""

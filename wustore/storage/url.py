@@ -1,4 +1,4 @@
-"""URLs: what is shown of them, their options, what their libraries raise, and ranges that are fetched together.
+"""URLs: what is shown of them, their options, and what their libraries raise.
 
 Credentials come from wherever the library of the protocol finds them (environment, profiles, instance roles);
 nothing here asks for them, and what messages show of a URL has none.
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -18,14 +17,10 @@ from typing import Any
 from wustore.errors import MissingDependencyError, StoreNotFoundError, UsageError, WuStoreError
 
 __all__ = [
-    "CONCURRENCY",
-    "LARGEST",
     "OBSTORE",
     "WEB",
     "UrlWithOptions",
-    "coalesce",
     "errors_of",
-    "gather",
     "is_read_only",
     "is_remote",
     "options_of",
@@ -38,21 +33,7 @@ __all__ = [
     "without_user",
 ]
 
-CONCURRENCY = 16
-"""Range requests in flight for one reader. Measured with 20 ms a request: tests/benchmarks/remote.py."""
-
-GAP = 1 << 16
-"""Bytes between two wanted ranges that are fetched along rather than asked for separately: 64 KiB take 0.6 ms at
-100 MB/s, a request takes 20 ms and more."""
-
-LARGEST = 8 << 20
-"""Bytes of one request made of several ranges; larger ones would leave the other connections idle."""
-
 WEB = ("http", "https")
-
-_CONNECT_SECONDS, _READ_SECONDS, _REQUEST_SECONDS = 15, 30, 600
-_RETRY_SECONDS, _RETRIES = 30, 4
-"""After so many seconds, or attempts, nothing is tried again: a dead server ends in an error in two minutes."""
 
 OBSTORE = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "azure": "az", "abfs": "az"} | {
     name: name for name in ("abfss", "http", "https")
@@ -257,43 +238,6 @@ def is_read_only(url: str) -> bool:
     return protocol_of(url) in WEB
 
 
-def coalesce(ranges: Sequence[tuple[int, int]], gap: int = GAP, largest: int = LARGEST) -> list[tuple[int, int]]:
-    """Return ranges (start, stop) that cover the given ones, near ones joined."""
-    joined: list[tuple[int, int]] = []
-    for start, stop in sorted(ranges):
-        if stop <= start:
-            continue
-        if joined and start - joined[-1][1] <= gap and max(stop, joined[-1][1]) - joined[-1][0] <= largest:
-            joined[-1] = joined[-1][0], max(stop, joined[-1][1])
-        else:
-            joined.append((start, stop))
-    return joined
-
-
-def gather(
-    ranges: Sequence[tuple[int, int]], fetch: Callable[[list[tuple[int, int]]], Sequence[bytes] | None]
-) -> list[bytes] | None:
-    """Return the bytes of ranges (start, stop), near ones fetched together.
-
-    Parameters
-    ----------
-    ranges
-        In any order; they may overlap.
-    fetch
-        Function that gives the bytes of each of the coalesced ranges, None if there is no such object.
-    """
-    requests = coalesce(ranges)
-    found = fetch(requests) if requests else []
-    if found is None:
-        return None
-    starts = [start for start, _ in requests]
-    parts = []
-    for start, stop in ranges:
-        k = max(bisect_right(starts, start) - 1, 0)
-        parts.append(found[k][start - starts[k] : stop - starts[k]] if stop > start else b"")
-    return parts
-
-
 # --- options --------------------------------------------------------------------------------------------
 
 
@@ -310,13 +254,9 @@ def unknown_options(url: str, found: str) -> UsageError:
 def settings_of(
     root: str, protocol: str, options: Mapping[str, Any]
 ) -> tuple[dict[str, str], dict[str, Any], dict[str, Any], Any]:
-    """Return the configuration of a store, its client, its retries and what gives credentials."""
-    retries: dict[str, Any] = {"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=_RETRY_SECONDS)}
-    client: dict[str, Any] = {
-        "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
-        "read_timeout": timedelta(seconds=_READ_SECONDS),
-        "timeout": timedelta(seconds=_REQUEST_SECONDS),
-    }
+    """Return what options say of a store, its client and its retries, and what gives credentials."""
+    retries: dict[str, Any] = {}
+    client: dict[str, Any] = {}
     given = dict(options)
     for name in ("client_kwargs", "client_options", "config_kwargs"):  # where fsspec's libraries have them
         given |= given.pop(name, None) or {}

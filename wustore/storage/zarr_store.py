@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from wustore.errors import CorruptError
 from wustore.storage.files import open_handle, pread, sync
 from wustore.storage.threads import Background
-from wustore.storage.url import CONCURRENCY, errors_of, gather, redact
+from wustore.storage.url import errors_of, redact
+from wustore.storage.url_requests import CONCURRENCY, gather
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store

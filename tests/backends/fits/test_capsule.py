@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from wustore.backends.fits.backend import FitsBackend, ShardedFitsBackend
 from wustore.backends.fits.hdu.header import BLOCK
 from wustore.backends.fits.restored_files import StoreChangedWarning
 from wustore.backends.memory import MemoryReader
-from wustore.errors import CorruptError, FidelityError, FormatError, WuStoreError
+from wustore.errors import CorruptError, FidelityError, FormatError, StoreReplacedError, WuStoreError
 from wustore.model.meta import Capsule
 
 EXPECTED = {"rice", "rice-tiles", "gzip-1", "gzip-2", "none", "rice-relative", "rice-dither-1", "rice-dither-2"}
@@ -210,6 +212,108 @@ def test_capsule_is_small(tmp_path: Path) -> None:
     capsule = store.capsule()
     assert capsule is not None
     assert len(capsule.head) + len(store.image_capsule(0) or b"") < 0.01 * path.stat().st_size
+
+
+# --- when the files are hashed ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def night(tmp_path: Path) -> Path:
+    hdus = [primary_hdu(4)]
+    for i in range(4):
+        hdus += image_hdus(i, shape=NOISE.shape)
+    return Path(write(tmp_path / "a.fits", hdus))
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What was hashed after each step, in files; a step is a twentieth of a file."""
+    found: list[float] = []
+    real = leftovers._Document._step
+
+    def step(document: leftovers._Document) -> None:
+        real(document)
+        found.append(document._hashed)
+
+    monkeypatch.setattr(leftovers._Document, "_step", step)
+    return found
+
+
+def _expected(path: Path) -> dict[str, object]:
+    content = path.read_bytes()
+    return {"name": path.name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_files_are_hashed_along_with_their_images(
+    night: Path, steps: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "_HASHED", night.stat().st_size // 20)
+    with FitsBackend().open(str(night)) as reader:
+        capsule = reader.capsule()
+        assert capsule is not None
+        assert steps == []
+        reached = []
+        for i in (2, 0, 2, 3, 1):
+            reader.image_capsule(i)
+            reached.append(steps[-1])
+        assert [0.25 <= reached[0] < 0.35, 0.5 <= reached[1] < 0.6, 0.75 <= reached[3] < 0.85] == [True] * 3
+        assert reached[2] == reached[1]  # an image counts once
+        assert reached[4] == float("inf")
+        taken = len(steps)
+        assert capsule.document["files"] == [_expected(night)]
+        assert len(steps) == taken
+        assert list(capsule.document) == ["encoding", "form", "meta", "files"]
+        assert len(capsule.document) == 4
+        assert capsule.document == dict(capsule.document)
+
+
+def test_who_looks_at_the_document_hashes_the_rest(night: Path) -> None:
+    with FitsBackend().open(str(night)) as reader:
+        capsule = reader.capsule()
+        assert capsule is not None
+        reader.image_capsule(0)
+        assert capsule.document["files"] == [_expected(night)]
+        copied = pickle.loads(pickle.dumps(capsule))
+    assert (copied.document, copied.head) == (capsule.document, capsule.head)
+    assert type(copied.document) is dict
+
+
+def test_threads_hash_everything_once(night: Path, steps: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers, "_HASHED", night.stat().st_size // 20)
+    with FitsBackend().open(str(night)) as reader:
+        capsule = reader.capsule()
+        assert capsule is not None
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(reader.image_capsule, range(4)))
+        assert steps[-1] == float("inf")
+        assert steps == sorted(set(steps))
+        assert capsule.document["files"] == [_expected(night)]
+
+
+def test_a_file_that_is_changed_before_it_is_hashed_is_refused(night: Path) -> None:
+    with FitsBackend().open(str(night)) as reader:
+        capsule = reader.capsule()
+        assert capsule is not None
+        content = night.read_bytes()
+        night.unlink()
+        night.write_bytes(content + bytes(BLOCK))
+        for _ in range(2):
+            with pytest.raises(StoreReplacedError):
+                dict(capsule.document)
+
+
+def test_a_file_that_is_changed_while_it_is_hashed_is_refused(night: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers, "_HASHED", night.stat().st_size // 20)
+    with FitsBackend().open(str(night)) as reader:
+        capsule = reader.capsule()
+        assert capsule is not None
+        reader.image_capsule(0)
+        content = night.read_bytes()
+        night.unlink()
+        night.write_bytes(content + bytes(BLOCK))
+        for _ in range(2):
+            with pytest.raises(StoreReplacedError):
+                dict(capsule.document)
 
 
 # --- outer compression --------------------------------------------------------------------------------

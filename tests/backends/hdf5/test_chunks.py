@@ -10,13 +10,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from wustore.backends.hdf5 import chunks as h5chunks
 from wustore.backends.hdf5.append import append_images
 from wustore.backends.hdf5.backend import Hdf5Backend
-from wustore.backends.hdf5.chunks import ChunkReader, parts_of
+from wustore.backends.hdf5.chunks import ChunkReader
 from wustore.backends.memory import MemoryReader
 from wustore.errors import CorruptError
 from wustore.model.compare import same_bits
@@ -30,34 +28,6 @@ def save(path: Path, **options: object) -> str:
     source = sample("chunked")
     copy(source, Hdf5Backend().create(str(path), source.meta, **options))
     return str(path)
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    st.lists(
-        st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=3, max_size=3), min_size=1, max_size=5
-    ),
-    st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 13)),
-)
-def test_parts_make_up_the_boxes(sides: list[list[tuple[int, int]]], chunk: tuple[int, int, int]) -> None:
-    values = np.arange(12**3).reshape(12, 12, 12)
-    bounds = np.array([[sorted(axis) for axis in box] for box in sides], np.int64)
-    grid = tuple(-(-12 // step) for step in chunk)
-    parts, numbers = parts_of(bounds, chunk, grid)
-    padded = np.full([n * step for n, step in zip(grid, chunk, strict=True)], -1)
-    padded[:12, :12, :12] = values
-    expected = [values[tuple(slice(*axis) for axis in box)].ravel() for box in bounds.tolist()]
-    out = np.full(sum(box.size for box in expected), -2)
-    touched = set()
-    for k, source, target, nz, ny, nx, plane, row in parts.tolist():
-        corner = [n * step for n, step in zip(np.unravel_index(numbers[k], grid), chunk, strict=True)]
-        data = padded[tuple(slice(low, low + step) for low, step in zip(corner, chunk, strict=True))].ravel()
-        touched.add(k)
-        for z, y, x in np.ndindex(nz, ny, nx):
-            out[target + z * plane + y * row + x] = data[source + (z * chunk[1] + y) * chunk[2] + x]
-    assert out.tolist() == np.concatenate([*expected, []]).tolist()
-    assert touched == set(range(numbers.size))
-    assert (np.diff(numbers) > 0).all()
 
 
 def test_opening_reads_no_chunk_and_a_box_its_own_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,6 @@ from wustore.backends.memory import MemoryReader
 from wustore.backends.zarr import shards
 from wustore.backends.zarr.backend import ZarrBackend
 from wustore.backends.zarr.codecs import with_crc
-from wustore.backends.zarr.shards import _runs, _spans
 from wustore.errors import CorruptError
 from wustore.ops.copy import copy
 from wustore.storage import threads
@@ -76,6 +75,29 @@ def test_every_cut_gives_the_same_image(tmp_path: Path, chunks: list[int], worke
         assert box[1].tobytes() == image.science[95:307].tobytes()
 
 
+def test_chunks_in_any_order(tmp_path: Path) -> None:
+    """Other programs may store the chunks of a shard in another order, and leave gaps."""
+    path = write(tmp_path / "x.zarr", chunks=[100, 128])
+    expected = night().image(1)
+    for layer in ("science", "mask"):
+        file = path / layer / "c.1.0.0"
+        whole, size = file.read_bytes(), 16 * 24 + 4
+        index = np.frombuffer(whole[-size:-4], "<u8").reshape(24, 2).copy()
+        body = b""
+        for k in (23, 22, *range(5, 9), 0, 4, *range(9, 22), 1, 2, 3):
+            start, length = index[k].tolist()
+            index[k, 0] = len(body)
+            body += whole[start : start + length] + b"gap" * (k == 6)
+        file.write_bytes(body + with_crc(index.tobytes()))
+    unbind(path)
+    for workers in (1, 3):
+        with ZarrBackend().open(str(path), workers=workers) as reader:
+            assert reader.image(1).science.tobytes() == expected.science.tobytes()
+            boxes = [(slice(1, 2), slice(90, 320), slice(5, 300)), (slice(1, 2), slice(100, 200), slice(0, 512))]
+            for (_, rows, columns), found in zip(boxes, reader.read_boxes("mask", boxes), strict=True):
+                assert np.array_equal(found[0], expected.mask[rows, columns])
+
+
 def test_threads_are_used_for_work_that_is_worth_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "x.zarr", chunks=[64, 64])
     used: list[int] = []
@@ -87,39 +109,6 @@ def test_threads_are_used_for_work_that_is_worth_them(tmp_path: Path, monkeypatc
         monkeypatch.setattr(threads, "BYTES_PER_WORKER", 1 << 18)
         reader.read("science", (slice(0, 1), slice(0, 512), slice(0, 512)))
         assert used == [1, 4], "1 MiB of pixels"
-
-
-@pytest.mark.parametrize("side", [1, 3, 7, 20])
-def test_spans_of_a_range(side: int) -> None:
-    for start in range(12):
-        for stop in range(12):
-            taken = [
-                (k * side + source.start + n, target.start + (k - first) * (source.stop - source.start) + n)
-                for first, count, target, source in _spans(start, stop, side)
-                for k in range(first, first + count)
-                for n in range(source.stop - source.start)
-                if target.stop - target.start == count * (source.stop - source.start) and source.stop <= side
-            ]
-            assert taken == [(start + n, n) for n in range(stop - start)]
-
-
-def test_runs_of_a_box() -> None:
-    """Whole rows of chunks are one run, other rows one each, and chunks at the edges of the box, too."""
-    whole, first, last = slice(0, 10), slice(4, 10), slice(0, 3)
-    assert _runs((10, 10), 4, (0, 30), (0, 40)) == [(0, 3, 4, (slice(0, 30), slice(0, 40)), (whole, whole))]
-    assert _runs((10, 10), 4, (4, 33), (10, 30)) == [
-        (1, 1, 2, (slice(0, 6), slice(0, 20)), (first, whole)),
-        (5, 1, 2, (slice(6, 16), slice(0, 20)), (whole, whole)),
-        (9, 1, 2, (slice(16, 26), slice(0, 20)), (whole, whole)),
-        (13, 1, 2, (slice(26, 29), slice(0, 20)), (last, whole)),
-    ]
-    assert _runs((10, 10), 2, (0, 20), (4, 13)) == [
-        (0, 1, 1, (slice(0, 10), slice(0, 6)), (whole, first)),
-        (2, 1, 1, (slice(10, 20), slice(0, 6)), (whole, first)),
-        (1, 1, 1, (slice(0, 10), slice(6, 9)), (whole, last)),
-        (3, 1, 1, (slice(10, 20), slice(6, 9)), (whole, last)),
-    ]
-    assert _runs((10, 10), 2, (5, 5), (0, 20)) == []
 
 
 class TestBinding:

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import struct
 import threading
 import weakref
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -94,6 +95,7 @@ class _Plan:
         self.sharded = source.format == "sharded-fits"
         self.files: list[_File] = list(source.files)
         self.n_images = source.meta.n_images
+        self.document: _Document | None = None
         self._by_image: dict[int, list[tuple[int, Hdu, int]]] = {}
         if not self.sharded:
             for hdu in self.files[0].scan.hdus:
@@ -220,32 +222,85 @@ def _head(plan: _Plan) -> bytes:
     return _encode(_HEAD, {"template": len(plan.template), "segments": segments}, parts)
 
 
-def _sha256(content: Any) -> str:
-    """Return the digest of a file's bytes, holding a few of them in memory at a time."""
-    digest = hashlib.sha256()
-    view = memoryview(content)
-    for start in range(0, len(view), _HASHED):
-        digest.update(view[start : start + _HASHED])
-        release(content, start, min(start + _HASHED, len(view)))
-    return digest.hexdigest()
+class _Document(Mapping[str, Any]):
+    """The document of a capsule, whose files are hashed while their images are read.
+
+    A thread at a time hashes what the images that were begun are of all: nothing waits for it, and each file is read
+    from the disk once. Whoever looks at the document hashes what is left.
+    """
+
+    def __init__(self, source: FitsSource, files: Sequence[_File]) -> None:
+        self._lock = threading.Lock()
+        self._n_files, self._n_images = len(files), source.meta.n_images
+        self._begun = set[int]()
+        self._hashed = 0.0
+        self._error: BaseException | None = None
+        self._entries: dict[str, Any] = {
+            "encoding": ENCODING,
+            "form": source.format,
+            "meta": meta_digest(source.meta),
+            "files": [],
+        }
+        self._steps = _describe(files, self._entries["files"])
+
+    def __getitem__(self, key: str) -> Any:
+        return self._whole()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._whole())
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (self._whole(),)
+
+    def begin(self, i: int) -> None:
+        """Hash the part of image ``i``, unless another thread is at it, which then does it."""
+        self._begun.add(i)
+        while self._hashed * self._n_images < self._n_files * len(self._begun) and self._lock.acquire(blocking=False):
+            try:
+                self._step()
+            finally:
+                self._lock.release()
+
+    def _whole(self) -> dict[str, Any]:
+        with self._lock:
+            while self._hashed < math.inf:
+                self._step()
+        return self._entries
+
+    def _step(self) -> None:
+        if self._error is not None:
+            raise self._error
+        try:
+            self._hashed = next(self._steps, math.inf)
+        except BaseException as error:
+            self._error = error
+            raise
+
+
+def _describe(files: Sequence[_File], entries: list[dict[str, Any]]) -> Iterator[float]:
+    """Add what is known of each file, a few of their bytes at a time; yield how many files are done."""
+    for k, file in enumerate(files):
+        content, digest = file.data, hashlib.sha256()
+        size = len(content)
+        for start in range(0, size, _HASHED):
+            digest.update(memoryview(content)[start : start + _HASHED])
+            release(content, start, min(start + _HASHED, size))
+            yield k + start / size
+        entry: dict[str, Any] = {"name": Path(redact(file.path)).name, "size": size, "sha256": digest.hexdigest()}
+        if file.compression is not None:
+            entry["outer"] = describe_outer(file.path, file.compression, content)
+        _ = file.data  # raises if the file was changed meanwhile
+        entries.append(entry)
 
 
 def build(source: FitsSource) -> Capsule:
-    """Make the capsule of a WorkUnit: hashes the files and keeps what belongs to no image."""
+    """Make the capsule of a WorkUnit: what belongs to no image, and hashes of the files as soon as they are needed."""
     plan = _plan_of(source)
-    files = []
-    for file in plan.files:
-        content = file.data
-        entry: dict[str, Any] = {
-            "name": Path(redact(file.path)).name,
-            "size": len(content),
-            "sha256": _sha256(content),
-        }
-        if file.compression is not None:
-            entry["outer"] = describe_outer(file.path, file.compression, content)
-        files.append(entry)
-    document = {"encoding": ENCODING, "form": source.format, "meta": meta_digest(source.meta), "files": files}
-    return Capsule(document, _head(plan))
+    plan.document = _Document(source, plan.files)
+    return Capsule(plan.document, _head(plan))
 
 
 def piece(source: FitsSource, i: int, image: Image) -> bytes:
@@ -257,6 +312,8 @@ def piece(source: FitsSource, i: int, image: Image) -> bytes:
         The image as it was read from them.
     """
     plan = _plan_of(source)
+    if plan.document is not None:
+        plan.document.begin(i)
     entries: list[dict[str, Any]] = []
     headers: list[bytes] = []
     blobs: list[bytes] = []

@@ -210,8 +210,13 @@ class FitsReader(Reader):
         file = self.files[image.file]
         if file.is_remote:
             return  # nothing is mapped, and `data` would fetch the whole file
-        for plane in image.planes.values():
-            release(file.data, plane.hdu.data_start, plane.hdu.end)
+        hdus = sorted((plane.hdu for plane in image.planes.values()), key=lambda hdu: hdu.data_start)
+        start = 0
+        for hdu, after in zip(hdus, [*hdus[1:], None], strict=True):
+            start = start or hdu.data_start
+            if after is None or after.index != hdu.index + 1:  # those that follow one another in one call
+                release(file.data, start, hdu.end)
+                start = 0
 
     def _count(self, pixels: int) -> None:
         with self._lock:

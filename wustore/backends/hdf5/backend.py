@@ -23,7 +23,8 @@ from wustore.format.preset_names import check_names
 from wustore.model.meta import Capsule, Meta
 from wustore.storage.staging import Staging
 from wustore.storage.threads import worker_count
-from wustore.storage.url import CONCURRENCY, is_remote, refuse_writing
+from wustore.storage.url import is_remote, refuse_writing
+from wustore.storage.url_requests import CONCURRENCY
 
 __all__ = ["Hdf5Backend", "Hdf5Reader"]
 
@@ -51,7 +52,7 @@ class Hdf5Backend(PiecewiseBackend):
         ----------
         options
             ``workers``: threads that decode (the number of processors by default; for a URL
-            `wustore.storage.url.CONCURRENCY`, because each waits for a request most of the time).
+            `wustore.storage.url_requests.CONCURRENCY`, because each waits for a request most of the time).
         """
         workers = options.pop("workers", None)
         if workers is None:

@@ -10,7 +10,6 @@ import copy
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -22,7 +21,6 @@ from numpy.typing import NDArray
 from wustore.backends.hdf5.file import RawFile
 from wustore.backends.hdf5.filters.pipeline import (
     DamagedChunkError,
-    Decoded,
     Pipeline,
     Scratch,
     filters_of,
@@ -30,25 +28,24 @@ from wustore.backends.hdf5.filters.pipeline import (
 )
 from wustore.backends.hdf5.integrity import Binding
 from wustore.backends.hdf5.netcdf import wrapped
+from wustore.backends.hdf5.parts import Places, parts_of
 from wustore.errors import CorruptError
-from wustore.storage.url import coalesce
+from wustore.storage.url_requests import coalesce
 
-__all__ = ["ChunkReader", "Job", "Places", "Plan", "bounds_of", "parts_of", "places_in"]
+__all__ = ["ChunkReader", "Job", "Plan"]
 
 Job = Callable[[], None]
-Box = tuple[slice, ...]
-"""One plain slice for each axis."""
 Place = tuple[int, ...]
 """Number of a chunk along each axis."""
 
 _JOB_BYTES = 1 << 20, 1 << 23
 """Decoded bytes of a job: at the least (2 ms of work, of which planning and handing over take a tenth) and at most."""
 _JOBS_PER_THREAD = 2
-"""Into how many jobs a thread's part is cut, so that chunks of unequal cost even out."""
+"""Into how many jobs the part of each of several threads is cut, so that chunks of unequal cost even out."""
 _GAP = 1 << 15
 """Bytes between two chunks that are read with them rather than by a second call."""
 _FEW = 8
-"""The whole chunk index is read (1 us a chunk) unless fewer than one chunk in this many is wanted (9 us each)."""
+"""The whole chunk index is read (1 us a chunk) unless fewer than one in this many has been wanted (9 us each)."""
 _LEAST_BYTES = 8
 """Bytes that each chunk takes in a file, its entry in the index included, at the least."""
 
@@ -71,6 +68,8 @@ class ChunkReader:
         Of the dataset; a dataset that is not chunked (rewritten by another tool) counts one chunk an image.
     chunks_read
         How many chunks have been asked for so far.
+    chunk_bytes
+        Decoded bytes of a chunk.
     """
 
     def __init__(self, dataset: h5py.Dataset, raw: RawFile, path: str, binding: Binding | None = None) -> None:
@@ -80,6 +79,7 @@ class ChunkReader:
         self._is_chunked = dataset.chunks is not None
         self.chunks: tuple[int, ...] = dataset.chunks or (1, *dataset.shape[1:])
         self.chunks_read = 0
+        self.chunk_bytes = math.prod(self.chunks) * dataset.dtype.itemsize
         self._dataset = dataset
         self._raw = raw
         self._binding = binding
@@ -216,7 +216,8 @@ class ChunkReader:
         if not self._raw.is_remote:
             least, most = _JOB_BYTES
             nbytes = max(self._pipeline.nbytes, 1)
-            step = min(max(offsets.size * nbytes // (workers * _JOBS_PER_THREAD), least), most) // nbytes
+            parts = workers * _JOBS_PER_THREAD if workers > 1 else 1
+            step = min(max(offsets.size * nbytes // parts, least), most) // nbytes
             count = -(-offsets.size // max(step, 1))
             return [offsets.size * k // count for k in range(count)] + [offsets.size] if count else [0]
         # One job for each request: chunks that lie side by side come together.
@@ -224,12 +225,30 @@ class ChunkReader:
         return [*np.searchsorted(offsets, [start for start, _ in ranges]).tolist(), offsets.size]
 
     def _fill(self, table: _Table, numbers: NDArray[np.int64], parts: NDArray[np.int64], out: NDArray[Any]) -> None:
-        decoded = self._decoded(table, numbers)
+        try:
+            self._decode(table, numbers, parts, out)
+        except DamagedChunkError as error:
+            raise CorruptError(
+                "a chunk is damaged", path=self.path, where=self._where(numbers[error.k]), found=str(error)
+            ) from error
+
+    def _decode(self, table: _Table, numbers: NDArray[np.int64], parts: NDArray[np.int64], out: NDArray[Any]) -> None:
+        assert self._pipeline is not None
+        offsets, sizes, skipped = table.offsets[numbers], table.sizes[numbers], table.skipped[numbers]
+        recorded = None if self._binding is None else self._binding.expected(numbers)
+        handle = self._raw.handle
+        raw, starts = self._read(offsets, sizes) if handle < 0 else (self._room(offsets, sizes), offsets)
+        is_bound = self._binding is None or recorded is not None
+        if is_bound and self._pipeline.unpack(handle, raw, starts, sizes, skipped, recorded, parts, out):
+            return
+        if handle >= 0:
+            raw, starts = self._read(offsets, sizes)
+        decoded = self._pipeline.decode(raw, starts, sizes, skipped)
         if self._binding is not None:
             strangers = self._binding.strangers(numbers, decoded.checksums)
             if strangers.size:
-                self._check_places(numbers[strangers])
-                decoded = self._decoded(table, numbers)  # the check has used this thread's memory
+                self._check_places(numbers[strangers])  # it uses this thread's memory
+                decoded = self._pipeline.decode(*self._read(offsets, sizes), sizes, skipped)
         decoded.place(parts, out)
 
     def _check_places(self, strangers: NDArray[np.int64]) -> None:
@@ -245,27 +264,11 @@ class ChunkReader:
                     where=self._where(number),
                 )
 
-    def _decoded(self, table: _Table, numbers: NDArray[np.int64]) -> Decoded:
-        assert self._pipeline is not None
-        offsets, sizes = table.offsets[numbers], table.sizes[numbers]
-        try:
-            raw, starts = self._read(offsets, sizes)
-            return self._pipeline.decode(raw, starts, sizes, table.skipped[numbers])
-        except DamagedChunkError as error:
-            raise CorruptError(
-                "a chunk is damaged", path=self.path, where=self._where(numbers[error.k]), found=str(error)
-            ) from error
-
     def _read(
         self, offsets: NDArray[np.int64], sizes: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Return the bytes of chunks that are sorted by offset, and where each begins in them."""
-        ends = offsets + sizes
-        outside = (ends > self._raw.size).nonzero()[0]
-        if outside.size:
-            k = int(outside[0])
-            found = max(self._raw.size - int(offsets[k]), 0)
-            raise DamagedChunkError(k, f"{found} of {int(sizes[k])} bytes in the file")
+        ends = self._ends(offsets, sizes)
         # Chunks that overlap, which only a damaged index says, may end before the one ahead of them does.
         ends = np.maximum.accumulate(ends)
         gap = math.inf if self._raw.is_remote else _GAP
@@ -282,6 +285,21 @@ class ChunkReader:
             starts[first:] = offsets[first:] - offset + begin
             begin += length
         return memory, starts
+
+    def _ends(self, offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return where chunks end, after making sure that this is within the file."""
+        ends = offsets + sizes
+        outside = (ends > self._raw.size).nonzero()[0]
+        if outside.size:
+            k = int(outside[0])
+            found = max(self._raw.size - int(offsets[k]), 0)
+            raise DamagedChunkError(k, f"{found} of {int(sizes[k])} bytes in the file")
+        return ends
+
+    def _room(self, offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return memory for the largest of some chunks."""
+        self._ends(offsets, sizes)  # a false size must not decide how much
+        return _RAW.of(int(sizes.max()))
 
     def _fill_with_library(self, number: int, parts: NDArray[np.int64], out: NDArray[Any]) -> None:
         if self._binding is not None:
@@ -321,6 +339,7 @@ class _Table:
         self.skipped = np.zeros(expected, np.uint32)
         self.is_whole = False
         self._known = np.zeros(expected, bool)
+        self._asked = 0
         self._dataset = dataset
         self._grid = grid
 
@@ -328,7 +347,8 @@ class _Table:
         """Make sure that the entries of these chunks are there."""
         unknown = numbers[~self._known[numbers]]
         found: list[Any] = []
-        if unknown.size * _FEW > self._known.size:
+        self._asked += unknown.size
+        if self._asked * _FEW > self._known.size:
             self._dataset.id.chunk_iter(found.append)
             unknown = np.arange(self._known.size)
         else:
@@ -388,106 +408,3 @@ class Plan:
         parts: NDArray[np.int64] = self.parts[(starts - ends + counts).repeat(counts) + np.arange(ends[-1])]
         parts[:, 0] = np.arange(chosen.size).repeat(counts)
         return parts
-
-
-@dataclass(frozen=True, eq=False)
-class Places:
-    """Where the values of boxes go in memory, counted in values.
-
-    Attributes
-    ----------
-    first
-        The first value of each box.
-    plane, row
-        From one plane of a box to the next, and from one row to the next.
-    """
-
-    first: NDArray[np.int64]
-    plane: NDArray[np.int64]
-    row: NDArray[np.int64]
-
-
-def places_in(arrays: Sequence[NDArray[Any]], dtype: np.dtype[Any]) -> tuple[NDArray[Any], Places] | None:
-    """Return the memory that arrays with three axes share, with one axis, and their places in it.
-
-    None if values have another dtype, if those of a row are not adjacent, or if the arrays do not share memory.
-    """
-    size = dtype.itemsize
-    owners = {id(array if array.base is None else array.base) for array in arrays}
-    filled = [array for array in arrays if array.size]
-    if len(owners) != 1 or not filled or any(array.dtype != dtype for array in arrays):
-        return None
-    strides = np.array([array.strides for array in arrays], np.int64)
-    if (strides < 0).any() or (strides[:, 2] != size).any() or (strides % size).any():
-        return None
-    strides //= size
-    addresses = [array.__array_interface__["data"][0] for array in arrays]
-    low, first = min(zip(addresses, arrays, strict=True), key=lambda pair: pair[0])
-    if any((address - low) % size for address in addresses):
-        return None
-    places = np.array([(address - low) // size for address in addresses], np.int64)
-    shapes = np.array([array.shape for array in arrays], np.int64)
-    last = ((shapes - 1) * strides).sum(axis=1) + places
-    span = int(last[shapes.all(axis=1)].max()) + 1
-    memory = np.lib.stride_tricks.as_strided(first, (span,), (size,))
-    return memory, Places(places, strides[:, 0], strides[:, 1])
-
-
-def parts_of(
-    bounds: NDArray[np.int64], chunk: tuple[int, ...], grid: tuple[int, ...], places: Places | None = None
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the parts of chunks that make up boxes, and the chunks.
-
-    Parameters
-    ----------
-    bounds
-        (start, stop) of each box along three axes: shape (n, 3, 2).
-    chunk, grid
-        Shape of a chunk, and number of chunks along each axis.
-    places
-        Where the values go, by default one box after the other in C order.
-
-    Returns
-    -------
-    parts
-        One row for each part: which chunk; its first value in the chunk, and in memory; its shape (three values); and
-        the values from one plane and from one row of its box to the next in memory.
-    chunks
-        The numbers of the chunks in C order, ascending; ``parts`` counts in this list.
-    """
-    start, stop = bounds[:, :, 0], bounds[:, :, 1]
-    shape = stop - start
-    volume = shape[:, 0] * shape[:, 1] * shape[:, 2]
-    first = start // chunk
-    cells = (-(-stop // chunk) - first) * (volume > 0)[:, None]
-    counts = cells[:, 0] * cells[:, 1] * cells[:, 2]
-    box = np.arange(len(bounds)).repeat(counts)
-    ends = counts.cumsum()
-    within = np.arange(box.size) - (ends - counts).repeat(counts)
-    cells, start = cells[box], start[box]
-    place = np.empty((box.size, 3), np.int64)
-    place[:, 0] = within // (cells[:, 1] * cells[:, 2])
-    place[:, 1] = within // cells[:, 2] % cells[:, 1]
-    place[:, 2] = within % cells[:, 2]
-    place += first[box]
-    corner = place * chunk
-    low = np.maximum(start, corner)
-    size = np.minimum(stop[box], corner + chunk) - low
-    inside, target = low - corner, low - start
-    if places is None:
-        places = Places(volume.cumsum() - volume, shape[:, 1] * shape[:, 2], shape[:, 2])
-    base, plane, row = places.first[box], places.plane[box], places.row[box]
-    chunks, k = np.unique((place[:, 0] * grid[1] + place[:, 1]) * grid[2] + place[:, 2], return_inverse=True)
-    parts: NDArray[np.int64] = np.empty((box.size, 8), np.int64)
-    parts[:, 0] = k
-    parts[:, 1] = (inside[:, 0] * chunk[1] + inside[:, 1]) * chunk[2] + inside[:, 2]
-    parts[:, 2] = base + target[:, 0] * plane + target[:, 1] * row + target[:, 2]
-    parts[:, 3:6] = size
-    parts[:, 6], parts[:, 7] = plane, row
-    return parts, chunks
-
-
-def bounds_of(boxes: Sequence[Box]) -> NDArray[np.int64]:
-    """Return (start, stop) of each slice of each box: shape (n, axes, 2)."""
-    bounds: NDArray[np.int64] = np.array([[(part.start, part.stop) for part in box] for box in boxes], np.int64)
-    return bounds

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.hdf5 import netcdf
 from wustore.errors import OtherFormatError
-from wustore.storage.files import open_regular, pread
-from wustore.storage.objects import RemoteFile
+from wustore.storage.files import RemoteFile, open_regular, pread
 from wustore.storage.url import is_remote
 
 __all__ = [
@@ -106,6 +105,11 @@ class RawFile:
 
     def __bool__(self) -> bool:
         return self._handle >= 0 or self._remote is not None
+
+    @property
+    def handle(self) -> int:
+        """File descriptor; -1 if there is none."""
+        return self._handle
 
     @property
     def is_remote(self) -> bool:

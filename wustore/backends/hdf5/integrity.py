@@ -51,6 +51,10 @@ class Binding:
         self._confirm = confirm
         self._confirmed: dict[int, bool] = {}
 
+    def expected(self, numbers: NDArray[np.int64]) -> NDArray[np.uint32] | None:
+        """Return the checksums of some chunks; None if they are not known."""
+        return None if self._checksums is None else self._checksums[numbers]
+
     def strangers(self, numbers: NDArray[np.int64], checksums: NDArray[np.uint32]) -> NDArray[np.int64]:
         """Return which of some chunks, which have these checksums, are not those that were written there."""
         if self._checksums is None:

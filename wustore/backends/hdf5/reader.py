@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.base import Index, Reader
 from wustore.backends.hdf5 import netcdf
-from wustore.backends.hdf5.chunks import ChunkReader, Job, Places, Plan, bounds_of, places_in
+from wustore.backends.hdf5.chunks import ChunkReader, Job, Plan
 from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, parse_document, read_document
 from wustore.backends.hdf5.file import (
     CAPSULE_BOUND,
@@ -30,6 +30,7 @@ from wustore.backends.hdf5.file import (
 )
 from wustore.backends.hdf5.filters.pipeline import BLOSC, DEFLATE, FLETCHER32, SHUFFLE
 from wustore.backends.hdf5.integrity import Binding, changed_blocks, is_cut
+from wustore.backends.hdf5.parts import Places, bounds_of, places_in
 from wustore.backends.hdf5.presets import need_plugins
 from wustore.backends.state import content_state, one_state, reopen, replaced
 from wustore.errors import (
@@ -49,7 +50,7 @@ from wustore.model.casting import cast_plane
 from wustore.model.checksum import plane_checksum
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage.buffers import empty
-from wustore.storage.objects import RemoteFile
+from wustore.storage.files import RemoteFile
 from wustore.storage.threads import in_threads, worker_count
 from wustore.storage.url import is_remote
 
@@ -262,7 +263,7 @@ class Hdf5Reader(Reader):
                 outs.append(empty([size], self._meta.layer_dtype(want.layer)))
             else:
                 outs.append(want.target[0])
-        workers = self._workers or worker_count(work=sum(out.nbytes for out in outs))
+        workers = self._workers or worker_count(work=sum(plan.reader.chunk_bytes * plan.numbers.size for plan in plans))
         jobs = [job for plan, out in zip(plans, outs, strict=True) for job in plan.reader.jobs(plan, out, workers)]
         in_threads(_do, jobs, workers)
         return outs
@@ -284,6 +285,10 @@ class Hdf5Reader(Reader):
             assert dtype is not None
             planes[layer] = cast_plane(plane.reshape(shape), dtype)
         return Image.of(planes)
+
+    def images_at_once(self, n_images: int) -> int | None:
+        """Return the number that was asked for when the file was opened."""
+        return self._workers
 
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return the shape of a chunk of a layer."""

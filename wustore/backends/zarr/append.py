@@ -117,12 +117,10 @@ def finish_append(path: Any, *, dry_run: bool = False) -> list[str]:
         Write nothing.
     """
     with _alone(path), ZarrReader(_keys(path), path, "zarr") as reader:
-        documents = {f"{name}/zarr.json": node for name, node in reader.outdated().items()}
+        nodes = reader.outdated()
         if not dry_run:
-            keys = _keys(path)
-            for key, node in documents.items():
-                keys.set_durably(key, to_json(node))
-    return list(documents)
+            _write_nodes(_keys(path), nodes, durably=True)
+    return list(map(_document_key, nodes))
 
 
 def _next_separators(old: ZarrReader, keys: Keys) -> tuple[str, str]:
@@ -164,9 +162,14 @@ def _write(
         yield row
 
 
-def _write_nodes(keys: Keys, nodes: Mapping[str, Any]) -> None:
+def _document_key(name: str) -> str:
+    return f"{name}/zarr.json"
+
+
+def _write_nodes(keys: Keys, nodes: Mapping[str, Any], *, durably: bool = False) -> None:
+    write = keys.set_durably if durably else keys.set
     for name, node in nodes.items():
-        keys.set(f"{name}/zarr.json", to_json(node))
+        write(_document_key(name), to_json(node))
 
 
 def _switch(keys: Keys, structure: Structure, rows: NDArray[np.uint32], version: str | None) -> None:

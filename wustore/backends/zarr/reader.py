@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -49,8 +49,8 @@ from wustore.storage import buffers
 from wustore.storage.journal import JOURNAL
 from wustore.storage.locks import CLAIM
 from wustore.storage.stores import open_keys
-from wustore.storage.threads import in_threads, read_ahead, worker_count, worth
-from wustore.storage.url import CONCURRENCY
+from wustore.storage.threads import in_threads, worker_count, worth
+from wustore.storage.url_requests import CONCURRENCY
 from wustore.storage.zarr_store import Keys
 
 __all__ = ["ZarrReader", "open_reader"]
@@ -282,22 +282,15 @@ class ZarrReader(Reader):
 
     def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read one image, its chunks in threads; see `wustore.backends.base.Reader.image`."""
-        return self._image(i, layers, self._workers)
+        # In one of several threads that read an image each only a part of the workers is left for its chunks.
+        return self._image(i, layers, worker_count(self._workers))
 
-    def images(
-        self,
-        indices: Iterable[int] | None = None,
-        layers: Sequence[str] = LAYERS,
-        *,
-        workers: int | None = None,
-    ) -> Iterator[tuple[int, Image]]:
-        """Yield images in order; see `wustore.backends.base.Reader.images`."""
-        wanted = list(range(self._meta.n_images) if indices is None else indices)
-        if workers is None:
-            work = len(wanted) * sum(math.prod(spec.shape[1:]) * spec.dtype.itemsize for spec in self._specs.values())
-            workers = min(self._workers, _IMAGES_AT_URL) if self._keys.by_request else worth(self._workers, work)
-        # A thread an image: less to hand about than a thread a chunk. If images are few, each has several.
-        return read_ahead(lambda i: self._image(i, layers, worker_count(self._workers)), wanted, workers)
+    def images_at_once(self, n_images: int) -> int | None:
+        """Return by how many threads so many images are best read: an image each, and several each if they are few."""
+        if self._keys.by_request:
+            return min(self._workers, _IMAGES_AT_URL)
+        size = sum(math.prod(spec.shape[1:]) * spec.dtype.itemsize for spec in self._specs.values())
+        return worth(self._workers, n_images * size)
 
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return the shape of an inner chunk (at most that of the layer)."""

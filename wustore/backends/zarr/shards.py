@@ -14,13 +14,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from threading import Lock
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wustore.backends.targets import Target, targets_of
 from wustore.backends.zarr.codecs import RESIDUE, Chain, DamagedChunk, Hints, parse_chain, scratch, with_crc
 from wustore.errors import CorruptError
 from wustore.model.checksum import crc32c
@@ -187,59 +188,7 @@ class Box:
     out: NDArray[Any]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class _Target:
-    """What chunks with consecutive numbers fill.
-
-    Attributes
-    ----------
-    first, stop
-        Numbers of the chunks.
-    places
-        Where they go, in rows. Shape (rows, columns, y, x).
-    part
-        Rows and columns of each chunk that are wanted; of several chunks next to each other all columns.
-    """
-
-    first: int
-    stop: int
-    places: NDArray[Any]
-    part: tuple[slice, slice]
-
-    @classmethod
-    def of(cls, first: int, rows: int, columns: int, out: NDArray[Any], part: tuple[slice, slice]) -> _Target:
-        """Return the target of ``rows`` x ``columns`` chunks that fill ``out``, shape (rows * y, columns * x)."""
-        height, width = out.shape
-        places = out.reshape(rows, height // rows, columns, width // columns).transpose(0, 2, 1, 3)
-        return cls(first, first + rows * columns, places, part)
-
-    def memory(self, first: int, stop: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any] | None:
-        """Return the places of these chunks as flat memory, or None if they have gaps or the chunks are not whole."""
-        whole = self.places.shape[1:] == (1, *shape) and self.places.dtype == dtype
-        if whole and self.first <= first and stop <= self.stop:
-            places = self.places[first - self.first : stop - self.first]
-            if places.flags.c_contiguous:
-                return places.reshape(-1)
-        return None
-
-    def take(self, first: int, stop: int, values: NDArray[Any]) -> None:
-        """Copy what is wanted of these chunks, shape (chunks, y, x)."""
-        columns = self.places.shape[1]
-        low, high = first if first > self.first else self.first, stop if stop < self.stop else self.stop
-        while low < high:
-            row, column = (low - self.first) // columns, (low - self.first) % columns
-            rows = 0 if column else (high - low) // columns
-            if rows:
-                places, count = self.places[row : row + rows], rows * columns
-            else:  # a row of which other chunks are elsewhere
-                count = columns - column if columns - column < high - low else high - low
-                places = self.places[row : row + 1, column : column + count]
-            chunks = values[low - first : low - first + count]
-            places[...] = chunks[:, *self.part].reshape(places.shape)
-            low += count
-
-
-_Targets = dict[int, tuple[_Target, ...]]
+_Targets = dict[int, tuple[Target, ...]]
 """Number of a chunk to what is wanted of it."""
 
 
@@ -467,65 +416,11 @@ class ShardedLayer:
         """Return for each chunk that boxes touch what of it goes where."""
         targets: _Targets = {}
         for box in boxes:
-            runs = _runs(self.grid.chunk, self.grid.counts[1], box.rows, box.columns)
-            for first, rows, columns, place, part in runs:
-                numbers = range(first, first + rows * columns)
-                target = (_Target.of(first, rows, columns, box.out[place], part),)
-                if len(boxes) == 1:  # its runs have no chunk in common
+            for found in targets_of(self.grid.chunk, self.grid.counts[1], box.rows, box.columns, box.out):
+                target, numbers = (found,), range(found.first, found.stop)
+                if len(boxes) == 1:  # its targets have no chunk in common
                     targets.update(dict.fromkeys(numbers, target))
                 else:
                     for number in numbers:
                         targets[number] = targets[number] + target if number in targets else target
         return targets
-
-
-_Slices = tuple[slice, slice]
-
-
-@lru_cache(4096)
-def _runs(
-    chunk: tuple[int, int], across: int, rows: tuple[int, int], columns: tuple[int, int]
-) -> list[tuple[int, int, int, _Slices, _Slices]]:
-    """Return how a box lies in chunks of which ``across`` are next to each other.
-
-    Returns
-    -------
-    list
-        Of runs of chunks with consecutive numbers: the first, how many there are in y and x, which part of the box they
-        fill, and which part of each fills it.
-    """
-    runs = []
-    for row, n_rows, to_rows, from_rows in _spans(*rows, chunk[0]):
-        for column, n_columns, to_columns, from_columns in _spans(*columns, chunk[1]):
-            # Rows of chunks follow each other if they are whole.
-            height = n_rows if n_columns == across else 1
-            for k in range(0, n_rows, height):
-                start, stop = to_rows.start, to_rows.stop
-                if height < n_rows:
-                    start, stop = start + k * chunk[0], start + (k + 1) * chunk[0]
-                place = slice(start, stop), to_columns
-                runs.append(((row + k) * across + column, height, n_columns, place, (from_rows, from_columns)))
-    return runs
-
-
-def _spans(start: int, stop: int, side: int) -> list[tuple[int, int, slice, slice]]:
-    """Return how a range lies in pieces of length ``side``, whole ones together.
-
-    Returns
-    -------
-    list
-        First piece, how many, place in the range, place in a piece.
-    """
-    if stop <= start:
-        return []
-    low, high = -(-start // side), stop // side  # the whole pieces
-    if high < low:
-        return [(high, 1, slice(0, stop - start), slice(start - high * side, stop - high * side))]
-    spans = []
-    if start < low * side:
-        spans.append((low - 1, 1, slice(0, low * side - start), slice(start - (low - 1) * side, side)))
-    if low < high:
-        spans.append((low, high - low, slice(low * side - start, high * side - start), slice(0, side)))
-    if high * side < stop:
-        spans.append((high, 1, slice(high * side - start, stop - start), slice(0, stop - high * side)))
-    return spans

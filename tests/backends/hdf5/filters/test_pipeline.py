@@ -10,7 +10,6 @@ import pytest
 from numpy.typing import NDArray
 
 from wustore.backends.compiling import Loops
-from wustore.backends.hdf5.chunks import parts_of
 from wustore.backends.hdf5.filters import pipeline as h5filters
 from wustore.backends.hdf5.filters.pipeline import (
     BLOSC,
@@ -21,6 +20,7 @@ from wustore.backends.hdf5.filters.pipeline import (
     Decoded,
     Pipeline,
 )
+from wustore.backends.hdf5.parts import parts_of
 from wustore.model.compare import same_bits
 
 
@@ -32,12 +32,15 @@ def _loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(h5filters, "_LOOPS", loops)
 
 
-def decode(pipeline: Pipeline, chunks: list[tuple[int, bytes]], gap: bytes = b"") -> Decoded:
-    """Decode stored chunks that lie one after the other, with ``gap`` before each."""
-    raw = np.frombuffer(b"".join(gap + data for _, data in chunks), np.uint8)
+def joined(chunks: list[tuple[int, bytes]], gap: bytes = b"") -> tuple[NDArray[Any], ...]:
+    """Return the bytes of stored chunks with ``gap`` before each, where each lies, and their masks."""
+    raw = np.array(bytearray(b"".join(gap + data for _, data in chunks)), np.uint8)
     sizes = np.array([len(data) for _, data in chunks], np.int64)
-    starts = np.cumsum(sizes + len(gap)) - sizes
-    return pipeline.decode(raw, starts, sizes, np.array([skipped for skipped, _ in chunks], np.uint32))
+    return raw, np.cumsum(sizes + len(gap)) - sizes, sizes, np.array([skipped for skipped, _ in chunks], np.uint32)
+
+
+def decode(pipeline: Pipeline, chunks: list[tuple[int, bytes]], gap: bytes = b"") -> Decoded:
+    return pipeline.decode(*joined(chunks, gap))
 
 
 @pytest.mark.parametrize("n_bytes", [1, 2, 3, 4, 718, 720, 722, 65536, 100_001])
@@ -88,20 +91,51 @@ def test_decoded_is_what_was_encoded(filters: tuple[int, ...], dtype: str) -> No
         for x in range(0, 20, 5)
     ]
     out = np.empty(values.size + 18, f"u{values.itemsize}")
+
+    def check() -> None:
+        assert same_bits(out[: values.size].view(dtype).reshape(values.shape), values)
+        assert same_bits(out[values.size :].view(dtype).reshape(9, 2), np.ascontiguousarray(values[0, 3:12, 4:6]))
+
     decode(pipeline, stored, b"gap").place(parts, out)
-    assert same_bits(out[: values.size].view(dtype).reshape(values.shape), values)
-    assert same_bits(out[values.size :].view(dtype).reshape(9, 2), np.ascontiguousarray(values[0, 3:12, 4:6]))
+    check()
+    out[:] = 0
+    in_order = parts[parts[:, 0].argsort(kind="stable")]
+    if pipeline.unpack(-1, *joined(stored, b"gap"), None, in_order, out):
+        check()
+    else:
+        assert BLOSC in filters or h5filters._LOOPS.module is None
 
 
+@pytest.mark.usefixtures("_loops")
 @pytest.mark.parametrize("filters", [(FLETCHER32,), (SHUFFLE, DEFLATE, FLETCHER32), (DEFLATE,), (BLOSC, FLETCHER32)])
 def test_bytes_that_are_no_chunk(filters: tuple[int, ...]) -> None:
     good = Pipeline(filters, np.dtype("<f4"), (4, 4)).encode(np.ones((4, 4), "f4"))
     whole = Pipeline(filters, np.dtype("<f4"), (4, 5)).encode(np.ones((4, 5), "f4"))[1]
     less = Pipeline(filters, np.dtype("<f4"), (4, 3)).encode(np.ones((4, 3), "f4"))[1]
+    pipeline = Pipeline(filters, np.dtype("<f4"), (4, 4))
+    parts = np.array([[k, 0, 16 * k, 1, 4, 4, 16, 4] for k in range(3)])
     for stored in (b"", b"abc", b"xyz1" * 17, whole, less):
+        chunks = [good, (0, stored), good]
         with pytest.raises(DamagedChunkError) as raised:
-            decode(Pipeline(filters, np.dtype("<f4"), (4, 4)), [good, (0, stored), good])
+            decode(pipeline, chunks)
         assert raised.value.k == 1
+        out = np.zeros(48, "u4")
+        assert not pipeline.unpack(-1, *joined(chunks), None, parts, out)
+        assert not out[16:].any()
+
+
+@pytest.mark.usefixtures("_loops")
+def test_a_chunk_of_another_place_is_not_unpacked() -> None:
+    pipeline = Pipeline((SHUFFLE, DEFLATE, FLETCHER32), np.dtype("<f4"), (4, 4))
+    chunks = [pipeline.encode(np.full((4, 4), k, "f4")) for k in range(3)]
+    recorded = decode(pipeline, chunks).checksums
+    assert recorded.tolist() == [int.from_bytes(data[-4:], "little") for _, data in chunks]
+    parts = np.array([[k, 0, 16 * k, 1, 4, 4, 16, 4] for k in range(3)])
+    out = np.zeros(48, "f4")
+    for order in ([0, 1, 2], [0, 2, 1], [1, 1, 1]):
+        assert pipeline.unpack(-1, *joined([chunks[k] for k in order]), recorded, parts, out.view("u4")) is (
+            order == [0, 1, 2] and h5filters._LOOPS.module is not None
+        )
 
 
 def test_what_so_few_bytes_cannot_hold() -> None:

@@ -30,9 +30,9 @@ from wustore.format.tagged_json import parse
 from wustore.model.checksum import crc32c
 from wustore.model.sizes import most_believed
 from wustore.storage.buffers import release
-from wustore.storage.files import open_regular
-from wustore.storage.objects import RemoteFile, objects_at
-from wustore.storage.url import LARGEST, errors_of, is_remote, redact, with_options_of
+from wustore.storage.files import RemoteFile, open_regular
+from wustore.storage.url import errors_of, is_remote, redact, with_options_of
+from wustore.storage.url_requests import LARGEST, objects_at
 
 __all__ = [
     "CHECKED",

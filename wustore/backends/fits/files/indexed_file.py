@@ -18,7 +18,7 @@ from wustore.backends.fits.files.index import CHECKED, IndexedFile, Range, chang
 from wustore.backends.fits.files.open_files import Cache, FitsFile, check_unchanged, fetch
 from wustore.backends.fits.hdu.image import Plane
 from wustore.backends.fits.hdu.scan import Buffer, Hdu, Sliceable
-from wustore.storage.objects import RemoteFile
+from wustore.storage.files import RemoteFile
 from wustore.storage.url import redact
 
 __all__ = ["IndexedFitsFile"]

@@ -22,10 +22,10 @@ from typing import IO, Any
 from wustore.backends.fits.hdu.header import BLOCK
 from wustore.backends.fits.hdu.scan import Buffer, is_fits
 from wustore.errors import CorruptError, OtherFormatError, StoreNotFoundError
-from wustore.storage.files import open_regular
-from wustore.storage.objects import RemoteFile
+from wustore.storage.files import RemoteFile, open_regular
 from wustore.storage.threads import read_ahead
-from wustore.storage.url import LARGEST, is_remote
+from wustore.storage.url import is_remote
+from wustore.storage.url_requests import LARGEST
 
 __all__ = ["Content", "compression_of", "load", "load_remote", "open_source", "pieces", "state_of"]
 

@@ -18,9 +18,10 @@ from wustore.backends.fits.hdu.scan import Buffer, ScannedFile, Sliceable, is_fi
 from wustore.backends.state import replaced
 from wustore.errors import StoreNotFoundError, UsageError
 from wustore.storage.buffers import release
-from wustore.storage.objects import RemoteFile
+from wustore.storage.files import RemoteFile
 from wustore.storage.threads import read_ahead
-from wustore.storage.url import CONCURRENCY, LARGEST, gather, is_remote, redact, with_options_of
+from wustore.storage.url import is_remote, redact, with_options_of
+from wustore.storage.url_requests import CONCURRENCY, LARGEST, gather
 
 __all__ = ["Cache", "FitsFile", "fetch", "has_shards", "shard_name", "shard_path"]
 
@@ -145,7 +146,7 @@ class FitsFile:
         return plane.read_ranges(self._fetch, rows, columns, out)
 
     def pieces(self) -> Iterator[Buffer]:
-        """Yield all bytes of the file in order, in pieces of `wustore.storage.url.LARGEST`."""
+        """Yield all bytes of the file in order, in pieces of `wustore.storage.url_requests.LARGEST`."""
         if self._remote is not None and not self._is_fetched:
             yield from source.pieces(self._remote)
             return

@@ -21,6 +21,7 @@ from wustore.backends.fits.hdu.header import BLOCK, CARD, Header
 from wustore.backends.fits.hdu.scan import Buffer, Hdu
 from wustore.backends.fits.tiles.dtypes import PIXEL_TYPES, UNSIGNED, flipped
 from wustore.errors import CorruptError, FormatError, WuStoreError
+from wustore.storage import buffers
 
 __all__ = ["Fetch", "Plane"]
 
@@ -189,7 +190,7 @@ class Plane:
                 raise self._placed(error) from error
         values = self._plain(data, rows, columns)
         if out is None:
-            return np.array(values, dtype=self.dtype, order="C")
+            out = buffers.empty(values.shape, self.dtype)
         out[...] = values
         return out
 

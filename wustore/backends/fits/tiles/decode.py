@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from wustore.backends.fits.tiles import quantize, rice
 from wustore.backends.fits.tiles.dtypes import COLUMN_TYPES, NUMBERS
 from wustore.backends.fits.tiles.geometry import (
     Window,
+    batch_size,
     batches,
     blocks,
     copy_tile,
@@ -65,11 +67,22 @@ class Decoder:
     def __init__(self, layout: TileLayout, table: Buffer) -> None:
         self.layout = layout
         self.table = Table(layout, table)
-        self.scale = self.table.scalars("ZSCALE")
-        self.zero = self.table.scalars("ZZERO")
-        self.blank_column = self.table.scalars("ZBLANK")
         self._work: NDArray[np.float64] | None = None
         self._room: Array | None = None
+
+    @cached_property
+    def scale(self) -> Array | None:
+        """The column ZSCALE."""
+        return self.table.scalars("ZSCALE")
+
+    @cached_property
+    def zero(self) -> Array | None:
+        """The column ZZERO."""
+        return self.table.scalars("ZZERO")
+
+    @cached_property
+    def _blank_column(self) -> Array | None:
+        return self.table.scalars("ZBLANK")
 
     def batch(self, numbers: NDArray[np.int64], shape: tuple[int, ...], into: Array | None = None) -> _Batch:
         """Decode tiles as far as integers.
@@ -207,8 +220,8 @@ class Decoder:
 
     def blanks(self, numbers: NDArray[np.int64]) -> int | NDArray[np.int64] | None:
         """Return the integer that means undefined, for these tiles."""
-        if self.blank_column is not None:
-            return self.blank_column[numbers].astype(np.int64)
+        if self._blank_column is not None:
+            return self._blank_column[numbers].astype(np.int64)
         return self.layout.zblank if self.layout.zblank is not None else self.layout.blank
 
     def dither_rows(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -244,19 +257,17 @@ class Decoder:
         out
             C-contiguous, shape (tile, pixel) and the stored type.
         """
-        if not self._rice_floats(numbers, out):
+        fields = self.layout.rice_fields
+        blank = self.layout.zblank if self.layout.zblank is not None else self.layout.blank
+        if fields is not None and rice.decode_floats(self.table.bytes, fields, numbers, blank, out):
+            return
+        # One tile that the loops cannot decode costs its batch the speed, not the plane.
+        step = batch_size(self.layout.compression, out.shape[1])
+        if len(numbers) > step:
+            for i in range(0, len(numbers), step):
+                self.decode(numbers[i : i + step], shape, out[i : i + step])
+        else:
             self._values(self.batch(numbers, shape, out), out)
-
-    def _rice_floats(self, numbers: NDArray[np.int64], out: Array) -> bool:
-        """Decode Rice-coded floats in one go, if that can be done; return whether."""
-        if not self.layout.in_rice_loops:
-            return False
-        blank = self.blanks(numbers)
-        spans = self.table.spans("COMPRESSED_DATA", numbers)
-        assert spans is not None
-        if isinstance(blank, np.ndarray) or (spans[0] == spans[1]).any():
-            return False
-        return rice.decode_floats(self._rice_tiles(numbers, *spans, out.shape[1]), *self._factors(numbers), blank, out)
 
     def _values(self, batch: _Batch, out: Array) -> None:
         """Write the pixels of a batch to `out`, of shape (tile, pixel) and the stored type."""
@@ -408,7 +419,8 @@ def _decode_window(decoder: Decoder, window: Window, raw: Array) -> None:
         and (axis == 0 or window.shape[axis] == layout.shape[axis])
     )
     origin = int(np.ravel_multi_index(window.start, layout.shape)) if in_place else 0
-    for shape, numbers in batches(layout, window):
+    limit = flat.size if in_place and layout.rice_fields is not None else None  # all tiles of one shape at once
+    for shape, numbers in batches(layout, window, limit=limit):
         n_pixels = math.prod(shape)
         target: Array | None = None
         if in_place:

@@ -16,6 +16,7 @@ from wustore.errors import UsageError
 __all__ = [
     "TileCount",
     "Window",
+    "batch_size",
     "batches",
     "blocks",
     "copy_tile",
@@ -123,6 +124,11 @@ def _numbers(layout: TileLayout, indices: list[range]) -> NDArray[np.int64]:
     return numbers
 
 
+def batch_size(compression: str, n_pixels: int) -> int:
+    """Return how many tiles of so many pixels a batch has: what suits the codec."""
+    return max(1, _LARGER.get(compression, _BATCH_PIXELS) // n_pixels)
+
+
 def batches(
     layout: TileLayout, window: Window, *, limit: int | None = None
 ) -> Iterator[tuple[tuple[int, ...], NDArray[np.int64]]]:
@@ -133,10 +139,10 @@ def batches(
     limit
         Pixels of a batch, by default what suits the codec.
     """
-    limit = _LARGER.get(layout.compression, _BATCH_PIXELS) if limit is None else limit
     for shape, indices in _classes(layout, window):
         numbers = _numbers(layout, indices)
-        step = max(1, limit // math.prod(shape))
+        n_pixels = math.prod(shape)
+        step = batch_size(layout.compression, n_pixels) if limit is None else max(1, limit // n_pixels)
         for i in range(0, len(numbers), step):
             yield shape, numbers[i : i + step]
 

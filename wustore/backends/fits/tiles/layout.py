@@ -233,16 +233,27 @@ class TileLayout:
         """Tiles of the image."""
         return math.prod(self.grid)
 
-    @property
+    @cached_property
     def quantised(self) -> bool:
         """Whether floats were turned into scaled integers."""
         return self.column("ZSCALE") is not None
 
-    @property
+    @cached_property
     def in_rice_loops(self) -> bool:
         """Whether `tiles.rice_numba` knows it: floats quantised without dithering, Rice-coded as 4-byte integers."""
         quantised = self.quantised and self.bitpix < 0 and self.dither == NO_DITHER
         return quantised and self.compression == "RICE_1" and int(self.parameter("BYTEPIX", 4)) == 4
+
+    @cached_property
+    def rice_fields(self) -> rice.Fields | None:
+        """Where `tiles.rice_numba` finds the tiles; None if they are described in a way that it does not know."""
+        data, scale, zero = (self.column(name) for name in ("COMPRESSED_DATA", "ZSCALE", "ZZERO"))
+        if not self.in_rice_loops or data is None or scale is None or zero is None or self.column("ZBLANK") is not None:
+            return None
+        if (data.form, data.element, scale.form, zero.form) != ("P", "B", "D", "D"):
+            return None
+        block_size = int(self.parameter("BLOCKSIZE", 32))
+        return rice.Fields(self.row_size, data.offset, scale.offset, zero.offset, self.heap_start, block_size)
 
     @property
     def stored_dtype(self) -> np.dtype[Any]:
@@ -358,6 +369,7 @@ class Table:
                 found=f"{stored} bytes",
             )
         self.layout = layout
+        self.bytes = raw[: layout.data_size]
         self.heap = raw[layout.heap_start : layout.data_size]
         self._main = raw[: layout.row_size * layout.n_rows].reshape(layout.n_rows, layout.row_size)[: layout.n_tiles]
 

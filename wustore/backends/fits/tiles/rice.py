@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import imagecodecs
 import numpy as np
@@ -28,6 +28,7 @@ from wustore.storage import buffers
 __all__ = [
     "MAXIMUM_BLOCK_SIZE",
     "Encoded",
+    "Fields",
     "Tiles",
     "compiled_loops",
     "decode_floats",
@@ -132,6 +133,29 @@ class Tiles:
         )
 
 
+class Fields(NamedTuple):
+    """Where the compiled loops find tiles in a table.
+
+    Attributes
+    ----------
+    row_size
+        Bytes of a row.
+    data, scale, zero
+        Where in a row the descriptor (P, of bytes), ZSCALE and ZZERO (float64) are.
+    heap_start
+        Where the heap begins.
+    block_size
+        Pixels per coding block.
+    """
+
+    row_size: int
+    data: int
+    scale: int
+    zero: int
+    heap_start: int
+    block_size: int
+
+
 def decode_rows(tiles: Tiles, rows: Sequence[NDArray[np.integer]] | NDArray[np.integer]) -> None:
     """Decode one tile into each of `rows`.
 
@@ -179,38 +203,34 @@ def _finite(scale: NDArray[np.float64], zero: NDArray[np.float64]) -> bool:
     return bool(np.isfinite(scale).all() and np.isfinite(zero).all())
 
 
+_NO_PIXEL = 1 << 32
+"""No integer of a tile."""
+
+
 def decode_floats(
-    tiles: Tiles,
-    scale: NDArray[np.float64],
-    zero: NDArray[np.float64],
-    blank: int | None,
-    out: NDArray[np.floating[Any]],
+    table: NDArray[np.uint8], fields: Fields, rows: NDArray[np.int64], blank: int | None, out: NDArray[np.floating[Any]]
 ) -> bool:
     """Decode tiles of floats that were quantised without dithering, if the compiled loops can; return whether.
 
+    They cannot if one of the tiles is damaged, or is stored in another way.
+
     Parameters
     ----------
-    tiles
-        Tiles of 4-byte integers.
+    table
+        Main table and heap of tiles of 4-byte integers.
+    fields
+        Where in the table they are described.
+    rows
+        Their rows in the table.
     blank
         The integer that means NaN, None for none.
     out
         C-contiguous float32 or float64, shape (tile, pixel).
-
-    Raises
-    ------
-    CorruptError
-        A tile ends before its last pixel.
     """
-    if not _finite(scale, zero) or (loops := compiled_loops()) is None:
+    if (loops := compiled_loops()) is None:
         return False
-    padded = tiles.padded(loops.PADDING)
-    if padded is None:
-        return False
-    bad = loops.decode_floats(*padded, tiles.block_size, scale, zero, blank or 0, blank is not None, out)
-    if bad >= 0:
-        raise tiles.too_short(bad, out.shape[1])
-    return True
+    limits = size_limits(out.shape[1], 4, fields.block_size)
+    return bool(loops.decode_floats(table, rows, *fields, *limits, _NO_PIXEL if blank is None else blank, out) < 0)
 
 
 def room_for(n_pixels: int, item_size: int, block_size: int) -> int:

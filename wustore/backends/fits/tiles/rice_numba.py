@@ -202,8 +202,6 @@ def decode_integers(heap: NDArray[np.uint8], spans: NDArray[np.int64], block_siz
         The bytes that hold the tiles; `PADDING` more follow the last one.
     spans
         First and last byte of each tile in `heap`, shape (2, tile). Tiles have at least 4 bytes.
-    block_size
-        Pixels per coding block.
     out
         Gets the pixels, shape (tile, pixel).
 
@@ -218,40 +216,64 @@ def decode_integers(heap: NDArray[np.uint8], spans: NDArray[np.int64], block_siz
     return -1
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def _as_float(context: Any, value: Any) -> Any:
+    """Return the float64 that has these bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.DoubleType())
+
+    return numba.float64(numba.uint64), generate
+
+
 @compiled(entry=True)
 def decode_floats(
-    heap: NDArray[np.uint8],
-    spans: NDArray[np.int64],
+    table: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    row_size: int,
+    data_at: int,
+    scale_at: int,
+    zero_at: int,
+    heap_start: int,
     block_size: int,
-    scale: NDArray[np.float64],
-    zero: NDArray[np.float64],
+    fewest: int,
+    most: int,
     blank: int,
-    has_blank: bool,
     out: NDArray[np.floating[Any]],
 ) -> int:
-    """Decode tiles of quantised floats without dithering; as `decode_integers`, then value = integer * scale + zero.
+    """Decode tiles of floats that were quantised without dithering: value = integer * ZSCALE + ZZERO.
 
-    Parameters
-    ----------
-    scale, zero
-        Finite ZSCALE and ZZERO of each tile.
-    blank, has_blank
-        The integer that means NaN, and whether there is one.
-    out
-        float32 or float64, shape (tile, pixel).
+    Descriptors and factors are read from the table here: with numpy they would take as many calls as decoding, each
+    of which gives the interpreter lock up and takes it again. ``table`` is main table and heap, ``rows`` are those of
+    the tiles; where things are says `tiles.rice.Fields`. Tiles have ``fewest`` to ``most`` bytes, at least 4. ``blank``
+    means NaN. ``out`` is float32 or float64, shape (tile, pixel).
+
+    Returns
+    -------
+    int
+        The first tile that does not decode, lies outside of the heap or has no finite factors; -1 if there is none.
     """
+    heap = table[heap_start:]
     n_pixels = out.shape[1]
     row = np.empty(n_pixels, np.int32)
     for k in range(out.shape[0]):
-        if not _decode_tile(heap, spans[0, k], spans[1, k], block_size, row):
+        at = uint64(rows[k] * row_size)
+        descriptor = _word(table, at + uint64(data_at))
+        size, start = int64(int32(descriptor >> uint64(32))), int64(int32(uint32(descriptor)))
+        step, origin = _as_float(_word(table, at + uint64(scale_at))), _as_float(_word(table, at + uint64(zero_at)))
+        lies_in_heap = fewest <= size <= most and 0 <= start <= heap.size - size
+        if not (lies_in_heap and np.isfinite(step) and np.isfinite(origin)):
             return k
-        step, origin = scale[k], zero[k]
-        if has_blank:
-            for i in range(n_pixels):
-                out[k, i] = np.nan if row[i] == blank else float64(row[i]) * step + origin
+        if start + size + PADDING <= heap.size:
+            decodes = _decode_tile(heap, start, start + size, block_size, row)
         else:
-            for i in range(n_pixels):
-                out[k, i] = float64(row[i]) * step + origin
+            padded = np.full(size + PADDING, 255, np.uint8)
+            padded[:size] = heap[start : start + size]
+            decodes = _decode_tile(padded, 0, size, block_size, row)
+        if not decodes:
+            return k
+        for i in range(n_pixels):
+            out[k, i] = np.nan if row[i] == blank else float64(row[i]) * step + origin
     return -1
 
 
@@ -454,14 +476,7 @@ def encode_floats_again(
 ) -> int:
     """Recover the integers that `decode_floats` turned into values, and encode each row as a tile.
 
-    Parameters
-    ----------
-    values
-        float32 or float64, shape (tile, pixel).
-    scale, zero
-        ZSCALE and ZZERO of each tile.
-    blank
-        The integer that means NaN; -2**31 if there is none.
+    ``scale`` and ``zero`` are ZSCALE and ZZERO of each tile; ``blank`` means NaN, -2**31 if no integer does.
     """
     n_pixels = values.shape[1]
     row = np.empty(n_pixels, np.int32)

@@ -9,13 +9,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import uint16, uint32, uint64
+from llvmlite import ir
+from numba import int64, intp, uint16, uint32, uint64
+from numba.core import cgutils
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from wustore.backends.compiling import compiled
 from wustore.backends.hdf5.filters import deflate_encoder
 
-__all__ = ["blocks", "code_table", "counts", "fletcher32", "place"]
+__all__ = ["blocks", "code_table", "counts", "fletcher32", "unpack"]
 
 _BLOCK_HEADER, _TURNED, _STORED = deflate_encoder.BLOCK_HEADER, deflate_encoder.TURNED, deflate_encoder.STORED
 _LARGEST_STORED, _LONGEST_CODE = deflate_encoder.LARGEST_STORED, deflate_encoder.LONGEST_CODE
@@ -23,43 +26,159 @@ _LARGEST_STORED, _LONGEST_CODE = deflate_encoder.LARGEST_STORED, deflate_encoder
 code_table = compiled(entry=True)(deflate_encoder.code_table)
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def _call(context: Any, address: Any, arguments: Any) -> Any:
+    """Call a function of C that takes and returns words: numbers and addresses."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        word = values[0].type
+        words = cgutils.unpack_tuple(builder, values[1], len(arguments))
+        function = ir.FunctionType(word, [word] * len(words)).as_pointer()
+        return builder.call(builder.inttoptr(values[0], function), words)
+
+    return intp(address, arguments), generate
+
+
 @compiled(entry=True)
-def place(
-    source: NDArray[np.uint8],
+def unpack(
+    functions: NDArray[np.intp],
+    handle: int,
+    raw: NDArray[np.uint8],
     starts: NDArray[np.int64],
-    shuffled: NDArray[np.bool_],
+    sizes: NDArray[np.int64],
+    skipped: NDArray[np.uint32],
+    bits: NDArray[np.int64],
+    expected: NDArray[np.uint32],
     parts: NDArray[np.int64],
-    chunk: NDArray[np.int64],
-    out: NDArray[Any],
-) -> None:
-    """Copy parts of decoded chunks to where they belong, and undo the shuffle filter on the way.
+    shape: NDArray[np.int64],
+    item: int,
+    out: NDArray[np.uint8],
+    scratch: NDArray[np.uint8],
+) -> int:
+    """Decode chunks and copy parts of them to where they belong; return how many were as they should be.
+
+    The first one that is not ends the work.
 
     Parameters
     ----------
-    source
-        Decoded chunks.
-    starts, shuffled
-        Where each begins, and whether its bytes are shuffled.
-    chunk
-        Shape of a chunk, three axes.
-    out
-        One axis, unsigned integers of the values' size.
+    functions
+        Addresses of ``pread``, and of libdeflate's functions that make, use and free a decoder.
+    handle
+        File that the chunks are read from, one after the other; -1 if they are there.
+    raw
+        Stored chunks, or memory for one.
+    starts, sizes, skipped
+        Where each lies, and which filters were left out of it.
+    bits
+        Those of fletcher32, deflate and shuffle in ``skipped``, 0 for one that is not used.
+    expected
+        The fletcher32 that is recorded for each; empty if none is.
+    parts
+        In ascending order of the chunks.
+    shape
+        Of a chunk, three axes.
+    item
+        Bytes of a value.
+    out, scratch
+        Memory for the parts, and for one chunk.
     """
-    size = out.itemsize
-    step = chunk[0] * chunk[1] * chunk[2]
-    raw_out = out.view(np.uint8)
-    for n in range(parts.shape[0]):
-        k = parts[n, 0]
-        for z in range(parts[n, 3]):
-            for y in range(parts[n, 4]):
-                low = parts[n, 1] + (z * chunk[1] + y) * chunk[2]
-                high = parts[n, 2] + z * parts[n, 6] + y * parts[n, 7]
-                count = parts[n, 5]
-                if shuffled[k] and size > 1:
-                    _join(source[starts[k] + low :], step, out[high : high + count])
-                else:
-                    first = starts[k] + low * size
-                    _copy(source[first : first + count * size], raw_out[high * size : (high + count) * size])
+    decoder = _call(functions[1], ()) if bits[1] else 0
+    done = 0
+    if decoder or not bits[1]:
+        done = _unpack(
+            functions, decoder, handle, raw, starts, sizes, skipped, bits, expected, parts, shape, item, out, scratch
+        )
+    if decoder:
+        _call(functions[3], (decoder,))
+    return done
+
+
+@compiled()
+def _unpack(
+    functions: NDArray[np.intp],
+    decoder: int,
+    handle: int,
+    raw: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    skipped: NDArray[np.uint32],
+    bits: NDArray[np.int64],
+    expected: NDArray[np.uint32],
+    parts: NDArray[np.int64],
+    shape: NDArray[np.int64],
+    item: int,
+    out: NDArray[np.uint8],
+    scratch: NDArray[np.uint8],
+) -> int:
+    nbytes = shape[0] * shape[1] * shape[2] * item
+    n = 0
+    for k in range(starts.size):
+        start, size = starts[k], sizes[k]
+        if handle >= 0:
+            start = _fetched(functions[0], handle, raw, start, size)
+        if start < 0 or size < 0 or start + size > raw.size:
+            return k
+        passed = ~int64(skipped[k])
+        word = uint32(0)
+        if bits[0]:
+            if size < 4:
+                return k
+            last = raw[start + size - 4 : start + size]
+            word = uint32(last[0]) | uint32(last[1]) << 8 | uint32(last[2]) << 16 | uint32(last[3]) << 24
+            if passed & bits[0]:
+                size -= 4
+                if _fletcher32(raw[start : start + size]) != word:
+                    return k
+        if expected.size and expected[k] != word:
+            return k
+        chunk = raw[start : start + size]
+        if passed & bits[1]:
+            room = scratch[:nbytes]
+            # Without an address for their number, exactly so many bytes must come out.
+            status = _call(functions[2], (decoder, chunk.ctypes.data, size, room.ctypes.data, nbytes, 0))
+            if status & 0xFFFFFFFF:
+                return k
+            chunk = room
+        elif size != nbytes:
+            return k
+        is_shuffled = item > 1 and passed & bits[2] != 0
+        while n < parts.shape[0] and parts[n, 0] == k:
+            _place(chunk, is_shuffled, parts[n], shape, item, out)
+            n += 1
+    return starts.size if n == parts.shape[0] else 0  # otherwise they were in another order
+
+
+@compiled()
+def _fetched(pread: int, handle: int, raw: NDArray[np.uint8], start: int, size: int) -> int:
+    """Read a chunk; return where it begins in ``raw``, -1 if it cannot be read at once."""
+    if not 0 <= size <= raw.size or _call(pread, (handle, raw.ctypes.data, size, start)) != size:
+        return -1
+    return 0
+
+
+@compiled()
+def _place(
+    chunk: NDArray[np.uint8],
+    is_shuffled: bool,
+    part: NDArray[np.int64],
+    shape: NDArray[np.int64],
+    item: int,
+    out: NDArray[np.uint8],
+) -> None:
+    """Copy a part of a chunk to where it belongs, and undo the shuffle filter on the way."""
+    step, count = shape[0] * shape[1] * shape[2], part[5]
+    for z in range(part[3]):
+        for y in range(part[4]):
+            low = part[1] + (z * shape[1] + y) * shape[2]
+            high = part[2] + z * part[6] + y * part[7]
+            if not is_shuffled:
+                _copy(chunk[low * item : (low + count) * item], out[high * item : (high + count) * item])
+            elif item == 2:
+                _join(chunk[low:], step, out.view(np.uint16)[high : high + count])
+            elif item == 4:
+                _join(chunk[low:], step, out.view(np.uint32)[high : high + count])
+            else:
+                _join(chunk[low:], step, out.view(np.uint64)[high : high + count])
 
 
 @compiled()

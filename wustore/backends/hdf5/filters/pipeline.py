@@ -9,10 +9,12 @@ References: HDF5 File Format Specification 3.0, section IV.A.2.l (filter pipelin
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 import threading
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, cast
 
 import h5py
@@ -62,6 +64,9 @@ _UNSUSPICIOUS = 1 << 26
 """Bytes that a chunk of another codec may claim to hold, however few are stored."""
 _LOOPS = Loops("wustore.backends.hdf5.filters.loops_numba", 1 << 30)
 """The unit is bytes of decoded values. The loops save 0.3 s in a gigabyte, which is what importing numba takes."""
+
+
+_NONE = np.empty(0, np.uint32)
 
 
 class DamagedChunkError(Exception):
@@ -126,11 +131,11 @@ class Decoded:
         out
             One axis, unsigned integers of the values' size.
         """
-        loops = _LOOPS.get(self.starts.size * self.pipeline.nbytes)
-        if loops is not None:
-            chunk = np.array(self.pipeline.shape, np.int64)
-            loops.place(self.data, self.starts, self.shuffled, parts, chunk, out)
-            return
+        n, nbytes = self.starts.size, self.pipeline.nbytes
+        if _LOOPS.get(n * nbytes) is not None:
+            stored = -1, self.data, self.starts, np.full(n, nbytes), (~self.shuffled).astype(np.uint32)
+            if _unpacked(self.pipeline, np.array([0, 0, 1]), *stored, _NONE, parts, out):
+                return
         size, (_, height, width) = out.itemsize, self.pipeline.shape
         step, word = self.pipeline.nbytes // size, out.dtype
         for k, source, target, nz, ny, nx, plane, row in parts.tolist():
@@ -217,6 +222,44 @@ class Pipeline:
             DEFLATE not in self.filters and self.nbytes <= _UNSUSPICIOUS
         )
 
+    def unpack(
+        self,
+        handle: int,
+        raw: NDArray[np.uint8],
+        starts: NDArray[np.int64],
+        sizes: NDArray[np.int64],
+        skipped: NDArray[np.uint32],
+        expected: NDArray[np.uint32] | None,
+        parts: NDArray[np.int64],
+        out: NDArray[Any],
+    ) -> bool:
+        """Decode chunks and copy parts of them to where they belong, in one call without the interpreter lock.
+
+        Parameters
+        ----------
+        handle
+            File from which the chunks are read, one after the other, with ``raw`` as memory for the largest; -1 if
+            ``raw`` has them.
+        raw, starts, sizes, skipped
+            As for `decode`.
+        expected
+            The fletcher32 that is recorded for each chunk; None if none is.
+        parts, out
+            As for `Decoded.place`, the parts in ascending order of the chunks.
+
+        Returns
+        -------
+        bool
+            Whether that is done. If not, there are no compiled loops for it, or a chunk is not as it should be:
+            `decode` says which and why.
+        """
+        sum_bit, deflate_bit, blosc_bit, shuffle_bit = self._bits
+        if blosc_bit:
+            return False
+        bits = np.array([sum_bit, deflate_bit, shuffle_bit])
+        recorded = _NONE if expected is None else expected
+        return _unpacked(self, bits, handle, raw, starts, sizes, skipped, recorded, parts, out)
+
     def decode(
         self,
         raw: NDArray[np.uint8],
@@ -283,6 +326,50 @@ class Pipeline:
             places.get(BLOSC, 0),
             np.uint32(places.get(SHUFFLE, 0)),
         )
+
+
+def _unpacked(
+    pipeline: Pipeline,
+    bits: NDArray[np.int64],
+    handle: int,
+    raw: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    skipped: NDArray[np.uint32],
+    expected: NDArray[np.uint32],
+    parts: NDArray[np.int64],
+    out: NDArray[Any],
+) -> bool:
+    """Do `Pipeline.unpack` for filters with these bits in the masks of chunks: fletcher32, deflate, shuffle."""
+    loops, functions = _LOOPS.get(), _functions()
+    if loops is None or not out.flags.aligned or (functions is None and (bits[1] or handle >= 0)):
+        return False
+    functions = np.zeros(4, np.intp) if functions is None else functions
+    shape, item, room = np.array(pipeline.shape), out.itemsize, _SCRATCH.of(pipeline.nbytes if bits[1] else 0)
+    stored = raw, starts, sizes, skipped
+    done = loops.unpack(functions, handle, *stored, bits, expected, parts, shape, item, out.view(np.uint8), room)
+    return bool(done == starts.size)
+
+
+@cache
+def _functions() -> NDArray[np.intp] | None:
+    """Return the addresses of functions of C: ``pread``, and what makes, uses and frees libdeflate's decoder.
+
+    None if they are not found. The library is the one that imagecodecs calls. A call from Python for each chunk hands
+    the interpreter lock over twice, which takes longer than decoding if 16 threads want it; compiled loops call these
+    functions for many chunks without the lock.
+    """
+    if sys.maxsize < 1 << 32:  # where places in a file have more bits than a word
+        return None
+    names = "libdeflate_alloc_decompressor", "libdeflate_zlib_decompress", "libdeflate_free_decompressor"
+    try:
+        from imagecodecs import _deflate
+
+        library = ctypes.CDLL(_deflate.__file__)  # loaded already; a search in it goes on in what it is linked to
+        found = [ctypes.CDLL(None).pread, *(getattr(library, name) for name in names)]
+        return np.array([ctypes.cast(function, ctypes.c_void_p).value for function in found], np.intp)
+    except (ImportError, AttributeError, OSError, TypeError):
+        return None
 
 
 def filters_of(dataset: h5py.Dataset) -> tuple[int, ...]:

@@ -22,7 +22,8 @@ from wustore.backends.chunk_grid import Grid, Index
 from wustore.model.select import consecutive_runs
 from wustore.storage import buffers
 from wustore.storage.threads import default_workers, worth
-from wustore.storage.url import CONCURRENCY, is_remote
+from wustore.storage.url import is_remote
+from wustore.storage.url_requests import CONCURRENCY
 
 __all__ = ["AT_A_TIME", "Block", "Gather", "Part", "Windows"]
 

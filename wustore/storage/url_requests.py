@@ -1,18 +1,19 @@
-"""Objects at a URL, one interface: obstore, and fsspec for protocols that obstore does not know.
+"""Requests to URLs: near ranges are one request, what fails is tried again, and what is written may have a condition.
 
-Both retry what a server may answer differently the next time; nothing above this module asks twice.
+obstore makes them, or fsspec for protocols that obstore does not know. Both retry what a server may answer differently
+the next time; nothing above this module asks twice.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from wustore.errors import BackendError, StoreReplacedError, UsageError
@@ -29,10 +30,39 @@ from wustore.storage.url import (
 )
 
 if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
     from zarr.abc.store import Store
 
-__all__ = ["Facts", "Objects", "RemoteFile", "objects_at", "objects_of"]
+__all__ = [
+    "CONCURRENCY",
+    "LARGEST",
+    "RETRIES",
+    "TIMEOUTS",
+    "Facts",
+    "Objects",
+    "coalesce",
+    "gather",
+    "objects_at",
+    "objects_of",
+]
+
+CONCURRENCY = 16
+"""Range requests in flight for one reader. Measured with 20 ms a request: tests/benchmarks/remote.py."""
+
+GAP = 1 << 16
+"""Bytes between two wanted ranges that are fetched along rather than asked for separately: 64 KiB take 0.6 ms at
+100 MB/s, a request takes 20 ms and more."""
+
+LARGEST = 8 << 20
+"""Bytes of one request made of several ranges; larger ones would leave the other connections idle."""
+
+RETRIES: dict[str, Any] = {"max_retries": 4, "retry_timeout": timedelta(seconds=30)}
+"""After so many attempts, or so long, nothing is tried again: a dead server ends in an error in two minutes."""
+
+TIMEOUTS: dict[str, Any] = {
+    "connect_timeout": timedelta(seconds=15),
+    "read_timeout": timedelta(seconds=30),
+    "timeout": timedelta(seconds=600),
+}
 
 _WHOLE_PUT = 64 << 20
 """Bytes of the largest object that is written in one request; larger ones are written in parts."""
@@ -40,6 +70,49 @@ _WHOLE_PUT = 64 << 20
 _ENVIRONMENT = ("AWS_", "AZURE_", "GOOGLE_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT")
 _KEPT = 64
 """Connected stores that are kept."""
+
+
+# --- ranges ---------------------------------------------------------------------------------------------
+
+
+def coalesce(ranges: Sequence[tuple[int, int]], gap: int = GAP, largest: int = LARGEST) -> list[tuple[int, int]]:
+    """Return ranges (start, stop) that cover the given ones, near ones joined."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if stop <= start:
+            continue
+        if joined and start - joined[-1][1] <= gap and max(stop, joined[-1][1]) - joined[-1][0] <= largest:
+            joined[-1] = joined[-1][0], max(stop, joined[-1][1])
+        else:
+            joined.append((start, stop))
+    return joined
+
+
+def gather(
+    ranges: Sequence[tuple[int, int]], fetch: Callable[[list[tuple[int, int]]], Sequence[bytes] | None]
+) -> list[bytes] | None:
+    """Return the bytes of ranges (start, stop), near ones fetched together.
+
+    Parameters
+    ----------
+    ranges
+        In any order; they may overlap.
+    fetch
+        Function that gives the bytes of each of the coalesced ranges, None if there is no such object.
+    """
+    requests = coalesce(ranges)
+    found = fetch(requests) if requests else []
+    if found is None:
+        return None
+    starts = [start for start, _ in requests]
+    parts = []
+    for start, stop in ranges:
+        k = max(bisect_right(starts, start) - 1, 0)
+        parts.append(found[k][start - starts[k] : stop - starts[k]] if stop > start else b"")
+    return parts
+
+
+# --- objects --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -228,6 +301,7 @@ def _connect(root: str, protocol: str, options: Mapping[str, Any]) -> Any:
     stores: Any = store  # its types know each option by name
 
     config, client, retries, provider = settings_of(root, protocol, options)
+    client, retries = TIMEOUTS | client, RETRIES | retries
     if protocol in WEB:
         if config:
             raise unknown_options(root, ", ".join(sorted(config)))
@@ -347,153 +421,3 @@ def objects_of(store: Store) -> Objects | None:
     from zarr.storage import ObjectStore
 
     return _Obstore(store.store, str(store)) if isinstance(store, ObjectStore) else None
-
-
-# --- one object -----------------------------------------------------------------------------------------
-
-BLOCK = 1 << 14
-"""Bytes of the first block that a `RemoteFile` reads ahead, enough for the header of an image in KBMOD's files; each
-block that follows on another is twice as long."""
-
-_LARGEST_BLOCK = 1 << 20
-_CACHED = 16 << 20
-
-
-class RemoteFile:
-    """One object, read by byte ranges; safe to use from several threads.
-
-    Parameters
-    ----------
-    block
-        Bytes of the first block that is read ahead.
-
-    Attributes
-    ----------
-    name
-        The URL without credentials, for messages.
-    size
-        Length [byte].
-    state
-        What changes when the object is replaced: size, and what the store says of its version.
-    requests, bytes_read
-        Of the contents, so far, but for the first block, which is read when the object is opened.
-
-    Raises
-    ------
-    StoreNotFoundError, MissingDependencyError, BackendError, UsageError, OSError
-    """
-
-    def __init__(self, url: str, block: int = BLOCK) -> None:
-        self.url = url
-        self.name = redact(url)
-        self._objects, self._path = objects_at(url)
-        self._block = block
-        self._blocks: OrderedDict[int, bytes] = OrderedDict()
-        self._held = 0
-        self._lock = threading.Lock()
-        self.requests = 0
-        self.bytes_read = 0
-        with errors_of(url):
-            facts, first = self._objects.start(self._path, block)
-        self.size = facts.size
-        self.state = facts.size, facts.version
-        if first:
-            self._keep(0, first)
-
-    def __len__(self) -> int:
-        return self.size
-
-    def read(self, start: int, size: int) -> bytes:
-        """Return ``size`` bytes at ``start`` in one request, fewer if the object ends before."""
-        stop = min(start + size, self.size)
-        if stop <= start:
-            return b""
-        with errors_of(self.url):
-            data = self._objects.get_range(self._path, start, stop, self.state[1])
-        with self._lock:
-            self.requests += 1
-            self.bytes_read += len(data)
-        return data
-
-    def cached(self, start: int, stop: int) -> bytes:
-        """Return bytes for which the object is read in blocks: metadata, small pieces near each other."""
-        stop = min(stop, self.size)
-        if stop - start >= _LARGEST_BLOCK:
-            return self.read(start, stop - start)
-        parts = []
-        while start < stop:
-            base, block = self._block_at(start)
-            part = block[start - base : stop - base]
-            if not part:
-                break  # shorter than the store said
-            parts.append(part)
-            start += len(part)
-        return b"".join(parts)
-
-    def _block_at(self, at: int) -> tuple[int, bytes]:
-        with self._lock:
-            length = self._block
-            for base, block in self._blocks.items():
-                if base <= at < base + len(block):
-                    self._blocks.move_to_end(base)
-                    return base, block
-                if base + len(block) == at:
-                    length = min(2 * len(block), _LARGEST_BLOCK)
-        # The last block is as long as the others: what was added last when the object was written is used together.
-        base = at if at + length <= self.size else max(self.size - length, 0)
-        data = self.read(base, length)
-        self._keep(base, data)
-        return base, data
-
-    def _keep(self, base: int, data: bytes) -> None:
-        with self._lock:
-            self._held += len(data) - len(self._blocks.pop(base, b""))
-            self._blocks[base] = data
-            while self._held > _CACHED:
-                self._held -= len(self._blocks.popitem(last=False)[1])
-
-    def __getitem__(self, part: slice) -> bytes:
-        start, stop, _ = part.indices(self.size)
-        return self.cached(start, stop)
-
-    def find(self, wanted: bytes, start: int, stop: int) -> int:
-        """Return where ``wanted`` is found first, as `bytes.find`."""
-        step, stop = 2880, min(stop, self.size)
-        while start < stop:
-            piece = self.cached(start, min(start + step + len(wanted) - 1, stop))
-            at = piece.find(wanted)
-            if at >= 0:
-                return start + at
-            start += step
-        return -1
-
-    def stream(self) -> io.RawIOBase:
-        """Return the object as a file that is open for reading."""
-        return _Stream(self)
-
-
-class _Stream(io.RawIOBase):
-    def __init__(self, file: RemoteFile) -> None:
-        self._file = file
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
-        self._at = max(base + offset, 0)
-        return self._at
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        view = memoryview(buffer).cast("B")
-        data = self._file.cached(self._at, self._at + len(view))
-        view[: len(data)] = data
-        self._at += len(data)
-        return len(data)

@@ -30,8 +30,8 @@ from wustore.errors import FormatError, StoreNotFoundError, UsageError
 from wustore.format.wcs import wcs_to_text
 from wustore.ops.copy import copy
 from wustore.stamps.coadd import KINDS, coadd
-from wustore.stamps.extract import stamp_batches, stamps, trajectory_coadds, trajectory_stamps
 from wustore.stamps.trajectories import NOWHERE, Trajectories, nearest_pixel, trajectories_from
+from wustore.stamps.trajectory_stamps import stamp_batches, stamps, trajectory_coadds, trajectory_stamps
 from wustore.testing import sample
 
 MOTIONS = [(100, 200, 30, 4), (0, 0, -1, 1), (528.6, 599, 0, 0), (-50, 5, 0, 0), (265, 300, 5, -5)]

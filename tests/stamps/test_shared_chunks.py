@@ -9,7 +9,7 @@ import pytest
 
 from wustore.backends.registry import backend_for_writing, open_reader
 from wustore.ops.copy import copy
-from wustore.stamps.windows import Windows
+from wustore.stamps.shared_chunks import Windows
 from wustore.testing import sample
 
 RADIUS, SIDE = 6, 13

@@ -1,6 +1,7 @@
-"""Stamps through time: small squares around positions and linear motions, from any reader.
+"""Stamps along trajectories, and around fixed positions: a small square of each image, from any reader.
 
-Only the chunks that the stamps touch are read, each of them once however many stamps share it.
+Only the chunks that the stamps touch are read, each of them once however many stamps share it
+(`wustore.stamps.shared_chunks`).
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from wustore.model.units import whole_pixels
 from wustore.stamps.coadd import RunningCoadd, check_kind
 from wustore.stamps.notebook import with_bar
 from wustore.stamps.results import Coadds, Stamps
+from wustore.stamps.shared_chunks import Gather, Windows
 from wustore.stamps.sky import linked_wcs_or_none, numbers_alike, sky_to_pixel
 from wustore.stamps.trajectories import nearest_pixel, trajectories_from
-from wustore.stamps.windows import Gather, Windows
 from wustore.storage import buffers
 from wustore.storage.threads import in_threads, read_ahead
 
