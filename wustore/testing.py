@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.base import RECOGNISED, Backend, Index, Reader
 from wustore.backends.memory import MemoryReader, padded_box
+from wustore.backends.registry import open_reader
 from wustore.errors import (
     IncompleteError,
     OtherFormatError,
@@ -39,6 +40,7 @@ from wustore.model.compare import same_bits
 from wustore.model.meta import LAYERS, Capsule, Column, ConstituentTable, Image, Meta, Observatory, object_array
 from wustore.ops.copy import copy
 from wustore.ops.diff import differences
+from wustore.storage import threads
 
 __all__ = ["SAMPLES", "BackendConformance", "assert_same", "sample"]
 
@@ -325,6 +327,19 @@ class BackendConformance:
                 assert order == [2, 0, 1, 0]
             for i, image in reader.images([2, 0], workers=2):
                 assert same_bits(image.science, source.image(i).science)
+
+    def test_workers(self, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """``workers=1`` reads in the calling thread alone; what is no number of threads is refused."""
+        source = sample("chunked")
+        self.make(path, source).close()
+        with self.backend.open(path, workers=1) as reader, monkeypatch.context() as patch:
+            patch.setattr(threads, "_pool", lambda _: pytest.fail("another thread"))
+            for i, found in reader.images():
+                assert same_bits(found.science, source.image(i).science)
+            reader.read("science", (slice(0, 3), slice(0, 50), slice(0, 50)))
+        for wrong in (0, 1.5):
+            with pytest.raises(UsageError, match="workers"):
+                open_reader(path, workers=wrong)
 
     def test_threads(self, path: str) -> None:
         """A reader may be used from several threads."""
