@@ -60,8 +60,11 @@ class FitsReader(Reader):
         How many pixels were decoded so far.
     """
 
-    def __init__(self, path: str, form: str | None = None, index: str | bool | None = None) -> None:
+    def __init__(
+        self, path: str, form: str | None = None, index: str | bool | None = None, workers: int | None = None
+    ) -> None:
         self._address = path
+        self._workers = workers
         self.path = redact(path)
         self._lock = threading.Lock()
         self._cache = Cache(_OPEN_FILES)
@@ -192,7 +195,7 @@ class FitsReader(Reader):
                 part[...] = values
 
         # At a URL each image takes two requests, which need not wait for those of another one.
-        workers = _CONNECTIONS if self.files[0].is_remote else worker_count(work=out.nbytes)
+        workers = self._workers or (_CONNECTIONS if self.files[0].is_remote else worker_count(work=out.nbytes))
         for _ in read_ahead(fill, range(times.stop - times.start), workers):
             pass
         return out
@@ -203,6 +206,10 @@ class FitsReader(Reader):
         image = Image.of(planes)
         self._release(i)
         return image
+
+    def images_at_once(self, n_images: int) -> int | None:
+        """Return how many threads were asked for."""
+        return self._workers
 
     def _release(self, i: int) -> None:
         """Give back the memory of the mapped bytes of an image."""
@@ -309,6 +316,6 @@ class FitsReader(Reader):
     def __reduce__(self) -> tuple[Any, ...]:
         return reopen, (
             FitsReader,
-            (self._address, self.format, False if self.index is None else self.index.address),
+            (self._address, self.format, False if self.index is None else self.index.address, self._workers),
             self.state(),
         )
