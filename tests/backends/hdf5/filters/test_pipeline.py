@@ -143,3 +143,22 @@ def test_what_so_few_bytes_cannot_hold() -> None:
     assert Pipeline((DEFLATE,), np.dtype("u1"), (1, 1 << 14, 1 << 14)).is_plausible(sizes).tolist() == [False, True]
     assert Pipeline((BLOSC,), np.dtype("u1"), (1, 1 << 14, 1 << 14)).is_plausible(sizes).tolist() == [False, True]
     assert Pipeline((BLOSC,), np.dtype("u1"), (1, 1 << 10, 1 << 10)).is_plausible(sizes).all()
+
+
+def test_without_the_functions_of_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other systems may not have them: chunks with deflate are left to `decode`."""
+    if h5filters._LOOPS.get(1 << 40) is None:
+        pytest.skip("there is no numba for this Python")
+    assert h5filters._functions() is not None
+    values = np.arange(16, dtype="<f4").reshape(4, 4)
+    parts = np.array([[0, 0, 0, 1, 4, 4, 16, 4]])
+    for filters, alone in (((SHUFFLE, DEFLATE, FLETCHER32), False), ((SHUFFLE, FLETCHER32), True), ((), True)):
+        pipeline = Pipeline(filters, values.dtype, values.shape)
+        stored = joined([pipeline.encode(values)])
+        for found, expected in ((h5filters._functions, True), (lambda: None, alone)):
+            monkeypatch.setattr(h5filters, "_functions", found)
+            out = np.zeros(16, "f4")
+            assert pipeline.unpack(-1, *stored, None, parts, out.view("u4")) is expected
+            assert np.array_equal(out, values.ravel()) is expected
+        monkeypatch.undo()
+        assert not pipeline.unpack(-1, *stored, None, parts, out.view("u1")[1:61].view("u4"))  # not aligned
