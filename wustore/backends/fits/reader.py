@@ -61,8 +61,11 @@ class FitsReader(Reader):
         How many pixels were decoded so far.
     """
 
-    def __init__(self, path: str, form: str | None = None, index: str | bool | None = None) -> None:
+    def __init__(
+        self, path: str, form: str | None = None, index: str | bool | None = None, workers: int | None = None
+    ) -> None:
         self._address = path
+        self._workers = workers
         self.path = redact(path)
         self._lock = threading.Lock()
         self._cache = Cache(_OPEN_FILES)
@@ -199,7 +202,7 @@ class FitsReader(Reader):
                 part[...] = values
 
         # At a URL each image takes two requests, which need not wait for those of another one.
-        workers = _CONNECTIONS if self.files[0].is_remote else worker_count(work=out.nbytes)
+        workers = self._workers or (_CONNECTIONS if self.files[0].is_remote else worker_count(work=out.nbytes))
         for _ in read_ahead(fill, range(times.stop - times.start), workers):
             pass
         return out
@@ -212,6 +215,10 @@ class FitsReader(Reader):
         if data is not None:
             self._release(i, data)
         return Image.of({layer: values for layer, values in planes.items() if values is not None})
+
+    def images_at_once(self, n_images: int) -> int | None:
+        """Return how many threads were asked for."""
+        return self._workers
 
     def _release(self, i: int, data: Buffer) -> None:
         """Give back the memory of the mapped bytes of an image."""
@@ -317,6 +324,6 @@ class FitsReader(Reader):
     def __reduce__(self) -> tuple[Any, ...]:
         return reopen, (
             FitsReader,
-            (self._address, self.format, False if self.index is None else self.index.address),
+            (self._address, self.format, False if self.index is None else self.index.address, self._workers),
             self.state(),
         )
