@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import os
 import stat
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from wustore.errors import FormatError, OtherFormatError, StoreNotFoundError
@@ -17,7 +19,7 @@ from wustore.storage.url_requests import objects_at
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["RemoteFile", "check_regular", "open_handle", "open_regular", "pread", "pread_into", "sync"]
+__all__ = ["RemoteFile", "check_regular", "open_handle", "open_regular", "pread", "pread_into", "sync", "write_all"]
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 """O_NONBLOCK: what becomes a pipe between the look and the opening does not block either."""
@@ -122,6 +124,22 @@ def pread_into(handle: int, length: int, offset: int) -> memoryview:
         view = view[: len(data)]
         view[:] = data
     return view
+
+
+_MOST_PIECES = 1024
+"""That ``writev`` takes at a time on Linux and macOS (``IOV_MAX``)."""
+
+
+def write_all(handle: int, pieces: Sequence[bytes]) -> None:
+    """Write pieces one after the other, without joining them if the system can; it may take less than it is given."""
+    together = hasattr(os, "writev")
+    left = deque(memoryview(piece) for piece in (pieces if together else [b"".join(pieces)]))
+    while left:
+        count = os.writev(handle, [*itertools.islice(left, _MOST_PIECES)]) if together else os.write(handle, left[0])
+        while left and count >= len(left[0]):
+            count -= len(left.popleft())
+        if count:
+            left[0] = left[0][count:]
 
 
 def sync(path: str | os.PathLike[str]) -> None:

@@ -147,9 +147,10 @@ class Chain:
         if self.method == "raw":
             return lambda chunk: chunk.astype(little, copy=False).tobytes()
         if self.method == "zstd":
-            from numcodecs import Zstd
+            from numcodecs import zstd
 
-            encode = Zstd(settings["level"]).encode
+            # Without the object `Zstd`, whose checks take longer than the coding of a mask.
+            encode = partial(zstd.compress, level=settings["level"])
         else:
             from numcodecs import blosc
 
