@@ -95,11 +95,10 @@ def test_pieces_are_written_one_after_the_other(
     content = b"".join(pieces)
     if most is not None:  # the system takes less than it is given
         pieces = pieces[:300] if most == 1 else pieces
-        content = b"".join(pieces)
+        content, write = b"".join(pieces), os.write
         if how_written == "writev":
-            monkeypatch.setattr(os, "writev", lambda handle, left: os.write(handle, b"".join(left)[:most]))
+            monkeypatch.setattr(os, "writev", lambda handle, left: write(handle, b"".join(left)[:most]))
         else:
-            write = os.write
             monkeypatch.setattr(os, "write", lambda handle, left: write(handle, left[:most]))
     handle = os.open(tmp_path / "x", os.O_WRONLY | os.O_CREAT)
     try:

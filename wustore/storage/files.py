@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import itertools
 import os
 import stat
 import threading
@@ -131,15 +130,14 @@ _MOST_PIECES = 1024
 
 
 def write_all(handle: int, pieces: Sequence[bytes]) -> None:
-    """Write pieces one after the other, without joining them if the system can; it may take less than it is given."""
-    together = hasattr(os, "writev")
-    left = deque(memoryview(piece) for piece in (pieces if together else [b"".join(pieces)]))
-    while left:
-        count = os.writev(handle, [*itertools.islice(left, _MOST_PIECES)]) if together else os.write(handle, left[0])
-        while left and count >= len(left[0]):
-            count -= len(left.popleft())
-        if count:
-            left[0] = left[0][count:]
+    """Write pieces one after the other, without joining them if the system takes all that it is given."""
+    for k in range(0, len(pieces), _MOST_PIECES):
+        some = pieces[k : k + _MOST_PIECES]
+        done = os.writev(handle, some) if hasattr(os, "writev") else 0
+        if done < sum(map(len, some)):
+            left = memoryview(b"".join(some))[done:]
+            while left:
+                left = left[os.write(handle, left) :]
 
 
 def sync(path: str | os.PathLike[str]) -> None:

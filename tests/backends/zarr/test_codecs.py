@@ -27,7 +27,7 @@ def values(chain: Chain, seed: int = 1, shape: tuple[int, int] = SHAPE) -> np.nd
 
 
 def encoded(chain: Chain, chunk: np.ndarray) -> bytes:
-    return with_crc(chain.compressor(Hints())(chunk))
+    return with_crc(chain.compressor(Hints())(chunk.reshape(-1)))
 
 
 @chains

@@ -138,7 +138,7 @@ def test_chunks_of_a_row_are_encoded_as_each_by_itself(
     chunks = []
     for k in range(grid.n_chunks):
         y, x = k // 4 * 8, k % 4 * 8
-        chunks.append(bytes(compress(np.ascontiguousarray(padded[y : y + 8, x : x + 8]))))
+        chunks.append(bytes(compress(np.ascontiguousarray(padded[y : y + 8, x : x + 8]).reshape(-1))))
     sums = [crc32c(chunk).to_bytes(4, "little") for chunk in chunks]
     for workers in (1, 3):
         pieces = encode_shard(plane, grid, -1, Hints(), workers)

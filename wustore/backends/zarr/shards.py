@@ -167,7 +167,7 @@ def encode_shard(
             chunks[whole : whole + 1, :rows, : part.shape[1] % width] = part[:, whole * width :]
         chunks[:whole, :rows] = part[:, : whole * width].reshape(rows, whole, width).swapaxes(0, 1)
         pieces: list[bytes] = []
-        for chunk in chunks:
+        for chunk in chunks.reshape(len(chunks), -1):
             body = compress(chunk)
             pieces += body, crc32c(body).to_bytes(4, "little")
         return pieces
