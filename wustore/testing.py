@@ -39,6 +39,7 @@ from wustore.model.compare import same_bits
 from wustore.model.meta import LAYERS, Capsule, Column, ConstituentTable, Image, Meta, Observatory, object_array
 from wustore.ops.copy import copy
 from wustore.ops.diff import differences
+from wustore.storage import threads
 
 __all__ = ["SAMPLES", "BackendConformance", "assert_same", "sample"]
 
@@ -273,10 +274,6 @@ class BackendConformance:
         copy(source, self.backend.create(path, source.meta, **options))
         return self.backend.open(path)
 
-    def listing(self, tmp_path: Path) -> list[str]:
-        """Return what is in the directory."""
-        return sorted(entry.name for entry in tmp_path.iterdir())
-
     @pytest.mark.parametrize("name", list(SAMPLES))
     def test_round_trip(self, path: str, name: str) -> None:
         """Everything comes back bit for bit."""
@@ -321,10 +318,19 @@ class BackendConformance:
         source = sample("chunked")
         with self.make(path, source) as reader:
             for workers in (1, 3, None):
-                order = [i for i, _ in reader.images([2, 0, 1, 0], workers=workers)]
-                assert order == [2, 0, 1, 0]
+                assert [i for i, _ in reader.images([2, 0, 1, 0], workers=workers)] == [2, 0, 1, 0]
             for i, image in reader.images([2, 0], workers=2):
                 assert same_bits(image.science, source.image(i).science)
+
+    def test_workers(self, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """``workers=1`` reads in the calling thread alone."""
+        source = sample("chunked")
+        self.make(path, source).close()
+        with self.backend.open(path, workers=1) as reader, monkeypatch.context() as patch:
+            patch.setattr(threads, "_pool", lambda _: pytest.fail("another thread"))
+            for i, found in reader.images():
+                assert same_bits(found.science, source.image(i).science)
+            reader.read("science", (slice(0, 3), slice(0, 50), slice(0, 50)))
 
     def test_threads(self, path: str) -> None:
         """A reader may be used from several threads."""
@@ -370,7 +376,7 @@ class BackendConformance:
     def test_nothing_before_commit(self, path: str) -> None:
         """The target appears at commit, not before; abort leaves nothing."""
         source = sample("simple")
-        before = self.listing(Path(path).parent) if self.persistent else []
+        before = set(Path(path).parent.iterdir()) if self.persistent else set()
         writer = self.backend.create(path, source.meta, **self.options)
         writer.write(0, source.image(0))
         with pytest.raises(WuStoreError):
@@ -382,7 +388,7 @@ class BackendConformance:
         with pytest.raises(StoreNotFoundError):
             self.backend.open(path)
         if self.persistent:
-            assert self.listing(Path(path).parent) == before
+            assert set(Path(path).parent.iterdir()) == before
 
     def test_existing_target(self, path: str) -> None:
         """An existing store is refused, and replaced only when asked, when the new one is whole."""

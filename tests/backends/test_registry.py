@@ -18,7 +18,7 @@ from wustore.backends.fits.files import input as fits_input
 from wustore.backends.fits.files import open_files
 from wustore.backends.memory import MemoryBackend
 from wustore.backends.registry import backend_named, open_reader
-from wustore.errors import FormatError, OtherFormatError, UnknownFormatError
+from wustore.errors import FormatError, OtherFormatError, UnknownFormatError, UsageError
 from wustore.ops.copy import copy
 from wustore.storage import files
 
@@ -226,3 +226,9 @@ def test_pipes_inside_of_a_store_are_not_opened(stores, tmp_path, name):
     root = "set.fits" if name.endswith("fits") else "n.zarr"
     with pytest.raises(FormatError, match="named pipe"), open_reader(tmp_path / "stores" / root) as reader:
         reader.image(1)
+
+
+@pytest.mark.parametrize("workers", [0, -1, 1.5, True, "2"])
+def test_what_is_no_number_of_workers_is_refused_before_anything_is_opened(tmp_path: Path, workers: object) -> None:
+    with pytest.raises(UsageError, match="workers"):
+        open_reader(tmp_path / "nothing", workers=workers)

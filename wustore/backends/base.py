@@ -407,7 +407,8 @@ class Backend(ABC):
         path
             What to open.
         options
-            Of the backend; looked at once the content is known to be of this format.
+            ``workers``: how many threads read and decode, as for `wustore.storage.threads.worker_count`; every backend
+            takes it. Others are the backend's, looked at once the content is known to be of this format.
 
         Raises
         ------

@@ -285,7 +285,7 @@ class YamlDumpBackend(Backend):
         """Return whether it may be a text with names at the starts of lines."""
         return b"\0" not in start and _SECTION.search(start.decode("latin-1")) is not None
 
-    def open(self, path: str, **options: Any) -> YamlDumpReader:
+    def open(self, path: str, *, workers: int | None = None, **options: Any) -> YamlDumpReader:
         """Open a dump; see `wustore.backends.base.Backend.open`."""
         reader = YamlDumpReader(path)
         if options:

@@ -131,6 +131,10 @@ class MemoryReader(Reader):
         view.flags.writeable = False
         return view
 
+    def images_at_once(self, n_images: int) -> int:
+        """Return 1: there is nothing to wait for."""
+        return 1
+
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return a single pixel: memory has no chunks."""
         return 1, 1, 1
@@ -198,7 +202,7 @@ class MemoryBackend(Backend):
         """Return False: what is in memory is no file."""
         return False
 
-    def open(self, path: str, **options: Any) -> MemoryReader:
+    def open(self, path: str, *, workers: int | None = None, **options: Any) -> MemoryReader:
         """Open a store of this process; see `wustore.backends.base.Backend.open`."""
         _refuse(options)
         if path not in _STORES:

@@ -22,6 +22,7 @@ from wustore.errors import IncompleteError, StoreNotFoundError, UnknownFormatErr
 from wustore.storage.files import check_regular, open_regular
 from wustore.storage.staging import partial_path
 from wustore.storage.stores import address_of
+from wustore.storage.threads import worker_count
 from wustore.storage.url import is_remote, redact
 
 __all__ = [
@@ -144,7 +145,8 @@ def open_reader(
         Of a URL, such as ``{"anon": True}`` for a public bucket: docs/howto/cloud.md lists them. They are in no
         message, but in a pickle.
     options
-        Of the backend (``workers``); an unknown one is refused.
+        Of the backend; an unknown one is refused. All take ``workers``: how many threads read and decode, the number of
+        processors by default, 1 for the calling thread alone.
 
     Returns
     -------
@@ -157,6 +159,7 @@ def open_reader(
     MissingDependencyError
         If the store, or a URL, needs an extra that is not installed.
     """
+    worker_count(options.get("workers"))
     address = address_of(path, storage_options=storage_options)
     if storage_options and not is_remote(address):
         raise UsageError("storage_options are for URLs", path=str(address), hint="Leave them out.")

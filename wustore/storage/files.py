@@ -7,7 +7,7 @@ import io
 import os
 import stat
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -92,6 +92,7 @@ def _seek_and_read(handle: int, length: int, offset: int) -> bytes:
 
 
 _once = getattr(os, "pread", _seek_and_read)
+_into = getattr(os, "preadv", lambda handle, buffers, offset: -1)
 
 
 def pread(handle: int, length: int, offset: int) -> bytes:
@@ -118,7 +119,7 @@ def pread_into(handle: int, length: int, offset: int) -> memoryview:
     if length > len(_MEMORY.bytes):
         _MEMORY.bytes = bytearray(length)
     view = memoryview(_MEMORY.bytes)[:length]
-    if not hasattr(os, "preadv") or os.preadv(handle, [view], offset) != length:
+    if _into(handle, [view], offset) != length:
         data = pread(handle, length, offset)
         view = view[: len(data)]
         view[:] = data

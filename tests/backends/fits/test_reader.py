@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import cProfile
 import os
 import pickle
+import pstats
 import random
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +15,13 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+from wustore import ImageStack, SearchConfiguration, WorkUnit
+from wustore.backends.fits import reader as reader_module
 from wustore.backends.fits.backend import FitsBackend
 from wustore.backends.fits.hdu.image import Plane
 from wustore.backends.fits.hdu.scan import scan
 from wustore.backends.fits.reader import FitsReader
+from wustore.backends.fits.tiles import rice
 from wustore.backends.registry import open_reader
 from wustore.errors import FormatError, UsageError, WuStoreError
 from wustore.model.meta import LAYERS, Image
@@ -220,6 +225,40 @@ def test_only_the_wanted_layers_are_read(large: str) -> None:
     assert image.psf is None
     assert image.mask is not None
     assert reader.pixels_decoded == 200 * 150
+
+
+def python_calls(path: Path, shape: tuple[int, int]) -> int:
+    """Return the Python-level calls of reading an image of KBMOD's default compression when everything is warm."""
+    planes = [np.random.default_rng(i).normal(10, 3, shape).astype(np.float32) for i in range(2)]
+    with pytest.warns(UserWarning, match="WCS"):
+        unit = WorkUnit(ImageStack(times=[60000.0, 60001.0], sci=planes, var=planes), SearchConfiguration())
+    unit.to_fits(path)
+    reader = FitsBackend().open(str(path))
+    reader.image(1)
+    profile = cProfile.Profile()
+    profile.enable()
+    reader.image(1)
+    profile.disable()
+    return int(pstats.Stats(profile).total_calls)
+
+
+def test_python_per_plane_and_not_per_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work that only one thread at a time can do bounds how reading scales: counted, so the same on any machine."""
+    if (loops := rice.compiled_loops(1 << 40)) is None:
+        pytest.skip("there is no numba for this Python")
+    monkeypatch.setattr(rice._loops, "module", loops)
+    few, many = (python_calls(tmp_path / f"{n}.fits", (n, 150)) for n in (100, 4000))
+    assert many - few < 10, "large planes are in memory of their own"
+    assert few <= 330
+
+
+def test_the_bytes_of_an_image_are_given_back_at_once(large: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[int, int]] = []
+    monkeypatch.setattr(reader_module, "release", lambda data, start, stop: given.append((start, stop)))
+    reader = FitsBackend().open(large)
+    reader.image(1)
+    hdus = [plane.hdu for plane in reader.layout.images[1].planes.values()]
+    assert given == [(min(hdu.data_start for hdu in hdus), max(hdu.end for hdu in hdus))]
 
 
 def test_chunks(large: str) -> None:

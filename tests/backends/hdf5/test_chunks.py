@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import cProfile
+import os
 import pstats
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
+import imagecodecs
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from wustore.backends.compiling import Loops
 from wustore.backends.hdf5 import chunks as h5chunks
 from wustore.backends.hdf5.append import append_images
 from wustore.backends.hdf5.backend import Hdf5Backend
 from wustore.backends.hdf5.chunks import ChunkReader
+from wustore.backends.hdf5.file import RawFile
+from wustore.backends.hdf5.filters import pipeline
 from wustore.backends.memory import MemoryReader
 from wustore.errors import CorruptError
 from wustore.model.compare import same_bits
-from wustore.model.meta import Image
+from wustore.model.meta import LAYERS, Image
 from wustore.ops.copy import copy
 from wustore.ops.verify import problems
 from wustore.testing import sample
@@ -186,3 +193,125 @@ def test_encoded_again_by_another_program(tmp_path: Path, chunks: tuple[int, ...
 
 def assert_image(image: Image, i: int = 0) -> None:
     assert same_bits(image.science, sample("chunked").image(i).science)
+
+
+# --- what other programs write, and damage in it --------------------------------------------------------
+
+SIDES = (1, 16, 24)
+"""Of the chunks of `foreign`: 3 x 3 of them make up a plane of 40 x 60 pixels, those at its ends in part."""
+
+
+def foreign(path: Path, dtype: str, **options: object) -> NDArray[Any]:
+    """Write a dataset as another program does, one chunk of which is noise; return its values."""
+    rng = np.random.default_rng(5)
+    values = (rng.normal(100, 5, (2, 40, 60)) * 8).astype(dtype)
+    values[0, :16, :24] = rng.integers(0, 256, (16, 24 * values.itemsize), "u1").view(dtype)
+    with h5py.File(path, "w", libver="latest") as file:
+        file.create_dataset("science", data=values, chunks=SIDES, **options)
+    return values
+
+
+@pytest.fixture(params=["compiled", "python"])
+def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    found = Loops("wustore.backends.hdf5.filters.loops_numba", 0 if request.param == "compiled" else 1 << 60)
+    if request.param == "compiled" and found.get(1) is None:
+        pytest.skip("there is no numba for this Python")
+    monkeypatch.setattr(pipeline, "_LOOPS", found)
+    return str(request.param)
+
+
+def filled(reader: ChunkReader, box: tuple[slice, ...], dtype: str, workers: int = 1) -> NDArray[Any]:
+    bounds = np.array([[(part.start, part.stop) for part in box]])
+    out = np.empty((bounds[0, :, 1] - bounds[0, :, 0]).tolist(), np.dtype(dtype).newbyteorder("="))
+    for job in reader.jobs(reader.plan(bounds), out.reshape(-1), workers):
+        job()
+    return out
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f8", "<i2", "|u1", ">f4"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"fletcher32": True},
+        {"shuffle": True},
+        {"compression": 4},
+        {"compression": 4, "shuffle": True},
+        {"compression": 4, "shuffle": True, "fletcher32": True},
+        {"compression": "lzf", "shuffle": True},
+        {"scaleoffset": 0},
+    ],
+    ids=lambda options: " ".join(options) or "no filters",
+)
+def test_pipelines_of_other_programs(tmp_path: Path, loops: str, dtype: str, options: dict[str, Any]) -> None:
+    if "scaleoffset" in options and "f" in dtype:
+        options = {"fletcher32": True, "shuffle": True}
+    values = foreign(tmp_path / "a.h5", dtype, **options)
+    with h5py.File(tmp_path / "a.h5") as file:
+        reader = ChunkReader(file["science"], RawFile(file), "a.h5")
+        for box in ((0, 2, 0, 40, 0, 60), (0, 1, 15, 17, 23, 25), (1, 2, 39, 40, 59, 60), (0, 2, 3, 36, 1, 59)):
+            index = tuple(slice(*box[k : k + 2]) for k in (0, 2, 4))
+            expected = values[index].astype(values.dtype.newbyteorder("="))
+            assert same_bits(filled(reader, index, dtype), np.ascontiguousarray(expected))
+
+
+@pytest.mark.parametrize("options", [{"compression": 4, "shuffle": True, "fletcher32": True}, {"fletcher32": True}])
+def test_the_first_damaged_chunk_is_named(tmp_path: Path, loops: str, options: dict[str, Any]) -> None:
+    """Wherever it is among those of a job, and however many follow; with the same words on either way."""
+    values = foreign(tmp_path / "a.h5", "<f4", **options)
+    with h5py.File(tmp_path / "a.h5") as file:
+        places = [file["science"].id.get_chunk_info(k) for k in range(18)]
+    places.sort(key=lambda place: place.byte_offset)
+    whole = bytearray((tmp_path / "a.h5").read_bytes())
+    box = (slice(0, 2), slice(0, 40), slice(0, 60))
+    for k, place in enumerate(places):
+        z, y, x = place.chunk_offset
+        for at in (place.byte_offset + place.size // 2, place.byte_offset + place.size - 2):
+            data = whole.copy()
+            for later in (at, *(other.byte_offset for other in places[k + 1 :: 5])):
+                data[later] ^= 0x10
+            (tmp_path / "b.h5").write_bytes(data)
+            with h5py.File(tmp_path / "b.h5") as file:
+                reader = ChunkReader(file["science"], RawFile(file), "b.h5")
+                expected = rf"damaged.*image {z}, chunk at \(y, x\) = \({y}, {x}\)"
+                with pytest.raises(CorruptError, match=expected) as raised:
+                    filled(reader, box, "<f4")
+                assert "fletcher32 does not match" in str(raised.value)
+                other = (slice(1 - z, 2 - z), slice(0, 40), slice(0, 60))
+                if k == len(places) - 1:
+                    assert same_bits(filled(reader, other, "<f4"), values[other])
+
+
+def test_a_file_that_has_become_shorter(tmp_path: Path, loops: str) -> None:
+    values = foreign(tmp_path / "a.h5", "<f4", compression=4, fletcher32=True)
+    path = tmp_path / "a.h5"
+    with h5py.File(path) as file:
+        places = [file["science"].id.get_chunk_info(k) for k in range(18)]
+        last = max(places, key=lambda place: place.byte_offset)
+        reader = ChunkReader(file["science"], RawFile(file), "a.h5")
+        box = (slice(0, 1), slice(0, 40), slice(0, 60))
+        assert same_bits(filled(reader, box, "<f4"), values[:1])
+        os.truncate(path, last.byte_offset + last.size - 1)
+        z, y, x = last.chunk_offset
+        index = (slice(z, z + 1), slice(y, min(y + 16, 40)), slice(x, min(x + 24, 60)))
+        with pytest.raises(CorruptError, match=rf"image {z}, chunk at \(y, x\) = \({y}, {x}\).*shorter"):
+            filled(reader, index, "<f4")
+
+
+@pytest.mark.usefixtures("loops")
+@pytest.mark.parametrize("loops", ["compiled"], indirect=True)
+def test_a_job_is_one_call_without_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def counted(name: str, function: Any) -> Any:
+        return lambda *arguments, **options: (calls.append(name), function(*arguments, **options))[1]
+
+    module = pipeline._LOOPS.get()
+    for owner, name in ((module, "unpack"), (module, "fletcher32"), (os, "preadv"), (imagecodecs, "deflate_decode")):
+        monkeypatch.setattr(owner, name, counted(name, getattr(owner, name)))
+    source = sample("chunked")
+    with Hdf5Backend().open(save(tmp_path / "a.h5", chunks=(50, 50)), workers=1) as reader:
+        calls.clear()
+        image = reader.image(1)
+    assert same_bits(image.science, source.image(1).science)
+    assert calls == ["unpack"] * sum(image.layer(name) is not None for name in LAYERS)

@@ -100,10 +100,10 @@ def _open(path: str, form: str | None, options: dict[str, Any]) -> FitsReader:
         index = os.path.abspath(index) if isinstance(index, str) and not is_remote(index) else index  # noqa: PTH100
     if index is True or not isinstance(index, str | bool | None):
         raise UsageError("index is no address", where="index", expected="a path or URL, or False", found=repr(index))
-    reader = FitsReader(path, form, index)
+    reader = FitsReader(path, form, index, options.pop("workers", None))
     if options:
         reader.close()
-        raise UsageError("unknown options", where=form or "fits", expected="index", found=sorted(options))
+        raise UsageError("unknown options", where=form or "fits", expected="index, workers", found=sorted(options))
     return reader
 
 
@@ -120,14 +120,15 @@ class FitsIndexBackend(Backend):
 
     def open(self, path: str, **options: Any) -> FitsReader:
         """Open the files of an index; see `wustore.backends.base.Backend.open`."""
+        workers = options.pop("workers", None)
         if options:
-            raise UsageError("unknown options", where=self.name, expected="none", found=sorted(options))
+            raise UsageError("unknown options", where=self.name, expected="workers", found=sorted(options))
         place, mark, query = path.partition("?") if is_remote(path) else (path, "", "")
         if not place.endswith(SUFFIX):
             raise OtherFormatError("no name of an index", path=redact(path), expected=f"a name ending in {SUFFIX}")
         Index(path)  # what is no index is said to be none, whatever is next to it
         try:
-            return FitsReader(with_options_of(f"{place.removesuffix(SUFFIX)}{mark}{query}", path), None, path)
+            return FitsReader(with_options_of(f"{place.removesuffix(SUFFIX)}{mark}{query}", path), None, path, workers)
         except StoreNotFoundError as error:
             error.hint = "An index is opened next to its FITS file; elsewhere open the file with index=…"
             raise

@@ -18,6 +18,7 @@ from wustore.backends.fits.files.indexed_file import IndexedFitsFile
 from wustore.backends.fits.files.open_files import Cache, FitsFile, has_shards, shard_path
 from wustore.backends.fits.hdu import wustore_hdu
 from wustore.backends.fits.hdu.checksum import has_sums, wrong_sums
+from wustore.backends.fits.hdu.scan import Buffer
 from wustore.backends.fits.interpret import Layout, interpret
 from wustore.backends.state import digest, reopen
 from wustore.errors import CorruptError, FormatError, OtherFormatError, StoreNotFoundError
@@ -60,8 +61,11 @@ class FitsReader(Reader):
         How many pixels were decoded so far.
     """
 
-    def __init__(self, path: str, form: str | None = None, index: str | bool | None = None) -> None:
+    def __init__(
+        self, path: str, form: str | None = None, index: str | bool | None = None, workers: int | None = None
+    ) -> None:
         self._address = path
+        self._workers = workers
         self.path = redact(path)
         self._lock = threading.Lock()
         self._cache = Cache(_OPEN_FILES)
@@ -150,21 +154,27 @@ class FitsReader(Reader):
         return self._meta
 
     def _read_plane(
-        self, i: int, layer: str, rows: slice | None = None, columns: slice | None = None, out: Any = None
+        self,
+        i: int,
+        layer: str,
+        rows: slice | None = None,
+        columns: slice | None = None,
+        out: Any = None,
+        data: Buffer | None = None,
     ) -> NDArray[Any] | None:
         image = self.layout.images[i]
         plane = image.planes.get(layer)
         dtype = self.meta.dtypes[layer][i]
         if plane is None or dtype is None:  # KBMOD needs a PSF in the file even if there is none
             return None
-        values = self.files[image.file].read(plane, rows, columns, out if plane.dtype == dtype else None)
+        values = self.files[image.file].read(plane, rows, columns, out if plane.dtype == dtype else None, data)
         if plane.dtype != dtype:  # FITS has no such dtype: the values are the same
             values = values.astype(dtype)
             if out is not None:
                 out[...] = values
         height, width = plane.shape
-        count = plane.n_decoded(rows or slice(0, height), columns or slice(0, width))
-        self._count(count)
+        whole = rows is None and columns is None
+        self._count(height * width if whole else plane.n_decoded(rows or slice(0, height), columns or slice(0, width)))
         return values
 
     def read(self, layer: str, index: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -192,30 +202,33 @@ class FitsReader(Reader):
                 part[...] = values
 
         # At a URL each image takes two requests, which need not wait for those of another one.
-        workers = _CONNECTIONS if self.files[0].is_remote else worker_count(work=out.nbytes)
+        workers = self._workers or (_CONNECTIONS if self.files[0].is_remote else worker_count(work=out.nbytes))
         for _ in read_ahead(fill, range(times.stop - times.start), workers):
             pass
         return out
 
     def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read one image; see `wustore.backends.base.Reader.image`."""
-        planes = {layer: values for layer in layers if (values := self._read_plane(i, layer)) is not None}
-        image = Image.of(planes)
-        self._release(i)
-        return image
+        file = self.files[self.layout.images[i].file]
+        data = None if file.is_remote else file.data  # of a remote file it would fetch all
+        planes = {layer: self._read_plane(i, layer, data=data) for layer in layers}
+        if data is not None:
+            self._release(i, data)
+        return Image.of({layer: values for layer, values in planes.items() if values is not None})
 
-    def _release(self, i: int) -> None:
+    def images_at_once(self, n_images: int) -> int | None:
+        """Return how many threads were asked for."""
+        return self._workers
+
+    def _release(self, i: int, data: Buffer) -> None:
         """Give back the memory of the mapped bytes of an image."""
         image = self.layout.images[i]
-        file = self.files[image.file]
-        if file.is_remote:
-            return  # nothing is mapped, and `data` would fetch the whole file
         hdus = sorted((plane.hdu for plane in image.planes.values()), key=lambda hdu: hdu.data_start)
         start = 0
         for hdu, after in zip(hdus, [*hdus[1:], None], strict=True):
             start = start or hdu.data_start
             if after is None or after.index != hdu.index + 1:  # those that follow one another in one call
-                release(file.data, start, hdu.end)
+                release(data, start, hdu.end)
                 start = 0
 
     def _count(self, pixels: int) -> None:
@@ -249,7 +262,9 @@ class FitsReader(Reader):
         from wustore.backends.fits import capsule
 
         made = capsule.piece(self, i, self.image(i) if image is None else image)
-        self._release(i)
+        file = self.files[self.layout.images[i].file]
+        if not file.is_remote:
+            self._release(i, file.data)
         return made
 
     def places(self) -> list[str]:
@@ -309,6 +324,6 @@ class FitsReader(Reader):
     def __reduce__(self) -> tuple[Any, ...]:
         return reopen, (
             FitsReader,
-            (self._address, self.format, False if self.index is None else self.index.address),
+            (self._address, self.format, False if self.index is None else self.index.address, self._workers),
             self.state(),
         )

@@ -55,10 +55,8 @@ class Hdf5Backend(PiecewiseBackend):
             `wustore.storage.url_requests.CONCURRENCY`, because each waits for a request most of the time).
         """
         workers = options.pop("workers", None)
-        if workers is None:
-            workers = CONCURRENCY if is_remote(path) else None
-        else:
-            worker_count(workers)
+        if workers is None and is_remote(path):
+            workers = CONCURRENCY
         reader = Hdf5Reader(path, workers=workers)
         if options:
             reader.close()

@@ -28,7 +28,7 @@ from wustore.backends.hdf5.filters.pipeline import (
 )
 from wustore.backends.hdf5.integrity import Binding
 from wustore.backends.hdf5.netcdf import wrapped
-from wustore.backends.hdf5.parts import Places, parts_of
+from wustore.backends.hdf5.parts import Places, order_of, parts_of
 from wustore.errors import CorruptError
 from wustore.storage.url_requests import coalesce
 
@@ -202,7 +202,7 @@ class ChunkReader:
                 partial(self._fill_with_library, number, plan.of(np.array([k])), values)
                 for k, number in enumerate(numbers.tolist())
             ]
-        order = table.offsets[numbers].argsort(kind="stable")
+        order = order_of(table.offsets[numbers])
         numbers = numbers[order]
         bounds = self._batches(table.offsets[numbers], table.sizes[numbers], workers)
         return [
@@ -400,8 +400,9 @@ class Plan:
     def of(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the parts of some of the chunks, which count from 0 in the order of ``chosen``."""
         if self._ends is None:
-            self.parts = self.parts[self.parts[:, 0].argsort(kind="stable")]
-            self._ends = self.parts[:, 0].searchsorted(np.arange(self.numbers.size + 1))
+            self.parts = self.parts[order_of(self.parts[:, 0])]
+            self._ends = np.zeros(self.numbers.size + 1, np.int64)
+            np.bincount(self.parts[:, 0], minlength=self.numbers.size).cumsum(out=self._ends[1:])
         starts = self._ends[chosen]
         counts = self._ends[chosen + 1] - starts
         ends = counts.cumsum()

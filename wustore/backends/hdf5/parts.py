@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Box", "Places", "bounds_of", "parts_of", "places_in"]
+__all__ = ["Box", "Places", "bounds_of", "order_of", "parts_of", "places_in"]
 
 Box = tuple[slice, ...]
 """One plain slice for each axis."""
@@ -102,14 +102,25 @@ def parts_of(
     if places is None:
         places = Places(volume.cumsum() - volume, shape[:, 1] * shape[:, 2], shape[:, 2])
     base, plane, row = places.first[box], places.plane[box], places.row[box]
-    chunks, k = np.unique((place[:, 0] * grid[1] + place[:, 1]) * grid[2] + place[:, 2], return_inverse=True)
+    numbers = (place[:, 0] * grid[1] + place[:, 1]) * grid[2] + place[:, 2]
+    order = order_of(numbers)
+    numbers = numbers[order]
+    is_new = np.ones(numbers.size, bool)
+    np.not_equal(numbers[1:], numbers[:-1], out=is_new[1:])
     parts: NDArray[np.int64] = np.empty((box.size, 8), np.int64)
-    parts[:, 0] = k
+    parts[order, 0] = is_new.cumsum() - 1
     parts[:, 1] = (inside[:, 0] * chunk[1] + inside[:, 1]) * chunk[2] + inside[:, 2]
     parts[:, 2] = base + target[:, 0] * plane + target[:, 1] * row + target[:, 2]
     parts[:, 3:6] = size
     parts[:, 6], parts[:, 7] = plane, row
-    return parts, chunks
+    return parts, numbers[is_new]
+
+
+def order_of(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the stable order of numbers. Sorting gives up the interpreter lock: numbers in order are not sorted."""
+    if (numbers[1:] >= numbers[:-1]).all():
+        return np.arange(numbers.size)
+    return numbers.argsort(kind="stable")
 
 
 def bounds_of(boxes: Sequence[Box]) -> NDArray[np.int64]:

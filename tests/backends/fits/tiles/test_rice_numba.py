@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from wustore.backends.compiling import Loops
-from wustore.backends.fits.tiles import decode_plane, encode_plane, quantize, rice
+from wustore.backends.fits.tiles import decode_plane, encode_plane, geometry, quantize, rice
 from wustore.errors import CorruptError
 
 
@@ -214,6 +214,29 @@ def test_tiles_that_the_loops_leave_alone(monkeypatch: pytest.MonkeyPatch) -> No
         table[: fields.heap_start].view(kind)[name][2] = value
         assert not rice.decode_floats(table, fields, np.arange(3), None, out), (name, value)
         assert rice.decode_floats(table, fields, np.arange(2), None, out[:2]), "the other tiles are whole"
+
+
+def test_a_tile_for_the_long_way_takes_its_batch_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = state()
+    fresh.module = loops
+    monkeypatch.setattr(rice, "_loops", fresh)
+    monkeypatch.setitem(geometry._LARGER, "RICE_1", 3 * 100)
+    values = np.random.default_rng(1).normal(0, 1, (9, 100)).astype(np.float32)
+    values[4, ::2] = 1e30  # cannot be quantised
+    encoded = encode_plane(values, quantize_level=-0.01)
+    done: list[tuple[int, bool]] = []
+    real = rice.decode_floats
+
+    def note(table: Any, fields: Any, rows: Any, blank: Any, out: Any) -> bool:
+        done.append((len(rows), real(table, fields, rows, blank, out)))
+        return done[-1][1]
+
+    monkeypatch.setattr(rice, "decode_floats", note)
+    found = decode_plane(encoded.layout, encoded.data)
+    assert done == [(9, False), (3, True), (3, False), (3, True)]
+    assert found[4].tobytes() == values[4].tobytes()
+    monkeypatch.setattr(rice, "decode_floats", lambda *_: False)
+    assert decode_plane(encoded.layout, encoded.data).tobytes() == found.tobytes()
 
 
 # --- when they are used ---------------------------------------------------------------------------------

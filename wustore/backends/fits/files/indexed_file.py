@@ -10,13 +10,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
-
-from numpy.typing import NDArray
 
 from wustore.backends.fits.files.index import CHECKED, IndexedFile, Range, changed
 from wustore.backends.fits.files.open_files import Cache, FitsFile, check_unchanged, fetch
-from wustore.backends.fits.hdu.image import Plane
+from wustore.backends.fits.hdu.image import Fetch
 from wustore.backends.fits.hdu.scan import Buffer, Hdu, Sliceable
 from wustore.storage.files import RemoteFile
 from wustore.storage.url import redact
@@ -113,13 +110,8 @@ class IndexedFitsFile(FitsFile):
         """What the index holds of the file: headers and tables."""
         return self._index.parts
 
-    def read(
-        self, plane: Plane, rows: slice | None = None, columns: slice | None = None, out: NDArray[Any] | None = None
-    ) -> NDArray[Any]:
-        """Decode a plane of this file or a window of it; see `FitsFile.read`."""
-        if self._is_fetched:
-            return plane.read(self.data, rows, columns, out)
-        return plane.read_ranges(partial(self._known_or_read, plane.hdu), rows, columns, out)
+    def _fetcher(self, hdu: Hdu) -> Fetch:
+        return partial(self._known_or_read, hdu)
 
     def _known_or_read(self, hdu: Hdu, ranges: Sequence[Range]) -> list[bytes]:
         """Return the bytes of ranges, of the index or of the file, compared with what the index holds of the HDU."""

@@ -6,6 +6,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 
 from wustore.backends.fits.files import input as source
 from wustore.backends.fits.hdu.header import BLOCK
-from wustore.backends.fits.hdu.image import Plane
-from wustore.backends.fits.hdu.scan import Buffer, ScannedFile, Sliceable, is_fits, scan
+from wustore.backends.fits.hdu.image import Fetch, Plane
+from wustore.backends.fits.hdu.scan import Buffer, Hdu, ScannedFile, Sliceable, is_fits, scan
 from wustore.backends.state import replaced
 from wustore.errors import StoreNotFoundError, UsageError
 from wustore.storage.buffers import release
@@ -138,12 +139,23 @@ class FitsFile:
         return not self._is_fetched
 
     def read(
-        self, plane: Plane, rows: slice | None = None, columns: slice | None = None, out: NDArray[Any] | None = None
+        self,
+        plane: Plane,
+        rows: slice | None = None,
+        columns: slice | None = None,
+        out: NDArray[Any] | None = None,
+        data: Buffer | None = None,
     ) -> NDArray[Any]:
-        """Decode a plane of this file or a window of it; see `wustore.backends.fits.hdu.image.Plane.read`."""
+        """Decode a plane of this file or a window of it; see `wustore.backends.fits.hdu.image.Plane.read`.
+
+        Parameters
+        ----------
+        data
+            What `data` has just given, so that the file need not be looked at again.
+        """
         if self._is_fetched:
-            return plane.read(self.data, rows, columns, out)
-        return plane.read_ranges(self._fetch, rows, columns, out)
+            return plane.read(self.data if data is None else data, rows, columns, out)
+        return plane.read_ranges(self._fetcher(plane.hdu), rows, columns, out)
 
     def pieces(self) -> Iterator[Buffer]:
         """Yield all bytes of the file in order, in pieces of `wustore.storage.url_requests.LARGEST`."""
@@ -155,10 +167,10 @@ class FitsFile:
             yield view[start : start + LARGEST]
             release(self.data, start, start + LARGEST)
 
-    def _fetch(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Return the bytes of ranges, near ones in one request, several requests at a time."""
+    def _fetcher(self, hdu: Hdu) -> Fetch:
+        """Return a function that reads ranges of an HDU: near ones in one request, several requests at a time."""
         assert self._remote is not None
-        return fetch(self._remote, ranges)
+        return partial(fetch, self._remote)
 
     def __iter__(self) -> Iterator[Any]:
         """Yield path, bytes and scan, so that a file can be taken apart like a tuple."""

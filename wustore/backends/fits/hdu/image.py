@@ -179,8 +179,6 @@ class Plane:
         CorruptError
             If the compressed bytes are damaged.
         """
-        rows = slice(0, self.shape[0]) if rows is None else rows
-        columns = slice(0, self.shape[1]) if columns is None else columns
         start = self.hdu.data_start
         if self._way == "tiles":
             table = memoryview(data)[start : start + self.hdu.data_length]
@@ -188,10 +186,13 @@ class Plane:
                 return tiles.decode_plane(self.layout(), table, rows=rows, columns=columns, out=out)
             except WuStoreError as error:
                 raise self._placed(error) from error
-        values = self._plain(data, rows, columns)
+        values = self._plain(data)[rows or slice(None), columns or slice(None)]
         if out is None:
             out = buffers.empty(values.shape, self.dtype)
-        out[...] = values
+        if self._way == "unsigned":
+            flipped(values, out.view(f"u{out.dtype.itemsize}"))
+        else:
+            out[...] = values
         return out
 
     def read_ranges(
@@ -234,10 +235,11 @@ class Plane:
         alone.hdu = replace(self.hdu, data_start=0)
         return alone.read(body, rows, columns, out)
 
-    def _plain(self, data: Buffer, rows: slice, columns: slice) -> NDArray[Any]:
+    def _plain(self, data: Buffer) -> NDArray[Any]:
+        """Return the pixels as they are stored, or if they are scaled as astropy gives them."""
         header = self.hdu.header
         if self._way == "scaled":
-            return self._by_astropy(data)[rows, columns]
+            return self._by_astropy(data)
         raw = np.dtype(PIXEL_TYPES[header["BITPIX"]])
         height, width = self.shape
         if raw.itemsize * height * width > self.hdu.data_length:
@@ -249,10 +251,7 @@ class Plane:
                 found=self.hdu.data_length,
             )
         plane = np.frombuffer(data, dtype=raw, count=height * width, offset=self.hdu.data_start)
-        window: NDArray[Any] = plane.reshape(height, width)[rows, columns]
-        if self._way == "plain":
-            return window
-        return flipped(window).view(self.dtype)
+        return plane.reshape(height, width)
 
     def _by_astropy(self, data: Buffer) -> NDArray[Any]:
         from astropy.io import fits

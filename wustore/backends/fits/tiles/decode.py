@@ -21,6 +21,7 @@ from wustore.backends.fits.tiles.geometry import (
     copy_tile,
     follow,
     place_of,
+    stacked,
     tiled_axis,
     window_of,
 )
@@ -408,6 +409,10 @@ def heap_ranges(
 
 def _decode_window(decoder: Decoder, window: Window, raw: Array) -> None:
     layout = decoder.layout
+    tile_shape = stacked(layout)
+    if tile_shape is not None and window.shape == layout.shape:
+        decoder.decode(np.arange(layout.n_tiles), tile_shape, raw.reshape(layout.n_tiles, -1))
+        return
     axis = tiled_axis(layout)
     whole = window.shape[axis + 1 :] == layout.shape[axis + 1 :] if axis is not None else False
     flat = raw.reshape(-1)
@@ -419,8 +424,7 @@ def _decode_window(decoder: Decoder, window: Window, raw: Array) -> None:
         and (axis == 0 or window.shape[axis] == layout.shape[axis])
     )
     origin = int(np.ravel_multi_index(window.start, layout.shape)) if in_place else 0
-    limit = flat.size if in_place and layout.rice_fields is not None else None  # all tiles of one shape at once
-    for shape, numbers in batches(layout, window, limit=limit):
+    for shape, numbers in batches(layout, window):
         n_pixels = math.prod(shape)
         target: Array | None = None
         if in_place:

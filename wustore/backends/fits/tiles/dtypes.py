@@ -89,11 +89,12 @@ def column_format(text: object) -> ColumnFormat | None:
     return None if match is None else ColumnFormat(int(match[1] or 1), match[2], match[3])
 
 
-def flipped(stored: NDArray[Any]) -> NDArray[Any]:
-    """Return integers as unsigned ones in native byte order, their highest bit flipped."""
-    unsigned = stored.astype(f"u{stored.dtype.itemsize}")
-    unsigned ^= unsigned.dtype.type(1 << (8 * unsigned.dtype.itemsize - 1))
-    return unsigned
+def flipped(stored: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
+    """Return integers as unsigned ones in native byte order, their highest bit flipped; in ``out`` if that is given."""
+    kind = np.dtype(f"u{stored.dtype.itemsize}")
+    unsigned = stored.view(kind.newbyteorder(stored.dtype.byteorder))
+    turned: NDArray[Any] = np.bitwise_xor(unsigned, kind.type(1 << (8 * kind.itemsize - 1)), out=out, dtype=kind)
+    return turned
 
 
 def to_stored(array: NDArray[Any]) -> tuple[NDArray[Any], int, int]:

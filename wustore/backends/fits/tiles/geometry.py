@@ -24,6 +24,7 @@ __all__ = [
     "follow",
     "gather",
     "place_of",
+    "stacked",
     "tiled_axis",
     "window_of",
 ]
@@ -164,6 +165,14 @@ def tiled_axis(layout: TileLayout) -> int | None:
         if all(tile >= size for tile, size in after):
             return axis if all(tile == 1 for tile in layout.tile_shape[:axis]) else None
     return None
+
+
+def stacked(layout: TileLayout) -> tuple[int, ...] | None:
+    """Return the shape of a tile, if the image is tiles of one shape one after the other in memory, else None."""
+    axis = tiled_axis(layout)
+    if axis is None or layout.shape[axis] % layout.tile_shape[axis]:
+        return None
+    return *layout.tile_shape[: axis + 1], *layout.shape[axis + 1 :]
 
 
 def place_of(layout: TileLayout, number: int) -> tuple[int, ...]:
