@@ -139,6 +139,14 @@ class TestStreams:
         assert streams == [480] * 3
 
 
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_one_checksum_for_a_block_of_plain_chunks(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = CHAINS[-2]
+    stored, bounds = block([encoded(chain, values(chain, seed)) for seed in range(n)])
+    monkeypatch.setattr(codecs, "crc32c", None)
+    assert chain.decode_block(stored, bounds, SIZE).shape == (n, SIZE)
+
+
 def wrong(chain: Chain, kind: str) -> bytes:
     """Return a chunk that is not one, most of them with the right checksum."""
     good = encoded(chain, values(chain))
