@@ -72,22 +72,23 @@ def load(path: str | Path) -> wustore.WorkUnit:
     return loaded
 
 
-def stored_chunks(path: str | Path) -> list[tuple[object, list[bytes]]]:
-    """Return the chunks of science and variance of a Zarr store, shard by shard, and the codecs of each."""
+def stored_chunks(path: str | Path) -> list[tuple[object, bytes, list[tuple[int, int]]]]:
+    """Return the shards of science and variance of a Zarr store: how each is cut, its bytes, where its chunks are."""
     shards = []
     with wustore.open_reader(path) as reader:
         for layer in [reader._layer(name) for name in ("science", "variance")]:
             for i in range(reader.meta.n_images):
                 shard = layer.keys.get(layer.key(i))
                 bounds, _ = layer._index(i, shard[-layer._tail_size :])
-                shards.append((layer.grid, [shard[start:stop] for start, stop in bounds.tolist()]))
+                shards.append((layer.grid, shard, bounds.tolist()))
     return shards
 
 
-def decode_shard(shard: tuple[object, list[bytes]]) -> None:
+def decode_shard(shard: tuple[object, bytes, list[tuple[int, int]]]) -> None:
     """Decode the chunks of a shard and throw the values away."""
-    grid, chunks = shard
-    grid.chain.decode_into(chunks, grid.chunk, [()] * len(chunks))
+    grid, stored, bounds = shard
+    for k in range(0, len(bounds), grid.block):
+        grid.chain.decode_block(stored, bounds[k : k + grid.block], grid.chunk[0] * grid.chunk[1])
 
 
 def size(path: Path) -> int:

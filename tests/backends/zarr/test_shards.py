@@ -17,7 +17,6 @@ from wustore.backends.memory import MemoryReader
 from wustore.backends.zarr import shards
 from wustore.backends.zarr.backend import ZarrBackend
 from wustore.backends.zarr.codecs import with_crc
-from wustore.backends.zarr.shards import _parts
 from wustore.errors import CorruptError
 from wustore.ops.copy import copy
 from wustore.storage import threads
@@ -60,8 +59,9 @@ def test_python_per_plane_and_not_per_chunk(tmp_path: Path, profile: str) -> Non
     """Work that only one thread at a time can do bounds how reading scales: counted, so the same on any machine."""
     few = calls(write(tmp_path / "few.zarr", profile=profile, chunks=[64, 64]))
     many = calls(write(tmp_path / "many.zarr", profile=profile, chunks=[32, 32]))
-    assert few <= 700, "64 chunks a plane, as the default layout cuts 2048 x 2048"
-    assert many - few <= 3 * 3 * (256 - 64), "three calls for each further chunk of three layers"
+    own = 2 * 3 * 64 if profile == "fast" else 0  # imagecodecs asks for each chunk of blosc what ``out`` is
+    assert few - own <= 680, "64 chunks a plane, as the default layout cuts 2048 x 2048"
+    assert many - few <= (2 if own else 0) * 3 * (256 - 64) + 60, "calls for each block of chunks, not for each chunk"
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
@@ -75,6 +75,29 @@ def test_every_cut_gives_the_same_image(tmp_path: Path, chunks: list[int], worke
         assert box[1].tobytes() == image.science[95:307].tobytes()
 
 
+def test_chunks_in_any_order(tmp_path: Path) -> None:
+    """Other programs may store the chunks of a shard in another order, and leave gaps."""
+    path = write(tmp_path / "x.zarr", chunks=[100, 128])
+    expected = night().image(1)
+    for layer in ("science", "mask"):
+        file = path / layer / "c.1.0.0"
+        whole, size = file.read_bytes(), 16 * 24 + 4
+        index = np.frombuffer(whole[-size:-4], "<u8").reshape(24, 2).copy()
+        body = b""
+        for k in (23, 22, *range(5, 9), 0, 4, *range(9, 22), 1, 2, 3):
+            start, length = index[k].tolist()
+            index[k, 0] = len(body)
+            body += whole[start : start + length] + b"gap" * (k == 6)
+        file.write_bytes(body + with_crc(index.tobytes()))
+    unbind(path)
+    for workers in (1, 3):
+        with ZarrBackend().open(str(path), workers=workers) as reader:
+            assert reader.image(1).science.tobytes() == expected.science.tobytes()
+            boxes = [(slice(1, 2), slice(90, 320), slice(5, 300)), (slice(1, 2), slice(100, 200), slice(0, 512))]
+            for (_, rows, columns), found in zip(boxes, reader.read_boxes("mask", boxes), strict=True):
+                assert np.array_equal(found[0], expected.mask[rows, columns])
+
+
 def test_threads_are_used_for_work_that_is_worth_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "x.zarr", chunks=[64, 64])
     used: list[int] = []
@@ -86,19 +109,6 @@ def test_threads_are_used_for_work_that_is_worth_them(tmp_path: Path, monkeypatc
         monkeypatch.setattr(threads, "BYTES_PER_WORKER", 1 << 18)
         reader.read("science", (slice(0, 1), slice(0, 512), slice(0, 512)))
         assert used == [1, 4], "1 MiB of pixels"
-
-
-@pytest.mark.parametrize("side", [1, 3, 7, 20])
-def test_parts_of_a_range(side: int) -> None:
-    for start in range(12):
-        for stop in range(12):
-            taken = [
-                (k * side + source.start + n, target.start + n)
-                for k, target, source in _parts(start, stop, side)
-                for n in range(source.stop - source.start)
-                if target.stop - target.start == source.stop - source.start and source.stop <= side
-            ]
-            assert taken == [(start + n, n) for n in range(stop - start)]
 
 
 class TestBinding:

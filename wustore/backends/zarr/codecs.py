@@ -6,18 +6,17 @@ A chain is the list ``codecs`` of an array's or shard's metadata. Only chains th
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wustore.errors import MissingDependencyError
-from wustore.model.checksum import crc32c
+from wustore.model.checksum import crc32c, large_crc32c
 
 __all__ = [
     "PCODEC_DTYPES",
@@ -25,7 +24,6 @@ __all__ = [
     "Chain",
     "DamagedChunk",
     "Hints",
-    "Part",
     "check_crc",
     "finds_structure",
     "parse_chain",
@@ -39,8 +37,10 @@ PCODEC_DTYPES = frozenset(np.dtype(name) for name in ("u2", "u4", "u8", "i2", "i
 """What pcodec compresses under its Zarr name ``numcodecs.pcodec``."""
 
 
-Part = tuple[NDArray[Any], Any, Any]
-"""What is wanted of a chunk: an array, where in it, and which part of the chunk."""
+Bytes = bytes | memoryview
+
+Bounds = Sequence[tuple[int, int]]
+"""Start and stop of chunks in some bytes, each with its checksum."""
 
 Mode = Literal["auto", "classic", "multiples"]
 
@@ -92,6 +92,12 @@ RESIDUE = 0x48674BC7
 """CRC-32C of any bytes that are followed by their CRC-32C, lowest byte first."""
 
 
+@lru_cache
+def _residue(n: int, length: int) -> int:
+    """Return the CRC-32C of ``n`` chunks of that length with their checksums, which depends on nothing else in them."""
+    return large_crc32c(np.frombuffer(with_crc(bytes(length - 4)) * n, np.uint8))
+
+
 def check_crc(raw: bytes) -> None:
     """Compare the checksum at the end of ``raw`` with the bytes before, without copying them."""
     if len(raw) < 4 or crc32c(raw) != RESIDUE:
@@ -134,7 +140,7 @@ class Chain:
         return [*chain, {"name": "crc32c"}]
 
     def compressor(self, hints: Hints) -> Callable[[NDArray[Any]], bytes]:
-        """Return the function that makes the bytes of a C-contiguous chunk, without their checksum.
+        """Return the function that makes the bytes of a chunk, contiguous and of one axis, without their checksum.
 
         It releases the interpreter lock but for the copy of the result.
         """
@@ -142,14 +148,15 @@ class Chain:
             from pcodec.standalone import simple_compress
 
             config = _pcodec_config(hints.level or self.settings["level"], hints)
-            return lambda chunk: simple_compress(chunk.reshape(-1), config)
+            return partial(simple_compress, config=config)
         little, settings = self.dtype.newbyteorder("<"), self.settings
         if self.method == "raw":
             return lambda chunk: chunk.astype(little, copy=False).tobytes()
         if self.method == "zstd":
-            from numcodecs import Zstd
+            from numcodecs import zstd
 
-            encode = Zstd(settings["level"]).encode
+            # Without the object `Zstd`, whose checks take longer than the coding of a mask.
+            encode = partial(zstd.compress, level=settings["level"])
         else:
             from numcodecs import blosc
 
@@ -161,178 +168,58 @@ class Chain:
     def decode(self, raw: bytes, shape: tuple[int, ...]) -> NDArray[Any]:
         """Return the values of a chunk from its stored bytes: a new array."""
         out = np.empty(shape, self.dtype)
-        self.decode_into([raw], shape, [[(out, ..., ...)]])
+        self.decode_block(raw, [(0, len(raw))], out.size, out.reshape(-1))
         return out
 
-    def decode_into(self, stored: Iterable[bytes], shape: tuple[int, ...], wanted: Sequence[Sequence[Part]]) -> None:
-        """Decode several chunks: two or three calls for each, which release the interpreter lock.
+    def decode_block(self, stored: Bytes, bounds: Bounds, size: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Decode chunks that lie next to each other.
+
+        How reading scales over cores is bounded by the time for which the interpreter lock is held, and by how often
+        it is given up and taken again. So the chunks become one stream, if the codec allows it, which is decoded by
+        one call. If that does not give exactly the values of its chunks, they are decoded one by one, which names the
+        damaged one.
 
         Parameters
         ----------
-        stored
-            Their bytes, each with its checksum; taken one at a time.
-        shape
-            Of a chunk.
-        wanted
-            For each chunk which parts of it go where.
+        stored, bounds
+            Bytes, and where in them the chunks are, without gaps.
+        size
+            Number of values of a chunk.
+        out
+            Memory for all of them, by default that of this thread, which the next call uses again.
+
+        Returns
+        -------
+        ndarray
+            Shape (chunks, size). Without ``out`` it may be a view of ``stored``.
 
         Raises
         ------
         DamagedChunk
-            With the number of the chunk.
+            With the place of the chunk among ``bounds``.
         """
-        if self.method == "pcodec":
-            _decode_pcodec(stored, shape, self.dtype, wanted)
-        elif self.method == "raw":
-            _decode_raw(stored, shape, self.dtype.newbyteorder("<"), wanted)
+        data: Any = np.frombuffer(stored, np.uint8)
+        little, n = self.dtype.newbyteorder("<"), len(bounds)
+        length = size * little.itemsize + 4 if self.method == "raw" else 0
+        start, end = bounds[0][0], bounds[-1][1]
+        if not length or end - start != n * length or large_crc32c(data[start:end]) != _residue(n, length):
+            for number, found in enumerate(map(crc32c, [data[start:stop] for start, stop in bounds])):
+                if found != RESIDUE:
+                    raise DamagedChunk("the checksum (crc32c) does not match", number)
+        if self.method == "raw":
+            values = _raw(stored, bounds, size, little)
         else:
-            unpack = _zstd() if self.method == "zstd" else _blosc()
-            _decode_packed(unpack, stored, shape, self.dtype.newbyteorder("<"), wanted)
-
-
-_ERRORS = (RuntimeError, ValueError, TypeError)
-"""What codecs raise for bytes that are not theirs."""
-
-
-def _wrong_checksum(number: int) -> DamagedChunk:
-    return DamagedChunk("the checksum (crc32c) does not match", number)
-
-
-def _undecodable(number: int, error: Exception) -> DamagedChunk:
-    return DamagedChunk(f"the chunk does not decode: {error}", number)
-
-
-def _wrong_size(number: int) -> DamagedChunk:
-    return DamagedChunk("the chunk holds a different number of values", number)
-
-
-# These three have the same frame, written out: a function for it would be called for every chunk.
-
-
-def _decode_raw(
-    stored: Iterable[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], wanted: Sequence[Sequence[Part]]
-) -> None:
-    end = math.prod(shape) * dtype.itemsize + 4
-    for number, raw in enumerate(stored):
-        if crc32c(raw) != RESIDUE:
-            raise _wrong_checksum(number)
-        if raw[end:] or not raw[end - 1 :]:
-            raise _wrong_size(number)
-        chunk: NDArray[Any] = np.ndarray(shape, dtype, raw)
-        for out, place, part in wanted[number]:
-            out[place] = chunk[part]
-
-
-def _decode_pcodec(
-    stored: Iterable[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], wanted: Sequence[Sequence[Part]]
-) -> None:
-    from pcodec.standalone import simple_decompress_into as decompress
-
-    memory = scratch(dtype, shape)  # stays in the cache of the core
-    flat_memory = memory.reshape(-1)
-    for number, raw in enumerate(stored):
-        if crc32c(raw) != RESIDUE:
-            raise _wrong_checksum(number)
-        parts, flat = wanted[number], flat_memory
-        if parts and not parts[1:]:
-            # pcodec writes to contiguous memory only: at once into place if that is.
-            ((out, place, _),) = parts
-            whole = out[place]
-            if whole.shape == shape and whole.flags.c_contiguous:
-                parts, flat = (), whole.reshape(-1)
-        try:
-            # It ends where its own end mark says, so the checksum after it does not matter.
-            progress = decompress(raw, flat)
-        except _ERRORS as error:
-            if "Compatibility error" in str(error):  # its checksum is right: nothing is damaged
-                raise MissingDependencyError(
-                    "the store was written with a newer pcodec than the one that is installed",
-                    found=error,
-                    hint="pip install --upgrade pcodec",
-                ) from error
-            raise _undecodable(number, error) from error
-        if progress.n_processed != flat.size or not progress.finished:
-            raise _wrong_size(number)
-        for out, place, part in parts:
-            out[place] = memory[part]
-
-
-def _decode_packed(
-    unpack: _Unpack,
-    stored: Iterable[bytes],
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    wanted: Sequence[Sequence[Part]],
-) -> None:
-    size = math.prod(shape) * dtype.itemsize
-    fields, decompress = unpack
-    # What a chunk must say of its content, by the length of that field: memory is taken by it.
-    stated = {
-        length: (size - bias).to_bytes(length, "little")
-        for length, bias in _FIELDS.items()
-        if 0 <= size - bias < 256**length
-    }
-    for number, raw in enumerate(stored):
-        if crc32c(raw) != RESIDUE:
-            raise _wrong_checksum(number)
-        start, length = fields[raw[4] if raw[5:] else 0]
-        if length not in stated or raw[start : start + length] != stated[length]:
-            raise _wrong_size(number)
-        try:
-            chunk: NDArray[Any] = np.ndarray(shape, dtype, decompress(raw[:-4]))
-        except _ERRORS as error:
-            raise _undecodable(number, error) from error
-        for out, place, part in wanted[number]:
-            out[place] = chunk[part]
-
-
-_Unpack = tuple[Sequence[tuple[int, int]], Callable[..., Any]]
-"""Start and length of the field with the length of the content, by the fifth byte of a chunk; what unpacks it."""
-
-
-# The functions of imagecodecs: those of numcodecs make five to fifteen Python-level calls more for each chunk.
-
-
-def _zstd() -> _Unpack:
-    import imagecodecs
-
-    return _ZSTD_FIELDS, imagecodecs.zstd_decode
-
-
-def _blosc() -> _Unpack:
-    import imagecodecs
-
-    return ((4, 4),) * 256, partial(imagecodecs.blosc_decode, numthreads=1)
-
-
-_FIELDS = {1: 0, 2: 256, 4: 0, 8: 0}
-"""Length of the field in which a chunk says how long its content is, and what zstd adds to its value."""
-
-
-def zstd_size(frame: bytes | memoryview) -> int:
-    """Return the size of the content that a zstd frame states, before memory is taken for it.
-
-    Raises
-    ------
-    DamagedChunk
-        If it states none.
-    """
-    head = bytes(frame[:18])
-    if len(head) < 6 or head[:4] != b"\x28\xb5\x2f\xfd":
-        raise DamagedChunk("not a zstd frame")
-    start, length = _zstd_field(head[4])
-    if not length:
-        raise DamagedChunk("a zstd frame that does not state its size")
-    return int.from_bytes(head[start : start + length], "little") + _FIELDS[length]
-
-
-def _zstd_field(flags: int) -> tuple[int, int]:
-    """Return start and length of the field in which a frame with these flags states its size (RFC 8878, 3.1.1.1)."""
-    single = flags >> 5 & 1
-    return 6 - single + (0, 1, 2, 4)[flags & 3], (single, 2, 4, 8)[flags >> 6]
-
-
-_ZSTD_FIELDS = [_zstd_field(flags) for flags in range(256)]
+            flat = scratch(self.dtype, n * size) if out is None else out
+            if self.method == "pcodec":
+                _decode_pcodec(stored, bounds, size, flat)
+                return flat.reshape(n, size)
+            unpack = _decode_zstd if self.method == "zstd" else _decode_blosc
+            unpack(stored, bounds, size * flat.itemsize, flat.view(np.uint8))
+            values = flat.reshape(n, size).view(little)
+        if out is None or (self.method != "raw" and little == self.dtype):
+            return values
+        out.reshape(n, size)[...] = values
+        return out.reshape(n, size)
 
 
 def _bytes_codec(dtype: np.dtype[Any]) -> dict[str, Any]:
@@ -400,17 +287,190 @@ def parse_chain(codecs: object, dtype: np.dtype[Any]) -> Chain | None:
 
 class _Scratch(threading.local):
     def __init__(self) -> None:
-        self.arrays: dict[tuple[np.dtype[Any], tuple[int, ...]], NDArray[Any]] = {}
+        self.arrays: dict[np.dtype[Any], NDArray[Any]] = {}
 
 
 _SCRATCH = _Scratch()
 
 
-def scratch(dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """Return this thread's buffer of that dtype and shape: valid until the next call."""
-    arrays, key = _SCRATCH.arrays, (dtype, shape)
-    if key not in arrays:
-        if len(arrays) >= 8:
-            arrays.clear()
-        arrays[key] = np.empty(shape, dtype)
-    return arrays[key]
+def scratch(dtype: np.dtype[Any], size: int) -> NDArray[Any]:
+    """Return memory of this thread for so many values: valid until the next call."""
+    arrays = _SCRATCH.arrays
+    if dtype not in arrays or arrays[dtype].size < size:
+        arrays[dtype] = np.empty(size, dtype)
+    return arrays[dtype][:size]
+
+
+# --- decoding -----------------------------------------------------------------------------------------------
+
+_ERRORS = (RuntimeError, ValueError, TypeError)
+"""What codecs raise for bytes that are not theirs."""
+
+
+def _wrong_size(number: int) -> DamagedChunk:
+    return DamagedChunk("the chunk holds a different number of values", number)
+
+
+def _undecodable(number: int, error: Exception) -> DamagedChunk:
+    return DamagedChunk(f"the chunk does not decode: {error}", number)
+
+
+def _raw(stored: Bytes, bounds: Bounds, size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return the values where they are: chunks of one length are a regular distance apart."""
+    distance = size * dtype.itemsize + 4
+    for number, (start, stop) in enumerate(bounds):
+        if stop - start != distance:
+            raise _wrong_size(number)
+    return np.ndarray((len(bounds), size), dtype, stored, bounds[0][0], (distance, dtype.itemsize))
+
+
+# --- pcodec -------------------------------------------------------------------------------------------------
+#
+# A file of pcodec is a header, the file's own chunks and a zero. So the files of several chunks of ours are one file
+# without the headers and zeros between them. That every chunk has the header of the first, its count and its zero is
+# looked at before: what pcodec finds at the end, all values and the last zero, is then what it finds in each of them.
+
+
+def _decode_pcodec(stored: Bytes, bounds: Bounds, size: int, flat: NDArray[Any]) -> None:
+    from pcodec.standalone import simple_decompress_into as decompress
+
+    joined = _join_pcodec(stored, bounds, size)
+    if joined is not None:
+        try:
+            progress = decompress(joined, flat)
+        except _ERRORS:
+            pass  # one of them: which, is found below
+        else:
+            if progress.finished and progress.n_processed == flat.size:
+                return
+    for number, (start, stop) in enumerate(bounds):
+        part = flat[number * size : (number + 1) * size]
+        try:
+            # It ends where its own end mark says, so the checksum after it does not matter.
+            progress = decompress(bytes(stored[start:stop]), part)
+        except _ERRORS as error:
+            if "Compatibility error" in str(error):  # its checksum is right: nothing is damaged
+                raise MissingDependencyError(
+                    "the store was written with a newer pcodec than the one that is installed",
+                    found=error,
+                    hint="pip install --upgrade pcodec",
+                ) from error
+            raise _undecodable(number, error) from error
+        if progress.n_processed != size or not progress.finished:
+            raise _wrong_size(number)
+
+
+_PCODEC_HEAD = 21
+"""The longest header, with what the chunk after it begins with: its dtype and the number of its values."""
+
+
+def _join_pcodec(stored: Bytes, bounds: Bounds, size: int) -> bytes | None:
+    """Return one file with the values of several, or None if there is one, or they do not begin and end alike."""
+    start, n = bounds[0][0], len(bounds)
+    length = _pcodec_header(bytes(stored[start : start + _PCODEC_HEAD]), size) if n > 1 else 0
+    if not length:
+        return None
+    head = bytes(stored[start : start + length + 4])
+    heads = b"".join([stored[start : start + length + 4] for start, _ in bounds])
+    zeros = b"".join([stored[stop - 5 : stop - 4] for _, stop in bounds])
+    if heads != head * n or zeros != bytes(n):
+        return None
+    return b"".join([head[:length], *[stored[start + length : stop - 5] for start, stop in bounds], b"\0"])
+
+
+def _pcodec_header(head: bytes, size: int) -> int:
+    """Return the length of a header; 0 if it is none that is known, or the chunk after it has not ``size`` values.
+
+    Magic bytes, version of the file, dtype, the number of values (six bits: how many bits it has, then these), and
+    version of the chunks, in two bytes from 4 on.
+    """
+    if len(head) < _PCODEC_HEAD or head[:5] != b"pco!\3":
+        return 0
+    length = 6 + (6 + (head[6] & 63) + 1 + 7) // 8
+    length += 2 if head[length] >= 4 else 1
+    return length if int.from_bytes(head[length + 1 : length + 4], "little") == size - 1 else 0
+
+
+# --- zstd and blosc -----------------------------------------------------------------------------------------
+#
+# With the functions of imagecodecs: those of numcodecs make five to fifteen Python-level calls more for each chunk.
+
+
+def _decode_zstd(stored: Bytes, bounds: Bounds, size: int, flat: NDArray[np.uint8]) -> None:
+    """Decode frames of zstd: one after the other they are a stream, and each must hold what it states."""
+    import imagecodecs
+
+    decode: Callable[..., Any] = imagecodecs.zstd_decode
+    start, n = bounds[0][0], len(bounds)
+    length, stated = _zstd_stated(bytes(stored[start : start + _ZSTD_HEAD]))
+    if n > 1 and stated == size:
+        heads = b"".join([stored[start : start + length] for start, _ in bounds])
+        if heads == heads[:length] * n:
+            joined = b"".join([stored[start : stop - 4] for start, stop in bounds])
+            try:
+                if decode(joined, out=flat).size == flat.size:
+                    return
+            except _ERRORS:
+                pass  # one of them: which, is found below
+    for number, (start, stop) in enumerate(bounds):
+        body = stored[start : stop - 4]
+        if _zstd_stated(bytes(body[:_ZSTD_HEAD]))[1] != size:
+            raise _wrong_size(number)
+        try:
+            found = decode(body, out=flat[number * size : (number + 1) * size])
+        except _ERRORS as error:
+            raise _undecodable(number, error) from error
+        if found.size != size:
+            raise _wrong_size(number)
+
+
+def _decode_blosc(stored: Bytes, bounds: Bounds, size: int, flat: NDArray[np.uint8]) -> None:
+    """Decode chunks one by one: a stream of blosc has one chunk."""
+    import imagecodecs
+
+    decode: Callable[..., Any] = partial(imagecodecs.blosc_decode, numthreads=1)
+    # A header has the lengths of the content, of blocks, and of all: blosc reads to there, wherever the chunk ends.
+    heads = b"".join([stored[start + 4 : start + 16] for start, _ in bounds])
+    n = len(heads) // 12
+    stated = np.frombuffer(heads, "<u4", 3 * n).reshape(n, 3)[:, ::2].tolist()
+    for number, (start, stop) in enumerate(bounds):
+        if number >= n or stated[number] != [size, stop - start - 4]:
+            raise _wrong_size(number)
+        try:
+            found = decode(stored[start : stop - 4], out=flat[number * size : (number + 1) * size])
+        except _ERRORS as error:
+            raise _undecodable(number, error) from error
+        if found.size != size:
+            raise _wrong_size(number)
+
+
+_ZSTD_HEAD = 14
+"""The longest header of a frame of zstd, to the end of the size that it states."""
+
+
+def zstd_size(frame: Bytes) -> int:
+    """Return the size of the content that a zstd frame states, before memory is taken for it.
+
+    Raises
+    ------
+    DamagedChunk
+        If it states none.
+    """
+    head = bytes(frame[:_ZSTD_HEAD])
+    if len(head) < 6 or head[:4] != b"\x28\xb5\x2f\xfd":
+        raise DamagedChunk("not a zstd frame")
+    _, size = _zstd_stated(head)
+    if size < 0:
+        raise DamagedChunk("a zstd frame that does not state its size")
+    return size
+
+
+def _zstd_stated(head: bytes) -> tuple[int, int]:
+    """Return where the size ends that a frame states, and the size, -1 if it states none (RFC 8878, 3.1.1.1)."""
+    if len(head) < 6:
+        return 0, -1
+    flags = head[4]
+    single = flags >> 5 & 1
+    start, length = 6 - single + (0, 1, 2, 4)[flags & 3], (single, 2, 4, 8)[flags >> 6]
+    size = int.from_bytes(head[start : start + length], "little") + (256 if length == 2 else 0)
+    return start + length, size if length else -1

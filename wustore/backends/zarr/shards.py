@@ -14,14 +14,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from threading import Lock
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.zarr.codecs import RESIDUE, Chain, DamagedChunk, Hints, Part, parse_chain, scratch, with_crc
+from wustore.backends.targets import Target, targets_of
+from wustore.backends.zarr.codecs import RESIDUE, Chain, DamagedChunk, Hints, parse_chain, scratch, with_crc
 from wustore.errors import CorruptError
 from wustore.model.checksum import crc32c
 from wustore.storage.files import pread, pread_into
@@ -35,8 +36,11 @@ _INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"nam
 _LARGEST = 1 << 62
 """No offset or length in an index is as large."""
 
-_BLOCK_BYTES = 1 << 23
+_BLOCK_BYTES = 1 << 22
 """Neighbouring chunks are read and decoded together up to this decoded size, which the cache of a core holds."""
+
+_ENCODED_BYTES = 1 << 21
+"""Chunks of a row are cut from the plane together up to this size, which the cache of a core holds."""
 
 _CACHED_INDICES = 4096
 """Indices kept per layer: about 1 KiB each for a 2048 x 2048 image."""
@@ -131,8 +135,8 @@ def parse_grid(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> ShardGrid |
 
 def encode_shard(
     plane: NDArray[Any], grid: ShardGrid, fill: float, hints: Hints, workers: int | None, *, bound: bool = True
-) -> bytes:
-    """Return the bytes of a shard; they do not depend on ``workers``.
+) -> list[bytes]:
+    """Return a shard in pieces that follow each other; its bytes do not depend on ``workers``.
 
     Parameters
     ----------
@@ -142,32 +146,46 @@ def encode_shard(
         Value of the padding.
     bound
         Whether the checksums of the chunks are put before the index.
+
+    Returns
+    -------
+    list of bytes
+        For each chunk its bytes and their checksum; then the checksums of all chunks, empty if not ``bound``, and the
+        index.
     """
     height, width = grid.chunk
     compress = grid.chain.compressor(hints)
+    together = max(1, min(grid.counts[1], _ENCODED_BYTES // grid.chunk_bytes))
 
-    def encode(number: int) -> tuple[bytes, bytes]:
-        y, x = number // grid.counts[1] * height, number % grid.counts[1] * width
-        part = plane[y : y + height, x : x + width]
-        chunk = scratch(grid.chain.dtype, grid.chunk)
-        if part.shape != grid.chunk:
-            chunk[...] = fill
-        chunk[: part.shape[0], : part.shape[1]] = part
-        body = compress(chunk)
-        return body, crc32c(body).to_bytes(4, "little")
+    def encode(place: tuple[int, int]) -> list[bytes]:
+        y, x = place
+        # One copy for several chunks: each gives the interpreter lock away, and gets it back when others let it go.
+        n = min(together, grid.counts[1] - x)
+        chunks = scratch(grid.chain.dtype, n * height * width).reshape(n, height, width)
+        part = plane[y * height : (y + 1) * height, x * width : (x + n) * width]
+        rows, whole = len(part), part.shape[1] // width
+        if part.shape != (height, n * width):
+            chunks[...] = fill
+            chunks[whole : whole + 1, :rows, : part.shape[1] % width] = part[:, whole * width :]
+        chunks[:whole, :rows] = part[:, : whole * width].reshape(rows, whole, width).swapaxes(0, 1)
+        pieces: list[bytes] = []
+        for chunk in chunks.reshape(n, -1):
+            body = compress(chunk)
+            pieces += body, crc32c(body).to_bytes(4, "little")
+        return pieces
 
-    chunks = in_threads(encode, range(grid.n_chunks), workers)
-    lengths = np.array([len(body) + len(checksum) for body, checksum in chunks], dtype=np.uint64)
-    index = np.empty((len(chunks), 2), dtype="<u8")
+    places = [(y, x) for y in range(grid.counts[0]) for x in range(0, grid.counts[1], together)]
+    pieces = list(itertools.chain.from_iterable(in_threads(encode, places, workers)))
+    lengths = np.fromiter(map(len, pieces[::2]), np.uint64, grid.n_chunks) + np.uint64(4)
+    index = np.empty((grid.n_chunks, 2), dtype="<u8")
     index[:, 0] = np.cumsum(lengths) - lengths
     index[:, 1] = lengths
-    table = [checksum for _, checksum in chunks] if bound else []
-    return b"".join([*itertools.chain.from_iterable(chunks), *table, with_crc(index.tobytes())])
+    return [*pieces, b"".join(pieces[1::2]) if bound else b"", with_crc(index.tobytes())]
 
 
-def binding_of(shard: bytes, grid: ShardGrid) -> int:
+def binding_of(shard: Sequence[bytes]) -> int:
     """Return the CRC-32C that binds the chunks of a shard: of their checksums and that of the index."""
-    return crc32c(shard[-grid.table_size - grid.index_size : -grid.index_size] + shard[-4:])
+    return crc32c(shard[-2] + shard[-1][-4:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,31 +205,29 @@ class Box:
     out: NDArray[Any]
 
 
-_Targets = dict[int, list[Part]]
+_Targets = dict[int, tuple[Target, ...]]
 """Number of a chunk to what is wanted of it."""
 
 
 class _Block:
-    """Chunks that lie side by side in a shard.
+    """Chunks with consecutive numbers that lie next to each other in a shard.
 
     Attributes
     ----------
-    numbers
-        Of the chunks, in C order of the grid.
-    bounds
-        Start and stop of each.
+    first
+        Number of the first one, in C order of the grid.
     start, stop
-        Of all of them.
-    slices
-        Where each is in the bytes of the block.
+        Where they are in the shard.
+    bounds
+        Start and stop of each in the bytes of the block.
     """
 
-    __slots__ = ("bounds", "numbers", "slices", "start", "stop")
+    __slots__ = ("bounds", "first", "start", "stop")
 
-    def __init__(self, numbers: list[int], bounds: list[list[int]]) -> None:
-        self.numbers, self.bounds = numbers, bounds
+    def __init__(self, first: int, bounds: list[list[int]]) -> None:
+        self.first = first
         self.start, self.stop = start, _ = bounds[0][0], bounds[-1][1]
-        self.slices = [slice(a - start, b - start) for a, b in bounds]
+        self.bounds = [(a - start, b - start) for a, b in bounds]
 
 
 @dataclass(eq=False)
@@ -301,14 +317,14 @@ class ShardedLayer:
         CorruptError
             If one is missing.
         """
-        places = index[numbers]
+        places, in_order = index[numbers], np.array(numbers)
         order = places[:, 0].argsort(kind="stable")
-        places = places[order]
-        # A block ends where the next chunk is elsewhere, and when it is full.
-        ends = (places[1:, 0] != places[:-1, 1]).nonzero()[0] + 1
-        in_order, bounds = [numbers[k] for k in order.tolist()], places.tolist()
+        places, in_order = places[order], in_order[order]
+        # A block ends where the next chunk is elsewhere or another one than the next, and when it is full.
+        ends = ((places[1:, 0] != places[:-1, 1]) | (in_order[1:] != in_order[:-1] + 1)).nonzero()[0] + 1
+        firsts, bounds = in_order.tolist(), places.tolist()
         if bounds[0][0] < 0:
-            raise self._corrupt(i, "a chunk is missing in its shard", in_order[0])
+            raise self._corrupt(i, "a chunk is missing in its shard", firsts[0])
         most = self.grid.block
         if workers > 1 and most > order.size // (2 * workers):
             most = -(-order.size // (2 * workers))
@@ -316,8 +332,7 @@ class ShardedLayer:
         begin = 0
         for end in (*ends.tolist(), *order.shape):
             for k in range(begin, end, most):
-                stop = k + most if k + most < end else end
-                blocks += [_Block(in_order[k:stop], bounds[k:stop])]
+                blocks += [_Block(firsts[k], bounds[k : k + most if k + most < end else end])]
             begin = end
         return blocks
 
@@ -380,9 +395,9 @@ class ShardedLayer:
         in_threads(lambda item: self._decode(i, *item, known[1], targets), work, workers)
 
     def _truncated(self, i: int, block: _Block, size: int) -> NoReturn:
-        for number, (start, stop) in zip(block.numbers, block.bounds, strict=True):
-            if stop > size:
-                found, expected = max(size - start, 0), f"{stop - start} bytes"
+        for number, (start, stop) in enumerate(block.bounds, block.first):
+            if block.start + stop > size:
+                found, expected = max(size - block.start - start, 0), f"{stop - start} bytes"
                 raise self._corrupt(i, "a shard is truncated", number, expected=expected, found=found)
         raise AssertionError("no chunk of the block ends behind the shard")
 
@@ -394,44 +409,35 @@ class ShardedLayer:
         CorruptError
             If a chunk is damaged, or its checksum is not the one of ``table`` (empty: nothing is known of them).
         """
-        wanted = [targets[number] for number in block.numbers]
+        first, stop = block.first, block.first + len(block.bounds)
+        wanted = list(dict.fromkeys(itertools.chain.from_iterable(map(targets.__getitem__, range(first, stop)))))
+        shape, chain = self.grid.chunk, self.grid.chain
+        place = None if wanted[1:] else wanted[0].memory(first, stop, shape, chain.dtype)
         try:
-            self.grid.chain.decode_into(map(bytes, map(stored.__getitem__, block.slices)), self.grid.chunk, wanted)
+            values = chain.decode_block(stored, block.bounds, shape[0] * shape[1], place)
         except DamagedChunk as error:
-            raise self._corrupt(i, "a chunk is damaged", block.numbers[error.number], found=error) from error
+            raise self._corrupt(i, "a chunk is damaged", first + error.number, found=error) from error
+        if place is None:
+            chunks = values.reshape(stop - first, *shape)
+            for target in wanted:
+                target.take(first, stop, chunks)
         if table:
-            for piece, number in zip(block.slices, block.numbers, strict=True):
-                if stored[piece.stop - 4 : piece.stop] != table[4 * number : 4 * number + 4]:
-                    raise self._corrupt(i, "a chunk does not belong here: it is that of another place", number)
+            expected = table[4 * first : 4 * stop]
+            found = b"".join([stored[end - 4 : end] for _, end in block.bounds])
+            if found != expected:
+                number = next(k for k in range(stop - first) if found[4 * k : 4 * k + 4] != expected[4 * k : 4 * k + 4])
+                what = "a chunk does not belong here: it is that of another place"
+                raise self._corrupt(i, what, first + number)
 
     def _targets(self, boxes: Sequence[Box]) -> _Targets:
         """Return for each chunk that boxes touch what of it goes where."""
-        height, width = self.grid.chunk
-        across = self.grid.counts[1]
         targets: _Targets = {}
         for box in boxes:
-            rows, columns = _parts(*box.rows, height), _parts(*box.columns, width)
-            parts: _Targets = {
-                row * across + column: [(box.out, (to_rows, to_columns), (from_rows, from_columns))]
-                for row, to_rows, from_rows in rows
-                for column, to_columns, from_columns in columns
-            }
-            if targets:
-                for number, part in parts.items():
-                    targets[number] = targets[number] + part if number in targets else part
-            else:
-                targets = parts
+            for found in targets_of(self.grid.chunk, self.grid.counts[1], box.rows, box.columns, box.out):
+                target, numbers = (found,), range(found.first, found.stop)
+                if len(boxes) == 1:  # its targets have no chunk in common
+                    targets.update(dict.fromkeys(numbers, target))
+                else:
+                    for number in numbers:
+                        targets[number] = targets[number] + target if number in targets else target
         return targets
-
-
-@lru_cache(4096)
-def _parts(start: int, stop: int, side: int) -> list[tuple[int, slice, slice]]:
-    """Return how a range lies in pieces of length ``side``: number, place in the range, place in the piece."""
-    numbers = range(start // side, -(-stop // side) if stop > start else 0)
-    if not numbers:
-        return []
-    edges = [start, *[k * side for k in numbers[1:]], stop]
-    return [
-        (k, slice(a - start, b - start), slice(a - k * side, b - k * side))
-        for k, a, b in zip(numbers, edges, edges[1:], strict=False)
-    ]

@@ -62,7 +62,7 @@ def unpack(
     Parameters
     ----------
     functions
-        Addresses of ``pread``, and of libdeflate's functions that make, use and free a decoder.
+        Addresses of ``pread``, of libdeflate's functions that make, use and free a decoder, and of Blosc's decoder.
     handle
         File that the chunks are read from, one after the other; -1 if they are there.
     raw
@@ -70,7 +70,7 @@ def unpack(
     starts, sizes, skipped
         Where each lies, and which filters were left out of it.
     bits
-        Those of fletcher32, deflate and shuffle in ``skipped``, 0 for one that is not used.
+        Those of fletcher32, deflate, shuffle and Blosc in ``skipped``, 0 for one that is not used.
     expected
         The fletcher32 that is recorded for each; empty if none is.
     parts
@@ -123,8 +123,7 @@ def _unpack(
         if bits[0]:
             if size < 4:
                 return k
-            last = raw[start + size - 4 : start + size]
-            word = uint32(last[0]) | uint32(last[1]) << 8 | uint32(last[2]) << 16 | uint32(last[3]) << 24
+            word = _word(raw[start + size - 4 : start + size])
             if passed & bits[0]:
                 size -= 4
                 if _fletcher32(raw[start : start + size]) != word:
@@ -132,11 +131,9 @@ def _unpack(
         if expected.size and expected[k] != word:
             return k
         chunk = raw[start : start + size]
-        if passed & bits[1]:
+        if passed & (bits[1] | bits[3]):
             room = scratch[:nbytes]
-            # Without an address for their number, exactly so many bytes must come out.
-            status = _call(functions[2], (decoder, chunk.ctypes.data, size, room.ctypes.data, nbytes, 0))
-            if status & 0xFFFFFFFF:
+            if not _expanded(functions, decoder, chunk, room):
                 return k
             chunk = room
         elif size != nbytes:
@@ -154,6 +151,24 @@ def _fetched(pread: int, handle: int, raw: NDArray[np.uint8], start: int, size: 
     if not 0 <= size <= raw.size or _call(pread, (handle, raw.ctypes.data, size, start)) != size:
         return -1
     return 0
+
+
+@compiled()
+def _expanded(functions: NDArray[np.intp], decoder: int, chunk: NDArray[np.uint8], room: NDArray[np.uint8]) -> bool:
+    """Decode a chunk with libdeflate, or with Blosc if there is no decoder; return whether it fills ``room``."""
+    source, target, none = chunk.ctypes.data, room.ctypes.data, intp(0)
+    if decoder:  # without an address for their number, exactly so many bytes must come out
+        status = _call(functions[2], (decoder, source, chunk.size, target, room.size, none))
+        return bool(status & 0xFFFFFFFF == 0)
+    if chunk.size < 16 or _word(chunk[12:16]) != chunk.size:  # Blosc trusts the size that is written in a chunk
+        return False
+    return bool(_call(functions[4], (source, target, room.size, intp(1))) & 0xFFFFFFFF == room.size)
+
+
+@compiled()
+def _word(data: NDArray[np.uint8]) -> Any:
+    """Return four bytes as a number, the lowest first."""
+    return uint32(data[0]) | uint32(data[1]) << 8 | uint32(data[2]) << 16 | uint32(data[3]) << 24
 
 
 @compiled()

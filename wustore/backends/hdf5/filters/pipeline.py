@@ -134,7 +134,7 @@ class Decoded:
         n, nbytes = self.starts.size, self.pipeline.nbytes
         if _LOOPS.get(n * nbytes) is not None:
             stored = -1, self.data, self.starts, np.full(n, nbytes), (~self.shuffled).astype(np.uint32)
-            if _unpacked(self.pipeline, np.array([0, 0, 1]), *stored, _NONE, parts, out):
+            if _unpacked(self.pipeline, np.array([0, 0, 1, 0]), *stored, _NONE, parts, out):
                 return
         size, (_, height, width) = out.itemsize, self.pipeline.shape
         step, word = self.pipeline.nbytes // size, out.dtype
@@ -254,9 +254,7 @@ class Pipeline:
             `decode` says which and why.
         """
         sum_bit, deflate_bit, blosc_bit, shuffle_bit = self._bits
-        if blosc_bit:
-            return False
-        bits = np.array([sum_bit, deflate_bit, shuffle_bit])
+        bits = np.array([sum_bit, deflate_bit, shuffle_bit, blosc_bit])
         recorded = _NONE if expected is None else expected
         return _unpacked(self, bits, handle, raw, starts, sizes, skipped, recorded, parts, out)
 
@@ -306,6 +304,8 @@ class Pipeline:
                 if passed & deflate_bit:
                     values = imagecodecs.deflate_decode(values, raw=False, out=room[k * nbytes : (k + 1) * nbytes])
                 elif passed & blosc_bit:
+                    if int.from_bytes(values[12:16], "little") != size:  # Blosc trusts the size that is written there
+                        raise DamagedChunkError(k, f"a Blosc chunk of another size in {size} bytes")
                     values = imagecodecs.blosc_decode(values, numthreads=1, out=room[k * nbytes : (k + 1) * nbytes])
                 if values.nbytes != nbytes:
                     raise DamagedChunkError(k, f"{values.nbytes} bytes instead of {nbytes}")
@@ -340,12 +340,16 @@ def _unpacked(
     parts: NDArray[np.int64],
     out: NDArray[Any],
 ) -> bool:
-    """Do `Pipeline.unpack` for filters with these bits in the masks of chunks: fletcher32, deflate, shuffle."""
+    """Do `Pipeline.unpack` for filters with these bits in the masks of chunks: fletcher32, deflate, shuffle, Blosc."""
     loops, functions = _LOOPS.get(), _functions()
-    if loops is None or not out.flags.aligned or (functions is None and (bits[1] or handle >= 0)):
+    if loops is None or not out.flags.aligned or (functions is None and (bits[1] or bits[3] or handle >= 0)):
         return False
-    functions = np.zeros(4, np.intp) if functions is None else functions
-    shape, item, room = np.array(pipeline.shape), out.itemsize, _SCRATCH.of(pipeline.nbytes if bits[1] else 0)
+    functions = np.zeros(5, np.intp) if functions is None else functions
+    shape, item, room = (
+        np.array(pipeline.shape),
+        out.itemsize,
+        _SCRATCH.of(pipeline.nbytes if bits[1] or bits[3] else 0),
+    )
     stored = raw, starts, sizes, skipped
     done = loops.unpack(functions, handle, *stored, bits, expected, parts, shape, item, out.view(np.uint8), room)
     return bool(done == starts.size)
@@ -353,9 +357,9 @@ def _unpacked(
 
 @cache
 def _functions() -> NDArray[np.intp] | None:
-    """Return the addresses of functions of C: ``pread``, and what makes, uses and frees libdeflate's decoder.
+    """Return the addresses of ``pread``, of libdeflate's functions that make, use and free a decoder, and of Blosc's.
 
-    None if they are not found. The library is the one that imagecodecs calls. A call from Python for each chunk hands
+    None if they are not found. The libraries are those that imagecodecs calls. A call from Python for each chunk hands
     the interpreter lock over twice, which takes longer than decoding if 16 threads want it; compiled loops call these
     functions for many chunks without the lock.
     """
@@ -363,10 +367,12 @@ def _functions() -> NDArray[np.intp] | None:
         return None
     names = "libdeflate_alloc_decompressor", "libdeflate_zlib_decompress", "libdeflate_free_decompressor"
     try:
-        from imagecodecs import _deflate
+        from imagecodecs import _blosc, _deflate
 
-        library = ctypes.CDLL(_deflate.__file__)  # loaded already; a search in it goes on in what it is linked to
-        found = [ctypes.CDLL(None).pread, *(getattr(library, name) for name in names)]
+        # Both are loaded already, and a search in them goes on in what they are linked to.
+        libdeflate, blosc = ctypes.CDLL(_deflate.__file__), ctypes.CDLL(_blosc.__file__)
+        codecs = *(getattr(libdeflate, name) for name in names), blosc.blosc_decompress_ctx
+        found = [ctypes.CDLL(None).pread, *codecs]
         return np.array([ctypes.cast(function, ctypes.c_void_p).value for function in found], np.intp)
     except (ImportError, AttributeError, OSError, TypeError):
         return None
