@@ -49,7 +49,7 @@ def test_pixels_are_loaded_without_astropy(tmp_path):
     copy(source, backend_named("zarr").create(path, source.meta))
     program = f"import wustore; w = wustore.open({path!r}); w.load_images()"
     assert "astropy" not in modules_after(program)
-    assert "astropy.coordinates" in modules_after(f"{program}; assert w.observatory.lat.deg < -30")
+    assert "astropy.coordinates" in modules_after(f"{program}; assert w.observatory is w.observatory")
 
 
 def test_every_public_name_is_there():
