@@ -12,6 +12,9 @@ import pytest
 
 import wustore
 from wustore import errors
+from wustore.backends.registry import backend_named
+from wustore.ops.copy import copy
+from wustore.testing import sample
 
 HEAVY = {
     "astropy", "zarr", "h5py", "numcodecs", "pcodec", "imagecodecs", "yaml", "click", "tqdm", "numpy",
@@ -38,6 +41,15 @@ def test_import_loads_nothing():
 def test_light_names_stay_light(name):
     loaded = {module.partition(".")[0] for module in modules_after(f"import wustore; wustore.{name}")}
     assert not loaded & {"astropy", "zarr", "h5py", "dask", "xarray", "imagecodecs", "jsonschema"}
+
+
+def test_pixels_are_loaded_without_astropy(tmp_path):
+    path = str(tmp_path / "x.zarr")
+    source = sample("rich")
+    copy(source, backend_named("zarr").create(path, source.meta))
+    program = f"import wustore; w = wustore.open({path!r}); w.load_images()"
+    assert "astropy" not in modules_after(program)
+    assert "astropy.coordinates" in modules_after(f"{program}; assert w.observatory is w.observatory")
 
 
 def test_every_public_name_is_there():

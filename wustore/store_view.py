@@ -65,6 +65,7 @@ class WorkUnitLike(Protocol):
     observatory_given: bool
     wcs_decoded: bool
     _stored: Meta | None
+    _observatory: EarthLocation | None
     _stored_observatory: EarthLocation | None
     _table: Table | None
 
@@ -462,7 +463,7 @@ def _untouched(work_unit: WorkUnitLike, stored: Meta) -> bool:
         and work_unit.observatory_given == (stored.observatory is not None)
         and (
             stored.observatory is None
-            or work_unit.observatory is work_unit._stored_observatory  # astropy takes 4 ms to compare, a stamp 8
+            or work_unit._observatory is work_unit._stored_observatory  # astropy takes 4 ms to compare, a stamp 8
             or observatory_of(location_of(stored.observatory)) == observatory_of(work_unit.observatory)
         )
         and work_unit.per_image_indices == links_of(stored)

@@ -36,7 +36,7 @@ from wustore.compat.image_metadata import (
     table_to_constituents,
 )
 from wustore.compat.image_stack import ImageStack, match_times
-from wustore.compat.observatory import default_observatory, location_of
+from wustore.compat.observatory import check_place, default_observatory, location_of
 from wustore.compat.plane_list import PlaneList
 from wustore.compat.reprojection import image_positions_to_original_icrs, offline
 from wustore.compat.wcs import calc_ecliptic_angle, each_sky_to_pixel, sky_to_pixel
@@ -234,8 +234,11 @@ class WorkUnit:
         self.reprojected = bool(meta.reprojected)
         self.reprojection_frame = meta.reprojection_frame
         self.barycentric_distance = meta.barycentric_distance
-        self._set_observatory(None if meta.observatory is None else location_of(meta.observatory, path=reader.path))
-        self._stored_observatory = self._observatory
+        if meta.observatory is not None:
+            check_place(meta.observatory, path=reader.path)
+        self._set_observatory(None)
+        self.observatory_given = meta.observatory is not None
+        self._stored_observatory = None
         self.per_image_indices = store_view.links_of(meta)
         if meta.links is None or self.reprojected:  # `Meta` has checked the links it holds
             self._check()
@@ -245,7 +248,6 @@ class WorkUnit:
         self.observatory_given = observatory is not None
         if observatory is None:
             logger.info("No observatory given: the Rubin Observatory is assumed.")
-            observatory = location_of(default_observatory())
         self._observatory = observatory
 
     def _check(self) -> None:
@@ -382,7 +384,13 @@ class WorkUnit:
 
     @property
     def observatory(self) -> EarthLocation:
-        """Location of the telescope."""
+        """Location of the telescope; made at first use, since it takes long to import astropy's coordinates."""
+        if self._observatory is None and self.observatory_given:
+            assert self._stored is not None
+            assert self._stored.observatory is not None
+            self._observatory = self._stored_observatory = location_of(self._stored.observatory)
+        elif self._observatory is None:
+            self._observatory = location_of(default_observatory())
         return self._observatory
 
     @observatory.setter

@@ -75,3 +75,44 @@ def test_mapped_memory_that_cannot_be_given_back(tmp_path: Path, monkeypatch: py
     with (tmp_path / "x").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         release(data)
         assert data[:1] == b"\0"
+
+
+@pytest.fixture(params=["writev", "write"])
+def how_written(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With the call for several pieces and without it."""
+    if request.param == "write":
+        monkeypatch.delattr(os, "writev", raising=False)
+    elif not hasattr(os, "writev"):
+        pytest.skip("the system has no writev")
+    return str(request.param)
+
+
+@pytest.mark.parametrize("most", [None, 1, 7, 1000])
+def test_pieces_are_written_one_after_the_other(
+    how_written: str, most: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = [b"", *(os.urandom(k % 50) for k in range(2100)), b"", b"end", b""]
+    content = b"".join(pieces)
+    if most is not None:  # the system takes less than it is given
+        pieces = pieces[:300] if most == 1 else pieces
+        content, write = b"".join(pieces), os.write
+        if how_written == "writev":
+            monkeypatch.setattr(os, "writev", lambda handle, left: write(handle, b"".join(left)[:most]))
+        else:
+            monkeypatch.setattr(os, "write", lambda handle, left: write(handle, left[:most]))
+    handle = os.open(tmp_path / "x", os.O_WRONLY | os.O_CREAT)
+    try:
+        files.write_all(handle, pieces)
+    finally:
+        os.close(handle)
+    assert (tmp_path / "x").read_bytes() == content
+
+
+def test_no_pieces(how_written: str, tmp_path: Path) -> None:
+    handle = os.open(tmp_path / "x", os.O_WRONLY | os.O_CREAT)
+    try:
+        files.write_all(handle, [])
+        files.write_all(handle, [b"", b""])
+    finally:
+        os.close(handle)
+    assert (tmp_path / "x").read_bytes() == b""

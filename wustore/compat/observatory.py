@@ -12,13 +12,13 @@ from wustore.model.meta import Observatory
 if TYPE_CHECKING:
     from astropy.coordinates import EarthLocation
 
-__all__ = ["default_observatory", "location_of", "observatory_of"]
+__all__ = ["check_place", "default_observatory", "location_of", "observatory_of"]
 
 _RUBIN = (-30.24463333, -70.74941667, 2662.75)
 """Latitude [deg], longitude [deg], height [m] of the Rubin Observatory, as KBMOD has them."""
 
 
-def location_of(observatory: Observatory, *, path: str | None = None) -> EarthLocation:
+def location_of(observatory: Observatory) -> EarthLocation:
     """Return the place as astropy has it: from the geocentric form if that is known.
 
     Raises
@@ -32,8 +32,22 @@ def location_of(observatory: Observatory, *, path: str | None = None) -> EarthLo
     if observatory.geocentric is not None:
         x, y, z = observatory.geocentric
         return EarthLocation.from_geocentric(x, y, z, unit=units.m)
+    check_place(observatory)
     latitude, longitude, height = observatory.geodetic
-    if not (-90 <= latitude <= 90 and math.isfinite(longitude) and math.isfinite(height)):
+    return EarthLocation(lat=latitude * units.deg, lon=longitude * units.deg, height=height * units.m)
+
+
+def check_place(observatory: Observatory, *, path: str | None = None) -> None:
+    """Check that the numbers are a place on Earth, without astropy.
+
+    Raises
+    ------
+    FormatError
+        If they are not.
+    """
+    latitude, longitude, height = observatory.geodetic
+    is_place = -90 <= latitude <= 90 and math.isfinite(longitude) and math.isfinite(height)
+    if observatory.geocentric is None and not is_place:
         raise FormatError(
             "the observatory is at no place on Earth",
             path=path,
@@ -42,7 +56,6 @@ def location_of(observatory: Observatory, *, path: str | None = None) -> EarthLo
             found=f"latitude {latitude}, longitude {longitude}, height {height}",
             hint="Correct the cards in the primary header, or remove them: then KBMOD's default is taken.",
         )
-    return EarthLocation(lat=latitude * units.deg, lon=longitude * units.deg, height=height * units.m)
 
 
 def observatory_of(location: EarthLocation) -> Observatory:

@@ -8,6 +8,7 @@ import os
 import stat
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from wustore.errors import FormatError, OtherFormatError, StoreNotFoundError
@@ -17,7 +18,7 @@ from wustore.storage.url_requests import objects_at
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["RemoteFile", "check_regular", "open_handle", "open_regular", "pread", "pread_into", "sync"]
+__all__ = ["RemoteFile", "check_regular", "open_handle", "open_regular", "pread", "pread_into", "sync", "write_all"]
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 """O_NONBLOCK: what becomes a pipe between the look and the opening does not block either."""
@@ -123,6 +124,21 @@ def pread_into(handle: int, length: int, offset: int) -> memoryview:
         view = view[: len(data)]
         view[:] = data
     return view
+
+
+_MOST_PIECES = 1024
+"""That ``writev`` takes at a time on Linux and macOS (``IOV_MAX``)."""
+
+
+def write_all(handle: int, pieces: Sequence[bytes]) -> None:
+    """Write pieces one after the other, without joining them if the system takes all that it is given."""
+    for k in range(0, len(pieces), _MOST_PIECES):
+        some = pieces[k : k + _MOST_PIECES]
+        done = os.writev(handle, some) if hasattr(os, "writev") else 0
+        if done < sum(map(len, some)):
+            left = memoryview(b"".join(some))[done:]
+            while left:
+                left = left[os.write(handle, left) :]
 
 
 def sync(path: str | os.PathLike[str]) -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "in_threads",
     "read_ahead",
     "safe_path",
+    "sharing",
     "worker_count",
     "worth",
 ]
@@ -58,7 +59,8 @@ _HERE = _Here()
 
 
 @contextmanager
-def _sharing(share: int) -> Iterator[None]:
+def sharing(share: int) -> Iterator[None]:
+    """Let work that is handed out meanwhile in this thread have at most so many threads."""
     before, _HERE.share = _HERE.share, share
     try:
         yield
@@ -176,7 +178,7 @@ class _Batch(Generic[T, R]):
         self.results: list[Any] = [None] * len(items)
 
     def _work(self) -> None:
-        with _sharing(self._share):
+        with sharing(self._share):
             while True:
                 try:
                     k = self._todo.popleft()
@@ -215,7 +217,7 @@ def in_threads(function: Callable[[T], R], items: Iterable[T], workers: int | No
     allowed, count = worker_count(workers), len(items)
     count = count if count < allowed else allowed
     if count <= 1:
-        before, _HERE.share = _HERE.share, allowed  # without the calls of `_sharing`: chunks are decoded here
+        before, _HERE.share = _HERE.share, allowed  # without the calls of `sharing`: chunks are decoded here
         try:
             return [function(item) for item in items]
         finally:
@@ -250,7 +252,7 @@ def read_ahead(
     ended = threading.Event()
 
     def call(i: int) -> T:
-        with gate, _sharing(share):
+        with gate, sharing(share):
             if ended.is_set():
                 raise CancelledError
             return fetch(i)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from wustore.errors import CorruptError
-from wustore.storage.files import open_handle, pread, sync
+from wustore.storage.files import open_handle, pread, sync, write_all
 from wustore.storage.threads import Background
 from wustore.storage.url import errors_of, redact
 from wustore.storage.url_requests import CONCURRENCY, gather
@@ -103,6 +103,10 @@ class Keys(ABC):
     @abstractmethod
     def set(self, key: str, value: bytes) -> None:
         """Write the value in one step: a reader sees the old or the new one."""
+
+    def set_pieces(self, key: str, pieces: Sequence[bytes]) -> None:
+        """Write the value that consists of these pieces; as `set`."""
+        self.set(key, b"".join(pieces))
 
     @abstractmethod
     def delete(self, key: str) -> None:
@@ -259,15 +263,19 @@ class DirectoryKeys(Keys):
 
     def set(self, key: str, value: bytes) -> None:
         """Write the value; see `Keys.set`."""
-        path = self._written(key, value, durable=False)
-        if len(value) >= _FLUSHED_BYTES:
+        self.set_pieces(key, [value])
+
+    def set_pieces(self, key: str, pieces: Sequence[bytes]) -> None:
+        """Write the value that consists of these pieces, without joining them; see `Keys.set_pieces`."""
+        path = self._written(key, pieces, durable=False)
+        if sum(map(len, pieces)) >= _FLUSHED_BYTES:
             self._flusher.start(_flush, path)
 
     def set_durably(self, key: str, value: bytes) -> None:
         """Write the value, and make it and its name durable; see `Keys.set_durably`."""
-        _flush(str(Path(self._written(key, value, durable=True)).parent))
+        _flush(str(Path(self._written(key, [value], durable=True)).parent))
 
-    def _written(self, key: str, value: bytes, *, durable: bool) -> str:
+    def _written(self, key: str, pieces: Sequence[bytes], *, durable: bool) -> str:
         path = self._path(key)
         folder, _, leaf = path.rpartition("/")
         if folder not in self._made:
@@ -277,9 +285,7 @@ class DirectoryKeys(Keys):
         beside = f"{folder}/.{leaf}~{self._token}-{next(self._serial)}"
         try:
             with open(beside, "xb", buffering=0) as file:  # noqa: PTH123 - unbuffered, hot path
-                view = memoryview(value)
-                while view:
-                    view = view[file.write(view) :]
+                write_all(file.fileno(), pieces)
                 if durable:
                     os.fsync(file.fileno())
             os.replace(beside, path)  # noqa: PTH105

@@ -33,7 +33,7 @@ def values(chain: Chain, seed: int = 1, shape: tuple[int, int] = SHAPE) -> NDArr
 
 
 def encoded(chain: Chain, chunk: NDArray, hints: Hints | None = None) -> bytes:
-    return with_crc(chain.compressor(hints or Hints())(chunk))
+    return with_crc(chain.compressor(hints or Hints())(chunk.reshape(-1)))
 
 
 def block(chunks: list[bytes]) -> tuple[memoryview, list[tuple[int, int]]]:

@@ -7,11 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from wustore.backends.zarr import shards
+from wustore.backends.zarr.codecs import Hints
 from wustore.backends.zarr.encoder import Structure
 from wustore.backends.zarr.metadata import BINDING, PACKED_CHECKSUM, document_checksum, packed_checksum
-from wustore.backends.zarr.shards import binding_of, parse_grid
+from wustore.backends.zarr.presets import grid_for
+from wustore.backends.zarr.shards import binding_of, encode_shard, parse_grid
 from wustore.format.packed import PACKED, unpack
 from wustore.format.planes import plane_checksums
+from wustore.model.checksum import crc32c
 from wustore.model.meta import LAYERS
 from wustore.testing import sample
 
@@ -33,7 +37,10 @@ def test_a_row_has_checksums_and_bindings() -> None:
     for layer, value in zip(made.layers, shards.values(), strict=True):
         grid = parse_grid(made.layer_metadata(layer), layer.dtype)
         assert grid is not None
-        assert row[4 + LAYERS.index(layer.name)] == binding_of(value, grid) != 0
+        assert row[4 + LAYERS.index(layer.name)] == binding_of(value) != 0
+        stored = b"".join(value)
+        table = stored[-grid.table_size - grid.index_size : -grid.index_size]
+        assert binding_of(value) == crc32c(table + stored[-4:])
 
 
 def test_the_same_whoever_asks() -> None:
@@ -111,3 +118,36 @@ def test_planes_are_cast_to_the_dtype_of_the_array() -> None:
     assert image.science.dtype != made.layers[0].dtype == np.dtype("f8")
     wide = replace(image, science=image.science.astype("f8"))
     assert made.encode(1, image)[0]["science/c.1.0.0"] == made.encode(1, wide)[0]["science/c.1.0.0"]
+
+
+@pytest.mark.parametrize("together", [1, 2, 1 << 21])
+@pytest.mark.parametrize("shape", [(0, 0), (1, 1), (7, 30), (8, 24), (20, 23), (24, 30), (17, 8), (16, 0)])
+@pytest.mark.parametrize("profile", ["compact", "portable", "fast", "none"])
+def test_chunks_of_a_row_are_encoded_as_each_by_itself(
+    profile: str, shape: tuple[int, int], together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planes that are smaller than their shard, and whose rows are not contiguous."""
+    grid = grid_for("science", (24, 30), np.dtype(np.float32), profile=profile, chunks=(8, 8))
+    assert grid.counts == (3, 4)
+    monkeypatch.setattr(shards, "_ENCODED_BYTES", together * grid.chunk_bytes)
+    noise = np.random.default_rng(5).normal(0, 5, (48, 60)).astype(np.float32)
+    plane = noise[::2, ::2][: shape[0], : shape[1]]
+    padded = np.full(grid.shape, -1, np.float32)
+    padded[: shape[0], : shape[1]] = plane
+    compress = grid.chain.compressor(Hints())
+    chunks = []
+    for k in range(grid.n_chunks):
+        y, x = k // 4 * 8, k % 4 * 8
+        chunks.append(bytes(compress(np.ascontiguousarray(padded[y : y + 8, x : x + 8]).reshape(-1))))
+    sums = [crc32c(chunk).to_bytes(4, "little") for chunk in chunks]
+    for workers in (1, 3):
+        pieces = encode_shard(plane, grid, -1, Hints(), workers)
+        assert pieces[:-2:2] == chunks
+        assert pieces[1:-2:2] == sums
+        assert pieces[-2] == b"".join(sums)
+        index = np.frombuffer(pieces[-1][:-4], "<u8").reshape(-1, 2)
+        stored = b"".join(pieces)
+        found = [stored[start : start + size] for start, size in index.tolist()]
+        assert found == [a + b for a, b in zip(chunks, sums, strict=True)]
+        assert pieces[-1][-4:] == crc32c(pieces[-1][:-4]).to_bytes(4, "little")
+    assert encode_shard(plane, grid, -1, Hints(), 1, bound=False) == [*pieces[:-2], b"", pieces[-1]]

@@ -57,7 +57,7 @@ def through_a_shard(
     grid = grid_for(layer, plane.shape, plane.dtype, profile=profile, chunks=chunks)
     fill = float("nan") if plane.dtype.kind == "f" else 0
     keys = DirectoryKeys(tmp_path)
-    keys.set("a/c.0.0.0", encode_shard(plane, grid, fill, hints_for(plane) if hints is None else hints, 1))
+    keys.set_pieces("a/c.0.0.0", encode_shard(plane, grid, fill, hints_for(plane) if hints is None else hints, 1))
     out = np.empty_like(plane)
     ShardedLayer(keys, "a", grid, ".").fill(0, [Box((0, plane.shape[0]), (0, plane.shape[1]), out)])
     return out

@@ -120,8 +120,10 @@ def test_a_plain_save_writes_one_object_for_each_plane(tmp_path: Path, monkeypat
     """Without a resume there is no journal, and no byte is checksummed for one."""
     source = with_capsule(sample("simple"))
     written: list[str] = []
-    set_ = DirectoryKeys.set
-    monkeypatch.setattr(DirectoryKeys, "set", lambda self, key, value: (written.append(key), set_(self, key, value))[1])
+    set_ = DirectoryKeys.set_pieces
+    monkeypatch.setattr(
+        DirectoryKeys, "set_pieces", lambda self, key, pieces: (written.append(key), set_(self, key, pieces))[1]
+    )
     writer = ZarrBackend().create(str(tmp_path / "x.zarr"), source.meta, capsule=source.capsule(), workers=1)
     assert written == []
     for i in range(source.meta.n_images):

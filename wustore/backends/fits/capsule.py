@@ -317,8 +317,11 @@ def piece(source: FitsSource, i: int, image: Image) -> bytes:
     entries: list[dict[str, Any]] = []
     headers: list[bytes] = []
     blobs: list[bytes] = []
-    for number, hdu, layer in plan.owned(i):
-        content = memoryview(plan.files[number].data)
+    owned = plan.owned(i)
+    # Asking for the bytes looks whether the file was changed: once an image, not once an HDU.
+    contents = {number: memoryview(plan.files[number].data) for number in {number for number, *_ in owned}}
+    for number, hdu, layer in owned:
+        content = contents[number]
         head = bytes(content[hdu.header_start : hdu.data_start])
         data = content[hdu.data_start : hdu.end]
         plane = image.layer(LAYERS[layer]) if layer >= 0 else None

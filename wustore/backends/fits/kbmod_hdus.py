@@ -153,7 +153,7 @@ def _storable(plane: NDArray[Any]) -> NDArray[Any]:
 
 def _plain_hdu(plane: NDArray[Any], name: str, cards: dict[str, str], *, primary: bool = False) -> Iterator[bytes]:
     stored, bitpix, bzero = to_stored(np.ascontiguousarray(plane))
-    data = big_endian(stored)
+    data = big_endian(stored).tobytes()
     header = HeaderText(
         [("SIMPLE", True, "conforms to FITS standard")] if primary else [("XTENSION", "IMAGE", "Image extension")]
     )

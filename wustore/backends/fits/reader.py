@@ -25,7 +25,7 @@ from wustore.errors import CorruptError, FormatError, OtherFormatError, StoreNot
 from wustore.format.planes import fill_value
 from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage.buffers import release
-from wustore.storage.threads import read_ahead, worker_count
+from wustore.storage.threads import read_ahead, sharing, worker_count
 from wustore.storage.url import is_remote, redact
 
 __all__ = ["FitsReader"]
@@ -211,7 +211,8 @@ class FitsReader(Reader):
         """Read one image; see `wustore.backends.base.Reader.image`."""
         file = self.files[self.layout.images[i].file]
         data = None if file.is_remote else file.data  # of a remote file it would fetch all
-        planes = {layer: self._read_plane(i, layer, data=data) for layer in layers}
+        with sharing(worker_count(self._workers)):
+            planes = {layer: self._read_plane(i, layer, data=data) for layer in layers}
         if data is not None:
             self._release(i, data)
         return Image.of({layer: values for layer, values in planes.items() if values is not None})

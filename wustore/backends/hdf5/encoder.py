@@ -25,11 +25,11 @@ from wustore.format.packed import pack, unpack
 from wustore.format.planes import LayerSpec, layers_of, plane_checksums, plane_problems
 from wustore.model.casting import cast_plane
 from wustore.model.meta import LAYERS, Image, Meta
-from wustore.storage.threads import in_threads
+from wustore.storage.threads import in_threads, worker_count
 
 __all__ = ["Chunk", "EncodedImage", "Encoder", "LayerEncoder"]
 
-Chunk = tuple[int, bytes]
+Chunk = tuple[int, bytes | memoryview]
 """Mask of the filters left out, stored bytes."""
 
 
@@ -88,28 +88,36 @@ class LayerEncoder:
         self.chunks = (1, *sides)
         self.corners = [(y, x) for y in range(0, height, sides[0]) for x in range(0, width, sides[1])]
         self.pipeline = pipeline_for(profile, spec.name, netcdf.stored_layer_dtype(spec.dtype), self.chunks)
+        self._places = np.array(self.corners, np.int64).reshape(-1, 2)
         self._fill: Chunk | None = None
 
-    def jobs(self, plane: NDArray[Any] | None) -> tuple[list[Job], list[Chunk]]:
-        """Return the work of encoding a plane, and the list of chunks that it fills."""
+    def jobs(self, plane: NDArray[Any] | None, parts: int) -> tuple[list[Job], list[Chunk]]:
+        """Return the work of encoding a plane, in so many parts, and the list of chunks that it fills."""
         chunks: list[Chunk] = [(0, b"")] * len(self.corners)
         if plane is not None:
             plane = cast_plane(plane, self.spec.dtype)
-        return [partial(self._encode, plane, corner, chunks, k) for k, corner in enumerate(self.corners)], chunks
+        groups = np.array_split(np.arange(len(chunks)), min(parts, max(len(chunks), 1)))
+        return [partial(self._encode, plane, group, chunks) for group in groups], chunks
 
-    def _encode(self, plane: NDArray[Any] | None, corner: tuple[int, int], chunks: list[Chunk], k: int) -> None:
-        (y, x), (_, dy, dx) = corner, self.chunks
-        part = None if plane is None else plane[y : y + dy, x : x + dx]
-        if part is None or not part.size:
-            if self._fill is None:
-                self._fill = self.pipeline.encode(np.full((dy, dx), self.spec.fill, self.pipeline.dtype))
-            chunks[k] = self._fill
-            return
-        if part.shape != (dy, dx):
-            whole = np.full((dy, dx), self.spec.fill, self.spec.dtype)
+    def _encode(self, plane: NDArray[Any] | None, group: NDArray[np.int64], chunks: list[Chunk]) -> None:
+        sides = self.chunks[1:]
+        corners = self._places[group]
+        shape = np.array((0, 0) if plane is None else plane.shape)
+        is_whole = (corners + sides <= shape).all(axis=1)
+        if plane is not None and is_whole.any():
+            found = self.pipeline.encode_all(plane, corners[is_whole])
+            for k, chunk in zip(group[is_whole].tolist(), found, strict=True):
+                chunks[k] = chunk
+        for k, (y, x) in zip(group[~is_whole].tolist(), corners[~is_whole].tolist(), strict=True):
+            if plane is None or y >= len(plane) or x >= plane.shape[1]:
+                if self._fill is None:
+                    self._fill = self.pipeline.encode(np.full(sides, self.spec.fill, self.pipeline.dtype))
+                chunks[k] = self._fill
+                continue
+            whole = np.full(sides, self.spec.fill, self.spec.dtype)
+            part = plane[y : y + sides[0], x : x + sides[1]]
             whole[: part.shape[0], : part.shape[1]] = part
-            part = whole
-        chunks[k] = self.pipeline.encode(part)
+            chunks[k] = self.pipeline.encode(whole)
 
 
 @dataclass
@@ -162,7 +170,7 @@ class Encoder(base.Encoder):
         layers: list[list[Chunk]] = []
         jobs: list[Job] = []
         for layer in self.layers:
-            more, chunks = layer.jobs(image.layer(layer.spec.name))
+            more, chunks = layer.jobs(image.layer(layer.spec.name), worker_count(self.workers))
             jobs += more
             layers.append(chunks)
         in_threads(_do, jobs, self.workers)

@@ -157,8 +157,8 @@ def _write(
     for i, image in new_images(sources, first, structure.meta.n_images, progress):
         shards, row = structure.encode(i, image)
         renew()
-        for key, value in shards.items():
-            keys.set(key, value)
+        for key, pieces in shards.items():
+            keys.set_pieces(key, pieces)
         yield row
 
 

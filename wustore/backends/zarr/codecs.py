@@ -134,7 +134,7 @@ class Chain:
         return [*chain, {"name": "crc32c"}]
 
     def compressor(self, hints: Hints) -> Callable[[NDArray[Any]], bytes]:
-        """Return the function that makes the bytes of a C-contiguous chunk, without their checksum.
+        """Return the function that makes the bytes of a chunk, contiguous and of one axis, without their checksum.
 
         It releases the interpreter lock but for the copy of the result.
         """
@@ -142,14 +142,15 @@ class Chain:
             from pcodec.standalone import simple_compress
 
             config = _pcodec_config(hints.level or self.settings["level"], hints)
-            return lambda chunk: simple_compress(chunk.reshape(-1), config)
+            return partial(simple_compress, config=config)
         little, settings = self.dtype.newbyteorder("<"), self.settings
         if self.method == "raw":
             return lambda chunk: chunk.astype(little, copy=False).tobytes()
         if self.method == "zstd":
-            from numcodecs import Zstd
+            from numcodecs import zstd
 
-            encode = Zstd(settings["level"]).encode
+            # Without the object `Zstd`, whose checks take longer than the coding of a mask.
+            encode = partial(zstd.compress, level=settings["level"])
         else:
             from numcodecs import blosc
 

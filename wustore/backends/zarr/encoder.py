@@ -130,13 +130,15 @@ class Structure:
             separator=self.separators[0],
         )
 
-    def encode(self, i: int, image: Image, workers: int | None = None) -> tuple[dict[str, bytes], tuple[int, ...]]:
-        """Return the shards of an image by key, and its row: the same whoever asks.
+    def encode(
+        self, i: int, image: Image, workers: int | None = None
+    ) -> tuple[dict[str, list[bytes]], tuple[int, ...]]:
+        """Return the shards of an image by key, each in pieces, and its row: the same whoever asks.
 
         A row has the checksums of the planes, then what binds the chunks of each shard (0 without a shard), both in
         the order of `wustore.model.meta.LAYERS`.
         """
-        shards: dict[str, bytes] = {}
+        shards: dict[str, list[bytes]] = {}
         bindings = dict.fromkeys(LAYERS, 0)
         for spec in self.layers:
             if 0 in spec.shape:
@@ -148,7 +150,7 @@ class Structure:
             shard = encode_shard(stored, grid, spec.fill, hints, workers, bound=self._bound)
             shards[chunk_key(spec.name, (i, 0, 0), self.separators[0])] = shard
             if self._bound:
-                bindings[spec.name] = binding_of(shard, grid)
+                bindings[spec.name] = binding_of(shard)
         return shards, (*plane_checksums(image), *bindings.values())
 
     def small_chunk(self, spec: ArraySpec) -> tuple[str, bytes | None]:

@@ -144,7 +144,7 @@ def encode_small(data: NDArray[Any]) -> bytes | None:
     if data.size == 0:
         return None
     if data.dtype.kind != "O":
-        return with_crc(_small_chain(data.dtype).compressor(Hints())(np.ascontiguousarray(data)))
+        return with_crc(_small_chain(data.dtype).compressor(Hints())(np.ascontiguousarray(data).reshape(-1)))
     from numcodecs import Zstd
 
     return with_crc(bytes(Zstd(5).encode(_text_to_bytes(data))))

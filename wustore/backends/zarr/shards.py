@@ -39,6 +39,9 @@ _LARGEST = 1 << 62
 _BLOCK_BYTES = 1 << 22
 """Neighbouring chunks are read and decoded together up to this decoded size, which the cache of a core holds."""
 
+_ENCODED_BYTES = 1 << 21
+"""Chunks of a row are cut from the plane together up to this size, which the cache of a core holds."""
+
 _CACHED_INDICES = 4096
 """Indices kept per layer: about 1 KiB each for a 2048 x 2048 image."""
 
@@ -132,8 +135,8 @@ def parse_grid(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> ShardGrid |
 
 def encode_shard(
     plane: NDArray[Any], grid: ShardGrid, fill: float, hints: Hints, workers: int | None, *, bound: bool = True
-) -> bytes:
-    """Return the bytes of a shard; they do not depend on ``workers``.
+) -> list[bytes]:
+    """Return a shard in pieces that follow each other; its bytes do not depend on ``workers``.
 
     Parameters
     ----------
@@ -143,32 +146,46 @@ def encode_shard(
         Value of the padding.
     bound
         Whether the checksums of the chunks are put before the index.
+
+    Returns
+    -------
+    list of bytes
+        For each chunk its bytes and their checksum; then the checksums of all chunks, empty if not ``bound``, and the
+        index.
     """
     height, width = grid.chunk
     compress = grid.chain.compressor(hints)
+    together = max(1, min(grid.counts[1], _ENCODED_BYTES // grid.chunk_bytes))
 
-    def encode(number: int) -> tuple[bytes, bytes]:
-        y, x = number // grid.counts[1] * height, number % grid.counts[1] * width
-        part = plane[y : y + height, x : x + width]
-        chunk = scratch(grid.chain.dtype, height * width).reshape(grid.chunk)
-        if part.shape != grid.chunk:
-            chunk[...] = fill
-        chunk[: part.shape[0], : part.shape[1]] = part
-        body = compress(chunk)
-        return body, crc32c(body).to_bytes(4, "little")
+    def encode(place: tuple[int, int]) -> list[bytes]:
+        y, x = place
+        # One copy for several chunks: each gives the interpreter lock away, and gets it back when others let it go.
+        n = min(together, grid.counts[1] - x)
+        chunks = scratch(grid.chain.dtype, n * height * width).reshape(n, height, width)
+        part = plane[y * height : (y + 1) * height, x * width : (x + n) * width]
+        rows, whole = len(part), part.shape[1] // width
+        if part.shape != (height, n * width):
+            chunks[...] = fill
+            chunks[whole : whole + 1, :rows, : part.shape[1] % width] = part[:, whole * width :]
+        chunks[:whole, :rows] = part[:, : whole * width].reshape(rows, whole, width).swapaxes(0, 1)
+        pieces: list[bytes] = []
+        for chunk in chunks.reshape(n, -1):
+            body = compress(chunk)
+            pieces += body, crc32c(body).to_bytes(4, "little")
+        return pieces
 
-    chunks = in_threads(encode, range(grid.n_chunks), workers)
-    lengths = np.array([len(body) + len(checksum) for body, checksum in chunks], dtype=np.uint64)
-    index = np.empty((len(chunks), 2), dtype="<u8")
+    places = [(y, x) for y in range(grid.counts[0]) for x in range(0, grid.counts[1], together)]
+    pieces = list(itertools.chain.from_iterable(in_threads(encode, places, workers)))
+    lengths = np.fromiter(map(len, pieces[::2]), np.uint64, grid.n_chunks) + np.uint64(4)
+    index = np.empty((grid.n_chunks, 2), dtype="<u8")
     index[:, 0] = np.cumsum(lengths) - lengths
     index[:, 1] = lengths
-    table = [checksum for _, checksum in chunks] if bound else []
-    return b"".join([*itertools.chain.from_iterable(chunks), *table, with_crc(index.tobytes())])
+    return [*pieces, b"".join(pieces[1::2]) if bound else b"", with_crc(index.tobytes())]
 
 
-def binding_of(shard: bytes, grid: ShardGrid) -> int:
+def binding_of(shard: Sequence[bytes]) -> int:
     """Return the CRC-32C that binds the chunks of a shard: of their checksums and that of the index."""
-    return crc32c(shard[-grid.table_size - grid.index_size : -grid.index_size] + shard[-4:])
+    return crc32c(shard[-2] + shard[-1][-4:])
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from wustore.format.arrays import ArraySpec
 from wustore.format.document import NAMES
 from wustore.format.packed import pack
 from wustore.format.tagged_json import parse
-from wustore.model.checksum import crc32c
+from wustore.model.checksum import crc32c, large_crc32c
 from wustore.model.meta import LAYERS, Capsule, Image
 from wustore.storage.buffers import Spool
 from wustore.storage.journal import JOURNAL, REPLACES, Entry, Journal, check_complete
@@ -336,8 +336,8 @@ class ZarrWriter(ResumableWriter):
         """Write an image; the same image written twice, by whomever, gives the same bytes."""
         shards, row = self._structure.encode(i, image, self._workers)
         self._target.check_alone()
-        for key, value in shards.items():
-            self._keys.set(key, value)
+        for key, pieces in shards.items():
+            self._keys.set_pieces(key, pieces)
         self._kept.add(i, row, shards, capsule or b"" if self._capsule is not None else b"")
 
     # --- the end ------------------------------------------------------------------------------------------
@@ -397,7 +397,7 @@ class _Remembered:
     def is_written(self, i: int) -> bool:
         return i in self._rows
 
-    def add(self, i: int, row: tuple[int, ...], shards: Mapping[str, bytes], piece: bytes) -> None:
+    def add(self, i: int, row: tuple[int, ...], shards: Mapping[str, Sequence[bytes]], piece: bytes) -> None:
         if piece:
             self._pieces.add(i, piece)
         self._rows[i] = row
@@ -429,13 +429,13 @@ class _Journaled:
     def is_written(self, i: int) -> bool:
         return self.journal.is_sealed() or self.journal.is_whole(i)
 
-    def add(self, i: int, row: tuple[int, ...], shards: Mapping[str, bytes], piece: bytes) -> None:
-        values = dict(shards)
+    def add(self, i: int, row: tuple[int, ...], shards: Mapping[str, Sequence[bytes]], piece: bytes) -> None:
+        values = {key: b"".join(pieces) for key, pieces in shards.items()}
         if piece:
             key = self.journal.capsule_key(i)
             self._keys.set(key, piece)
             values[key] = piece
-        written = {key: (len(value), crc32c(value)) for key, value in values.items()}
+        written = {key: (len(value), large_crc32c(np.frombuffer(value, np.uint8))) for key, value in values.items()}
         self.journal.record(i, Entry(written, row))
 
     def finish(self, n_images: int) -> list[tuple[int, ...]]:

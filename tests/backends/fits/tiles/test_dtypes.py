@@ -25,7 +25,7 @@ def test_pixels_are_stored_as_astropy_stores_them(kind: str) -> None:
     raw = buffer.getvalue()
     header = fits.Header.fromstring(raw[:2880])
     assert (header["BITPIX"], header.get("BZERO", 0)) == (bitpix, zero)
-    assert raw[2880 : 2880 + array.nbytes] == big_endian(stored)
+    assert raw[2880 : 2880 + array.nbytes] == big_endian(stored).tobytes()
     if zero:
         assert UNSIGNED[bitpix, zero] == kind
         assert np.array_equal(flipped(stored).view(kind), array)

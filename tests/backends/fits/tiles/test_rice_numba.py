@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from wustore.backends.compiling import Loops
-from wustore.backends.fits.tiles import decode_plane, encode_plane, geometry, quantize, rice
+from wustore.backends.fits.tiles import decode, decode_plane, encode_plane, geometry, quantize, rice
 from wustore.errors import CorruptError
 
 
@@ -237,6 +237,23 @@ def test_a_tile_for_the_long_way_takes_its_batch_along(monkeypatch: pytest.Monke
     assert found[4].tobytes() == values[4].tobytes()
     monkeypatch.setattr(rice, "decode_floats", lambda *_: False)
     assert decode_plane(encoded.layout, encoded.data).tobytes() == found.tobytes()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5, 9, 16])
+def test_a_plane_for_several_threads(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = state()
+    fresh.module = loops
+    monkeypatch.setattr(rice, "_loops", fresh)
+    encoded = encode_plane(np.random.default_rng(1).normal(0, 1, (9, 100)).astype(np.float32), quantize_level=-0.01)
+    whole = decode_plane(encoded.layout, encoded.data)
+    monkeypatch.setattr(decode, "worker_count", lambda work: workers)
+    assert decode_plane(encoded.layout, encoded.data).tobytes() == whole.tobytes()
+    damaged = bytearray(encoded.data)
+    main = np.frombuffer(damaged, np.uint8)[: encoded.layout.heap_start].reshape(9, -1)
+    for tile in (3, 8):
+        main[tile, encoded.layout.columns[0].offset + 3] -= 9  # bytes of the tile
+    with pytest.raises(CorruptError, match="tile 3"):
+        decode_plane(encoded.layout, damaged)
 
 
 # --- when they are used ---------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.compiling import Loops
 from wustore.backends.hdf5.filters import deflate_encoder
+from wustore.backends.hdf5.filters.pipeline import Pipeline
 
 RNG = np.random.default_rng(8)
 N = 70_001
@@ -54,7 +55,7 @@ def test_streams(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert zlib.decompress(stored) == data.tobytes()
     assert imagecodecs.deflate_decode(stored, raw=False) == data.tobytes()
     assert len(stored) <= len(imagecodecs.deflate_encode(data.reshape(-1), level=1, raw=False)) + 140 * len(data)
-    compiled = Loops("wustore.backends.hdf5.filters.loops_numba", 0)
+    compiled = Loops("wustore.backends.hdf5.filters.deflate_numba", 0)
     if compiled.get(1) is None:
         pytest.skip("there is no numba for this Python")
     monkeypatch.setattr(deflate_encoder, "_LOOPS", compiled)
@@ -108,3 +109,79 @@ def test_codes_are_the_shortest() -> None:
             total += node
             heapq.heappush(heap, node)
         assert (row * (codes & 15)).sum() == total
+
+
+# --- all chunks of a plane in one call ------------------------------------------------------------------
+
+
+@pytest.fixture
+def loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = Loops("wustore.backends.hdf5.filters.deflate_numba", 0)
+    if compiled.get(1) is None:
+        pytest.skip("there is no numba for this Python")
+    if deflate_encoder.functions() is None:
+        pytest.skip("libdeflate cannot be reached here")
+    monkeypatch.setattr(deflate_encoder, "_LOOPS", compiled)
+
+
+def pixels(kind: str, shape: tuple[int, int]) -> NDArray[Any]:
+    rng = np.random.default_rng(11)
+    noise = rng.normal(0, 5, shape)
+    if kind == "quantised":
+        return (np.round(noise / 0.01) * 0.01).astype("f4")
+    if kind == "flags":
+        return np.where(rng.random(shape) < 0.3, 1 << rng.integers(0, 16, shape), 0).astype("i4")
+    if kind == "mixed":  # in some chunks noise, in others one value
+        return np.where(np.arange(shape[1]) < shape[1] // 2, noise, 1).astype("f8")
+    return noise.astype(kind) if kind != "u1" else rng.integers(0, 256, shape).astype("u1")
+
+
+@pytest.mark.parametrize("filters", [(2, 1, 3), (1, 3), (2, 1), (1,)])
+@pytest.mark.parametrize("kind", ["quantised", "f4", "f8", "f2", "i4", "u1", "i1", "flags", "mixed"])
+def test_chunks_of_a_plane_are_what_each_is_by_itself(
+    kind: str, filters: tuple[int, ...], loops: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides = (60, 200)
+    plane = pixels(kind, (130, 610))
+    corners = np.array([(0, 0), (0, 200), (70, 400), (60, 410), (1, 3)])
+    for level in (1, 6):
+        pipeline = Pipeline(filters, plane.dtype, (1, *sides), level=level)
+        found = pipeline.encode_all(plane, corners)
+        with monkeypatch.context() as patch:
+            patch.setattr(deflate_encoder, "_LOOPS", Loops("no module", 1 << 60))
+            expected = pipeline.encode_all(plane, corners)
+            alone = [pipeline.encode(plane[y : y + 60, x : x + 200]) for y, x in corners.tolist()]
+        assert [(mask, bytes(data)) for mask, data in found] == expected == alone
+        assert all(isinstance(data, memoryview) for _, data in found)
+
+
+@pytest.mark.parametrize("side", [1, 3, 31, 33, 100, 101, 150])
+def test_small_chunks(side: int, loops: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer bytes than a code is worth, than a sample has, than deflate saves."""
+    plane = pixels("quantised", (side, side))
+    pipeline = Pipeline((2, 1, 3), plane.dtype, (1, side, side))
+    mask, data = pipeline.encode(plane)
+    monkeypatch.setattr(deflate_encoder, "_LOOPS", Loops("no module", 1 << 60))
+    assert (mask, bytes(data)) == pipeline.encode(plane)
+
+
+@pytest.mark.parametrize("n", [1, 5, 8, 127, 128, 129, 136, 239, 240, 249, 254, 255, 256])
+def test_bits_are_added_up_as_numpy_does(n: int, loops: None) -> None:
+    """Whether a plane is noise may not depend on rounding: the sums are equal bit for bit."""
+    from wustore.backends.hdf5.filters import deflate_numba
+
+    rng = np.random.default_rng(n)
+    for _ in range(20):
+        counts = rng.integers(1, 80, n)
+        sample = np.repeat(np.arange(n, dtype=np.uint8), counts)
+        terms = deflate_encoder.code_terms(sample.size)
+        expected = counts * np.maximum(np.log2(sample.size / counts), 1)
+        assert deflate_numba._bits(sample, terms) == (float(expected.sum()), n)
+
+
+def test_without_libdeflate(loops: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    plane = pixels("quantised", (60, 200))
+    pipeline = Pipeline((2, 1, 3), plane.dtype, (1, 60, 200))
+    mask, data = pipeline.encode(plane)
+    monkeypatch.setattr(deflate_encoder, "functions", lambda: None)
+    assert pipeline.encode(plane) == (mask, bytes(data))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from wustore.backends.fits.tiles.plio import decode_plio
 from wustore.backends.fits.tiles.quantize import NO_DITHER
 from wustore.errors import CorruptError, FormatError, UsageError
 from wustore.storage import buffers
+from wustore.storage.threads import in_threads, worker_count
 
 __all__ = ["decode_plane"]
 
@@ -411,7 +413,15 @@ def _decode_window(decoder: Decoder, window: Window, raw: Array) -> None:
     layout = decoder.layout
     tile_shape = stacked(layout)
     if tile_shape is not None and window.shape == layout.shape:
-        decoder.decode(np.arange(layout.n_tiles), tile_shape, raw.reshape(layout.n_tiles, -1))
+        numbers, rows = np.arange(layout.n_tiles), raw.reshape(layout.n_tiles, -1)
+        # Only the compiled loops leave other threads alone.
+        is_fast = layout.rice_fields is not None and rice.compiled_loops() is not None
+        step = -(-layout.n_tiles // (worker_count(work=raw.nbytes) if is_fast else 1))
+        if step == layout.n_tiles:
+            decoder.decode(numbers, tile_shape, rows)
+        else:  # a plane for several threads; each has working memory of its own
+            parts = [slice(i, i + step) for i in range(0, layout.n_tiles, step)]
+            in_threads(lambda part: copy.copy(decoder).decode(numbers[part], tile_shape, rows[part]), parts)
         return
     axis = tiled_axis(layout)
     whole = window.shape[axis + 1 :] == layout.shape[axis + 1 :] if axis is not None else False

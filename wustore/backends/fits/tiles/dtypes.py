@@ -118,6 +118,6 @@ def to_stored(array: NDArray[Any]) -> tuple[NDArray[Any], int, int]:
     return flipped(array).view(f"i{kind.itemsize}"), bits, 1 << (bits - 1)
 
 
-def big_endian(pixels: NDArray[Any]) -> bytes:
-    """Return the bytes of stored pixels."""
-    return pixels.astype(pixels.dtype.newbyteorder(">"), copy=False).tobytes()
+def big_endian(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Return stored pixels in the byte order of FITS, in C order; the same array if it is that already."""
+    return np.ascontiguousarray(pixels.astype(pixels.dtype.newbyteorder(">"), copy=False))

@@ -167,7 +167,7 @@ def encode_plane(
             missing = np.isnan(tile)
             if missing.any():  # astropy loses which NaN it was
                 tile = np.where(missing, tile.dtype.type(np.nan), tile)
-            tiles[int(numbers[place])] = gzip_like_astropy(big_endian(tile), clock)
+            tiles[int(numbers[place])] = gzip_like_astropy(big_endian(tile).tobytes(), clock)
     main = main_table(layout, lengths(tiles), kinds, scale, zero)
     return _encoded(layout, main, b"".join(tiles), has_blank=has_blank)
 
@@ -200,7 +200,7 @@ def _encode_rice_floats(raw: Array, layout: TileLayout, step: float) -> EncodedP
         return None
     kinds, scale = np.zeros(layout.n_tiles, np.uint8), np.full(layout.n_tiles, step)
     main = main_table(layout, found.sizes, kinds, scale, found.zero)
-    return _encoded(layout, main, bytes(found.tiles), has_blank=found.has_blank)
+    return _encoded(layout, main, found.tiles.tobytes(), has_blank=found.has_blank)
 
 
 def _is_known(array: Array, options: _Options) -> bool:

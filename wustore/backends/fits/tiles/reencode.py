@@ -74,7 +74,7 @@ def reencode_plane(
     gzip: GzipParameters | Mapping[int, GzipParameters] | None = None,
     kept: Mapping[int, bytes] | None = None,
     corrections: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
-) -> bytes:
+) -> bytes | memoryview:
     """Build the data of an HDU again from its decoded pixels.
 
     Parameters
@@ -97,7 +97,7 @@ def reencode_plane(
 
     Returns
     -------
-    bytes
+    bytes or memoryview
         Main table and heap. They equal the original's when the pixels determine the bytes: compare them.
 
     Raises
@@ -158,7 +158,7 @@ def _tiles_again(
             yield from zip(chosen.tolist(), _encode_again(layout, pixels, shape, chosen, gzip), strict=True)
         for place in np.flatnonzero((kinds[numbers] != COMPRESSED) & wanted).tolist():
             number = int(numbers[place])
-            content = big_endian(values[place])
+            content = big_endian(values[place]).tobytes()
             yield number, content if kinds[number] == UNCOMPRESSED else _gzip_again(gzip, number, content)
 
 
@@ -189,17 +189,20 @@ def _integers_again(
 
 def _reencode_rice_floats(
     layout: TileLayout, raw: Array, scale: NDArray[np.float64] | None, zero: NDArray[np.float64] | None
-) -> bytes | None:
-    """Build the data of an HDU again in one go, if that can be done."""
+) -> memoryview | None:
+    """Build the data of an HDU again in one go, if that can be done: in place, a plane takes no copy."""
     values = rows_of_floats(layout, raw)
     if values is None or scale is None or zero is None:
         return None
     blank = layout.blank if layout.zblank is None else layout.zblank
-    found = rice.encode_floats_again(values, scale, zero, blank, int(layout.parameter("BLOCKSIZE", 32)))
+    start = layout.heap_start
+    found = rice.encode_floats_again(values, scale, zero, blank, int(layout.parameter("BLOCKSIZE", 32)), start)
     if found is None:
         return None
     main = main_table(layout, found.sizes, np.zeros(layout.n_tiles, np.uint8), scale, zero)
-    return b"".join((main, bytes(layout.heap_start - len(main)), found.tiles))
+    found.tiles[: len(main)] = np.frombuffer(main, np.uint8)
+    found.tiles[len(main) : start] = 0
+    return found.tiles.data
 
 
 def _gzip_again(gzip: GzipParameters | Mapping[int, GzipParameters] | None, number: int, content: bytes) -> bytes:

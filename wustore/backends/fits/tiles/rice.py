@@ -254,16 +254,26 @@ def encode_rows(rows: NDArray[np.integer], block_size: int) -> list[bytes]:
     return [bytes(encode(row, nblock=block_size, out=scratch)) for row in rows]
 
 
-def _output(rows: NDArray[Any], room: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _output(rows: NDArray[Any], room: int, start: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return what the compiled loops encode into: the bytes (memory that stays untouched is not used), and sizes."""
-    return buffers.empty((len(rows) * room,), np.uint8), np.empty(len(rows), np.int64)
+    return buffers.empty((start + len(rows) * room,), np.uint8), np.empty(len(rows), np.int64)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tiles one after another."""
+    """Tiles one after another.
 
-    tiles: memoryview
+    Attributes
+    ----------
+    tiles
+        Their bytes, after as many others as were asked for.
+    sizes, zero
+        Bytes and ZZERO of each tile.
+    has_blank
+        Whether there are NaN.
+    """
+
+    tiles: NDArray[np.uint8]
     sizes: NDArray[np.int64]
     zero: NDArray[np.float64]
     has_blank: bool
@@ -283,7 +293,7 @@ def encode_floats(values: NDArray[np.floating[Any]], step: float, block_size: in
     out, sizes = _output(values, room_for(values.shape[1], 4, block_size))
     zero = np.empty(len(values))
     end, has_blank = loops.encode_floats(values, step, block_size, out, sizes, zero)
-    return None if end < 0 else Encoded(out[:end].data, sizes, zero, has_blank)
+    return None if end < 0 else Encoded(out[:end], sizes, zero, has_blank)
 
 
 def encode_floats_again(
@@ -292,11 +302,18 @@ def encode_floats_again(
     zero: NDArray[np.float64],
     blank: int | None,
     block_size: int,
+    start: int,
 ) -> Encoded | None:
-    """Encode rows that `decode_floats` made, if the compiled loops can; else return None."""
+    """Encode rows that `decode_floats` made, if the compiled loops can; else return None.
+
+    Parameters
+    ----------
+    start
+        Bytes to leave free before the tiles.
+    """
     if not _finite(scale, zero) or (loops := compiled_loops()) is None:
         return None
-    out, sizes = _output(values, room_for(values.shape[1], 4, block_size))
+    out, sizes = _output(values, room_for(values.shape[1], 4, block_size), start)
     blank = BLANK if blank is None else blank
-    end = loops.encode_floats_again(values, scale, zero, blank, block_size, out, sizes)
-    return Encoded(out[:end].data, sizes, zero, has_blank=True)
+    end = loops.encode_floats_again(values, scale, zero, blank, block_size, out[start:], sizes)
+    return Encoded(out[: start + end], sizes, zero, has_blank=True)

@@ -12,7 +12,10 @@ References: RFC 1950 (zlib), RFC 1951 (deflate).
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 import struct
+from functools import cache, lru_cache
 from typing import Any, cast
 
 import imagecodecs
@@ -21,7 +24,25 @@ from numpy.typing import NDArray
 
 from wustore.backends.compiling import Loops
 
-__all__ = ["BLOCK_HEADER", "LARGEST_STORED", "LONGEST_CODE", "STORED", "TURNED", "code_table", "encode"]
+__all__ = [
+    "BLOCK_HEADER",
+    "CODE_BYTES",
+    "HUFFMAN",
+    "LARGEST_STORED",
+    "LEAST_BYTES",
+    "LONGEST_CODE",
+    "REPEATED",
+    "SAMPLES",
+    "SAMPLE_BYTES",
+    "STORED",
+    "STORED_FROM",
+    "TURNED",
+    "code_table",
+    "code_terms",
+    "encode",
+    "functions",
+    "pack",
+]
 
 LONGEST_CODE = 12
 """Bits of the longest code. 15 are allowed; with 12 the data are 0.01 % larger, and inflaters need one small table."""
@@ -40,19 +61,19 @@ _HEADER = b"\x78\x01"
 _LITERALS = 256
 """Values of a byte; the next symbol ends a block."""
 LARGEST_STORED = 65535
-_CODE_BYTES = 140
+CODE_BYTES = 140
 """What a block's Huffman code takes, the bits of its header included."""
 
-_SAMPLES, _SAMPLE_BYTES = 5, 2048
+SAMPLES, SAMPLE_BYTES = 5, 2048
 """How much of a plane says whether it is noise: a smaller plane is looked at as a whole."""
-_LEAST_BYTES = 1024
+LEAST_BYTES = 1024
 """Of a plane: the code of a smaller one takes more than it saves."""
-_REPEATED = 0.8
+REPEATED = 0.8
 """What repeated strings leave of Huffman's result at the most: planes of noise that follow do not outweigh that."""
-_STORED_FROM = 0.97
+STORED_FROM = 0.97
 """What a Huffman code must leave of a plane that is stored instead."""
 
-_LOOPS = Loops("wustore.backends.hdf5.filters.loops_numba", 1 << 24)
+_LOOPS = Loops("wustore.backends.hdf5.filters.deflate_numba", 1 << 24)
 """The unit is bytes of noise. With the loops 16 MB take 0.25 s less, which is what importing numba takes."""
 
 
@@ -76,6 +97,81 @@ def encode(planes: NDArray[np.uint8], level: int) -> bytes:
     return b"".join([_HEADER, noise.data, tail, struct.pack(">I", checksum)])
 
 
+def pack(
+    plane: NDArray[Any],
+    shape: tuple[int, int],
+    corners: NDArray[np.int64],
+    level: int,
+    *,
+    is_shuffled: bool,
+    is_summed: bool,
+) -> tuple[list[bytes | memoryview], list[bool]] | None:
+    """Encode chunks of a plane in one call without the interpreter lock, each as by itself.
+
+    Parameters
+    ----------
+    plane
+        C-contiguous, in the byte order of the file.
+    shape, corners
+        Of a chunk, and the first pixel (y, x) of each; they lie within the plane.
+    is_shuffled, is_summed
+        Whether there are the filters shuffle and fletcher32.
+
+    Returns
+    -------
+    tuple of list, or None
+        The stored bytes of each chunk, and whether it is not deflated, which would make it larger. None if there are
+        no compiled loops, or libdeflate is not found.
+    """
+    loops, found = _LOOPS.get(), functions()
+    if loops is None or found is None:
+        return None
+    item, n = plane.dtype.itemsize, len(corners)
+    size = shape[0] * shape[1] * item
+    # Chunks are no larger than their values and a checksum, but for the one that is tried.
+    out = np.empty(n * (size + 4) + 2 * size + 8192, np.uint8)  # what is not touched takes no memory
+    ends, skipped = np.zeros(n, np.int64), np.zeros(n, bool)
+    values = shape[0] * shape[1] if is_shuffled else size
+    terms = code_terms(min(values, SAMPLES * SAMPLE_BYTES))
+    raw = plane.view(np.uint8).reshape(len(plane), -1)
+    sides = np.array(shape, np.int64)
+    if not loops.pack(found, level, raw, item, corners, sides, is_shuffled, is_summed, terms, out, ends, skipped):
+        return None
+    places = [0, *ends.tolist()]
+    return [out.data[start:stop] for start, stop in itertools.pairwise(places)], skipped.tolist()
+
+
+@cache
+def functions() -> NDArray[np.intp] | None:
+    """Return the addresses of libdeflate's functions, None if they are not found.
+
+    What makes a compressor, deflates raw and as a zlib stream, bounds the size, makes an Adler-32, frees a compressor.
+    """
+    names = (
+        "alloc_compressor",
+        "deflate_compress",
+        "zlib_compress",
+        "zlib_compress_bound",
+        "adler32",
+        "free_compressor",
+    )
+    try:
+        from imagecodecs import _deflate
+
+        library = ctypes.CDLL(_deflate.__file__)  # loaded already; a search goes on in what it is linked to
+        found = [getattr(library, f"libdeflate_{name}") for name in names]
+        return np.array([ctypes.cast(function, ctypes.c_void_p).value for function in found], np.intp)
+    except (ImportError, AttributeError, OSError, TypeError):
+        return None
+
+
+@lru_cache(8)
+def code_terms(size: int) -> NDArray[np.float64]:
+    """Return how many bits all bytes of one value take in a Huffman code, by their number in a sample of this size."""
+    counts = np.arange(1, size + 1)
+    return np.concatenate([[0.0], counts * np.maximum(np.log2(size / counts), 1)])
+
+
 def _packed(planes: NDArray[np.uint8], level: int, *, raw: bool) -> bytes:
     """Return what libdeflate makes of all bytes, as a zlib stream unless ``raw``."""
     return bytes(imagecodecs.deflate_encode(cast(Any, planes.reshape(-1)), level=level, raw=raw))
@@ -85,18 +181,18 @@ def _kinds(planes: NDArray[np.uint8], level: int) -> NDArray[np.int64]:
     """Return how to encode each of the first planes, those that are noise; samples of them decide."""
     sizes: list[float] = []
     count, gain, left = 0, 0.0, 0.0
-    for plane in planes if planes.shape[1] >= _LEAST_BYTES else ():
+    for plane in planes if planes.shape[1] >= LEAST_BYTES else ():
         coded, packed = _coded_and_packed(plane, level)
         sizes.append(coded)
         gain += packed - coded
         if gain > left:
             count, left = len(sizes), gain
-        elif packed < _REPEATED * coded:
+        elif packed < REPEATED * coded:
             break
     kinds = np.full(count, HUFFMAN)
     for k in sorted(range(count), key=lambda k: -sizes[k]):
         left -= 1 - sizes[k]
-        if left < 0 or sizes[k] < _STORED_FROM:
+        if left < 0 or sizes[k] < STORED_FROM:
             break
         kinds[k] = STORED
     return kinds
@@ -104,14 +200,14 @@ def _kinds(planes: NDArray[np.uint8], level: int) -> NDArray[np.int64]:
 
 def _coded_and_packed(plane: NDArray[np.uint8], level: int) -> tuple[float, float]:
     """Return about how large a Huffman code alone and libdeflate make a plane, as parts of its size."""
-    if plane.size <= _SAMPLES * _SAMPLE_BYTES:
+    if plane.size <= SAMPLES * SAMPLE_BYTES:
         sample = plane
     else:
-        starts = np.arange(1, 2 * _SAMPLES, 2) * plane.size // (2 * _SAMPLES) - _SAMPLE_BYTES // 2
-        sample = np.concatenate([plane[start : start + _SAMPLE_BYTES] for start in starts.tolist()])
+        starts = np.arange(1, 2 * SAMPLES, 2) * plane.size // (2 * SAMPLES) - SAMPLE_BYTES // 2
+        sample = np.concatenate([plane[start : start + SAMPLE_BYTES] for start in starts.tolist()])
     share, counts = sample.size / plane.size, np.bincount(sample)
     counts = counts[counts > 0]
-    coded = float((counts * np.maximum(np.log2(sample.size / counts), 1)).sum()) / 8 + share * _CODE_BYTES
+    coded = float(code_terms(sample.size)[counts].sum()) / 8 + share * CODE_BYTES
     # The code in libdeflate's result, which a larger plane does not have more often, takes about two bits a symbol.
     packed = len(_packed(sample, level, raw=True)) - (1 - share) * (counts.size / 4 + 10)
     return coded / sample.size, packed / sample.size
@@ -184,9 +280,7 @@ def _blocks(planes: NDArray[np.uint8], kinds: NDArray[np.int64], is_end: bool) -
     """Return a block for each plane, and if that is not the end of the stream, what leads to the next whole byte."""
     loops = _LOOPS.get(planes.size)
     if loops is not None:
-        counts = loops.counts(planes)
-        table = loops.code_table(counts, np.argsort(counts, kind="stable"))
-        return np.asarray(loops.blocks(planes, kinds, table, is_end))
+        return np.asarray(loops.blocks(planes, kinds, is_end))
     bits = _Bits()
     for k, (plane, kind) in enumerate(zip(planes, kinds.tolist(), strict=True)):
         is_last = is_end and k == kinds.size - 1

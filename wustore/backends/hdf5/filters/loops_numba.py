@@ -1,7 +1,7 @@
 """The inner loops of chunks, compiled by numba: many chunks a call, without the interpreter lock.
 
-`wustore.backends.hdf5.filters.pipeline` and `wustore.backends.hdf5.filters.deflate_encoder` have an equivalent with
-numpy for each of them, and decide when this module is imported.
+`wustore.backends.hdf5.filters.pipeline` has an equivalent with numpy for each of them, and decides when this module is
+imported. Those that encode are in `wustore.backends.hdf5.filters.deflate_numba`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,12 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from wustore.backends.compiling import compiled
-from wustore.backends.hdf5.filters import deflate_encoder
 
-__all__ = ["blocks", "code_table", "counts", "fletcher32", "unpack"]
-
-_BLOCK_HEADER, _TURNED, _STORED = deflate_encoder.BLOCK_HEADER, deflate_encoder.TURNED, deflate_encoder.STORED
-_LARGEST_STORED, _LONGEST_CODE = deflate_encoder.LARGEST_STORED, deflate_encoder.LONGEST_CODE
-
-code_table = compiled(entry=True)(deflate_encoder.code_table)
+__all__ = ["call", "copy", "fletcher32", "fletcher32_of", "unpack"]
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _call(context: Any, address: Any, arguments: Any) -> Any:
+def call(context: Any, address: Any, arguments: Any) -> Any:
     """Call a function of C that takes and returns words: numbers and addresses."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -82,14 +76,14 @@ def unpack(
     out, scratch
         Memory for the parts, and for one chunk.
     """
-    decoder = _call(functions[1], ()) if bits[1] else 0
+    decoder = call(functions[1], ()) if bits[1] else 0
     done = 0
     if decoder or not bits[1]:
         done = _unpack(
             functions, decoder, handle, raw, starts, sizes, skipped, bits, expected, parts, shape, item, out, scratch
         )
     if decoder:
-        _call(functions[3], (decoder,))
+        call(functions[3], (decoder,))
     return done
 
 
@@ -126,7 +120,7 @@ def _unpack(
             word = _word(raw[start + size - 4 : start + size])
             if passed & bits[0]:
                 size -= 4
-                if _fletcher32(raw[start : start + size]) != word:
+                if fletcher32_of(raw[start : start + size]) != word:
                     return k
         if expected.size and expected[k] != word:
             return k
@@ -148,7 +142,7 @@ def _unpack(
 @compiled()
 def _fetched(pread: int, handle: int, raw: NDArray[np.uint8], start: int, size: int) -> int:
     """Read a chunk; return where it begins in ``raw``, -1 if it cannot be read at once."""
-    if not 0 <= size <= raw.size or _call(pread, (handle, raw.ctypes.data, size, start)) != size:
+    if not 0 <= size <= raw.size or call(pread, (handle, raw.ctypes.data, size, start)) != size:
         return -1
     return 0
 
@@ -158,11 +152,11 @@ def _expanded(functions: NDArray[np.intp], decoder: int, chunk: NDArray[np.uint8
     """Decode a chunk with libdeflate, or with Blosc if there is no decoder; return whether it fills ``room``."""
     source, target, none = chunk.ctypes.data, room.ctypes.data, intp(0)
     if decoder:  # without an address for their number, exactly so many bytes must come out
-        status = _call(functions[2], (decoder, source, chunk.size, target, room.size, none))
+        status = call(functions[2], (decoder, source, chunk.size, target, room.size, none))
         return bool(status & 0xFFFFFFFF == 0)
     if chunk.size < 16 or _word(chunk[12:16]) != chunk.size:  # Blosc trusts the size that is written in a chunk
         return False
-    return bool(_call(functions[4], (source, target, room.size, intp(1))) & 0xFFFFFFFF == room.size)
+    return bool(call(functions[4], (source, target, room.size, intp(1))) & 0xFFFFFFFF == room.size)
 
 
 @compiled()
@@ -187,7 +181,7 @@ def _place(
             low = part[1] + (z * shape[1] + y) * shape[2]
             high = part[2] + z * part[6] + y * part[7]
             if not is_shuffled:
-                _copy(chunk[low * item : (low + count) * item], out[high * item : (high + count) * item])
+                copy(chunk[low * item : (low + count) * item], out[high * item : (high + count) * item])
             elif item == 2:
                 _join(chunk[low:], step, out.view(np.uint16)[high : high + count])
             elif item == 4:
@@ -197,7 +191,8 @@ def _place(
 
 
 @compiled()
-def _copy(data: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+def copy(data: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+    """Fill ``out`` with the bytes of ``data``."""
     for x in range(out.size):  # assigning slices is four times as slow
         out[x] = data[x]
 
@@ -231,12 +226,13 @@ def fletcher32(data: NDArray[np.uint8], starts: NDArray[np.int64], sizes: NDArra
     """Return the checksums of some parts of ``data``, as HDF5's filter defines them."""
     sums = np.empty(starts.size, np.uint32)
     for k in range(starts.size):
-        sums[k] = _fletcher32(data[starts[k] : starts[k] + sizes[k]])
+        sums[k] = fletcher32_of(data[starts[k] : starts[k] + sizes[k]])
     return sums
 
 
 @compiled()
-def _fletcher32(data: NDArray[np.uint8]) -> Any:
+def fletcher32_of(data: NDArray[np.uint8]) -> Any:
+    """Return the checksum of some bytes, as HDF5's filter defines it."""
     first, second = uint32(0), uint32(0)
     n = data.size // 2
     for start in range(0, n, _WORDS):
@@ -261,121 +257,3 @@ def _folded(value: Any) -> Any:
     while value > uint64(0xFFFF):
         value = (value & uint64(0xFFFF)) + (value >> uint64(16))
     return uint32(value)
-
-
-# --- deflate ----------------------------------------------------------------------------------------------
-
-
-@compiled(entry=True)
-def counts(planes: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Return how often each byte occurs in each plane, and 1 for the end of its block."""
-    found = np.zeros((planes.shape[0], 257), np.int64)
-    for k in range(planes.shape[0]):
-        even, odd = np.zeros(256, np.uint32), np.zeros(256, np.uint32)
-        plane = planes[k]
-        for j in range(0, plane.size - 1, 2):  # two tables: equal bytes in a row would wait for each other
-            even[plane[j]] += uint32(1)
-            odd[plane[j + 1]] += uint32(1)
-        if plane.size % 2:
-            even[plane[-1]] += uint32(1)
-        for value in range(256):
-            found[k, value] = even[value] + odd[value]
-        found[k, 256] = 1
-    return found
-
-
-@compiled(entry=True)
-def blocks(
-    planes: NDArray[np.uint8], kinds: NDArray[np.int64], table: NDArray[np.int64], is_end: bool
-) -> NDArray[np.uint8]:
-    """Return a deflate block for each plane, and if that is not the end, what leads to the next whole byte.
-
-    Parameters
-    ----------
-    planes, kinds
-        Bytes, and whether each plane is stored or coded.
-    table
-        As `wustore.backends.hdf5.filters.deflate_encoder.code_table` makes it, a row for each plane.
-    is_end
-        Whether the stream ends with the last plane.
-    """
-    n = planes.shape[1]
-    out = np.empty(planes.shape[0] * (n * _LONGEST_CODE // 8 + n // _LARGEST_STORED * 5 + 160) + 16, np.uint8)
-    at, held, bits = 0, 0, uint64(0)
-    for k in range(planes.shape[0]):
-        is_last = is_end and k == planes.shape[0] - 1
-        if kinds[k] == _STORED:
-            for start in range(0, n, _LARGEST_STORED):
-                size = min(_LARGEST_STORED, n - start)
-                bits |= uint64(is_last and start + size == n) << uint64(held)
-                at = _stored(out, at, bits, held + 3, planes[k, start : start + size])
-                held, bits = 0, uint64(0)
-            continue
-        bits |= uint64(4 + is_last) << uint64(held)
-        held += 3
-        for j in range(_BLOCK_HEADER.shape[0]):
-            bits |= uint64(_BLOCK_HEADER[j, 0]) << uint64(held)
-            at, bits, held = _written(out, at, bits, held + _BLOCK_HEADER[j, 1])
-        for j in range(258):
-            length = table[k, j] & 15 if j < 257 else 1
-            bits |= uint64(_TURNED[length]) << uint64(held)
-            at, bits, held = _written(out, at, bits, held + 4)
-        codes, lengths = (table[k] >> 4).astype(np.uint64), (table[k] & 15).astype(np.uint64)
-        at, bits, held = _coded(out, at, bits, held, planes[k], codes, lengths)
-        bits |= codes[256] << uint64(held)
-        at, bits, held = _written(out, at, bits, held + int(lengths[256]))
-    if not is_end:
-        at = _stored(out, at, bits, held + 3, planes[0, :0])
-    elif held:
-        out[at] = bits
-        at += 1
-    return out[:at]
-
-
-@compiled()
-def _coded(
-    out: NDArray[np.uint8],
-    at: int,
-    bits: int,
-    held: int,
-    plane: NDArray[np.uint8],
-    codes: NDArray[np.uint64],
-    lengths: NDArray[np.uint64],
-) -> tuple[int, int, int]:
-    """Write the codes of a plane's bytes; return where the next ones go, and the bits that are left."""
-    room, many = uint64(held), uint64(bits)
-    for j in range(plane.size):
-        symbol = plane[j]
-        many |= codes[symbol] << room
-        room += lengths[symbol]
-        if room >= uint64(32):
-            out[at] = many & uint64(255)
-            out[at + 1] = (many >> uint64(8)) & uint64(255)
-            out[at + 2] = (many >> uint64(16)) & uint64(255)
-            out[at + 3] = (many >> uint64(24)) & uint64(255)
-            at += 4
-            many >>= uint64(32)
-            room -= uint64(32)
-    return _written(out, at, many, int(room))
-
-
-@compiled()
-def _written(out: NDArray[np.uint8], at: int, bits: int, held: int) -> tuple[int, int, int]:
-    """Write all whole bytes of some bits; return where the next ones go, and the bits that are left."""
-    while held >= 8:
-        out[at] = bits & uint64(255)
-        bits >>= uint64(8)
-        at += 1
-        held -= 8
-    return at, bits, held
-
-
-@compiled()
-def _stored(out: NDArray[np.uint8], at: int, bits: int, held: int, data: NDArray[np.uint8]) -> int:
-    """Write some bits, up to the next whole byte, then the sizes and the bytes of a stored block."""
-    at, bits, held = _written(out, at, bits, (held + 7) // 8 * 8)
-    for size in (data.size, data.size ^ 0xFFFF):
-        out[at], out[at + 1] = size & 255, size >> 8
-        at += 2
-    _copy(data, out[at : at + data.size])
-    return at + data.size

@@ -185,11 +185,34 @@ class Pipeline:
         """Shape of a chunk with three axes."""
         return (1,) * (3 - len(self.chunks)) + self.chunks
 
-    def encode(self, values: NDArray[Any]) -> tuple[int, bytes]:
+    def encode(self, values: NDArray[Any]) -> tuple[int, bytes | memoryview]:
         """Return (mask of filters left out, stored bytes) of a whole chunk.
 
         Deflate is left out of a chunk that it would make larger; the mask tells every HDF5 reader.
         """
+        (chunk,) = self.encode_all(values.reshape(self.shape[1:]), np.zeros((1, 2), np.int64))
+        return chunk
+
+    def encode_all(self, plane: NDArray[Any], corners: NDArray[np.int64]) -> list[tuple[int, bytes | memoryview]]:
+        """Do `encode` for chunks of a plane: without the interpreter lock if there are compiled loops for it.
+
+        Parameters
+        ----------
+        corners
+            First pixel (y, x) of each chunk; all of it lies within the plane.
+        """
+        _, height, width = self.shape
+        sum_bit, deflate_bit, _, shuffle_bit = self._bits
+        if deflate_bit:
+            plane = np.ascontiguousarray(plane, self.dtype)
+            flags = {"is_shuffled": bool(shuffle_bit), "is_summed": bool(sum_bit)}
+            packed = deflate_encoder.pack(plane, (height, width), corners, self.level, **flags)
+            if packed is not None:
+                stored, skipped = packed
+                return [(deflate_bit * left_out, data) for data, left_out in zip(stored, skipped, strict=True)]
+        return [self._encode(plane[y : y + height, x : x + width]) for y, x in corners.tolist()]
+
+    def _encode(self, values: NDArray[Any]) -> tuple[int, bytes]:
         plain = np.asarray(values, dtype=self.dtype)
         data: Any = None
         if SHUFFLE not in self.filters:
