@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,7 +14,7 @@ __all__ = ["Target", "targets_of"]
 _Slices = tuple[slice, slice]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Target:
     """What chunks with consecutive numbers fill.
 
@@ -62,8 +61,8 @@ class Target:
 
 def targets_of(
     chunk: tuple[int, int], across: int, rows: tuple[int, int], columns: tuple[int, int], out: NDArray[Any]
-) -> Iterator[Target]:
-    """Yield what the chunks that a box touches fill; no two have a chunk in common.
+) -> list[Target]:
+    """Return what the chunks that a box touches fill; no two have a chunk in common.
 
     Parameters
     ----------
@@ -76,11 +75,13 @@ def targets_of(
     out
         The array that is the box.
     """
+    targets = []
     for first, n_rows, n_columns, place, part in _runs(chunk, across, rows, columns):
         filled = out[place]
         height, width = filled.shape
         places = filled.reshape(n_rows, height // n_rows, n_columns, width // n_columns).transpose(0, 2, 1, 3)
-        yield Target(first, first + n_rows * n_columns, places, part)
+        targets += [Target(first, first + n_rows * n_columns, places, part)]
+    return targets
 
 
 @lru_cache(4096)

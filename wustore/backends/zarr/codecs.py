@@ -92,12 +92,6 @@ RESIDUE = 0x48674BC7
 """CRC-32C of any bytes that are followed by their CRC-32C, lowest byte first."""
 
 
-@lru_cache
-def _residue(n: int, length: int) -> int:
-    """Return the CRC-32C of ``n`` chunks of that length with their checksums, which depends on nothing else in them."""
-    return large_crc32c(np.frombuffer(with_crc(bytes(length - 4)) * n, np.uint8))
-
-
 def check_crc(raw: bytes) -> None:
     """Compare the checksum at the end of ``raw`` with the bytes before, without copying them."""
     if len(raw) < 4 or crc32c(raw) != RESIDUE:
@@ -198,25 +192,21 @@ class Chain:
         DamagedChunk
             With the place of the chunk among ``bounds``.
         """
-        data: Any = np.frombuffer(stored, np.uint8)
-        little, n = self.dtype.newbyteorder("<"), len(bounds)
-        length = size * little.itemsize + 4 if self.method == "raw" else 0
-        start, end = bounds[0][0], bounds[-1][1]
-        if not length or end - start != n * length or large_crc32c(data[start:end]) != _residue(n, length):
-            for number, found in enumerate(map(crc32c, [data[start:stop] for start, stop in bounds])):
-                if found != RESIDUE:
-                    raise DamagedChunk("the checksum (crc32c) does not match", number)
-        if self.method == "raw":
+        n, raw = len(bounds), self.method == "raw"
+        _check_crcs(stored, bounds, size * self.dtype.itemsize + 4 if raw else 0)
+        flat = scratch(self.dtype, n * size) if out is None and not raw else out
+        if self.method == "pcodec":
+            assert flat is not None
+            _decode_pcodec(stored, bounds, size, flat)
+            return flat.reshape(n, size)
+        little = self.dtype.newbyteorder("<")
+        if flat is None or raw:
             values = _raw(stored, bounds, size, little)
         else:
-            flat = scratch(self.dtype, n * size) if out is None else out
-            if self.method == "pcodec":
-                _decode_pcodec(stored, bounds, size, flat)
-                return flat.reshape(n, size)
             unpack = _decode_zstd if self.method == "zstd" else _decode_blosc
             unpack(stored, bounds, size * flat.itemsize, flat.view(np.uint8))
             values = flat.reshape(n, size).view(little)
-        if out is None or (self.method != "raw" and little == self.dtype):
+        if out is None or (not raw and little == self.dtype):
             return values
         out.reshape(n, size)[...] = values
         return out.reshape(n, size)
@@ -307,6 +297,23 @@ _ERRORS = (RuntimeError, ValueError, TypeError)
 """What codecs raise for bytes that are not theirs."""
 
 
+def _check_crcs(stored: Bytes, bounds: Bounds, length: int) -> None:
+    """Compare the checksums of chunks: all at once if each has this length, which is 0 if the lengths differ."""
+    data: Any = np.frombuffer(stored, np.uint8)
+    n, start, end = len(bounds), bounds[0][0], bounds[-1][1]
+    if length and end - start == n * length and large_crc32c(data[start:end]) == _residue(n, length):
+        return
+    for number, found in enumerate(map(crc32c, [data[start:stop] for start, stop in bounds])):
+        if found != RESIDUE:
+            raise DamagedChunk("the checksum (crc32c) does not match", number)
+
+
+@lru_cache
+def _residue(n: int, length: int) -> int:
+    """Return the CRC-32C of ``n`` chunks of that length with their checksums, which depends on nothing else in them."""
+    return large_crc32c(np.frombuffer(with_crc(bytes(length - 4)) * n, np.uint8))
+
+
 def _wrong_size(number: int) -> DamagedChunk:
     return DamagedChunk("the chunk holds a different number of values", number)
 
@@ -334,7 +341,7 @@ def _raw(stored: Bytes, bounds: Bounds, size: int, dtype: np.dtype[Any]) -> NDAr
 def _decode_pcodec(stored: Bytes, bounds: Bounds, size: int, flat: NDArray[Any]) -> None:
     from pcodec.standalone import simple_decompress_into as decompress
 
-    joined = _join_pcodec(stored, bounds, size)
+    joined = _join_pcodec(stored, bounds, size) if bounds[1:] else None
     if joined is not None:
         try:
             progress = decompress(joined, flat)
@@ -365,9 +372,9 @@ _PCODEC_HEAD = 21
 
 
 def _join_pcodec(stored: Bytes, bounds: Bounds, size: int) -> bytes | None:
-    """Return one file with the values of several, or None if there is one, or they do not begin and end alike."""
+    """Return one file with the values of several, or None if they do not begin and end alike."""
     start, n = bounds[0][0], len(bounds)
-    length = _pcodec_header(bytes(stored[start : start + _PCODEC_HEAD]), size) if n > 1 else 0
+    length = _pcodec_header(bytes(stored[start : start + _PCODEC_HEAD]), size)
     if not length:
         return None
     head = bytes(stored[start : start + length + 4])

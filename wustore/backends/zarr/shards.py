@@ -434,10 +434,7 @@ class ShardedLayer:
         targets: _Targets = {}
         for box in boxes:
             for found in targets_of(self.grid.chunk, self.grid.counts[1], box.rows, box.columns, box.out):
-                target, numbers = (found,), range(found.first, found.stop)
-                if len(boxes) == 1:  # its targets have no chunk in common
-                    targets.update(dict.fromkeys(numbers, target))
-                else:
-                    for number in numbers:
-                        targets[number] = targets[number] + target if number in targets else target
+                target = (found,)
+                for number in range(found.first, found.stop):
+                    targets[number] = targets[number] + target if number in targets else target
         return targets
