@@ -119,6 +119,23 @@ def test_into_arrays_of_the_caller(tmp_path: Path) -> None:
         assert np.count_nonzero(large) == sum(np.count_nonzero(data) for data in expected)
 
 
+def test_threads_that_read_an_image_each_do_not_cut_it_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(h5chunks, "_JOB_BYTES", (1, 1 << 23))
+    jobs: list[int] = []
+    fill = ChunkReader._fill
+    monkeypatch.setattr(
+        ChunkReader,
+        "_fill",
+        lambda self, table, numbers, *a: (jobs.append(numbers.size), fill(self, table, numbers, *a)),
+    )
+    with Hdf5Backend().open(save(tmp_path / "a.h5", chunks=(100, 100)), workers=3) as reader:
+        reader.image(0, ("science",))
+        assert jobs == [6] * 6  # of three threads, two each
+        jobs.clear()
+        assert len(list(reader.images(layers=("science",), workers=3))) == 3
+        assert jobs == [36] * 3
+
+
 # --- chunks and their places ----------------------------------------------------------------------------
 
 

@@ -263,7 +263,9 @@ class Hdf5Reader(Reader):
                 outs.append(empty([size], self._meta.layer_dtype(want.layer)))
             else:
                 outs.append(want.target[0])
-        workers = self._workers or worker_count(work=sum(plan.reader.chunk_bytes * plan.numbers.size for plan in plans))
+        # In one of several threads that read an image each only a part of the workers is left for its chunks.
+        decoded = sum(plan.reader.chunk_bytes * plan.numbers.size for plan in plans)
+        workers = worker_count(self._workers, work=decoded)
         jobs = [job for plan, out in zip(plans, outs, strict=True) for job in plan.reader.jobs(plan, out, workers)]
         in_threads(_do, jobs, workers)
         return outs
