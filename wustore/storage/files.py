@@ -130,15 +130,28 @@ _MOST_PIECES = 1024
 """That ``writev`` takes at a time on Linux and macOS (``IOV_MAX``)."""
 
 
-def write_all(handle: int, pieces: Sequence[bytes]) -> None:
-    """Write pieces one after the other, without joining them if the system takes all that it is given."""
+def write_all(handle: int, pieces: Sequence[bytes | memoryview], offset: int | None = None) -> None:
+    """Write pieces one after the other, without joining them if the system takes all that it is given.
+
+    Parameters
+    ----------
+    offset
+        Where the first one goes, for systems with ``pwrite``; by default the place of the file.
+    """
     for k in range(0, len(pieces), _MOST_PIECES):
         some = pieces[k : k + _MOST_PIECES]
-        done = os.writev(handle, some) if hasattr(os, "writev") else 0
-        if done < sum(map(len, some)):
-            left = memoryview(b"".join(some))[done:]
-            while left:
-                left = left[os.write(handle, left) :]
+        size, done = sum(map(len, some)), 0
+        if offset is not None and hasattr(os, "pwritev"):
+            done = os.pwritev(handle, some, offset)
+        elif offset is None and hasattr(os, "writev"):
+            done = os.writev(handle, some)
+        if done < size:
+            left = memoryview(b"".join(some))
+            while done < size:
+                part = left[done:]
+                done += os.write(handle, part) if offset is None else os.pwrite(handle, part, offset + done)
+        if offset is not None:
+            offset += size
 
 
 def sync(path: str | os.PathLike[str]) -> None:

@@ -41,9 +41,11 @@ def test_stored_chunks_are_not_encoded_again(
     old, new = sample("chunked"), sample("chunked", seed=1)
     path = save(tmp_path / "a.h5", old, **options)
     before, other = chunks_of(path), chunks_of(save(tmp_path / "b.h5", new, **options))
-    encoded: list[int] = []
-    encode = Pipeline.encode
-    monkeypatch.setattr(Pipeline, "encode", lambda *arguments: encoded.append(1) or encode(*arguments))
+    encoded: list[Any] = []
+    encode = Pipeline.encode_all
+    monkeypatch.setattr(
+        Pipeline, "encode_all", lambda self, plane, corners: encoded.extend(corners) or encode(self, plane, corners)
+    )
     assert append(path, new) == 3
     assert chunks_of(path) == before + other
     with Hdf5Reader(path) as reader:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from wustore.backends.hdf5 import file
 from wustore.backends.hdf5.backend import Hdf5Backend
 from wustore.backends.hdf5.file import Output
 from wustore.ops.copy import copy
@@ -45,6 +48,7 @@ def test_an_error_of_the_system_anywhere(tmp_path: Path, monkeypatch: pytest.Mon
 LIMITED = """
 import resource, sys
 from pathlib import Path
+from wustore.backends.hdf5 import file
 from wustore.backends.hdf5.backend import Hdf5Backend
 from wustore.ops.copy import copy
 from wustore.testing import sample
@@ -92,3 +96,54 @@ def test_reading_back(tmp_path: Path) -> None:
     write(tmp_path / "a.h5")
     with Hdf5Backend().open(str(tmp_path / "a.h5")) as reader:
         assert_same(with_capsule(sample("rich")), reader)
+
+
+def test_chunks_are_written_by_the_thread_that_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HDF5 only finds the places; the file is the one that it writes by itself."""
+    if not hasattr(os, "pwrite"):
+        pytest.skip("the system writes at the place of the file only")
+    at_places: list[int] = []
+    write_at = Output.write_at
+
+    def in_place(self: Output, offset: int, pieces: Sequence[bytes | memoryview]) -> None:
+        at_places.append(sum(map(len, pieces)))
+        write_at(self, offset, pieces)
+
+    monkeypatch.setattr(Output, "write_at", in_place)
+    write(tmp_path / "a.h5")
+    monkeypatch.undo()
+    with Hdf5Backend().open(str(tmp_path / "a.h5")) as reader:
+        n_images = reader.meta.n_images
+    assert len(at_places) >= n_images
+    with monkeypatch.context() as patch:
+        patch.delattr(os, "pwrite")
+        patch.setattr(Output, "write_at", None)
+        write(tmp_path / "b.h5")
+    content = (tmp_path / "a.h5").read_bytes()
+    assert content == (tmp_path / "b.h5").read_bytes()
+    assert sum(at_places) < len(content)
+
+
+def test_bytes_that_the_library_copies_are_written_at_once(tmp_path: Path) -> None:
+    output = Output(tmp_path / "a")
+    data = b"abc"
+    assert output.place(data, lambda: output.write(bytearray(data))) is None
+    assert output.tell() == 3
+    if hasattr(os, "pwrite"):
+        assert output.place(data, lambda: output.write(data)) == 3
+        assert output.tell() == 6
+        assert (tmp_path / "a").read_bytes() == b"abc"
+        output.write_at(3, [b"de", b"", b"f"])
+        assert (tmp_path / "a").read_bytes() == b"abcdef"
+    output.close()
+
+
+def test_an_error_while_flushing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(handle: int) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(file, "_FLUSHED_BYTES", 1)
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="broken"):
+        write(tmp_path / "a.h5")
+    assert list(tmp_path.iterdir()) == []

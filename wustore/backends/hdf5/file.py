@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 
 from wustore.backends.hdf5 import netcdf
 from wustore.errors import OtherFormatError
-from wustore.storage.files import RemoteFile, open_regular, pread
+from wustore.storage.files import RemoteFile, open_regular, pread, write_all
+from wustore.storage.threads import Background
 from wustore.storage.url import is_remote
 
 __all__ = [
@@ -39,6 +41,8 @@ METADATA_BLOCK = 1 << 18
 """Bytes of the first block read from a URL: metadata is mostly at the start, and opening takes two requests."""
 _SNIFFED = 4096
 """Bytes at the start of an object in which the signature is looked for: further on, each look were a request."""
+_FLUSHED_BYTES = 1 << 26
+"""So many bytes are flushed while the next ones are encoded: at the end only the last ones are left."""
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -156,6 +160,45 @@ class Output(io.RawIOBase):
         self._error: BaseException | None = None
         self._file = path.open("x+b", buffering=0)
         self._place = 0
+        self._aside: NDArray[np.uint8] | None = None
+        self._found: int | None = None
+        self._unflushed = 0
+        self._flusher = Background("flush")
+
+    def place(self, data: bytes | memoryview, write: Callable[[], object]) -> int | None:
+        """Let HDF5 place some bytes without writing them.
+
+        Parameters
+        ----------
+        data
+            The bytes.
+        write
+            Makes HDF5 write them.
+
+        Returns
+        -------
+        int or None
+            Where they belong, for `write_at`; None if they were written, because HDF5 gave a copy of them.
+        """
+        self._aside = np.frombuffer(data, np.uint8) if hasattr(os, "pwrite") else None
+        self._found = None
+        try:
+            write()
+        finally:
+            self._aside = None
+        self._unflushed += len(data)
+        if self._unflushed >= _FLUSHED_BYTES and not self._flusher.is_busy():  # what was placed before, by and large
+            self._unflushed = 0
+            self._flusher.start(os.fsync, self._file.fileno())
+        return self._found
+
+    def write_at(self, offset: int, pieces: Sequence[bytes | memoryview]) -> None:
+        """Write pieces one after the other, from any thread."""
+        try:
+            if self._error is None:
+                write_all(self._file.fileno(), pieces, offset)
+        except BaseException as error:
+            self._fail(error)
 
     def check(self) -> None:
         """Raise the error that kept something from being written, if there was one."""
@@ -188,6 +231,10 @@ class Output(io.RawIOBase):
     def write(self, data: Any) -> int:
         """Write all of ``data``."""
         memory = memoryview(data)
+        if self._aside is not None and _are_same(np.frombuffer(memory, np.uint8), self._aside):
+            self._aside, self._found = None, self._place
+            self._place += len(memory)
+            return len(memory)
         try:
             self._file.seek(self._place)
             done = 0
@@ -223,5 +270,14 @@ class Output(io.RawIOBase):
 
     def close(self) -> None:
         """Close the file."""
+        try:
+            self._flusher.settle()
+        except OSError as error:
+            self._fail(error)
         self._file.close()
         super().close()
+
+
+def _are_same(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
+    """Return whether two arrays are the same memory."""
+    return a.size == b.size and a.ctypes.data == b.ctypes.data

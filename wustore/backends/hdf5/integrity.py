@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.hdf5.file import RawFile
-from wustore.model.checksum import crc32c
+from wustore.model.checksum import crc32c, large_crc32c
 from wustore.storage.threads import in_threads
 
 __all__ = ["Binding", "changed_blocks", "digest_of", "is_cut"]
@@ -129,6 +129,6 @@ def _parse(digest: bytes, size: int) -> tuple[int, list[int]] | None:
 
 def _checksums(read: Read, size: int, block: int) -> list[int]:
     def checksum(start: int) -> int:
-        return crc32c(read(start, min(block, size - start)))
+        return large_crc32c(np.frombuffer(read(start, min(block, size - start)), np.uint8))
 
     return in_threads(checksum, range(0, size, block))

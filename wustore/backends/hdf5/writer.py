@@ -9,6 +9,8 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -123,15 +125,30 @@ class Hdf5Writer(Writer):
             if self._pieces is not None:
                 self._pieces.add(i, image.capsule)
             self._early.add(i, image)
+            runs: list[_Run] = []
             while self._next in self._early:
-                self._store_chunks(self._next, self._early.pop(self._next))
+                self._place_chunks(self._next, self._early.pop(self._next), runs)
                 self._next += 1
             self._written[i] = True
+            output = self._output
+        if output is not None:
+            for run in runs:
+                output.write_at(run.start, run.pieces)
+            output.check()
 
-    def _store_chunks(self, i: int, image: EncodedImage) -> None:
+    def _place_chunks(self, i: int, image: EncodedImage, runs: list[_Run]) -> None:
+        """Let HDF5 find places for the chunks of an image; what goes there is written by whoever has the runs."""
+        assert self._output is not None
         for dataset, layer, chunks in zip(self._datasets, self._encoder.layers, image.layers, strict=True):
             for (y, x), (skipped, data) in zip(layer.corners, chunks, strict=True):
-                dataset.id.write_direct_chunk((i, y, x), data, skipped)
+                write = partial(dataset.id.write_direct_chunk, (i, y, x), data, skipped)
+                place = self._output.place(data, write)
+                if place is None:
+                    continue
+                if not runs or runs[-1].stop != place:
+                    runs.append(_Run(place, place, []))
+                runs[-1].stop += len(data)
+                runs[-1].pieces.append(data)
         last = b"".join(data[-4:] for chunks in image.layers for _, data in chunks)
         self._chunk_sums[i] = np.frombuffer(last, "<u4")
         self._check_output()
@@ -163,10 +180,11 @@ class Hdf5Writer(Writer):
         file, self._file = self._file, None
         file.close()
         self._check_output()
-        if self._output is not None:
-            self._output.append(digest_of(self._output.read_at, self._output.seek(0, os.SEEK_END)))
-            self._check_output()
-        self._close_output()
+        output = self._output
+        if output is not None:
+            output.append(digest_of(output.read_at, output.seek(0, os.SEEK_END)))
+            self._close_output()
+            output.check()
         self._staging.commit()
         self._end()
 
@@ -226,6 +244,15 @@ def _create_layer(file: h5py.File, layer: LayerEncoder) -> h5py.Dataset:
     dataset = file.create_dataset(spec.name, spec.shape, dtype, fillvalue=spec.fill, track_times=False, **keywords)
     netcdf.set_attributes(dataset, spec.attributes)
     return dataset
+
+
+@dataclass
+class _Run:
+    """Chunks that lie one after the other in the file: first and last place, and their bytes."""
+
+    start: int
+    stop: int
+    pieces: list[bytes | memoryview]
 
 
 class _Early:
