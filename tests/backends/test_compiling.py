@@ -14,10 +14,20 @@ def test_imported_once_there_is_enough_work(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(compiling, "_IF_IMPORTED", 1)
     loops = Loops("json", 100)
     assert loops.get(60) is None
-    assert loops.get() is None
+    assert loops.get(ahead=30) is None
     assert loops.done == 60
     assert loops.get(40) is json
     assert loops.get() is json
+
+
+def test_imported_before_the_work_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    import json
+
+    monkeypatch.setattr(compiling, "_IF_IMPORTED", 1)
+    loops = Loops("json", 100)
+    assert loops.get(60) is None
+    assert loops.get(ahead=40) is json
+    assert loops.done == 60
 
 
 def test_sooner_if_numba_is_there() -> None:

@@ -159,7 +159,13 @@ class Reader(ABC):
         return read_ahead(lambda i: self.image(i, layers), wanted, workers)
 
     def images_at_once(self, n_images: int) -> int | None:
-        """Return by how many threads so many images are best read, None for the number of processors."""
+        """Return by how many threads images are best read, None for the number of processors.
+
+        Parameters
+        ----------
+        n_images
+            How many are about to be read, all their layers.
+        """
         return None
 
     @abstractmethod

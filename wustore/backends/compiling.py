@@ -46,7 +46,7 @@ class Loops:
         self._worthwhile = worthwhile
         self._lock = threading.Lock()
 
-    def get(self, amount: int = 0) -> ModuleType | None:
+    def get(self, amount: int = 0, ahead: int = 0) -> ModuleType | None:
         """Return the module, or None if so much more work is better done without it.
 
         Parameters
@@ -54,13 +54,15 @@ class Loops:
         amount
             What the caller is to do, with the loops or without. 0 if another function does the work when the loops
             are not there: that one counts it.
+        ahead
+            What is to be done soon by calls that count it themselves.
         """
         if self.module is not None or self.is_missing:
             return self.module
         with self._lock:
             self.done += amount
             needed = self._worthwhile // _IF_IMPORTED if "numba" in sys.modules else self._worthwhile
-            if self.module is None and not self.is_missing and self.done >= needed:
+            if self.module is None and not self.is_missing and self.done + ahead >= needed:
                 self.module = self._import()
                 self.is_missing = self.module is None
             return self.module

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from wustore.backends.hdf5 import netcdf
+from wustore.backends.hdf5 import reader as reader_module
 from wustore.backends.hdf5.backend import Hdf5Backend
 from wustore.backends.hdf5.file import CHUNK_CHECKSUM
 from wustore.backends.hdf5.reader import Hdf5Reader
@@ -101,3 +102,12 @@ def test_what_is_said_of_layers(path: str) -> None:
         with h5py.File(path) as file:
             stored = {layer: file[layer].id.get_storage_size() for layer in LAYERS}
         assert {layer: of["bytes"] for layer, of in facts["layers"].items()} == stored
+
+
+def test_loops_are_imported_before_many_images_are_read(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(reader_module, "prepare", asked.append)
+    with Hdf5Backend().open(path) as reader:
+        sizes = [np.prod(reader.meta.layer_shape(name)[1:]) * reader.meta.layer_dtype(name).itemsize for name in LAYERS]
+        assert len(list(reader.images())) == reader.meta.n_images
+        assert asked == [reader.meta.n_images * sum(sizes)]

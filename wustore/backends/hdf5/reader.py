@@ -28,7 +28,7 @@ from wustore.backends.hdf5.file import (
     RawFile,
     open_file,
 )
-from wustore.backends.hdf5.filters.pipeline import BLOSC, DEFLATE, FLETCHER32, SHUFFLE
+from wustore.backends.hdf5.filters.pipeline import BLOSC, DEFLATE, FLETCHER32, SHUFFLE, prepare
 from wustore.backends.hdf5.integrity import Binding, changed_blocks, is_cut
 from wustore.backends.hdf5.parts import Places, bounds_of, places_in
 from wustore.backends.hdf5.presets import need_plugins
@@ -289,7 +289,8 @@ class Hdf5Reader(Reader):
         return Image.of(planes)
 
     def images_at_once(self, n_images: int) -> int | None:
-        """Return the number that was asked for when the file was opened."""
+        """Return the number that was asked for when the file was opened; what so many images need is imported."""
+        prepare(n_images * sum(math.prod(spec.shape[1:]) * spec.dtype.itemsize for spec in self._specs.values()))
         return self._workers
 
     def chunks(self, layer: str) -> tuple[int, int, int]:

@@ -37,6 +37,7 @@ __all__ = [
     "blosc_options",
     "filters_of",
     "pipeline_of",
+    "prepare",
 ]
 
 DEFLATE, SHUFFLE, FLETCHER32, BLOSC = 1, 2, 3, 32001
@@ -399,6 +400,11 @@ def _functions() -> NDArray[np.intp] | None:
         return np.array([ctypes.cast(function, ctypes.c_void_p).value for function in found], np.intp)
     except (ImportError, AttributeError, OSError, TypeError):
         return None
+
+
+def prepare(nbytes: int) -> None:
+    """Import the compiled loops if decoding so many bytes is worth it: on the way all threads would wait for it."""
+    _LOOPS.get(ahead=nbytes)
 
 
 def filters_of(dataset: h5py.Dataset) -> tuple[int, ...]:
