@@ -11,7 +11,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["crc32c", "large_crc32c", "plane_checksum"]
+__all__ = ["c_crc32c", "crc32c", "large_crc32c", "plane_checksum"]
 
 crc32c: Callable[[bytes], int] = google_crc32c.value
 """Return the CRC-32C (RFC 3720) of some bytes, with the interpreter lock held: for chunks, which take microseconds."""
@@ -28,17 +28,18 @@ def large_crc32c(data: NDArray[np.uint8]) -> int:
     data
         Contiguous, one axis.
     """
-    extend = _extend() if data.size >= _LARGE else None
+    extend = c_crc32c() if data.size >= _LARGE else None
     if extend is None:
         return int(google_crc32c.value(data))
     return int(extend(0, data.ctypes.data, data.size))
 
 
 @cache
-def _extend() -> Callable[[int, int, int], int] | None:
+def c_crc32c() -> Any:
     """Return the function of the C library under google_crc32c, which that calls with the lock held; None without it.
 
-    A symbol is looked for in a module and in the libraries that it needs.
+    It takes a checksum to go on with (0), an address and a length. A symbol is looked for in a module and in the
+    libraries that it needs.
     """
     try:
         from google_crc32c import _crc32c

@@ -289,9 +289,12 @@ class Hdf5Reader(Reader):
         return Image.of(planes)
 
     def images_at_once(self, n_images: int) -> int | None:
-        """Return the number that was asked for when the file was opened; what so many images need is imported."""
+        """Return the number that was asked for when the file was opened; what so many images need is imported.
+
+        At a URL it is that of the requests for one image.
+        """
         prepare(n_images * sum(math.prod(spec.shape[1:]) * spec.dtype.itemsize for spec in self._specs.values()))
-        return self._workers
+        return None if is_remote(self._address) else self._workers
 
     def chunks(self, layer: str) -> tuple[int, int, int]:
         """Return the shape of a chunk of a layer."""

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from wustore.backends.zarr.filters import blocks
 from wustore.errors import MissingDependencyError
 from wustore.model.checksum import crc32c, large_crc32c
 
@@ -193,23 +194,48 @@ class Chain:
             With the place of the chunk among ``bounds``.
         """
         n, raw = len(bounds), self.method == "raw"
-        _check_crcs(stored, bounds, size * self.dtype.itemsize + 4 if raw else 0)
         flat = scratch(self.dtype, n * size) if out is None and not raw else out
+        if flat is not None and not raw and self._decoded(stored, bounds, size, flat):
+            values = flat.reshape(n, size)
+            return values if self.method == "pcodec" else self._native(values, out)
+        _check_crcs(stored, bounds, size * self.dtype.itemsize + 4 if raw else 0)
         if self.method == "pcodec":
             assert flat is not None
             _decode_pcodec(stored, bounds, size, flat)
             return flat.reshape(n, size)
-        little = self.dtype.newbyteorder("<")
         if flat is None or raw:
-            values = _raw(stored, bounds, size, little)
-        else:
-            unpack = _decode_zstd if self.method == "zstd" else _decode_blosc
-            unpack(stored, bounds, size * flat.itemsize, flat.view(np.uint8))
-            values = flat.reshape(n, size).view(little)
-        if out is None or (not raw and little == self.dtype):
-            return values
-        out.reshape(n, size)[...] = values
-        return out.reshape(n, size)
+            values = _raw(stored, bounds, size, self.dtype.newbyteorder("<"))
+            if out is None:
+                return values
+            out.reshape(n, size)[...] = values
+            return out.reshape(n, size)
+        unpack = _decode_zstd if self.method == "zstd" else _decode_blosc
+        unpack(stored, bounds, size * flat.itemsize, flat.view(np.uint8))
+        return self._native(flat.reshape(n, size), out)
+
+    def _native(self, values: NDArray[Any], out: NDArray[Any] | None) -> NDArray[Any]:
+        """Return values whose bytes are little-endian; in ``out`` if there is one."""
+        little = self.dtype.newbyteorder("<")
+        if out is None or little == self.dtype:
+            return values.view(little)
+        values[...] = values.view(little)
+        return values
+
+    def _decoded(self, stored: Bytes, bounds: Bounds, size: int, flat: NDArray[Any]) -> bool:
+        """Check and decode a block by compiled loops; return whether all is as it should be."""
+        if len(bounds) < _BLOCK or not blocks.are_worthwhile(flat.nbytes):
+            return False
+        start = bounds[0][0]
+        if self.method == "pcodec":
+            length = _pcodec_header(bytes(stored[start : start + _PCODEC_HEAD]), size)
+            joined = blocks.joined(stored, bounds, length, length + 4, 5) if length else None
+            return joined is not None and _is_decoded(joined, flat)
+        nbytes = size * flat.itemsize
+        if self.method == "zstd":
+            length, stated = _zstd_stated(bytes(stored[start : start + _ZSTD_HEAD]))
+            if stated != nbytes or not _begin_alike(stored, bounds, length):
+                return False
+        return blocks.unpacked(self.method, stored, bounds, nbytes, flat.view(np.uint8))
 
 
 def _bytes_codec(dtype: np.dtype[Any]) -> dict[str, Any]:
@@ -293,6 +319,9 @@ def scratch(dtype: np.dtype[Any], size: int) -> NDArray[Any]:
 
 # --- decoding -----------------------------------------------------------------------------------------------
 
+_BLOCK = 4
+"""Chunks of a block that are worth a call of compiled loops."""
+
 _ERRORS = (RuntimeError, ValueError, TypeError)
 """What codecs raise for bytes that are not theirs."""
 
@@ -312,6 +341,11 @@ def _check_crcs(stored: Bytes, bounds: Bounds, length: int) -> None:
 def _residue(n: int, length: int) -> int:
     """Return the CRC-32C of ``n`` chunks of that length with their checksums, which depends on nothing else in them."""
     return large_crc32c(np.frombuffer(with_crc(bytes(length - 4)) * n, np.uint8))
+
+
+def _begin_alike(stored: Bytes, bounds: Bounds, length: int) -> bool:
+    heads = b"".join([stored[start : start + length] for start, _ in bounds])
+    return heads == heads[:length] * len(bounds)
 
 
 def _wrong_size(number: int) -> DamagedChunk:
@@ -338,18 +372,23 @@ def _raw(stored: Bytes, bounds: Bounds, size: int, dtype: np.dtype[Any]) -> NDAr
 # looked at before: what pcodec finds at the end, all values and the last zero, is then what it finds in each of them.
 
 
+def _is_decoded(joined: bytes, flat: NDArray[Any]) -> bool:
+    """Decode a stream; return whether it fills the memory: if not, one of its chunks is damaged."""
+    from pcodec.standalone import simple_decompress_into as decompress
+
+    try:
+        progress = decompress(joined, flat)
+    except _ERRORS:
+        return False
+    return bool(progress.finished and progress.n_processed == flat.size)
+
+
 def _decode_pcodec(stored: Bytes, bounds: Bounds, size: int, flat: NDArray[Any]) -> None:
     from pcodec.standalone import simple_decompress_into as decompress
 
     joined = _join_pcodec(stored, bounds, size) if bounds[1:] else None
-    if joined is not None:
-        try:
-            progress = decompress(joined, flat)
-        except _ERRORS:
-            pass  # one of them: which, is found below
-        else:
-            if progress.finished and progress.n_processed == flat.size:
-                return
+    if joined is not None and _is_decoded(joined, flat):
+        return
     for number, (start, stop) in enumerate(bounds):
         part = flat[number * size : (number + 1) * size]
         try:
@@ -410,15 +449,13 @@ def _decode_zstd(stored: Bytes, bounds: Bounds, size: int, flat: NDArray[np.uint
     decode: Callable[..., Any] = imagecodecs.zstd_decode
     start, n = bounds[0][0], len(bounds)
     length, stated = _zstd_stated(bytes(stored[start : start + _ZSTD_HEAD]))
-    if n > 1 and stated == size:
-        heads = b"".join([stored[start : start + length] for start, _ in bounds])
-        if heads == heads[:length] * n:
-            joined = b"".join([stored[start : stop - 4] for start, stop in bounds])
-            try:
-                if decode(joined, out=flat).size == flat.size:
-                    return
-            except _ERRORS:
-                pass  # one of them: which, is found below
+    if n > 1 and stated == size and _begin_alike(stored, bounds, length):
+        joined = b"".join([stored[start : stop - 4] for start, stop in bounds])
+        try:
+            if decode(joined, out=flat).size == flat.size:
+                return
+        except _ERRORS:
+            pass  # one of them: which, is found below
     for number, (start, stop) in enumerate(bounds):
         body = stored[start : stop - 4]
         if _zstd_stated(bytes(body[:_ZSTD_HEAD]))[1] != size:

@@ -9,28 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import int64, intp, uint16, uint32, uint64
-from numba.core import cgutils
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from wustore.backends.compiling import compiled
+from wustore.backends.compiling import call_to_c, compiled
 
 __all__ = ["call", "copy", "fletcher32", "fletcher32_of", "unpack"]
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def call(context: Any, address: Any, arguments: Any) -> Any:
-    """Call a function of C that takes and returns words: numbers and addresses."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        word = values[0].type
-        words = cgutils.unpack_tuple(builder, values[1], len(arguments))
-        function = ir.FunctionType(word, [word] * len(words)).as_pointer()
-        return builder.call(builder.inttoptr(values[0], function), words)
-
-    return intp(address, arguments), generate
+call = call_to_c()
 
 
 @compiled(entry=True)

@@ -1,0 +1,1 @@
+"""The codecs of many chunks, run by compiled loops."""

@@ -1,0 +1,140 @@
+"""Blocks of chunks, checked and decoded by one call without the interpreter lock.
+
+How reading scales over many cores is bounded by the time for which the lock is held. On 16 cores the checksums and the
+copies that make one stream of several chunks, done by Python, let no more than 3.5 GB/s through; the functions of C
+that imagecodecs and google_crc32c call, called by compiled loops instead, 10. Every function here may say no: then the
+caller does the same with Python, and finds out which chunk is damaged.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wustore.backends.compiling import Loops
+from wustore.model.checksum import c_crc32c
+
+__all__ = ["are_worthwhile", "joined", "prepare", "unpacked"]
+
+_LOOPS = Loops("wustore.backends.zarr.filters.loops_numba", 1 << 30)
+
+Bounds = Sequence[tuple[int, int]]
+
+
+def prepare(nbytes: int) -> None:
+    """Import the loops if so many decoded bytes are worth it: on the way all threads would wait for it."""
+    _LOOPS.get(ahead=nbytes)
+
+
+def are_worthwhile(nbytes: int) -> bool:
+    """Return whether the loops can do so many decoded bytes, or have been imported for more."""
+    return _LOOPS.get(nbytes) is not None and _functions() is not None
+
+
+def joined(stored: Any, bounds: Bounds, head: int, same: int, tail: int) -> bytes | None:
+    """Return the first head and all bodies of chunks as one stream, their checksums compared; None to do it otherwise.
+
+    Parameters
+    ----------
+    stored, bounds
+        Bytes, and where in them the chunks are, each with its checksum.
+    head
+        Bytes of a chunk before its body.
+    same
+        Bytes of a chunk, those of the head and more, that must be those of the first one.
+    tail
+        Bytes of a chunk behind its body, with the checksum: 4, or 5 for a zero before it, which ends the stream, too.
+    """
+    loops, functions = _LOOPS.get(), _functions()
+    if loops is None or functions is None:
+        return None
+    places = np.array(bounds, np.int64)
+    ends = tail - 4
+    size = int((places[:, 1] - places[:, 0]).sum()) - len(bounds) * (head + tail) + head
+    if size < head:
+        return None
+    stream, memory = _new_bytes(size + ends)
+    memory[size:] = 0
+    found = loops.join(functions, _read_only(stored), places, head, same, tail, memory[:size])
+    return stream if found == size else None
+
+
+def unpacked(
+    method: Literal["zstd", "blosc"], stored: Any, bounds: Bounds, nbytes: int, out: NDArray[np.uint8]
+) -> bool:
+    """Check and decode chunks into ``out``; return whether all were as they should be.
+
+    Parameters
+    ----------
+    method
+        What they are packed with.
+    stored, bounds
+        Bytes, and where in them the chunks are, each with its checksum.
+    nbytes
+        Length of a decoded chunk.
+    out
+        Memory for all of them.
+    """
+    loops, functions = _LOOPS.get(), _functions()
+    if loops is None or functions is None:
+        return False
+    done = loops.unpack(functions, method == "zstd", _read_only(stored), np.array(bounds, np.int64), nbytes, out)
+    return bool(done == len(bounds))
+
+
+def _read_only(stored: Any) -> NDArray[np.uint8]:
+    """Return bytes as an array that is read-only always: the loops are compiled for one kind."""
+    return np.frombuffer(memoryview(stored).toreadonly(), np.uint8)
+
+
+@cache
+def _functions() -> NDArray[np.intp] | None:
+    """Return the addresses of the functions of C: CRC-32C, zstd's that make, use and free a decoder, and Blosc's.
+
+    None if they are not found: a library that is linked in another way, or Windows. These are those that imagecodecs
+    and google_crc32c call, whose libraries are loaded already.
+    """
+    crc = c_crc32c()
+    if crc is None or sys.maxsize < 1 << 32:
+        return None
+    try:
+        from imagecodecs import _blosc, _zstd
+
+        zstd, blosc = ctypes.CDLL(_zstd.__file__), ctypes.CDLL(_blosc.__file__)
+        names = "ZSTD_createDCtx", "ZSTD_decompressDCtx", "ZSTD_freeDCtx"
+        found = [crc, *(getattr(zstd, name) for name in names), blosc.blosc_decompress_ctx]
+        return np.array([ctypes.cast(function, ctypes.c_void_p).value for function in found], np.intp)
+    except (ImportError, AttributeError, OSError, TypeError):
+        return None
+
+
+class _Memory:
+    def __init__(self, address: int, size: int) -> None:
+        self.__array_interface__ = {"data": (address, False), "shape": (size,), "typestr": "|u1", "version": 3}
+
+
+def _new_bytes(size: int) -> tuple[bytes, NDArray[np.uint8]]:
+    """Return new bytes and their memory, which may be written as long as nobody else has seen them.
+
+    That is how extension modules make bytes (Python/C API, PyBytes_FromStringAndSize and PyBytes_AsString). pcodec
+    takes nothing but bytes, and each other way to make them copies with the lock held.
+    """
+    make, address_of = _bytes_functions()
+    made: bytes = make(None, size)
+    return made, np.asarray(_Memory(address_of(made), size))
+
+
+@cache
+def _bytes_functions() -> tuple[Any, Any]:
+    make = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_ssize_t)
+    address = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)
+    return (
+        make(("PyBytes_FromStringAndSize", ctypes.pythonapi)),
+        address(("PyBytes_AsString", ctypes.pythonapi)),
+    )

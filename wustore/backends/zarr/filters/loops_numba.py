@@ -1,0 +1,134 @@
+"""The inner loops of `wustore.backends.zarr.filters.blocks`, compiled by numba: a block a call, without the lock.
+
+Chunks end in their CRC-32C, so that the checksum over all of a chunk is always the same number.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import intp, uint32
+from numpy.typing import NDArray
+
+from wustore.backends.compiling import call_to_c, compiled
+
+__all__ = ["join", "unpack"]
+
+_RESIDUE = uint32(0x48674BC7)
+
+call = call_to_c()
+
+
+@compiled(entry=True)
+def join(
+    functions: NDArray[np.intp],
+    stored: NDArray[np.uint8],
+    bounds: NDArray[np.int64],
+    head: int,
+    same: int,
+    tail: int,
+    out: NDArray[np.uint8],
+) -> int:
+    """Check chunks and copy the first head and all bodies; return how many bytes, or what is not so many.
+
+    Parameters
+    ----------
+    functions
+        Addresses of C's functions: see `wustore.backends.zarr.filters.blocks`.
+    stored, bounds
+        Bytes, and where in them the chunks are, shape (chunks, 2).
+    head
+        Bytes of a chunk before its body.
+    same
+        Bytes of a chunk, those of the head and more, that must be those of the first one.
+    tail
+        Bytes of a chunk behind its body, with the checksum; the one before the checksum must be 0.
+    out
+        Memory for the head and the bodies.
+    """
+    first, at = bounds[0, 0], 0
+    for k in range(bounds.shape[0]):
+        start, stop = bounds[k, 0], bounds[k, 1]
+        if not _is_sound(functions, stored, start, stop) or stop - start < same + tail:
+            return -1
+        for x in range(same):
+            if stored[start + x] != stored[first + x]:
+                return -1
+        if tail > 4 and stored[stop - 5] != 0:
+            return -1
+        start += 0 if k == 0 else head
+        count = stop - tail - start
+        if at + count > out.size:
+            return -1
+        _copy(stored[start : start + count], out[at : at + count])
+        at += count
+    return at
+
+
+@compiled(entry=True)
+def unpack(
+    functions: NDArray[np.intp],
+    is_zstd: bool,
+    stored: NDArray[np.uint8],
+    bounds: NDArray[np.int64],
+    nbytes: int,
+    out: NDArray[np.uint8],
+) -> int:
+    """Check and decode chunks of zstd or Blosc; return how many were as they should be: the first that is not ends it.
+
+    Parameters
+    ----------
+    functions, stored, bounds
+        As for `join`.
+    is_zstd
+        Whether they are frames of zstd.
+    nbytes
+        Length of a decoded chunk.
+    out
+        Memory for all of them.
+    """
+    decoder = call(functions[1], ()) if is_zstd else 0
+    if is_zstd and not decoder:
+        return 0
+    done = 0
+    while done < bounds.shape[0]:
+        start, stop = bounds[done, 0], bounds[done, 1]
+        if not _is_sound(functions, stored, start, stop):
+            break
+        chunk, room = stored[start : stop - 4], out[done * nbytes : (done + 1) * nbytes]
+        source, target = chunk.ctypes.data, room.ctypes.data
+        if is_zstd:
+            if call(functions[2], (decoder, target, room.size, source, chunk.size)) != room.size:
+                break
+        else:
+            # Blosc trusts the sizes that are written in a chunk.
+            if chunk.size < 16 or _word(chunk[12:]) != chunk.size or _word(chunk[4:]) != room.size:
+                break
+            if call(functions[4], (source, target, room.size, intp(1))) & 0xFFFFFFFF != room.size:
+                break
+        done += 1
+    if is_zstd:
+        call(functions[3], (decoder,))
+    return done
+
+
+@compiled()
+def _is_sound(functions: NDArray[np.intp], stored: NDArray[np.uint8], start: int, stop: int) -> bool:
+    """Return whether a chunk lies in the bytes and its checksum is right."""
+    if start < 0 or stop > stored.size or stop - start < 4:
+        return False
+    chunk = stored[start:stop]
+    return uint32(call(functions[0], (intp(0), chunk.ctypes.data, chunk.size))) == _RESIDUE
+
+
+@compiled()
+def _copy(data: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+    for x in range(out.size):  # assigning slices is four times as slow
+        out[x] = data[x]
+
+
+@compiled()
+def _word(data: NDArray[np.uint8]) -> Any:
+    """Return four bytes as a number, the lowest first."""
+    return uint32(data[0]) | uint32(data[1]) << 8 | uint32(data[2]) << 16 | uint32(data[3]) << 24
