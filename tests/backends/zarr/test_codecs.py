@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pcodec.standalone
@@ -62,6 +63,19 @@ def test_several_chunks(chain: Chain, n: int) -> None:
     out = np.zeros(n * SIZE, chain.dtype)
     assert np.array_equal(chain.decode_block(stored, bounds, SIZE, out), expected)
     assert np.array_equal(out.reshape(n, SIZE), expected)
+
+
+@pytest.mark.parametrize("chain", CHAINS[4:], ids=lambda chain: f"{chain.method}-{chain.dtype}")
+def test_machines_of_the_other_byte_order(chain: Chain) -> None:
+    """What is stored is little-endian, whatever the dtype of the values is."""
+    other = replace(chain, dtype=chain.dtype.newbyteorder(">"))
+    chunks = [values(chain, seed) for seed in range(3)]
+    stored, bounds = block([encoded(chain, chunk) for chunk in chunks])
+    assert encoded(other, chunks[0].astype(other.dtype)) == stored[slice(*bounds[0])]
+    out = np.zeros(3 * SIZE, other.dtype)
+    for found in (other.decode_block(stored, bounds, SIZE, out), other.decode_block(stored, bounds, SIZE)):
+        assert np.array_equal(found, np.stack(chunks).reshape(3, SIZE))
+    assert np.array_equal(out, np.concatenate(chunks).ravel())
 
 
 def test_memory_for_values_is_used_if_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
