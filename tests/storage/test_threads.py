@@ -207,14 +207,15 @@ def test_a_container_with_less_than_a_core_has_one(monkeypatch):
     assert available_cores() >= 1
 
 
-def test_work_in_the_background():
+@pytest.mark.parametrize("threads", [1, 3])
+def test_work_in_the_background(threads):
     done = []
-    behind = Background("test")
+    behind = Background("test", threads)
     assert not behind.is_busy()
     for i in range(5):
         behind.start(done.append, i)
     behind.settle()
-    assert done == [*range(5)]
+    assert (done if threads == 1 else sorted(done)) == [*range(5)]
     assert not behind.is_busy()
     behind.start({}.pop, 1)
     behind.start(done.append, 5)

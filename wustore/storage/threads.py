@@ -340,17 +340,18 @@ def read_ahead(
 
 
 class Background:
-    """One thread that does what it is given, in order, while the caller goes on."""
+    """Threads that do what they are given while the caller goes on: one, which does it in order, or several."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, threads: int = 1) -> None:
         self._name = name
+        self._threads = threads
         self._pool: ThreadPoolExecutor | None = None
         self._calls: list[Future[None]] = []
 
     def start(self, function: Callable[..., None], *arguments: Any) -> None:
         """Do ``function(*arguments)`` later."""
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"wustore-{self._name}")
+            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix=f"wustore-{self._name}")
         self._calls.append(self._pool.submit(function, *arguments))
 
     def is_busy(self) -> bool:
