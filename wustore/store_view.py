@@ -193,12 +193,11 @@ class StoreSource:
         planes = []
         read = self._finished if out is None else self._reading_into(indices, out)
         # Pixels are masked by the thread that has decoded them: done here, it would hold up the threads.
-        for k, finished in read_ahead(
-            lambda k: read(k, indices[k]), range(len(indices)), self.reader.images_at_once(len(indices))
-        ):
+        n = len(indices)
+        for k, finished in read_ahead(lambda k: read(k, indices[k]), range(n), self.reader.images_at_once(n), ahead=n):
             planes.append(finished)
             if progress is not None:
-                progress(k + 1, len(indices))
+                progress(k + 1, n)
         return [p[0] for p in planes], [p[1] for p in planes], [p[2] for p in planes]
 
     def _reading_into(self, indices: Sequence[int], out: tuple[Any, Any]) -> Callable[[int, int], _Planes]:

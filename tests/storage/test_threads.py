@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import subprocess
 import threading
+import weakref
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -122,6 +123,37 @@ def test_after_an_error_no_thread_is_at_work_any_more():
     assert meeting.now == 0
 
 
+@pytest.mark.parametrize(("workers", "ahead", "most"), [(2, None, 3), (8, None, 12), (4, 0, 4), (3, 10, 13)])
+def test_so_many_results_wait_for_an_earlier_one(workers, ahead, most):
+    begun, first = [], threading.Event()
+
+    def fetch(i: int) -> int:
+        begun.append(i)
+        if len(begun) == most:
+            first.set()
+        if i == 0:
+            first.wait(60)
+        return i
+
+    results = read_ahead(fetch, range(40), workers, ahead=ahead)
+    assert next(results) == (0, 0)
+    assert first.is_set()
+    assert sorted(begun) == list(range(most)), "while the first result is in use"
+    assert [i for i, _ in results] == list(range(1, 40))
+    assert sorted(begun) == list(range(40))
+
+
+def test_results_are_not_kept():
+    class Result:
+        """Something that can be watched."""
+
+    watched = []
+    for _, result in read_ahead(lambda _: Result(), range(30), 3):
+        watched.append(weakref.ref(result))
+        del result
+        assert [watch() is None for watch in watched] == [True] * len(watched)
+
+
 def test_an_abandoned_generator_begins_nothing_new():
     seen = []
     ahead = read_ahead(seen.append, iter(range(1000)), 2)
@@ -175,14 +207,15 @@ def test_a_container_with_less_than_a_core_has_one(monkeypatch):
     assert available_cores() >= 1
 
 
-def test_work_in_the_background():
+@pytest.mark.parametrize("threads", [1, 3])
+def test_work_in_the_background(threads):
     done = []
-    behind = Background("test")
+    behind = Background("test", threads)
     assert not behind.is_busy()
     for i in range(5):
         behind.start(done.append, i)
     behind.settle()
-    assert done == [*range(5)]
+    assert (done if threads == 1 else sorted(done)) == [*range(5)]
     assert not behind.is_busy()
     behind.start({}.pop, 1)
     behind.start(done.append, 5)

@@ -141,8 +141,9 @@ class Reader(ABC):
     ) -> Iterator[tuple[int, Image]]:
         """Yield (i, image), reading ahead in threads.
 
-        At most ``workers`` + 1 images are held at a time. The default implementation keeps a bounded window
-        of `image` calls in a thread pool; a backend overrides it if it knows better.
+        At most one and a half times as many images as ``workers`` are held at a time, at least one more. The default
+        implementation keeps a bounded window of `image` calls in a thread pool; a backend overrides it if it knows
+        better.
 
         Parameters
         ----------

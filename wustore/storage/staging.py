@@ -26,6 +26,7 @@ from wustore.errors import StoreExistsError, StoreNotFoundError, UsageError
 from wustore.storage.files import sync
 from wustore.storage.journal import JOURNAL
 from wustore.storage.locks import is_alive, is_open_file, machine, open_lock, refuse_link
+from wustore.storage.threads import in_threads
 
 __all__ = [
     "ASIDE",
@@ -48,6 +49,8 @@ _LOCK = "-lock"
 """What the lock of a private staging adds to its name."""
 _SYNC_WHOLE_FILE_SYSTEM = 64
 """Above this many files one ``syncfs`` is cheaper than an ``fsync`` each (about 1 ms a file on ext4)."""
+_SYNCED_TOGETHER = 8
+"""Threads that wait for the disk at a time."""
 
 
 def partial_path(target: str | os.PathLike[str]) -> Path:
@@ -116,8 +119,7 @@ def sync_tree(path: Path) -> None:
                 return
         finally:
             os.close(handle)
-    for entry in entries:
-        sync(entry)
+    in_threads(sync, entries, _SYNCED_TOGETHER)
     for root, _, _ in os.walk(path, topdown=False):
         sync(Path(root))
 

@@ -16,11 +16,12 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from wustore.errors import UsageError
@@ -225,8 +226,65 @@ def in_threads(function: Callable[[T], R], items: Iterable[T], workers: int | No
     return _Batch(function, items, max(1, allowed // count)).run(count - 1)
 
 
+class _Ahead(Generic[T]):
+    """Calls for items that several threads take in order, as far as the caller lets them.
+
+    A thread that finds nothing to take ends and leaves a place; who adds an item starts another one in it. So nobody
+    waits for a lock, and each call is one message to the caller.
+    """
+
+    def __init__(self, fetch: Callable[[int], T], items: Sequence[int], share: int) -> None:
+        self._fetch = fetch
+        self._items = items
+        self._share = share
+        self._places: deque[None] = deque()
+        self._futures: list[Future[None]] = []
+        self.todo: deque[int] = deque()
+        self.done: SimpleQueue[tuple[int, tuple[T | None, BaseException | None]]] = SimpleQueue()
+
+    def _work(self) -> None:
+        with sharing(self._share):
+            while True:
+                try:
+                    k = self.todo.popleft()
+                except IndexError:
+                    self._places.append(None)
+                    if not self.todo:
+                        return
+                    try:  # what was added this instant: if the place is still free it is taken back
+                        self._places.pop()
+                    except IndexError:
+                        return
+                    continue
+                try:
+                    self.done.put((k, (self._fetch(self._items[k]), None)))
+                except BaseException as error:
+                    self.done.put((k, (None, error)))
+
+    def start(self, threads: int) -> None:
+        """Let so many threads take items."""
+        self._futures = [future for future in self._futures if not future.done()]
+        self._futures += [_pool(os.getpid()).submit(self._work) for _ in range(threads)]
+
+    def add(self, k: int) -> None:
+        """Let item ``k`` be taken, too."""
+        self.todo.append(k)
+        try:
+            self._places.pop()
+        except IndexError:
+            return
+        self.start(1)
+
+    def stop(self, *, waiting: bool) -> None:
+        """Begin nothing new; wait for what has begun."""
+        self.todo.clear()
+        left = [future for future in self._futures if not future.cancel()]
+        if waiting:
+            wait(left)
+
+
 def read_ahead(
-    fetch: Callable[[int], T], indices: Iterable[int], workers: int | None = None
+    fetch: Callable[[int], T], indices: Iterable[int], workers: int | None = None, *, ahead: int | None = None
 ) -> Generator[tuple[int, T], None, None]:
     """Yield (i, fetch(i)) in order, with a bounded number of calls ahead in threads.
 
@@ -238,6 +296,9 @@ def read_ahead(
         The indices, in the order wanted.
     workers
         As for `worker_count`; with 1 each call is made in the calling thread when its result is asked for.
+    ahead
+        Results that may wait for an earlier one, which the threads need to stay busy when calls take different times;
+        half as many as workers by default, at least one.
 
     Raises
     ------
@@ -245,55 +306,52 @@ def read_ahead(
         If ``workers`` is not an integer above 0.
     """
     allowed = worker_count(workers)
-    count = min(allowed, len(indices)) if isinstance(indices, Collection) else allowed
+    items = indices if isinstance(indices, Sequence) else list(indices)
+    count = min(allowed, len(items))
     share = max(1, allowed // max(count, 1))
-
-    gate = threading.Semaphore(count or 1)  # one call more than that is waiting, so that no thread is ever idle
-    ended = threading.Event()
-
-    def call(i: int) -> T:
-        with gate, sharing(share):
-            if ended.is_set():
-                raise CancelledError
-            return fetch(i)
-
     if count <= 1:
-        for i in indices:
+
+        def call(i: int) -> T:
+            with sharing(share):
+                return fetch(i)
+
+        for i in items:
             yield i, call(i)
         return
-    pending: deque[tuple[int, Future[T]]] = deque()
-    pool = _pool(os.getpid())
+    window = count + (max(1, count // 2) if ahead is None else ahead)
+    calls = _Ahead(fetch, items, share)
+    calls.todo.extend(range(min(window, len(items))))
+    ready: dict[int, tuple[T | None, BaseException | None]] = {}
     try:
-        for i in indices:
-            pending.append((i, pool.submit(call, i)))
-            if len(pending) > count:
-                ready, future = pending.popleft()
-                yield ready, future.result()
-        while pending:
-            ready, future = pending.popleft()
-            yield ready, future.result()
+        calls.start(count)
+        for k, i in enumerate(items):
+            while k not in ready:
+                ready.update([calls.done.get()])
+            if ready[k][1] is not None:
+                raise ready.pop(k)[1]  # type: ignore[misc]
+            yield i, ready.pop(k)[0]  # type: ignore[misc]
+            if k + window < len(items):
+                calls.add(k + window)
     except BaseException as error:
-        ended.set()
-        left = [future for _, future in pending if not future.cancel()]
         # An abandoned generator may be collected in any thread, even inside the start of another one with the
         # locks of `threading` held: waiting there would never end.
-        if not isinstance(error, GeneratorExit):
-            wait(left)
+        calls.stop(waiting=not isinstance(error, GeneratorExit))
         raise
 
 
 class Background:
-    """One thread that does what it is given, in order, while the caller goes on."""
+    """Threads that do what they are given while the caller goes on: one, which does it in order, or several."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, threads: int = 1) -> None:
         self._name = name
+        self._threads = threads
         self._pool: ThreadPoolExecutor | None = None
         self._calls: list[Future[None]] = []
 
     def start(self, function: Callable[..., None], *arguments: Any) -> None:
         """Do ``function(*arguments)`` later."""
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"wustore-{self._name}")
+            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix=f"wustore-{self._name}")
         self._calls.append(self._pool.submit(function, *arguments))
 
     def is_busy(self) -> bool:

@@ -30,6 +30,9 @@ __all__ = ["DirectoryKeys", "Keys", "OpenValue", "StoreKeys", "is_half_written"]
 _FLUSHED_BYTES = 1 << 18
 """Values from this size on are flushed while the next ones are encoded: at the end only the small ones are left."""
 
+_FLUSHERS = 4
+"""Threads that flush: they wait for the disk, which takes several files at a time faster than one by one."""
+
 
 class OpenValue:
     """A value that lies in an open file, for several reads by `pread`.
@@ -203,7 +206,7 @@ class DirectoryKeys(Keys):
         self._token = uuid.uuid4().hex[:12]
         self._serial = itertools.count()
         self._made: set[str] = set()
-        self._flusher = Background("flush")
+        self._flusher = Background("flush", _FLUSHERS)
 
     def open(self, key: str) -> OpenValue | None:
         """Return the value to be read in parts; see `Keys.open`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from wustore.backends.zarr import presets
 from wustore.backends.zarr.codecs import Hints
 from wustore.backends.zarr.presets import SIDES, grid_for, hints_for
 from wustore.errors import UsageError
@@ -80,3 +81,11 @@ def test_hints() -> None:
 )
 def test_no_sample_no_hints(plane: np.ndarray) -> None:
     assert hints_for(plane) == Hints()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 513, 514])
+def test_the_median_is_that_of_numpy(n: int) -> None:
+    """The choice of hints decides about bytes, so the numbers are equal bit for bit."""
+    rng = np.random.default_rng(n)
+    for values in (rng.normal(0, 1e3, n), rng.integers(0, 3, n).astype(float), rng.random(n) * 1e-300):
+        assert presets._median(values.copy()) == float(np.median(values))

@@ -120,7 +120,7 @@ def hints_for(plane: NDArray[Any]) -> Hints:
         units = finite / _STEP
         # A float32 near 100 is within 4e-6 of a multiple of 0.01, so within 4e-4 steps.
         slack = np.maximum(np.abs(units), 1.0) * np.finfo(plane.dtype).eps * 2
-        if np.mean(np.abs(units - np.rint(units)) <= slack) > 0.99 and np.median(slack) < 0.05:
+        if np.mean(np.abs(units - np.rint(units)) <= slack) > 0.99 and _median(slack) < 0.05:
             return Hints("multiples", _STEP, order)
     # Looking for structure takes 1.2 to 1.5 times as long as not to: asked once for the plane, not for each chunk.
     if finds_structure(plane[::step].reshape(-1), order):
@@ -130,14 +130,26 @@ def hints_for(plane: NDArray[Any]) -> Hints:
 
 def _smoothness(rows: NDArray[np.float64], ordered: NDArray[np.float64]) -> int:
     """Return the order of differences, at most 2, whose typical size is clearly the smallest."""
-    best, order = float(np.median(np.abs(ordered - ordered[ordered.size // 2]))), 0
+    best, order = _median(np.abs(ordered - ordered[ordered.size // 2])), 0
+    differences = rows
     for k in (1, 2):
-        differences = np.abs(np.diff(rows, n=k, axis=1))
-        differences = differences[np.isfinite(differences)]
-        if differences.size < _SAMPLED_VALUES:
+        differences = differences[:, 1:] - differences[:, :-1]
+        sizes = np.abs(differences)
+        sizes = sizes[np.isfinite(sizes)]
+        if sizes.size < _SAMPLED_VALUES:
             break
-        typical = float(np.median(differences))
+        typical = _median(sizes)
         # White noise makes differences 1.4 times larger; a gain below 0.8 does not pay for the slower decoding.
         if typical < 0.8 * best:
             best, order = typical, k
     return order
+
+
+def _median(values: NDArray[np.float64]) -> float:
+    """Return the median of finite numbers, which it sorts in part; `numpy.median` makes ten calls for it."""
+    middle = values.size // 2
+    if values.size % 2:
+        values.partition(middle)
+        return float(values[middle])
+    values.partition((middle - 1, middle))
+    return float((values[middle - 1] + values[middle]) / 2)

@@ -38,7 +38,7 @@ _LARGEST = 1 << 62
 
 _BLOCK_BYTES = 1 << 22
 """Neighbouring chunks are read and decoded together up to this decoded size. An image of 2048 x 2048 takes the same
-processor time with 2, 4 and 8 MiB, and gives the interpreter lock up 72, 45 and 33 times; each thread keeps this memory.
+processor time with 2, 4 and 8 MiB, and gives the interpreter lock up 72, 45 and 33 times; each thread keeps the memory.
 """
 
 _ENCODED_BYTES = 1 << 21

@@ -140,11 +140,13 @@ class _Table:
             width = 8 if column.form == "Q" else 4
             pairs = self._column(column.offset, f">i{width}", 2).reshape(n, 2).astype(np.int64)
             held = pairs[:, 0] > 0
-            if not held.any():
-                continue
-            self.kinds[held] = kind
-            self.sizes[held] = pairs[held, 0] * column.item_size
-            self.starts[held] = pairs[held, 1] + layout.heap_start
+            if held.all():
+                self.kinds[:], self.sizes, self.starts = kind, pairs[:, 0] * column.item_size, pairs[:, 1]
+            elif held.any():
+                self.kinds[held] = kind
+                self.sizes[held] = pairs[held, 0] * column.item_size
+                self.starts[held] = pairs[held, 1]
+        self.starts = self.starts + layout.heap_start
 
     def _column(self, offset: int, kind: str, count: int = 1) -> Array:
         width = np.dtype(kind).itemsize * count
