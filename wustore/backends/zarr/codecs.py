@@ -368,8 +368,9 @@ def _raw(stored: Bytes, bounds: Bounds, size: int, dtype: np.dtype[Any]) -> NDAr
 # --- pcodec -------------------------------------------------------------------------------------------------
 #
 # A file of pcodec is a header, the file's own chunks and a zero. So the files of several chunks of ours are one file
-# without the headers and zeros between them. That every chunk has the header of the first, its count and its zero is
-# looked at before: what pcodec finds at the end, all values and the last zero, is then what it finds in each of them.
+# without the headers and zeros between them, if every chunk has the header of the first, its number of values, and a
+# zero at its end. All checksums are compared before: only chunks that were made to run into each other, with checksums
+# made for them, would decode together to what they are not one by one.
 
 
 def _is_decoded(joined: bytes, flat: NDArray[Any]) -> bool:

