@@ -17,7 +17,7 @@ import numpy as np
 
 from wustore.backends.fits.indexing import make_index
 from wustore.backends.registry import backend_for_writing, open_reader
-from wustore.backends.zarr.codecs import with_crc
+from wustore.backends.zarr.filters.decode import with_crc
 from wustore.backends.zarr.metadata import document_checksum
 from wustore.errors import WuStoreError
 from wustore.model.checksum import crc32c

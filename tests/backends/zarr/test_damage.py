@@ -141,7 +141,7 @@ class TestLoss:
 
     def rewrite_index(self, store: Path, change: Callable[[np.ndarray], None]) -> None:
         """Change the index of a shard and give it a right checksum again."""
-        from wustore.backends.zarr.codecs import with_crc
+        from wustore.backends.zarr.filters.decode import with_crc
 
         unbind(store)
         file = store / "science" / "c.1.0.0"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from wustore.backends.zarr.backend import ZarrBackend
-from wustore.backends.zarr.codecs import DamagedChunk
+from wustore.backends.zarr.filters.decode import DamagedChunk
 from wustore.backends.zarr.metadata import (
     chunk_key,
     decode_small,

@@ -16,7 +16,7 @@ import wustore
 from wustore.backends.memory import MemoryReader
 from wustore.backends.zarr import shards
 from wustore.backends.zarr.backend import ZarrBackend
-from wustore.backends.zarr.codecs import with_crc
+from wustore.backends.zarr.filters.decode import with_crc
 from wustore.errors import CorruptError
 from wustore.ops.copy import copy
 from wustore.storage import threads

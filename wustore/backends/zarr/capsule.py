@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.zarr.codecs import Chain, DamagedChunk, strip_crc, with_crc
+from wustore.backends.zarr.codecs import Chain
+from wustore.backends.zarr.filters.decode import DamagedChunk, strip_crc, with_crc
 from wustore.backends.zarr.metadata import array_metadata, chunk_key, separator_of
 from wustore.errors import CorruptError
 from wustore.format.arrays import ArraySpec

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.zarr.codecs import DamagedChunk, strip_crc
+from wustore.backends.zarr.filters.decode import DamagedChunk, strip_crc
 from wustore.errors import CorruptError, FormatError
 from wustore.storage.stores import ObjectKeys
 from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.zarr.codecs import Chain, DamagedChunk, Hints, parse_chain, strip_crc, with_crc, zstd_size
+from wustore.backends.zarr.codecs import Chain, Hints, parse_chain
+from wustore.backends.zarr.filters.decode import DamagedChunk, strip_crc, with_crc, zstd_size
 from wustore.errors import CorruptError
 from wustore.format.arrays import ESCAPED, ArraySpec, escaped, unescaped
 from wustore.model.checksum import crc32c

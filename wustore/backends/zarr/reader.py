@@ -15,8 +15,8 @@ from wustore.backends.base import Index, Reader
 from wustore.backends.state import content_state, one_state, reopen, replaced
 from wustore.backends.zarr.audit import audit, foreign, outdated
 from wustore.backends.zarr.capsule import BOUND, DATA, CapsuleBytes
-from wustore.backends.zarr.codecs import DamagedChunk
 from wustore.backends.zarr.filters.blocks import prepare
+from wustore.backends.zarr.filters.decode import DamagedChunk
 from wustore.backends.zarr.foreign import ForeignArray
 from wustore.backends.zarr.metadata import (
     BINDING,

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.targets import Target, targets_of
-from wustore.backends.zarr.codecs import RESIDUE, Chain, DamagedChunk, Hints, parse_chain, scratch, with_crc
+from wustore.backends.zarr.codecs import Chain, Hints, parse_chain
+from wustore.backends.zarr.filters.decode import RESIDUE, DamagedChunk, scratch, with_crc
 from wustore.errors import CorruptError
 from wustore.model.checksum import crc32c
 from wustore.storage.files import pread, pread_into

@@ -12,7 +12,7 @@ import ctypes
 import sys
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,15 +65,13 @@ def joined(stored: Any, bounds: Bounds, head: int, same: int, tail: int) -> byte
     return stream if found == size else None
 
 
-def unpacked(
-    method: Literal["zstd", "blosc"], stored: Any, bounds: Bounds, nbytes: int, out: NDArray[np.uint8]
-) -> bool:
+def unpacked(is_zstd: bool, stored: Any, bounds: Bounds, nbytes: int, out: NDArray[np.uint8]) -> bool:
     """Check and decode chunks into ``out``; return whether all were as they should be.
 
     Parameters
     ----------
-    method
-        What they are packed with.
+    is_zstd
+        Whether they are frames of zstd; if not, of Blosc.
     stored, bounds
         Bytes, and where in them the chunks are, each with its checksum.
     nbytes
@@ -84,7 +82,7 @@ def unpacked(
     loops, functions = _LOOPS.get(), _functions()
     if loops is None or functions is None:
         return False
-    done = loops.unpack(functions, method == "zstd", _read_only(stored), np.array(bounds, np.int64), nbytes, out)
+    done = loops.unpack(functions, is_zstd, _read_only(stored), np.array(bounds, np.int64), nbytes, out)
     return bool(done == len(bounds))
 
 

@@ -119,7 +119,7 @@ def _is_sound(functions: NDArray[np.intp], stored: NDArray[np.uint8], start: int
     if start < 0 or stop > stored.size or stop - start < 4:
         return False
     chunk = stored[start:stop]
-    return uint32(call(functions[0], (intp(0), chunk.ctypes.data, chunk.size))) == _RESIDUE
+    return bool(uint32(call(functions[0], (intp(0), chunk.ctypes.data, chunk.size))) == _RESIDUE)
 
 
 @compiled()
