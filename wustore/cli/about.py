@@ -247,7 +247,7 @@ _CORE = (
 )
 """Packages without which nothing works; numba may be missing."""
 _EXTRAS = {
-    "numba": "FITS Rice tiles in compiled loops; without it FITS is read and written several times slower",
+    "numba": "compiled loops; without it FITS is several times slower, and reads use fewer cores",
     "hdf5plugin": "extra plugins: the HDF5 profile fast",
     "matplotlib": "extra plot: plots",
     "xarray": "extra xarray: to_xarray() and the xarray engine",
