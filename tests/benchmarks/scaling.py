@@ -73,7 +73,8 @@ def main(place):
     written = str(place / "a.fits")
     row("astropy writes FITS", None, columns, RAW * n / N_IMAGES / seconds(lambda: astropy_write(written, some), 1))
     row("fresh memory handed out", lambda n: in_threads(hand_out, range(N_IMAGES), n), columns)
-    row("`from_fits`", None, columns, RAW / seconds(lambda: wustore.WorkUnit.from_fits(source), 2))
+    default = RAW / seconds(lambda: wustore.WorkUnit.from_fits(source), 2)
+    row("FITS, full load", lambda n: read_all(source, n), columns, default)
     for profile in PROFILES:
         path = place / f"{profile}.zarr"
         wustore.convert(source, path, profile=profile)

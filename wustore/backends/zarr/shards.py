@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.targets import Target, targets_of
 from wustore.backends.zarr.codecs import Chain, Hints, parse_chain
-from wustore.backends.zarr.filters.decode import RESIDUE, DamagedChunk, scratch, with_crc
+from wustore.backends.zarr.filters.decode import RESIDUE, DamagedChunk, decode_block, scratch, with_crc
 from wustore.errors import CorruptError
 from wustore.model.checksum import crc32c
 from wustore.storage.files import pread, pread_into
@@ -417,7 +417,7 @@ class ShardedLayer:
         shape, chain = self.grid.chunk, self.grid.chain
         place = None if wanted[1:] else wanted[0].memory(first, stop, shape, chain.dtype)
         try:
-            values = chain.decode_block(stored, block.bounds, shape[0] * shape[1], place)
+            values = decode_block(chain.method, chain.dtype, stored, block.bounds, shape[0] * shape[1], place)
         except DamagedChunk as error:
             raise self._corrupt(i, "a chunk is damaged", first + error.number, found=error) from error
         if place is None:

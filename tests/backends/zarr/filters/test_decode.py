@@ -81,7 +81,7 @@ class TestLoops:
         chunks = [values(chain, seed) for seed in range(5)]
         stored, bounds = block([encoded(chain, chunk) for chunk in chunks])
         assert np.array_equal(chain.decode_block(stored, bounds, SIZE), np.stack(chunks).reshape(5, SIZE))
-        assert np.array_equal(chain.decode_block(stored, bounds[3:], SIZE), np.stack(chunks[3:]).reshape(2, SIZE))
+        assert np.array_equal(chain.decode_block(stored, bounds[1:], SIZE), np.stack(chunks[1:]).reshape(4, SIZE))
         assert done == ["compiled" in request.node.name] * 2
 
     @pytest.mark.parametrize("missing", ["crc32c", "zstd", "blosc"])

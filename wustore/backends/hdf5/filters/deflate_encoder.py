@@ -123,7 +123,8 @@ def pack(
         The stored bytes of each chunk, and whether it is not deflated, which would make it larger. None if there are
         no compiled loops, or libdeflate is not found.
     """
-    loops, found = _LOOPS.get(), functions()
+    loops = _LOOPS.get()
+    found = None if loops is None else functions()
     if loops is None or found is None:
         return None
     item, n = plane.dtype.itemsize, len(corners)

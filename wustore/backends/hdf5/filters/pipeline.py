@@ -365,7 +365,8 @@ def _unpacked(
     out: NDArray[Any],
 ) -> bool:
     """Do `Pipeline.unpack` for filters with these bits in the masks of chunks: fletcher32, deflate, shuffle, Blosc."""
-    loops, functions = _LOOPS.get(), _functions()
+    loops = _LOOPS.get()
+    functions = None if loops is None else _functions()
     if loops is None or not out.flags.aligned or (functions is None and (bits[1] or bits[3] or handle >= 0)):
         return False
     functions = np.zeros(5, np.intp) if functions is None else functions

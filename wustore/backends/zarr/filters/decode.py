@@ -301,16 +301,16 @@ def decode_block(
     method: str, dtype: np.dtype[Any], stored: Bytes, bounds: Bounds, size: int, out: NDArray[Any] | None
 ) -> NDArray[Any]:
     """Decode chunks that lie next to each other; see `wustore.backends.zarr.codecs.Chain.decode_block`."""
-    little, n = dtype.newbyteorder("<"), len(bounds)
+    n = len(bounds)
     if method == "raw":
         _check_crcs(stored, bounds, size * dtype.itemsize + 4)
-        values = _raw(stored, bounds, size, little)
+        values = _raw(stored, bounds, size, dtype.newbyteorder("<"))
         if out is None:
             return values
         out.reshape(n, size)[...] = values
         return out.reshape(n, size)
     flat = scratch(dtype, n * size) if out is None else out
-    if not _is_done(method, stored, bounds, size, flat):
+    if n < _BLOCK or not _is_done(method, stored, bounds, size, flat):
         _check_crcs(stored, bounds, 0)
         if method == "pcodec":
             _decode_pcodec(stored, bounds, size, flat)
@@ -320,6 +320,7 @@ def decode_block(
     values = flat.reshape(n, size)
     if method == "pcodec":
         return values
+    little = dtype.newbyteorder("<")
     if out is None or little == dtype:
         return values.view(little)
     values[...] = values.view(little)
@@ -328,7 +329,7 @@ def decode_block(
 
 def _is_done(method: str, stored: Bytes, bounds: Bounds, size: int, flat: NDArray[Any]) -> bool:
     """Check and decode a block by compiled loops; return whether all is as it should be."""
-    if len(bounds) < _BLOCK or not blocks.are_worthwhile(flat.nbytes):
+    if not blocks.are_worthwhile(flat.nbytes):
         return False
     start = bounds[0][0]
     if method == "pcodec":
