@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from unbound import unbind
 
 from wustore.backends.memory import MemoryReader
+from wustore.backends.zarr import reader as reader_module
 from wustore.backends.zarr.backend import ZarrBackend, ZarrZipBackend
 from wustore.backends.zarr.codecs import Hints
 from wustore.backends.zarr.presets import grid_for, hints_for
@@ -293,3 +295,25 @@ class TestCounts:
             assert reader.counters == {"science": len(touched), "shards": 4}
         for box, array in zip(boxes, read, strict=True):
             assert same_bits(array, np.ascontiguousarray(whole[box]))
+
+
+@pytest.mark.parametrize(
+    ("workers", "has_numba", "asked"), [(1, False, []), (2, False, []), (2, True, [3]), (8, False, [3])]
+)
+def test_loops_are_imported_before_many_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, has_numba: bool, asked: list[int]
+) -> None:
+    """By one thread, ahead: importing numba is worth it for more than two threads, or if it is there."""
+    path = str(tmp_path / "w.zarr")
+    copy(sample("simple"), ZarrBackend().create(path, sample("simple").meta))
+    sizes: list[int] = []
+    monkeypatch.setattr(reader_module, "prepare", sizes.append)
+    monkeypatch.setattr(reader_module, "worth", lambda workers, work: workers)
+    if has_numba:
+        monkeypatch.setitem(sys.modules, "numba", sys)
+    else:
+        monkeypatch.delitem(sys.modules, "numba", raising=False)
+    with ZarrBackend().open(path, workers=workers) as reader:
+        pixels = sum(spec.shape[1] * spec.shape[2] * spec.dtype.itemsize for spec in reader._specs.values())
+        assert reader.images_at_once(3) == workers
+    assert sizes == [n * pixels for n in asked]

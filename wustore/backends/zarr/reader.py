@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -57,7 +58,7 @@ from wustore.storage.zarr_store import Keys
 __all__ = ["ZarrReader", "open_reader"]
 
 _FEW = 2
-"""Threads for which the interpreter lock is no limit."""
+"""Threads for which the interpreter lock is no limit, so that importing numba is worth nothing."""
 
 _IMAGES_AT_URL = 4
 """Images of a URL that are read at a time: 8 are 1.3 times as fast at 20 ms a request, and take twice the memory."""
@@ -295,7 +296,7 @@ class ZarrReader(Reader):
             return min(self._workers, _IMAGES_AT_URL)
         size = sum(math.prod(spec.shape[1:]) * spec.dtype.itemsize for spec in self._specs.values())
         workers = worth(self._workers, n_images * size)
-        if workers > _FEW:
+        if workers > _FEW or "numba" in sys.modules:
             prepare(n_images * size)
         return workers
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from wustore.backends.compiling import Loops
 from wustore.model.checksum import c_crc32c
 
-__all__ = ["are_worthwhile", "joined", "prepare", "unpacked"]
+__all__ = ["are_there", "joined", "prepare", "unpacked"]
 
 _LOOPS = Loops("wustore.backends.zarr.filters.loops_numba", 1 << 30)
 
@@ -32,9 +32,9 @@ def prepare(nbytes: int) -> None:
     _LOOPS.get(ahead=nbytes)
 
 
-def are_worthwhile(nbytes: int) -> bool:
-    """Return whether the loops can do so many decoded bytes, or have been imported for more."""
-    return _LOOPS.get(nbytes) is not None and _functions() is not None
+def are_there() -> bool:
+    """Return whether the loops have been imported and can be used."""
+    return _LOOPS.module is not None and _functions() is not None
 
 
 def joined(stored: Any, bounds: Bounds, head: int, same: int, tail: int) -> bytes | None:
@@ -51,7 +51,7 @@ def joined(stored: Any, bounds: Bounds, head: int, same: int, tail: int) -> byte
     tail
         Bytes of a chunk behind its body, with the checksum: 4, or 5 for a zero before it, which ends the stream, too.
     """
-    loops, functions = _LOOPS.get(), _functions()
+    loops, functions = _LOOPS.module, _functions()
     if loops is None or functions is None:
         return None
     places = np.array(bounds, np.int64)
@@ -79,7 +79,7 @@ def unpacked(is_zstd: bool, stored: Any, bounds: Bounds, nbytes: int, out: NDArr
     out
         Memory for all of them.
     """
-    loops, functions = _LOOPS.get(), _functions()
+    loops, functions = _LOOPS.module, _functions()
     if loops is None or functions is None:
         return False
     done = loops.unpack(functions, is_zstd, _read_only(stored), np.array(bounds, np.int64), nbytes, out)

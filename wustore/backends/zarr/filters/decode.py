@@ -329,7 +329,7 @@ def decode_block(
 
 def _is_done(method: str, stored: Bytes, bounds: Bounds, size: int, flat: NDArray[Any]) -> bool:
     """Check and decode a block by compiled loops; return whether all is as it should be."""
-    if not blocks.are_worthwhile(flat.nbytes):
+    if not blocks.are_there():
         return False
     start = bounds[0][0]
     if method == "pcodec":
