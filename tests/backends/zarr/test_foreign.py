@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +110,38 @@ def test_a_damaged_member_of_a_zip_file(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(CorruptError, match="cannot be read"):
         ForeignArray(open_keys(str(path)), "x").read(WHOLE)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "found"),
+    [
+        ("shape", [3, 10, 1 << 40], r"a chunk is missing.*chunk \(0, 0, 2\)"),
+        ("shape", [1 << 60, 1 << 60, 12], r"a chunk is missing.*chunk \(0, 2, 0\)"),
+        ("chunk_shape", [1, 5, 1 << 40], "a size that cannot be"),
+        ("chunk_shape", [1 << 60, 1 << 60, 1 << 60], "a size that cannot be"),
+    ],
+)
+def test_sizes_that_the_stored_bytes_do_not_justify(tmp_path: Path, name: str, value: list[int], found: str) -> None:
+    """Neither memory nor a list of all the chunks is made before."""
+    made(tmp_path)
+    document = tmp_path / "a.zarr" / "x" / "zarr.json"
+    node = json.loads(document.read_text())
+    (node if name == "shape" else node["chunk_grid"]["configuration"])[name] = value
+    document.write_text(json.dumps(node))
+    array = ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x")
+    tracemalloc.start()
+    with pytest.raises(CorruptError, match=found):
+        array.read_small(node["shape"])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_more_values_than_the_stored_bytes_justify(tmp_path: Path) -> None:
+    """All chunks are there, and pack well."""
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w")
+    group.create_array("x", shape=(20, 1 << 20), chunks=(1, 1 << 20), dtype="f8")[...] = 1
+    array = ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x")
+    assert array.read((slice(0, 2), slice(0, 5))).tolist() == [[1] * 5] * 2
+    with pytest.raises(CorruptError, match="a size that cannot be"):
+        array.read_small((20, 1 << 20))

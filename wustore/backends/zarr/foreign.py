@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator, Sequence
 from threading import Lock
 from typing import Any
 
@@ -13,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.zarr.filters.decode import DamagedChunk, strip_crc
-from wustore.errors import CorruptError, FormatError
+from wustore.errors import CorruptError, FormatError, located
+from wustore.model.sizes import check_size
 from wustore.storage.stores import ObjectKeys
 from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys
 
@@ -71,9 +74,23 @@ class ForeignArray:
     def _corrupt(self, what: str, found: object, where: str = "") -> CorruptError:
         return CorruptError(what, path=self._keys.name, where=f"array {self._name}{where}", found=found)
 
-    def read(self, index: tuple[slice, ...]) -> NDArray[Any]:
-        """Return a box."""
-        self._check_there(index)
+    def read_small(self, shape: Sequence[int]) -> NDArray[Any]:
+        """Return all values of an array whose shape nothing but its own metadata says."""
+        return self.read(tuple(slice(0, size) for size in shape), is_bounded=False)
+
+    def read(self, index: tuple[slice, ...], *, is_bounded: bool = True) -> NDArray[Any]:
+        """Return a box.
+
+        Parameters
+        ----------
+        index
+            The box.
+        is_bounded
+            Whether something else than the metadata of the array says how large the box may be.
+        """
+        stored = self._check_there(index)
+        if not is_bounded:
+            self._check_size(math.prod(part.stop - part.start for part in index), stored)
         try:
             data = np.asarray(self.array[index])
             if data.dtype.kind == "T":  # numpy's own text has no byte order
@@ -82,19 +99,35 @@ class ForeignArray:
         except _RAISED as error:
             raise self._corrupt("an array cannot be read", error) from error
 
-    def _check_there(self, index: tuple[slice, ...]) -> None:
-        """Raise if a chunk that the box touches is missing: zarr-python would give fill values."""
+    def _check_there(self, index: tuple[slice, ...]) -> int:
+        """Raise if a chunk that the box touches is missing: zarr-python would give fill values.
+
+        Returns
+        -------
+        int
+            The stored bytes of these chunks.
+        """
         outer = self.array.shards or self.array.chunks
         if any(part.start >= part.stop for part in index):
-            return
+            return 0
+        is_larger = any(n > size for n, size in zip(outer, self.array.shape, strict=True))
         spans = [range(part.start // n, -(-part.stop // n)) for part, n in zip(index, outer, strict=True)]
-        for offsets in np.ndindex(*(len(span) for span in spans)):
-            place = tuple(span[k] for span, k in zip(spans, offsets, strict=True))
+        stored = 0
+        for place in _places(spans):
             key = f"{self._name}/{self.array.metadata.encode_chunk_key(place)}"
-            if self._keys.size(key) is None:
+            length = self._keys.size(key)
+            if length is None:
                 raise self._corrupt("a chunk is missing", "none", f", chunk {place}")
+            if is_larger:  # all of it is decoded
+                self._check_size(math.prod(outer), length)
             if self.array.shards is not None:
                 self._check_shard(key, place, index)
+            stored += length
+        return stored
+
+    def _check_size(self, values: int, stored: int) -> None:
+        with located(self._keys.name, f"array {self._name}"):
+            check_size(values * getattr(self.array.dtype, "itemsize", 1), stored)
 
     def _check_shard(self, key: str, place: tuple[int, ...], index: tuple[slice, ...]) -> None:
         codec = self.array.metadata.codecs[0]
@@ -121,3 +154,13 @@ class ForeignArray:
         missing = (entries[tuple(inside)] == np.uint64(2**64 - 1)).all(axis=-1)
         if missing.any():
             raise self._corrupt("a chunk is missing in its shard", f"{int(missing.sum())} missing", f", shard {place}")
+
+
+def _places(spans: Sequence[range]) -> Iterator[tuple[int, ...]]:
+    """Yield the places of chunks in C order, one at a time: metadata may claim more than there is memory for."""
+    if not spans:
+        yield ()
+        return
+    for first in spans[0]:
+        for rest in _places(spans[1:]):
+            yield first, *rest

@@ -174,7 +174,7 @@ class ZarrReader(Reader):
         except DamagedChunk as error:
             raise CorruptError("a chunk is damaged", path=self.path, where=f"array {name}", found=error) from error
         if data is None:
-            return ForeignArray(self._keys, name).read(tuple(slice(0, size) for size in shape))
+            return ForeignArray(self._keys, name).read_small(shape)
         return data
 
     def _spec(self, layer: str) -> LayerSpec:
