@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, TypeVar, cast
 
-__all__ = ["Loops", "call_to_c", "compiled", "inlined"]
+__all__ = ["Loops", "compiled", "inlined"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -116,27 +116,3 @@ def inlined(function: F) -> F:
     import numba
 
     return cast("F", numba.njit(nogil=True, inline="always", error_model="numpy")(function))
-
-
-@functools.cache
-def call_to_c() -> Any:
-    """Return a function for loops: ``call(address, arguments)`` calls a function of C that takes and returns words.
-
-    Words are numbers and addresses. A result of fewer bits has to be cut.
-    """
-    from llvmlite import ir
-    from numba import intp
-    from numba.core import cgutils
-    from numba.extending import intrinsic
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def call(context: Any, address: Any, arguments: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            word = values[0].type
-            words = cgutils.unpack_tuple(builder, values[1], len(arguments))
-            function = ir.FunctionType(word, [word] * len(words)).as_pointer()
-            return builder.call(builder.inttoptr(values[0], function), words)
-
-        return intp(address, arguments), generate
-
-    return call

@@ -12,9 +12,10 @@ import numpy as np
 from numba import intp, uint32, uint64
 from numpy.typing import NDArray
 
+from wustore.backends.bytes_numba import call, copy
 from wustore.backends.compiling import compiled
 from wustore.backends.hdf5.filters import deflate_encoder
-from wustore.backends.hdf5.filters.loops_numba import call, copy, fletcher32_of
+from wustore.backends.hdf5.filters.loops_numba import fletcher32_of
 
 __all__ = ["blocks", "pack"]
 

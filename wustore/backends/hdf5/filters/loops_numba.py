@@ -12,12 +12,10 @@ import numpy as np
 from numba import int64, intp, uint16, uint32, uint64
 from numpy.typing import NDArray
 
-from wustore.backends.compiling import call_to_c, compiled
+from wustore.backends.bytes_numba import call, copy, first_word
+from wustore.backends.compiling import compiled
 
-__all__ = ["call", "copy", "fletcher32", "fletcher32_of", "unpack"]
-
-
-call = call_to_c()
+__all__ = ["fletcher32", "fletcher32_of", "unpack"]
 
 
 @compiled(entry=True)
@@ -104,7 +102,7 @@ def _unpack(
         if bits[0]:
             if size < 4:
                 return k
-            word = _word(raw[start + size - 4 : start + size])
+            word = first_word(raw[start + size - 4 : start + size])
             if passed & bits[0]:
                 size -= 4
                 if fletcher32_of(raw[start : start + size]) != word:
@@ -141,15 +139,9 @@ def _expanded(functions: NDArray[np.intp], decoder: int, chunk: NDArray[np.uint8
     if decoder:  # without an address for their number, exactly so many bytes must come out
         status = call(functions[2], (decoder, source, chunk.size, target, room.size, none))
         return bool(status & 0xFFFFFFFF == 0)
-    if chunk.size < 16 or _word(chunk[12:16]) != chunk.size:  # Blosc trusts the size that is written in a chunk
+    if chunk.size < 16 or first_word(chunk[12:16]) != chunk.size:  # Blosc trusts the size that is written in a chunk
         return False
     return bool(call(functions[4], (source, target, room.size, intp(1))) & 0xFFFFFFFF == room.size)
-
-
-@compiled()
-def _word(data: NDArray[np.uint8]) -> Any:
-    """Return four bytes as a number, the lowest first."""
-    return uint32(data[0]) | uint32(data[1]) << 8 | uint32(data[2]) << 16 | uint32(data[3]) << 24
 
 
 @compiled()
@@ -175,13 +167,6 @@ def _place(
                 _join(chunk[low:], step, out.view(np.uint32)[high : high + count])
             else:
                 _join(chunk[low:], step, out.view(np.uint64)[high : high + count])
-
-
-@compiled()
-def copy(data: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-    """Fill ``out`` with the bytes of ``data``."""
-    for x in range(out.size):  # assigning slices is four times as slow
-        out[x] = data[x]
 
 
 @compiled()

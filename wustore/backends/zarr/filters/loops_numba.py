@@ -5,19 +5,16 @@ Chunks end in their CRC-32C, so that the checksum over all of a chunk is always 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numba import intp, uint32
 from numpy.typing import NDArray
 
-from wustore.backends.compiling import call_to_c, compiled
+from wustore.backends.bytes_numba import call, copy, first_word
+from wustore.backends.compiling import compiled
 
 __all__ = ["join", "unpack"]
 
 _RESIDUE = uint32(0x48674BC7)
-
-call = call_to_c()
 
 
 @compiled(entry=True)
@@ -61,7 +58,7 @@ def join(
         count = stop - tail - start
         if at + count > out.size:
             return -1
-        _copy(stored[start : start + count], out[at : at + count])
+        copy(stored[start : start + count], out[at : at + count])
         at += count
     return at
 
@@ -103,7 +100,7 @@ def unpack(
                 break
         else:
             # Blosc trusts the sizes that are written in a chunk.
-            if chunk.size < 16 or _word(chunk[12:]) != chunk.size or _word(chunk[4:]) != room.size:
+            if chunk.size < 16 or first_word(chunk[12:]) != chunk.size or first_word(chunk[4:]) != room.size:
                 break
             if call(functions[4], (source, target, room.size, intp(1))) & 0xFFFFFFFF != room.size:
                 break
@@ -120,15 +117,3 @@ def _is_sound(functions: NDArray[np.intp], stored: NDArray[np.uint8], start: int
         return False
     chunk = stored[start:stop]
     return bool(uint32(call(functions[0], (intp(0), chunk.ctypes.data, chunk.size))) == _RESIDUE)
-
-
-@compiled()
-def _copy(data: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-    for x in range(out.size):  # assigning slices is four times as slow
-        out[x] = data[x]
-
-
-@compiled()
-def _word(data: NDArray[np.uint8]) -> Any:
-    """Return four bytes as a number, the lowest first."""
-    return uint32(data[0]) | uint32(data[1]) << 8 | uint32(data[2]) << 16 | uint32(data[3]) << 24
