@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numcodecs import Zstd
 
 from wustore.backends.zarr.backend import ZarrBackend
-from wustore.backends.zarr.filters.decode import DamagedChunk
+from wustore.backends.zarr.filters.decode import DamagedChunk, with_crc
 from wustore.backends.zarr.metadata import (
     chunk_key,
     decode_small,
@@ -52,6 +53,28 @@ def test_an_array_of_one_chunk(data: np.ndarray) -> None:
         for damaged in (None, b"", raw[:-1], flipped):
             with pytest.raises(DamagedChunk):
                 decode_small(metadata, damaged)
+
+
+def test_texts_that_are_none_under_a_right_checksum() -> None:
+    """Cut and changed at every byte, as whoever can compute a checksum may: a text, or our error."""
+    texts = object_array(["", "é", "abc"])
+    metadata, raw = small_metadata(spec(texts)), encode_small(texts)
+    assert raw is not None
+    stored = Zstd().decode(raw[:-4])
+    forged = [stored[:n] for n in range(len(stored))] + [stored + b"x"]
+    forged += [
+        stored[:n] + bytes([value]) + stored[n + 1 :] for n in range(len(stored)) for value in (0, 1, 0x80, 0xFF)
+    ]
+    refused = 0
+    for content in forged:
+        try:
+            found = decode_small(metadata, with_crc(bytes(Zstd().encode(content))))
+        except DamagedChunk:
+            refused += 1
+        else:
+            assert found is not None
+            assert [type(text) for text in found] == [str] * 3
+    assert refused > len(stored) * 3
 
 
 def test_what_others_chunk_is_left_to_zarr() -> None:

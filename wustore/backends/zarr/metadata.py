@@ -209,18 +209,18 @@ def _text_to_bytes(data: NDArray[Any]) -> bytes:
 
 
 def _text_from_bytes(stored: bytes, shape: tuple[int, ...]) -> NDArray[Any]:
-    (count,) = struct.unpack_from("<I", stored)
-    size = 1
-    for length in shape:
-        size *= length
-    if count != size:
-        raise DamagedChunk("the chunk holds a different number of values")
-    values = []
-    place = 4
-    for _ in range(count):
-        (length,) = struct.unpack_from("<I", stored, place)
-        values.append(stored[place + 4 : place + 4 + length].decode())
-        place += 4 + length
+    try:
+        (count,) = struct.unpack_from("<I", stored)
+        if count != math.prod(shape):
+            raise DamagedChunk("the chunk holds a different number of values")
+        values = []
+        place = 4
+        for _ in range(count):
+            (length,) = struct.unpack_from("<I", stored, place)
+            values.append(stored[place + 4 : place + 4 + length].decode())
+            place += 4 + length
+    except (struct.error, UnicodeDecodeError) as error:
+        raise DamagedChunk(f"the chunk holds something else than texts: {error}") from error
     if place != len(stored):
         raise DamagedChunk("the chunk holds a different number of bytes")
     return object_array(values).reshape(shape)
