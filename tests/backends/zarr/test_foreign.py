@@ -137,6 +137,16 @@ def test_sizes_that_the_stored_bytes_do_not_justify(tmp_path: Path, name: str, v
     assert peak < 1 << 20
 
 
+def test_chunks_without_pixels(tmp_path: Path) -> None:
+    made(tmp_path)
+    document = tmp_path / "a.zarr" / "x" / "zarr.json"
+    node = json.loads(document.read_text())
+    node["chunk_grid"]["configuration"]["chunk_shape"] = [1, 0, 6]
+    document.write_text(json.dumps(node))
+    with pytest.raises(CorruptError, match="cannot be opened"):
+        ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x")
+
+
 def test_more_values_than_the_stored_bytes_justify(tmp_path: Path) -> None:
     """All chunks are there, and pack well."""
     group = zarr.open_group(tmp_path / "a.zarr", mode="w")

@@ -18,6 +18,7 @@ from wustore.backends.zarr.metadata import (
     encode_small,
     is_node_name,
     packed_checksum,
+    separator_of,
     small_metadata,
     to_json,
 )
@@ -81,6 +82,27 @@ def test_what_others_chunk_is_left_to_zarr() -> None:
     metadata = small_metadata(spec(np.arange(6)))
     metadata["chunk_grid"] = {"name": "regular", "configuration": {"chunk_shape": [3]}}
     assert decode_small(metadata, b"") is None
+
+
+@pytest.mark.parametrize("separator", ["\0", "\ud800", "", "..", "/../", 7, None, ["."]])
+def test_separators_that_are_none(separator: object) -> None:
+    """They would make names of any kind, also of what is elsewhere."""
+    node = {"chunk_key_encoding": {"name": "default", "configuration": {"separator": separator}}}
+    with pytest.raises(CorruptError, match="separator"):
+        separator_of(node)
+
+
+def test_separators() -> None:
+    assert [separator_of(node) for node in ({}, {"chunk_key_encoding": 1}, {"chunk_key_encoding": {}})] == ["/"] * 3
+    for separator in "./":
+        assert separator_of(small_metadata(spec(np.arange(2)), separator)) == separator
+
+
+@pytest.mark.parametrize("attributes", [1, None, True])
+def test_attributes_that_are_none(attributes: object) -> None:
+    """zarr-python is asked, and refuses them."""
+    texts = object_array(["a"])
+    assert decode_small(small_metadata(spec(texts)) | {"attributes": attributes}, encode_small(texts)) is None
 
 
 def test_keys_and_json() -> None:

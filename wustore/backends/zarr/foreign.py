@@ -69,6 +69,8 @@ class ForeignArray:
                 array = zarr.open_array(store, path=f"{base}/{name}".strip("/"), mode="r", zarr_format=3)
         except (*_RAISED, OSError) as error:
             raise self._corrupt("an array cannot be opened", error) from error
+        if not all((*array.chunks, *(array.shards or ()))):
+            raise self._corrupt("an array cannot be opened", f"chunks of {array.chunks}, shards of {array.shards}")
         self.array: Any = array
 
     def _corrupt(self, what: str, found: object, where: str = "") -> CorruptError:

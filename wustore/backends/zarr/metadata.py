@@ -110,11 +110,20 @@ def chunk_key(name: str, place: tuple[int, ...], separator: str = SEPARATOR) -> 
 
 
 def separator_of(node: Mapping[str, Any]) -> str:
-    """Return the separator of an array's chunk keys (Zarr v3: a slash by default)."""
+    """Return the separator of an array's chunk keys (Zarr v3: a slash by default).
+
+    Raises
+    ------
+    CorruptError
+        If it is none of those that the Zarr specification has: keys would be names of any kind.
+    """
     try:
-        return str(node["chunk_key_encoding"].get("configuration", {}).get("separator", "/"))
+        separator = node["chunk_key_encoding"].get("configuration", {}).get("separator", "/")
     except (KeyError, AttributeError):
         return "/"
+    if separator not in (".", "/"):
+        raise CorruptError("no separator of chunk keys", expected="a dot or a slash", found=repr(separator))
+    return str(separator)
 
 
 # --- arrays of one chunk --------------------------------------------------------------------------------
@@ -159,7 +168,8 @@ def decode_small(metadata: Mapping[str, Any], raw: bytes | None) -> NDArray[Any]
         chunk = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
         known = chunk == tuple(max(size, 1) for size in shape) and metadata["chunk_key_encoding"]["name"] == "default"
         text = kind == "string" and list(map(_plain_codec, codecs)) == list(map(_plain_codec, _TEXT_CODECS))
-    except (KeyError, TypeError, ValueError):
+        literals = ESCAPED in metadata.get("attributes", {})
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None
     dtype = np.dtype(object) if text else _DTYPES.get(kind) if isinstance(kind, str) else None
     chain = parse_chain(codecs, dtype) if dtype is not None and not text else None
@@ -171,7 +181,7 @@ def decode_small(metadata: Mapping[str, Any], raw: bytes | None) -> NDArray[Any]
         raise DamagedChunk("the chunk is missing")
     if text:
         values = _text_from_bytes(_unpack_text(raw), shape)
-        if ESCAPED not in metadata.get("attributes", {}):
+        if not literals:
             return values
         try:
             return object_array(unescaped(values.ravel().tolist())).reshape(shape)

@@ -167,7 +167,8 @@ class ZarrReader(Reader):
         shape = node.get("shape")
         if not isinstance(shape, list) or not all(isinstance(size, int) and size >= 0 for size in shape):
             raise CorruptError("an array without a shape", path=self.path, where=f"array {name}", found=shape)
-        key = chunk_key(name, (0,) * len(shape), separator_of(node))
+        with located(self.path, f"array {name}"):
+            key = chunk_key(name, (0,) * len(shape), separator_of(node))
         raw = self._keys.get(key) if 0 not in shape else None
         try:
             data = decode_small(node, raw)
