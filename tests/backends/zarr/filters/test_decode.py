@@ -7,10 +7,10 @@ import tracemalloc
 from dataclasses import replace
 
 import numpy as np
-import pcodec.standalone
 import pytest
 from numcodecs import Zstd
 from numpy.typing import NDArray
+from pcodec import standalone
 
 from wustore.backends.compiling import Loops
 from wustore.backends.zarr.codecs import Chain, Hints
@@ -158,9 +158,9 @@ class TestStreams:
         import imagecodecs
 
         counted: list[int] = []
-        pco, zstd = pcodec.standalone.simple_decompress_into, imagecodecs.zstd_decode
+        pco, zstd = standalone.simple_decompress_into, imagecodecs.zstd_decode
         monkeypatch.setattr(
-            pcodec.standalone, "simple_decompress_into", lambda raw, out: (counted.append(out.size), pco(raw, out))[1]
+            standalone, "simple_decompress_into", lambda raw, out: (counted.append(out.size), pco(raw, out))[1]
         )
         monkeypatch.setattr(
             imagecodecs, "zstd_decode", lambda raw, out: (counted.append(out.size), zstd(raw, out=out))[1]
