@@ -23,11 +23,11 @@ NOISE = np.random.default_rng(4).integers(0, 256, 3 << 20, dtype=np.uint8)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """With the C library, for arrays of any size, and without it."""
     if request.param == "library":
-        if checksum.c_crc32c() is None:
+        if checksum._extend() is None:
             pytest.skip("the C library cannot be reached here")
         monkeypatch.setattr(checksum, "_LARGE", 0)
     else:
-        monkeypatch.setattr(checksum, "c_crc32c", lambda: None)
+        monkeypatch.setattr(checksum, "_extend", lambda: None)
     return request.param
 
 
@@ -40,7 +40,7 @@ def test_the_check_value_of_the_standard() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the wheels of other systems may hide the library")
 @pytest.mark.skipif(google_crc32c.implementation != "c", reason="google_crc32c was built without its C library")
 def test_the_library_is_reached() -> None:
-    assert checksum.c_crc32c() is not None
+    assert checksum._extend() is not None
 
 
 def test_all_short_lengths(way: str) -> None:
@@ -69,12 +69,12 @@ def test_without_the_library(error: Exception, monkeypatch: pytest.MonkeyPatch) 
         raise error
 
     monkeypatch.setattr(ctypes, "CDLL", refuse)
-    checksum.c_crc32c.cache_clear()
+    checksum._extend.cache_clear()
     try:
-        assert checksum.c_crc32c() is None
+        assert checksum._extend() is None
         assert large_crc32c(NOISE) == crc32c(NOISE.tobytes())
     finally:
-        checksum.c_crc32c.cache_clear()
+        checksum._extend.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i2", ">i2", "f4", ">f4", "f8", ">f8"])
@@ -110,7 +110,7 @@ def test_threads_get_the_same(way: str) -> None:
 def test_small_planes_load_no_library() -> None:
     code = (
         "import numpy as np; from wustore.model import checksum;"
-        "checksum.plane_checksum(np.zeros((64, 64), np.float32)); print(checksum.c_crc32c.cache_info().currsize)"
+        "checksum.plane_checksum(np.zeros((64, 64), np.float32)); print(checksum._extend.cache_info().currsize)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == ["0"]

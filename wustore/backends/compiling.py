@@ -6,6 +6,7 @@ and all work is if numba is not installed. Every loop has a slower equivalent th
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import sys
@@ -14,7 +15,10 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, TypeVar, cast
 
-__all__ = ["Loops", "compiled", "inlined"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Loops", "addresses_of", "compiled", "inlined"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -76,6 +80,30 @@ class Loops:
             return importlib.import_module(self._name)
         except (ImportError, OSError):  # llvmlite raises OSError if its library cannot be loaded
             return None
+
+
+@functools.cache
+def addresses_of(*wanted: tuple[str | None, str]) -> NDArray[np.intp] | None:
+    """Return the addresses of functions of C, for loops that call them; None if one of them is not found.
+
+    A call from Python for each chunk hands the interpreter lock over twice, which takes longer than decoding if 16
+    threads want it; compiled loops call these functions for many chunks without the lock.
+
+    Parameters
+    ----------
+    wanted
+        Of each function the extension module that calls it, None for the C library, and its name. The libraries are
+        loaded already: a search goes on in what a module is linked to. It fails if that is linked in another way, and
+        on Windows.
+    """
+    try:
+        names = {module for module, _ in wanted}
+        files = {name: None if name is None else importlib.import_module(name).__file__ for name in names}
+        libraries = {name: ctypes.CDLL(file) for name, file in files.items()}
+        found = [getattr(libraries[module], name) for module, name in wanted]
+        return np.array([ctypes.cast(function, ctypes.c_void_p).value for function in found], np.intp)
+    except (ImportError, AttributeError, OSError, TypeError):
+        return None
 
 
 def compiled(*, entry: bool = False) -> Callable[[F], F]:

@@ -11,10 +11,13 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["c_crc32c", "crc32c", "large_crc32c", "plane_checksum"]
+__all__ = ["RESIDUE", "crc32c", "large_crc32c", "plane_checksum"]
 
 crc32c: Callable[[bytes], int] = google_crc32c.value
 """Return the CRC-32C (RFC 3720) of some bytes, with the interpreter lock held: for chunks, which take microseconds."""
+
+RESIDUE = 0x48674BC7
+"""CRC-32C of any bytes that are followed by their CRC-32C, lowest byte first."""
 
 _LARGE = 1 << 18
 """Bytes from which on the lock is released: they take 15 µs; releasing it takes 1 µs, and 20 to get it back."""
@@ -28,14 +31,14 @@ def large_crc32c(data: NDArray[np.uint8]) -> int:
     data
         Contiguous, one axis.
     """
-    extend = c_crc32c() if data.size >= _LARGE else None
+    extend = _extend() if data.size >= _LARGE else None
     if extend is None:
         return int(google_crc32c.value(data))
     return int(extend(0, data.ctypes.data, data.size))
 
 
 @cache
-def c_crc32c() -> Any:
+def _extend() -> Any:
     """Return the function of the C library under google_crc32c, which that calls with the lock held; None without it.
 
     It takes a checksum to go on with (0), an address and a length. A symbol is looked for in a module and in the

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.zarr.filters.decode import Bounds, Bytes, decode_block
+from wustore.backends.zarr.filters.blocks import Bounds
+from wustore.backends.zarr.filters.decode import Bytes, decode_block
 
 __all__ = ["PCODEC_DTYPES", "Chain", "Hints", "finds_structure", "parse_chain"]
 

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from wustore.backends.targets import Target, targets_of
 from wustore.backends.zarr.codecs import Chain, Hints, parse_chain
-from wustore.backends.zarr.filters.decode import RESIDUE, DamagedChunk, decode_block, scratch, with_crc
+from wustore.backends.zarr.filters.decode import DamagedChunk, decode_block, scratch, with_crc
 from wustore.errors import CorruptError
-from wustore.model.checksum import crc32c
+from wustore.model.checksum import RESIDUE, crc32c
 from wustore.storage.files import pread, pread_into
 from wustore.storage.threads import in_threads, worth
 from wustore.storage.zarr_store import Keys

@@ -12,17 +12,16 @@ References: RFC 1950 (zlib), RFC 1951 (deflate).
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import struct
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, cast
 
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.compiling import Loops
+from wustore.backends.compiling import Loops, addresses_of
 
 __all__ = [
     "BLOCK_HEADER",
@@ -142,28 +141,19 @@ def pack(
     return [out.data[start:stop] for start, stop in itertools.pairwise(places)], skipped.tolist()
 
 
-@cache
 def functions() -> NDArray[np.intp] | None:
     """Return the addresses of libdeflate's functions, None if they are not found.
 
     What makes a compressor, deflates raw and as a zlib stream, bounds the size, makes an Adler-32, frees a compressor.
     """
-    names = (
-        "alloc_compressor",
-        "deflate_compress",
-        "zlib_compress",
-        "zlib_compress_bound",
-        "adler32",
-        "free_compressor",
+    return addresses_of(
+        ("imagecodecs._deflate", "libdeflate_alloc_compressor"),
+        ("imagecodecs._deflate", "libdeflate_deflate_compress"),
+        ("imagecodecs._deflate", "libdeflate_zlib_compress"),
+        ("imagecodecs._deflate", "libdeflate_zlib_compress_bound"),
+        ("imagecodecs._deflate", "libdeflate_adler32"),
+        ("imagecodecs._deflate", "libdeflate_free_compressor"),
     )
-    try:
-        from imagecodecs import _deflate
-
-        library = ctypes.CDLL(_deflate.__file__)  # loaded already; a search goes on in what it is linked to
-        found = [getattr(library, f"libdeflate_{name}") for name in names]
-        return np.array([ctypes.cast(function, ctypes.c_void_p).value for function in found], np.intp)
-    except (ImportError, AttributeError, OSError, TypeError):
-        return None
 
 
 @lru_cache(8)

@@ -9,12 +9,11 @@ References: HDF5 File Format Specification 3.0, section IV.A.2.l (filter pipelin
 
 from __future__ import annotations
 
-import ctypes
 import math
 import sys
 import threading
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, cast
 
 import h5py
@@ -22,7 +21,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.compiling import Loops
+from wustore.backends.compiling import Loops, addresses_of
 from wustore.backends.hdf5.filters import deflate_encoder
 
 __all__ = [
@@ -380,27 +379,20 @@ def _unpacked(
     return bool(done == starts.size)
 
 
-@cache
 def _functions() -> NDArray[np.intp] | None:
     """Return the addresses of ``pread``, of libdeflate's functions that make, use and free a decoder, and of Blosc's.
 
-    None if they are not found. The libraries are those that imagecodecs calls. A call from Python for each chunk hands
-    the interpreter lock over twice, which takes longer than decoding if 16 threads want it; compiled loops call these
-    functions for many chunks without the lock.
+    None if they are not found. The libraries are those that imagecodecs calls.
     """
     if sys.maxsize < 1 << 32:  # where places in a file have more bits than a word
         return None
-    names = "libdeflate_alloc_decompressor", "libdeflate_zlib_decompress", "libdeflate_free_decompressor"
-    try:
-        from imagecodecs import _blosc, _deflate
-
-        # Both are loaded already, and a search in them goes on in what they are linked to.
-        libdeflate, blosc = ctypes.CDLL(_deflate.__file__), ctypes.CDLL(_blosc.__file__)
-        codecs = *(getattr(libdeflate, name) for name in names), blosc.blosc_decompress_ctx
-        found = [ctypes.CDLL(None).pread, *codecs]
-        return np.array([ctypes.cast(function, ctypes.c_void_p).value for function in found], np.intp)
-    except (ImportError, AttributeError, OSError, TypeError):
-        return None
+    return addresses_of(
+        (None, "pread"),
+        ("imagecodecs._deflate", "libdeflate_alloc_decompressor"),
+        ("imagecodecs._deflate", "libdeflate_zlib_decompress"),
+        ("imagecodecs._deflate", "libdeflate_free_decompressor"),
+        ("imagecodecs._blosc", "blosc_decompress_ctx"),
+    )
 
 
 def prepare(nbytes: int) -> None:

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.compiling import Loops
-from wustore.model.checksum import c_crc32c
+from wustore.backends.compiling import Loops, addresses_of
 
-__all__ = ["are_there", "joined", "prepare", "unpacked"]
+__all__ = ["Bounds", "are_there", "joined", "prepare", "unpacked"]
 
 _LOOPS = Loops("wustore.backends.zarr.filters.loops_numba", 1 << 30)
 
 Bounds = Sequence[tuple[int, int]]
+"""Start and stop of chunks in some bytes, each with its checksum."""
 
 
 def prepare(nbytes: int) -> None:
@@ -91,25 +91,20 @@ def _read_only(stored: Any) -> NDArray[np.uint8]:
     return np.frombuffer(memoryview(stored).toreadonly(), np.uint8)
 
 
-@cache
 def _functions() -> NDArray[np.intp] | None:
-    """Return the addresses of the functions of C: CRC-32C, zstd's that make, use and free a decoder, and Blosc's.
+    """Return the addresses of CRC-32C, of zstd's functions that make, use and free a decoder, and of Blosc's.
 
-    None if they are not found: a library that is linked in another way, or Windows. These are those that imagecodecs
-    and google_crc32c call, whose libraries are loaded already.
+    None if they are not found. The libraries are those that google_crc32c and imagecodecs call.
     """
-    crc = c_crc32c()
-    if crc is None or sys.maxsize < 1 << 32:
+    if sys.maxsize < 1 << 32:
         return None
-    try:
-        from imagecodecs import _blosc, _zstd
-
-        zstd, blosc = ctypes.CDLL(_zstd.__file__), ctypes.CDLL(_blosc.__file__)
-        names = "ZSTD_createDCtx", "ZSTD_decompressDCtx", "ZSTD_freeDCtx"
-        found = [crc, *(getattr(zstd, name) for name in names), blosc.blosc_decompress_ctx]
-        return np.array([ctypes.cast(function, ctypes.c_void_p).value for function in found], np.intp)
-    except (ImportError, AttributeError, OSError, TypeError):
-        return None
+    return addresses_of(
+        ("google_crc32c._crc32c", "crc32c_extend"),
+        ("imagecodecs._zstd", "ZSTD_createDCtx"),
+        ("imagecodecs._zstd", "ZSTD_decompressDCtx"),
+        ("imagecodecs._zstd", "ZSTD_freeDCtx"),
+        ("imagecodecs._blosc", "blosc_decompress_ctx"),
+    )
 
 
 class _Memory:

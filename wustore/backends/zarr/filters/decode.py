@@ -7,7 +7,7 @@ Python if not, or if they find anything wrong: Python finds out in which chunk.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.zarr.filters import blocks
+from wustore.backends.zarr.filters.blocks import Bounds
 from wustore.errors import MissingDependencyError
-from wustore.model.checksum import crc32c, large_crc32c
+from wustore.model.checksum import RESIDUE, crc32c, large_crc32c
 
 __all__ = [
-    "RESIDUE",
-    "Bounds",
     "Bytes",
     "DamagedChunk",
     "check_crc",
@@ -33,9 +32,6 @@ __all__ = [
 
 
 Bytes = bytes | memoryview
-
-Bounds = Sequence[tuple[int, int]]
-"""Start and stop of chunks in some bytes, each with its checksum."""
 
 
 class DamagedChunk(ValueError):  # noqa: N818 - internal: becomes a CorruptError once the place is known
@@ -57,10 +53,6 @@ class DamagedChunk(ValueError):  # noqa: N818 - internal: becomes a CorruptError
 def with_crc(body: bytes) -> bytes:
     """Return ``body`` followed by its checksum, as codec ``crc32c`` stores it."""
     return body + crc32c(body).to_bytes(4, "little")
-
-
-RESIDUE = 0x48674BC7
-"""CRC-32C of any bytes that are followed by their CRC-32C, lowest byte first."""
 
 
 def check_crc(raw: bytes) -> None:

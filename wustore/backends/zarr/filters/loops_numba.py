@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from wustore.backends.bytes_numba import call, copy, first_word
 from wustore.backends.compiling import compiled
+from wustore.model.checksum import RESIDUE
 
 __all__ = ["join", "unpack"]
 
-_RESIDUE = uint32(0x48674BC7)
+_SOUND = uint32(RESIDUE)
 
 
 @compiled(entry=True)
@@ -116,4 +117,4 @@ def _is_sound(functions: NDArray[np.intp], stored: NDArray[np.uint8], start: int
     if start < 0 or stop > stored.size or stop - start < 4:
         return False
     chunk = stored[start:stop]
-    return bool(uint32(call(functions[0], (intp(0), chunk.ctypes.data, chunk.size))) == _RESIDUE)
+    return bool(uint32(call(functions[0], (intp(0), chunk.ctypes.data, chunk.size))) == _SOUND)
