@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,7 +189,8 @@ class Hdf5Reader(Reader):
         start = sum(counts[:k])
         known = sums.dtype == np.uint32 and sums.shape == (self._meta.n_images, sum(counts))
         checksums = sums[:, start : start + counts[k]].reshape(-1) if known else None
-        return Binding(checksums, lambda i: self._is_as_recorded(layer, i))
+        reader = weakref.proxy(self)  # in a cycle of references the files would stay open until garbage is collected
+        return Binding(checksums, lambda i: reader._is_as_recorded(layer, i))
 
     def _is_as_recorded(self, layer: str, i: int) -> bool:
         """Return whether a plane as a whole has the recorded checksum, wherever its chunks come from."""
