@@ -121,8 +121,7 @@ class Hdf5Reader(Reader):
                 )
             is_packed = file.get(PACKED, getlink=True) is not None
         if not is_packed:
-            if not is_remote(self._address):
-                check_text(self.path)
+            check_text(self._address)
             return read_document(file, self.path)
         with located(self.path):
             packed = netcdf.read_array(file, PACKED, self.path)
