@@ -38,7 +38,7 @@ Job = Callable[[], None]
 Place = tuple[int, ...]
 """Number of a chunk along each axis."""
 
-_JOB_BYTES = 1 << 20, 1 << 23
+_JOB_BYTES = 1 << 20, 1 << 22
 """Decoded bytes of a job: at the least (2 ms of work, of which planning and handing over take a tenth) and at most."""
 _JOBS_PER_THREAD = 2
 """Into how many jobs the part of each of several threads is cut, so that chunks of unequal cost even out."""

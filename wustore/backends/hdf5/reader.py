@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import call
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.base import Index, Reader
 from wustore.backends.hdf5 import netcdf
-from wustore.backends.hdf5.chunks import ChunkReader, Job, Plan
+from wustore.backends.hdf5.chunks import ChunkReader, Plan
 from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, parse_document, read_document
 from wustore.backends.hdf5.file import (
     CAPSULE_BOUND,
@@ -188,7 +190,8 @@ class Hdf5Reader(Reader):
         start = sum(counts[:k])
         known = sums.dtype == np.uint32 and sums.shape == (self._meta.n_images, sum(counts))
         checksums = sums[:, start : start + counts[k]].reshape(-1) if known else None
-        return Binding(checksums, lambda i: self._is_as_recorded(layer, i))
+        reader = weakref.proxy(self)  # in a cycle of references the files would stay open until garbage is collected
+        return Binding(checksums, lambda i: reader._is_as_recorded(layer, i))
 
     def _is_as_recorded(self, layer: str, i: int) -> bool:
         """Return whether a plane as a whole has the recorded checksum, wherever its chunks come from."""
@@ -199,7 +202,7 @@ class Hdf5Reader(Reader):
         height, width = self._meta.shape_of(layer, i)
         plan = reader.plan(np.array([[(i, i + 1), (0, height), (0, width)]]))
         plane = empty([height * width], self._meta.layer_dtype(layer))
-        in_threads(_do, reader.jobs(plan, plane), 1)
+        in_threads(call, reader.jobs(plan, plane), 1)
         found = plane_checksum(cast_plane(plane.reshape(height, width), dtype))
         return found == int(self.checksums()[i, LAYERS.index(layer)])
 
@@ -267,7 +270,7 @@ class Hdf5Reader(Reader):
         decoded = sum(plan.reader.chunk_bytes * plan.numbers.size for plan in plans)
         workers = worker_count(self._workers, work=decoded)
         jobs = [job for plan, out in zip(plans, outs, strict=True) for job in plan.reader.jobs(plan, out, workers)]
-        in_threads(_do, jobs, workers)
+        in_threads(call, jobs, workers)
         return outs
 
     @one_state
@@ -351,7 +354,7 @@ class Hdf5Reader(Reader):
         start, stop = int(bound[k]), int(bound[k + 1])
         piece = np.empty(stop - start, np.uint8)
         if start < stop:
-            in_threads(_do, data.jobs(data.plan(np.array([[(start, stop)]])), piece), self._workers)
+            in_threads(call, data.jobs(data.plan(np.array([[(start, stop)]])), piece), self._workers)
         return piece.tobytes()
 
     @one_state
@@ -468,10 +471,6 @@ def _chunks_of_image(dataset: h5py.Dataset) -> int:
     """Return how many chunks an image has in a layer."""
     chunks = dataset.chunks or dataset.shape
     return math.prod(-(-size // step) for size, step in zip(dataset.shape[1:], chunks[1:], strict=True) if step)
-
-
-def _do(job: Job) -> None:
-    job()
 
 
 def _facts(status: os.stat_result) -> tuple[Any, ...]:
