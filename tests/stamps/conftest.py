@@ -11,7 +11,7 @@ from wustore.backends.zarr.filters import blocks
 from wustore.stamps.cutting import shared_chunks
 
 
-@pytest.fixture(scope="module", params=["numpy", "compiled"])
+@pytest.fixture(params=["numpy", "compiled"])
 def cutting(request: pytest.FixtureRequest) -> Iterator[str]:
     """Cut windows in one of both ways, however few they are; return its name."""
     with pytest.MonkeyPatch.context() as patch:

@@ -118,6 +118,16 @@ class Reader(ABC):
         """Return whether `read_boxes` takes arrays of shape (time, rows of chunks, chunks of a row, y, x), too.
 
         The box of such an array is of whole chunks, also beyond the end of an image; each of them is decoded in place.
+
+        Parameters
+        ----------
+        layer
+            One of `wustore.model.meta.LAYERS`.
+
+        Returns
+        -------
+        bool
+            False, unless a backend says otherwise.
         """
         return False
 
