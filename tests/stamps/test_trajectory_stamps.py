@@ -399,8 +399,8 @@ def test_one_stamp_takes_little_python(tmp_path, suffix):
         assert np.array_equal(got.science, np.stack(planes[:n_images])[:, 190:211, 140:161])
         return pstats.Stats(profile).total_calls
 
-    calls(10)  # imports
-    of_ten, of_five = calls(10), calls(5)
+    # What is imported on the way counts once.
+    of_ten, of_five = (min(calls(n) for _ in range(3)) for n in (10, 5))
     assert of_ten < 3600
     assert of_ten - of_five < 5 * 172
 
