@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from wustore.backends.base import Index, Reader
 from wustore.backends.hdf5 import netcdf
 from wustore.backends.hdf5.chunks import ChunkReader, Plan
-from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, parse_document, read_document
+from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, check_text, parse_document, read_document
 from wustore.backends.hdf5.file import (
     CAPSULE_BOUND,
     CAPSULE_DATA,
@@ -111,7 +111,7 @@ class Hdf5Reader(Reader):
 
         Text of variable length lies in a part of the file that HDF5 does not protect, and a flipped bit there can
         keep the library busy for ever. So the copies that other programs read are not touched where the packed
-        ones, which a checksum covers, are there.
+        ones, which a checksum covers, are there, and without these another process reads them first.
         """
         file = self._open()
         with netcdf.wrapped(self.path, "root attributes"):
@@ -121,6 +121,7 @@ class Hdf5Reader(Reader):
                 )
             is_packed = file.get(PACKED, getlink=True) is not None
         if not is_packed:
+            check_text(self._address)
             return read_document(file, self.path)
         with located(self.path):
             packed = netcdf.read_array(file, PACKED, self.path)
