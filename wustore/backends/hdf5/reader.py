@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from wustore.backends.base import Index, Reader
 from wustore.backends.hdf5 import netcdf
 from wustore.backends.hdf5.chunks import ChunkReader, Plan
-from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, parse_document, read_document
+from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, check_text, parse_document, read_document
 from wustore.backends.hdf5.file import (
     CAPSULE_BOUND,
     CAPSULE_DATA,
@@ -111,7 +111,7 @@ class Hdf5Reader(Reader):
 
         Text of variable length lies in a part of the file that HDF5 does not protect, and a flipped bit there can
         keep the library busy for ever. So the copies that other programs read are not touched where the packed
-        ones, which a checksum covers, are there.
+        ones, which a checksum covers, are there, and without these another process reads them first.
         """
         file = self._open()
         with netcdf.wrapped(self.path, "root attributes"):
@@ -120,6 +120,7 @@ class Hdf5Reader(Reader):
                     "an HDF5 file, but not a wustore store", path=self.path, expected=f"root attribute {DOCUMENT!r}"
                 )
         if not self._has(PACKED):
+            check_text(self._address)
             return read_document(file, self.path)
         with located(self.path):
             dataset = netcdf.dataset_at(file, PACKED, self.path)
