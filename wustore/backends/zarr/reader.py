@@ -265,6 +265,11 @@ class ZarrReader(Reader):
             in_threads(lambda i: source.fill(i, by_image[i]), list(by_image), self._workers)
         return list(arrays)
 
+    def fills_chunks(self, layer: str) -> bool:
+        """Return whether an array can be of whole chunks; see `wustore.backends.base.Reader.fills_chunks`."""
+        source = self._layer(layer)
+        return isinstance(source, ShardedLayer) and source.grid.chunk == self.chunks(layer)[1:]
+
     @one_state
     def _image(self, i: int, layers: Sequence[str], workers: int) -> Image:
         planes: dict[str, NDArray[Any] | None] = {}
@@ -311,8 +316,6 @@ class ZarrReader(Reader):
             time, (height, width) = 1, source.grid.chunk
         return min(time, spec.shape[0]), min(height, max(spec.shape[1], 1)), min(width, max(spec.shape[2], 1))
 
-    # --- the rest -----------------------------------------------------------------------------------------
-
     def _capsule_bytes(self) -> CapsuleBytes:
         if self._capsule is None:
             self._capsule = CapsuleBytes(self._keys, self._node(DATA), self._small(BOUND), self._meta.n_images)
@@ -339,9 +342,8 @@ class ZarrReader(Reader):
         return self._checksums()
 
     def _checksums(self) -> NDArray[np.uint32]:
-        return self._rows(
-            self._packed["checksum"] if "checksum" in self._packed else self._small("checksum"), "checksum"
-        )
+        packed = self._packed
+        return self._rows(packed["checksum"] if "checksum" in packed else self._small("checksum"), "checksum")
 
     def separators(self) -> tuple[str, str]:
         """Return the separators of the chunk keys, of layers and of small arrays."""

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.targets import Target, targets_of
 from wustore.backends.zarr.codecs import Chain, Hints, parse_chain
+from wustore.backends.zarr.filters.blocks import place as place_chunks
 from wustore.backends.zarr.filters.decode import DamagedChunk, decode_block, scratch, with_crc
 from wustore.errors import CorruptError
 from wustore.model.checksum import RESIDUE, crc32c
@@ -423,7 +424,7 @@ class ShardedLayer:
         if place is None:
             chunks = values.reshape(stop - first, *shape)
             for target in wanted:
-                target.take(first, stop, chunks)
+                target.take(first, stop, chunks, place_chunks)
         if table:
             expected = table[4 * first : 4 * stop]
             found = b"".join([stored[end - 4 : end] for _, end in block.bounds])

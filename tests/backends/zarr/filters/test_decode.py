@@ -321,3 +321,40 @@ def test_a_frame_that_says_nothing_of_its_size() -> None:
         zstd_size(frame)
     with pytest.raises(DamagedChunk):
         CHAINS[4].decode(with_crc(frame), SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunk", "dtype", "past_the_cache"),
+    [
+        ((1024, 1024), (256, 256), "f4", True),
+        ((2048, 1024), (64, 1024), "i1", True),
+        ((1024, 1024), (512, 512), "f8", True),
+        ((1000, 1024), (250, 32), "f4", True),
+        ((1024, 1020), (256, 255), "f4", False),
+        ((512, 256), (64, 64), "f4", False),
+    ],
+)
+def test_place(
+    shape: tuple[int, int],
+    chunk: tuple[int, int],
+    dtype: str,
+    past_the_cache: bool,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Chunks come to their places, whole lines of the cache past it."""
+    loops, asked = blocks._LOOPS.module, []
+    if loops is not None:
+        monkeypatch.setattr(loops, "place", lambda *a, place=loops.place: (asked.append(a), place(*a))[1])
+    plane = np.random.default_rng(0).integers(-100, 100, shape).astype(dtype)
+    rows, columns = shape[0] // chunk[0], shape[1] // chunk[1]
+    chunks = np.ascontiguousarray(plane.reshape(rows, chunk[0], columns, chunk[1]).swapaxes(1, 2))
+    # Memory that begins with a line of the cache; a line is left free at both ends.
+    memory = np.full(plane.nbytes + 192, 77, np.uint8)
+    start = -memory.ctypes.data % 64 + 64
+    out = memory[start : start + plane.nbytes].view(dtype).reshape(shape)
+    blocks.place(out.reshape(rows, chunk[0], columns, chunk[1]).swapaxes(1, 2), chunks)
+    assert np.array_equal(out, plane)
+    assert (memory[:start] == 77).all()
+    assert (memory[start + plane.nbytes :] == 77).all()
+    assert bool(asked) is (past_the_cache and "compiled" in request.node.name)

@@ -19,9 +19,12 @@ from numpy.typing import NDArray
 
 from wustore.backends.compiling import Loops, addresses_of
 
-__all__ = ["Bounds", "are_there", "joined", "prepare", "unpacked"]
+__all__ = ["Bounds", "are_there", "joined", "place", "prepare", "unpacked"]
 
 _LOOPS = Loops("wustore.backends.zarr.filters.loops_numba", 1 << 30)
+
+_LARGE = 1 << 20
+"""Bytes of chunks that are copied past the cache: that of a core is about as large."""
 
 Bounds = Sequence[tuple[int, int]]
 """Start and stop of chunks in some bytes, each with its checksum."""
@@ -84,6 +87,28 @@ def unpacked(is_zstd: bool, stored: Any, bounds: Bounds, nbytes: int, out: NDArr
         return False
     done = loops.unpack(functions, is_zstd, _read_only(stored), np.array(bounds, np.int64), nbytes, out)
     return bool(done == len(bounds))
+
+
+def place(places: NDArray[Any], chunks: NDArray[Any]) -> None:
+    """Copy chunks to their places; many of them past the cache, which they would fill.
+
+    Parameters
+    ----------
+    places
+        Shape (rows of chunks, chunks of a row, y, x).
+    chunks
+        The same shape and dtype.
+    """
+    loops = _LOOPS.module
+    if loops is None or chunks.nbytes < _LARGE or not chunks.flags.c_contiguous or chunks.dtype != places.dtype:
+        places[...] = chunks
+        return
+    *strides, item = places.strides
+    width, address = places.shape[3] * item, places.ctypes.data
+    if item == places.itemsize and not any(size % loops.LINE for size in (address, width, *strides)):
+        loops.place(chunks.ctypes.data, address, places.shape[:3], tuple(strides), width)
+    else:
+        places[...] = chunks
 
 
 def _read_only(stored: Any) -> NDArray[np.uint8]:

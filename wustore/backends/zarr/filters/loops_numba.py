@@ -9,11 +9,11 @@ import numpy as np
 from numba import intp, uint32
 from numpy.typing import NDArray
 
-from wustore.backends.bytes_numba import call, copy, first_word
+from wustore.backends.bytes_numba import LINE, call, copy, fence, first_word, stream
 from wustore.backends.compiling import compiled
 from wustore.model.checksum import RESIDUE
 
-__all__ = ["join", "unpack"]
+__all__ = ["join", "place", "unpack"]
 
 _SOUND = uint32(RESIDUE)
 
@@ -109,6 +109,32 @@ def unpack(
     if is_zstd:
         call(functions[3], (decoder,))
     return done
+
+
+@compiled(entry=True)
+def place(source: int, target: int, counts: tuple[int, int, int], strides: tuple[int, int, int], width: int) -> None:
+    """Copy chunks to their places in a plane, past the cache.
+
+    Parameters
+    ----------
+    source, target
+        Addresses of the chunks, one behind the other, and of the place of the first one: a multiple of `LINE`.
+    counts
+        Of rows of chunks, of chunks in a row, of lines in a chunk.
+    strides
+        Distances between two of each, in the plane [byte]: multiples of `LINE`.
+    width
+        Length of a line of a chunk [byte]: a multiple of `LINE`.
+    """
+    for row in range(counts[0]):
+        for column in range(counts[1]):
+            first = target + row * strides[0] + column * strides[1]
+            for y in range(counts[2]):
+                line = first + y * strides[2]
+                for x in range(0, width, LINE):
+                    stream(line + x, source + x)
+                source += width
+    fence()
 
 
 @compiled()
