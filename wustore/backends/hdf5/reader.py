@@ -83,12 +83,12 @@ class Hdf5Reader(Reader):
         remote = RemoteFile(path, METADATA_BLOCK) if is_remote(path) else None
         self.path = path if remote is None else remote.name
         self._file: h5py.File | None = open_file(path, remote)
-        self._opened = _identity(self._file, remote)
         self._raw = RawFile(self._file, remote)
+        self._opened = _identity(self._file, self._raw) if remote is None else remote.state
         self._lock = threading.Lock()
         self._readers: dict[str, ChunkReader] = {}
         self._datasets: dict[str, h5py.Dataset] = {}
-        self._chunk_sums: NDArray[Any] | None = None
+        self._chunk_sums: dict[str, NDArray[np.uint32] | None] | None = None
         self._capsule: tuple[NDArray[Any], ChunkReader] | None = None
         try:
             if self._raw and remote is None and is_cut(self._raw):  # at a URL this would be one more request
@@ -115,21 +115,26 @@ class Hdf5Reader(Reader):
         """
         file = self._open()
         with netcdf.wrapped(self.path, "root attributes"):
-            if DOCUMENT not in file.attrs:
+            if not h5py.h5a.exists(file.id, DOCUMENT.encode(), obj_name=b"/"):
                 raise OtherFormatError(
                     "an HDF5 file, but not a wustore store", path=self.path, expected=f"root attribute {DOCUMENT!r}"
                 )
-            is_packed = file.get(PACKED, getlink=True) is not None
-        if not is_packed:
+        if not self._has(PACKED):
             check_text(self._address)
             return read_document(file, self.path)
         with located(self.path):
-            packed = netcdf.read_array(file, PACKED, self.path)
-            self._packed = unpack(packed, int(file[PACKED].id.get_storage_size()))
+            dataset = netcdf.dataset_at(file, PACKED, self.path)
+            packed = netcdf.values_of(dataset, self._raw.size, self.path, PACKED)
+            self._packed = unpack(packed, int(dataset.id.get_storage_size()))
         text = self._packed.pop(DOCUMENT_ARRAY, None)
         if text is None or text.shape != (1,):
             raise CorruptError("the packed metadata hold no document", path=self.path, where=PACKED)
         return parse_document(str(text[0]), self.path)
+
+    def _has(self, name: str) -> bool:
+        """Return whether the root group has a link of this name."""
+        with netcdf.wrapped(self.path, name):
+            return bool(self._open().id.links.exists(name.encode()))
 
     def _array(self, name: str) -> NDArray[Any]:
         packed = self._packed.get(name)
@@ -180,17 +185,16 @@ class Hdf5Reader(Reader):
 
     def _binding(self, layer: str) -> Binding | None:
         """Return what binds the chunks of a layer to their places; None for a file that does not have it."""
-        file = self._open()
-        if file.get(CHUNK_CHECKSUM, getlink=True) is None:
-            return None
         if self._chunk_sums is None:
-            self._chunk_sums = netcdf.read_array(file, CHUNK_CHECKSUM, self.path)
-        sums, names = self._chunk_sums, list(self._specs)
-        counts = [_chunks_of_image(self._dataset(name)) for name in names]
-        k = names.index(layer)
-        start = sum(counts[:k])
-        known = sums.dtype == np.uint32 and sums.shape == (self._meta.n_images, sum(counts))
-        checksums = sums[:, start : start + counts[k]].reshape(-1) if known else None
+            if not self._has(CHUNK_CHECKSUM):
+                return None
+            sums = netcdf.read_array(self._open(), CHUNK_CHECKSUM, self.path)
+            counts = [_chunks_of_image(self._dataset(name)) for name in self._specs]
+            known = sums.dtype == np.uint32 and sums.shape == (self._meta.n_images, sum(counts))
+            parts = np.split(sums, np.cumsum(counts)[:-1], axis=1) if known else [None] * len(counts)
+            self._chunk_sums = dict(zip(self._specs, parts, strict=True))
+        sums_of_layer = self._chunk_sums[layer]
+        checksums = None if sums_of_layer is None else sums_of_layer.reshape(-1)
         reader = weakref.proxy(self)  # in a cycle of references the files would stay open until garbage is collected
         return Binding(checksums, lambda i: reader._is_as_recorded(layer, i))
 
@@ -478,12 +482,11 @@ def _facts(status: os.stat_result) -> tuple[Any, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _identity(file: h5py.File, remote: RemoteFile | None) -> tuple[Any, ...]:
+def _identity(file: h5py.File, raw: RawFile) -> tuple[Any, ...]:
     """Return what tells the open file from another one at the same place."""
-    if remote is not None:
-        return remote.state
-    status = os.fstat(file.id.get_vfd_handle()) if file.driver == "sec2" else Path(file.filename).stat()
-    return _facts(status)
+    if raw.handle >= 0:
+        return _facts(os.fstat(raw.handle))
+    return _facts(os.fstat(file.id.get_vfd_handle()) if file.driver == "sec2" else Path(file.filename).stat())
 
 
 def _reopen(path: str, workers: int | None) -> Hdf5Reader:
@@ -491,10 +494,5 @@ def _reopen(path: str, workers: int | None) -> Hdf5Reader:
 
 
 def _filter_name(number: int) -> str:
-    names = {
-        DEFLATE: "gzip",
-        SHUFFLE: "shuffle",
-        FLETCHER32: "fletcher32",
-        BLOSC: "blosc",
-    }
+    names = {DEFLATE: "gzip", SHUFFLE: "shuffle", FLETCHER32: "fletcher32", BLOSC: "blosc"}
     return names.get(number, f"filter {number}")
