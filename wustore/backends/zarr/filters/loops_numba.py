@@ -151,12 +151,15 @@ def _zstd_size(frame: NDArray[np.uint8]) -> int:
     flags = intp(frame[4])
     single, code, kind = flags >> 5 & 1, flags & 3, flags >> 6
     at = 6 - single + (4 if code == 3 else code)
+    size: int = intp(frame[at])
     if kind == 0:
-        return intp(frame[at]) if single else -1
+        return size if single else -1
     if kind == 1:
-        return (intp(frame[at]) | intp(frame[at + 1]) << 8) + 256
+        return (size | intp(frame[at + 1]) << 8) + 256
     size = intp(first_word(frame[at:]))
-    return size | intp(first_word(frame[at + 4 :])) << 32 if kind == 3 else size
+    if kind == 3:
+        size |= intp(first_word(frame[at + 4 :])) << 32
+    return size
 
 
 @compiled(entry=True)
