@@ -155,10 +155,11 @@ def _zstd_size(frame: NDArray[np.uint8]) -> int:
     if kind == 0:
         return size if single else -1
     if kind == 1:
-        return (size | intp(frame[at + 1]) << 8) + 256
-    size = intp(first_word(frame[at:]))
-    if kind == 3:
-        size |= intp(first_word(frame[at + 4 :])) << 32
+        size += 256 + intp(frame[at + 1]) * 256
+    else:
+        size = intp(first_word(frame[at:]))
+        if kind == 3:
+            size |= intp(first_word(frame[at + 4 :])) << 32
     return size
 
 
