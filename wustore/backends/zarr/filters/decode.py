@@ -18,6 +18,7 @@ from wustore.backends.zarr.filters import blocks
 from wustore.backends.zarr.filters.blocks import Bounds, Source
 from wustore.errors import MissingDependencyError
 from wustore.model.checksum import RESIDUE, crc32c, large_crc32c
+from wustore.model.sizes import check_size
 from wustore.storage.files import pread_into
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "decode_block",
     "scratch",
     "strip_crc",
+    "unpacked_zstd",
     "with_crc",
     "zstd_size",
 ]
@@ -275,6 +277,22 @@ def zstd_size(frame: Bytes) -> int:
     if size < 0:
         raise DamagedChunk("a zstd frame that does not state its size")
     return size
+
+
+def unpacked_zstd(frame: Bytes) -> bytes:
+    """Return the content of a zstd frame by itself, no larger than its bytes justify.
+
+    Raises
+    ------
+    CorruptError, DamagedChunk
+    """
+    from numcodecs import Zstd
+
+    check_size(zstd_size(frame), len(frame))
+    try:
+        return bytes(Zstd().decode(frame))
+    except RuntimeError as error:
+        raise DamagedChunk(f"a zstd frame does not decode: {error}") from error
 
 
 def _zstd_stated(head: bytes) -> tuple[int, int]:
