@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from wustore.backends.targets import Target, targets_of
 from wustore.backends.zarr.codecs import Chain, Hints, parse_chain
 from wustore.backends.zarr.filters.blocks import place as place_chunks
-from wustore.backends.zarr.filters.decode import DamagedChunk, Source, decode_block, scratch, with_crc
+from wustore.backends.zarr.filters.decode import BLOCK, DamagedChunk, Source, decode_block, scratch, with_crc
 from wustore.errors import CorruptError
 from wustore.model.checksum import RESIDUE, crc32c
-from wustore.storage.files import pread, room
+from wustore.storage.files import pread, pread_into, room
 from wustore.storage.threads import in_threads, worth
 from wustore.storage.zarr_store import Keys
 
@@ -374,8 +374,11 @@ class ShardedLayer:
             def fill(block: _Block) -> None:
                 if block.stop > shard.size:  # wild lengths must not decide how much memory is taken
                     self._truncated(i, block, shard.size)
-                source = shard.handle, shard.start + block.start
-                self._decode(i, block, room(block.stop - block.start), known[1], targets, source)
+                size, offset = block.stop - block.start, shard.start + block.start
+                if len(block.bounds) < BLOCK:
+                    self._decode(i, block, pread_into(shard.handle, size, offset), known[1], targets)
+                else:  # the loops that decode it read it, too
+                    self._decode(i, block, room(size), known[1], targets, (shard.handle, offset))
 
             in_threads(fill, blocks, workers)
 

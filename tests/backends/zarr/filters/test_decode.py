@@ -66,7 +66,7 @@ def _loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     if loops.get(1) is None:
         pytest.skip("there is no numba for this Python")
     monkeypatch.setattr(blocks, "_LOOPS", loops)
-    monkeypatch.setattr(decode, "_BLOCK", 1)
+    monkeypatch.setattr(decode, "BLOCK", 1)
 
 
 class TestLoops:

@@ -22,6 +22,7 @@ from wustore.model.sizes import check_size
 from wustore.storage.files import pread_into
 
 __all__ = [
+    "BLOCK",
     "Bytes",
     "DamagedChunk",
     "Source",
@@ -87,7 +88,7 @@ def scratch(dtype: np.dtype[Any], size: int) -> NDArray[Any]:
     return arrays[dtype][:size]
 
 
-_BLOCK = 4
+BLOCK = 4
 """Chunks of a block that are worth a call of compiled loops."""
 
 
@@ -335,7 +336,7 @@ def decode_block(
         out.reshape(n, size)[...] = values
         return out.reshape(n, size)
     flat = scratch(dtype, n * size) if out is None else out
-    if n < _BLOCK or not _is_done(method, stored, bounds, size, flat, source):
+    if n < BLOCK or not _is_done(method, stored, bounds, size, flat, source):
         stored = _read(stored, source)
         _check_crcs(stored, bounds, 0)
         if method == "pcodec":
