@@ -60,7 +60,7 @@ class ForeignArray:
     def __init__(self, keys: Keys, name: str) -> None:
         import zarr
 
-        from wustore.backends.zarr.foreign_codecs import checked_codecs
+        from wustore.backends.zarr.filters.foreign_codecs import checked_codecs
 
         self._keys = keys
         self._name = name
