@@ -12,6 +12,7 @@ import ctypes
 import sys
 from collections.abc import Sequence
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.compiling import Loops, addresses_of
 
-__all__ = ["Bounds", "are_there", "joined", "prepare", "unpacked"]
+__all__ = ["Bounds", "are_there", "joined", "loops", "prepare", "unpacked"]
 
 _LOOPS = Loops("wustore.backends.zarr.filters.loops_numba", 1 << 30)
 
@@ -30,6 +31,11 @@ Bounds = Sequence[tuple[int, int]]
 def prepare(nbytes: int) -> None:
     """Import the loops if so many decoded bytes are worth it: on the way all threads would wait for it."""
     _LOOPS.get(ahead=nbytes)
+
+
+def loops() -> ModuleType | None:
+    """Return the loops if they have been imported."""
+    return _LOOPS.module
 
 
 def are_there() -> bool:
