@@ -405,7 +405,7 @@ class Plan:
     @property
     def work(self) -> int:
         """Decoded bytes of the chunks, fewer if they are stored in so few that decoding takes less time."""
-        decoded = self.reader.chunk_bytes * self.numbers.size
+        decoded: int = self.reader.chunk_bytes * self.numbers.size
         if self.table is None:
             return decoded
         return min(decoded, _STORED_COSTS * int(self.table.sizes[self.numbers].sum()) + decoded // _STORED_COSTS)

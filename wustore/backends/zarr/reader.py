@@ -229,9 +229,9 @@ class ZarrReader(Reader):
         dtype, source = self._spec(layer).dtype, self._layer(layer)
         arrays = [np.empty([part.stop - part.start for part in box], dtype) for box in boxes] if out is None else out
         if isinstance(source, ForeignArray):
-            for box, array in zip(boxes, arrays, strict=True):
+            for index, array in zip(boxes, arrays, strict=True):
                 if array.size:
-                    array[...] = source.read(box)
+                    array[...] = source.read(index)
             return list(arrays)
         by_image: dict[int, list[Box]] = {}
         for (times, rows, columns), array in zip(boxes, arrays, strict=True):
