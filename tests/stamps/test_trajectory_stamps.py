@@ -402,7 +402,7 @@ def test_one_stamp_takes_little_python(tmp_path, suffix):
     # What is imported on the way counts once.
     of_ten, of_five = (min(calls(n) for _ in range(3)) for n in (10, 5))
     assert of_ten < 3600
-    assert of_ten - of_five < 5 * 172
+    assert of_ten - of_five < 5 * 180
 
 
 def test_of_a_work_unit(stores):

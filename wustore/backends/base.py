@@ -172,11 +172,12 @@ class Reader(ABC):
             Threads; the number of processors by default.
         """
         wanted = list(range(self.meta.n_images) if indices is None else indices)
-        workers = self.images_at_once(len(wanted)) if workers is None else workers
+        best = self.images_at_once(len(wanted))  # asked for in any case: a backend then gets ready for so many
+        workers = best if workers is None else workers
         return read_ahead(lambda i: self.image(i, layers), wanted, workers)
 
     def images_at_once(self, n_images: int) -> int | None:
-        """Return by how many threads images are best read, None for the number of processors.
+        """Return by how many threads images are best read, None for the number of processors; get ready for them.
 
         Parameters
         ----------

@@ -15,14 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.zarr.filters import blocks
-from wustore.backends.zarr.filters.blocks import Bounds
+from wustore.backends.zarr.filters.blocks import Bounds, Source
 from wustore.errors import MissingDependencyError
 from wustore.model.checksum import RESIDUE, crc32c, large_crc32c
 from wustore.model.sizes import check_size
+from wustore.storage.files import pread_into
 
 __all__ = [
+    "BLOCK",
     "Bytes",
     "DamagedChunk",
+    "Source",
     "check_crc",
     "decode_block",
     "scratch",
@@ -85,7 +88,7 @@ def scratch(dtype: np.dtype[Any], size: int) -> NDArray[Any]:
     return arrays[dtype][:size]
 
 
-_BLOCK = 4
+BLOCK = 4
 """Chunks of a block that are worth a call of compiled loops."""
 
 
@@ -308,11 +311,24 @@ def _zstd_stated(head: bytes) -> tuple[int, int]:
 
 
 def decode_block(
-    method: str, dtype: np.dtype[Any], stored: Bytes, bounds: Bounds, size: int, out: NDArray[Any] | None
+    method: str,
+    dtype: np.dtype[Any],
+    stored: Bytes,
+    bounds: Bounds,
+    size: int,
+    out: NDArray[Any] | None,
+    source: Source | None = None,
 ) -> NDArray[Any]:
-    """Decode chunks that lie next to each other; see `wustore.backends.zarr.codecs.Chain.decode_block`."""
+    """Decode chunks that lie next to each other; see `wustore.backends.zarr.codecs.Chain.decode_block`.
+
+    Parameters
+    ----------
+    source
+        Where to read ``stored`` from, which then is what `wustore.storage.files.room` gave.
+    """
     n = len(bounds)
     if method == "raw":
+        stored = _read(stored, source)
         _check_crcs(stored, bounds, size * dtype.itemsize + 4)
         values = _raw(stored, bounds, size, dtype.newbyteorder("<"))
         if out is None:
@@ -320,7 +336,8 @@ def decode_block(
         out.reshape(n, size)[...] = values
         return out.reshape(n, size)
     flat = scratch(dtype, n * size) if out is None else out
-    if n < _BLOCK or not _is_done(method, stored, bounds, size, flat):
+    if n < BLOCK or not _is_done(method, stored, bounds, size, flat, source):
+        stored = _read(stored, source)
         _check_crcs(stored, bounds, 0)
         if method == "pcodec":
             _decode_pcodec(stored, bounds, size, flat)
@@ -337,18 +354,16 @@ def decode_block(
     return values
 
 
-def _is_done(method: str, stored: Bytes, bounds: Bounds, size: int, flat: NDArray[Any]) -> bool:
-    """Check and decode a block by compiled loops; return whether all is as it should be."""
-    if not blocks.are_there():
+def _read(stored: Bytes, source: Source | None) -> Bytes:
+    return stored if source is None else pread_into(source[0], len(stored), source[1])
+
+
+def _is_done(method: str, stored: Bytes, bounds: Bounds, size: int, flat: NDArray[Any], source: Source | None) -> bool:
+    """Read, check and decode a block by compiled loops; return whether all is as it should be."""
+    if not blocks.are_there(flat.nbytes):
         return False
-    start = bounds[0][0]
     if method == "pcodec":
-        length = _pcodec_header(bytes(stored[start : start + _PCODEC_HEAD]), size)
-        joined = blocks.joined(stored, bounds, length, length + 4, 5) if length else None
+        joined = blocks.joined(stored, bounds, size, source)
         return joined is not None and _is_decoded(joined, flat)
     nbytes = size * flat.itemsize
-    if method == "zstd":
-        length, stated = _zstd_stated(bytes(stored[start : start + _ZSTD_HEAD]))
-        if stated != nbytes or not _begin_alike(stored, bounds, length):
-            return False
-    return blocks.unpacked(method == "zstd", stored, bounds, nbytes, flat.view(np.uint8))
+    return blocks.unpacked(method == "zstd", stored, bounds, nbytes, flat.view(np.uint8), source)
