@@ -11,7 +11,6 @@ store, its reader is handed on, with the metadata that was changed since, if any
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.base import Progress, Reader
 from wustore.backends.memory import MemoryReader
-from wustore.compat.configuration import SearchConfiguration
+from wustore.compat.configuration import SearchConfiguration, copied
 from wustore.compat.image_metadata import STANDARD_COLUMNS, constituents_to_table, table_to_constituents
 from wustore.compat.image_stack import ImageStack
 from wustore.compat.layered_image import LazyPlanes
@@ -272,7 +271,7 @@ def configuration_of(meta: Meta) -> SearchConfiguration | None:
     """
     if meta.configuration is None:
         return SearchConfiguration() if meta.source else None
-    return SearchConfiguration(copy.deepcopy(dict(meta.configuration)))
+    return SearchConfiguration(copied(dict(meta.configuration)))
 
 
 def links_of(meta: Meta) -> list[list[int]]:

@@ -37,12 +37,23 @@ def test_values(tmp_path: Path) -> None:
     assert image.science.dtype == np.float32
 
 
+@pytest.mark.parametrize(("text", "value"), [("41", 41.0), ("41.5", 41.5), ("true", None), ("1" + "0" * 400, None)])
+def test_a_distance_is_a_float_however_it_is_written(text: str, value: float | None, tmp_path: Path) -> None:
+    path = dump(tmp_path / "x.yaml", heliocentric_distance=text, geocentric_distances=f"[{text}, 40]")
+    with YamlDumpReader(path) as reader:
+        assert repr(reader.meta.barycentric_distance) == repr(value)
+        column = reader.meta.constituents.get("geocentric_distance")
+    assert column is not None
+    assert [type(item) for item in column.values.tolist()][value is None :] == [float] * (2 - (value is None))
+
+
 CHANGES = {
     "no images": {"num_images": "0"},
     "a negative number of images": {"num_images": "-5"},
     "a number of images that is none": {"num_images": "[1, 2]"},
     "more images than listed": {"num_images": "3"},
     "a height below zero": {"height": "-2"},
+    "a time larger than any": {"times": "[60000.0, 1" + "0" * 400 + "]"},
     "a time that is a list": {"times": "[60000.0, [1]]"},
     "images of different sizes": {"sci_imgs": "[[[1, 2, 3], [4, 5, 6]], [[1]]]"},
     "text in an image": {"sci_imgs": "[[[1, 2, 3], [4, x, 6]], [[7, 8, 9], [1, 2, 3]]]"},

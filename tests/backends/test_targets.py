@@ -48,6 +48,26 @@ def test_memory_without_gaps() -> None:
         assert target.memory(0, across, CHUNK, out.dtype) is None, "gaps"
 
 
+@pytest.mark.parametrize("rows", [(0, 5), (1, 4), (2, 3)])
+@pytest.mark.parametrize("columns", [(0, 4), (1, 3), (3, 4)])
+def test_whole_chunks_in_one_piece_each(rows: tuple[int, int], columns: tuple[int, int]) -> None:
+    """An array of chunks is memory without gaps, as far as the chunks follow each other."""
+    expected = CHUNKS.reshape(5, 4, *CHUNK)[slice(*rows), slice(*columns)]
+    bounds = [(start * side, stop * side) for (start, stop), side in zip((rows, columns), CHUNK, strict=True)]
+    for step in (1, 3, 20):
+        out = np.zeros(expected.shape, int)
+        targets = targets_of(CHUNK, 4, *bounds, out)
+        assert len(targets) == (1 if columns == (0, 4) else rows[1] - rows[0])
+        for first in range(0, 20, step):
+            for target in targets:
+                target.take(first, min(first + step, 20), CHUNKS[first : first + step])
+        assert np.array_equal(out, expected)
+        for target in targets:
+            memory = target.memory(target.first, target.stop, CHUNK, out.dtype)
+            assert memory is not None
+            assert np.array_equal(memory.reshape(-1, *CHUNK), CHUNKS[target.first : target.stop])
+
+
 @pytest.mark.parametrize("side", [1, 3, 7, 20])
 def test_spans_of_a_range(side: int) -> None:
     for start in range(12):

@@ -4,6 +4,11 @@
 
 Each target runs in a process of its own, so that a crash of a library is seen, too. Exits 1 if anything but the allowed
 exceptions was raised, a mutation took more than 5 seconds, or a process was killed.
+
+A mutation that takes more than 5 seconds is made again, and the shorter time counts; both are printed. The first may be
+that of a busy machine, or of numba, which compiles loops once for an installation, in the first process that has coded
+enough for them to be worth it. The second is that of the mutation. MemoryError is allowed and printed: another machine
+may have that memory.
 """
 
 from __future__ import annotations
@@ -29,30 +34,45 @@ def run(name: str, seconds: float, first: int) -> dict[str, object]:
     """Mutate one target until the time is over."""
     import fuzzing
 
+    def once(seed: int) -> tuple[str, float]:
+        begun = time.monotonic()
+        try:
+            how = fuzzing.use(fuzzing.TARGETS[name](seeds, work, random.Random(f"{name} {seed}")), work)
+        except Exception:
+            wrong.append(f"{name} {seed}: {traceback.format_exc()[-600:]}")
+            how = "WRONG"
+        return how, time.monotonic() - begun
+
     warnings.simplefilter("ignore")
     ended: Counter[str] = Counter()
     wrong: list[str] = []
+    notes: list[str] = []
     slowest, seed, end = 0.0, first, time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as folder:
         seeds, work = Path(folder, "seeds"), Path(folder, "work")
         seeds.mkdir()
         work.mkdir()
         while time.monotonic() < end:
-            begun = time.monotonic()
             print(json.dumps({"seed": seed}), flush=True)
-            try:
-                path = fuzzing.TARGETS[name](seeds, work, random.Random(f"{name} {seed}"))
-                ended[fuzzing.use(path, work)] += 1
-            except Exception:
-                wrong.append(f"{name} {seed}: {traceback.format_exc()[-600:]}")
-                ended["WRONG"] += 1
-            took = time.monotonic() - begun
+            how, took = once(seed)
+            ended[how] += 1
+            if how == "MemoryError":
+                notes.append(f"{name} {seed}: MemoryError")
             if took > SLOW:
-                wrong.append(f"{name} {seed}: took {took:.1f} s")
+                _, second = once(seed)
+                (wrong if second > SLOW else notes).append(f"{name} {seed}: took {took:.1f} s, then {second:.1f} s")
+                took = min(took, second)
             slowest = max(slowest, took)
             seed += 1
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    return {"ended": ended, "wrong": wrong, "slowest": round(slowest, 2), "peak MB": peak, "mutations": seed - first}
+    return {
+        "ended": ended,
+        "wrong": wrong,
+        "notes": notes,
+        "slowest": round(slowest, 2),
+        "peak MB": peak,
+        "mutations": seed - first,
+    }
 
 
 def main(words: list[str]) -> int:
@@ -80,6 +100,8 @@ def main(words: list[str]) -> int:
         print(
             f"{name}: {last['mutations']} mutations, {last['ended']}, slowest {last['slowest']} s, {last['peak MB']} MB"
         )
+        for text in last["notes"]:
+            print("  note", text)
         for text in last["wrong"]:
             print("  WRONG", text)
             failed = True

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -75,3 +78,10 @@ def test_spool_keeps_pieces_whatever_their_order_and_size(monkeypatch, tmp_path)
     assert [spool.size(i) for i in range(5)] == [0, 0, 14, 4, 0]
     assert [*tmp_path.iterdir()] == []  # the file has no name
     spool.close()
+
+
+def test_planes_may_outlive_the_modules() -> None:
+    """When Python ends, a plane in a global variable may go after the modules have been cleared."""
+    code = "from wustore.storage import buffers; planes = [buffers.empty((2048, 2048), 'f4') for _ in range(9)]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""

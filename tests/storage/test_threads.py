@@ -149,6 +149,37 @@ def test_so_many_results_wait_for_an_earlier_one(workers, ahead, most):
     assert sorted(begun) == list(range(40))
 
 
+@pytest.mark.parametrize(("workers", "n"), [(2, 1), (2, 3), (3, 4)])
+def test_threads_without_an_item_help_with_the_last_ones(workers, n):
+    seen, meeting = set(), Meeting()
+
+    def work(k: int) -> int:
+        seen.add(threading.get_ident())
+        if len(seen) < workers:
+            threading.Event().wait(0.01)
+        return meeting(k)
+
+    def fetch(i: int) -> list[int]:
+        return in_threads(work if i == n - 1 else meeting, range(1000 if i == n - 1 else 2))
+
+    found = [values for _, values in read_ahead(fetch, range(n), workers)]
+    assert found[-1] == [k * k for k in range(1000)]
+    assert (len(seen), meeting.most) == (workers, workers)
+
+
+def test_an_error_in_what_is_shared_with_threads_without_an_item():
+    def fail(k: int) -> int:
+        threading.Event().wait(0.01)
+        if k in {7, 9}:
+            raise LookupError(k)
+        return k
+
+    for found in range(2):
+        with pytest.raises(LookupError) as error:
+            [*read_ahead(lambda i: i if i == 0 else in_threads(fail, range(12)), range(1 + found, 3), 2)]
+        assert error.value.args == (7,)
+
+
 def test_results_are_not_kept():
     class Result:
         """Something that can be watched."""

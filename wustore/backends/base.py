@@ -114,6 +114,23 @@ class Reader(ABC):
         targets = [None] * len(boxes) if out is None else out
         return [self.read(layer, box, target) for box, target in zip(boxes, targets, strict=True)]
 
+    def fills_chunks(self, layer: str) -> bool:
+        """Return whether `read_boxes` takes arrays of shape (time, rows of chunks, chunks of a row, y, x), too.
+
+        The box of such an array is of whole chunks, also beyond the end of an image; each of them is decoded in place.
+
+        Parameters
+        ----------
+        layer
+            One of `wustore.model.meta.LAYERS`.
+
+        Returns
+        -------
+        bool
+            False, unless a backend says otherwise.
+        """
+        return False
+
     @abstractmethod
     def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read one image in its true shape and source dtypes.
@@ -155,11 +172,12 @@ class Reader(ABC):
             Threads; the number of processors by default.
         """
         wanted = list(range(self.meta.n_images) if indices is None else indices)
-        workers = self.images_at_once(len(wanted)) if workers is None else workers
+        best = self.images_at_once(len(wanted))  # asked for in any case: a backend then gets ready for so many
+        workers = best if workers is None else workers
         return read_ahead(lambda i: self.image(i, layers), wanted, workers)
 
     def images_at_once(self, n_images: int) -> int | None:
-        """Return by how many threads images are best read, None for the number of processors.
+        """Return by how many threads images are best read, None for the number of processors; get ready for them.
 
         Parameters
         ----------

@@ -11,7 +11,7 @@ import re
 import textwrap
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,17 @@ from wustore.compat.wcs import kbmod_json_to_text
 from wustore.compat.yaml import load_mapping
 from wustore.errors import CorruptError, OtherFormatError, UsageError, WuStoreError, located
 from wustore.format.tagged_json import RawYaml
-from wustore.model.meta import LAYERS, Capsule, Column, ConstituentTable, Image, Meta, object_array
+from wustore.model.meta import (
+    LAYERS,
+    Capsule,
+    Column,
+    ConstituentTable,
+    Image,
+    Meta,
+    column_of,
+    float_of,
+    object_array,
+)
 from wustore.model.sizes import check_size
 from wustore.storage.files import open_regular
 
@@ -132,34 +142,19 @@ class _Dump:
             raise self.error("a WCS of the dump cannot be read", name, found=str(error)) from error
 
 
-def _column(name: str, values: Iterable[Any], *, is_wcs: bool = False) -> Column | None:
-    """Return a column of the constituent table, None where every value is."""
-    items = list(values)
-    if all(value is None for value in items):
-        return None
-    kinds = {type(value) for value in items}
-    if not is_wcs and kinds in ({str}, {float}):
-        return Column(name, "plain", np.array(items))
-    return Column(name, "wcs" if is_wcs else "json", object_array(items))
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
 def _constituents(dump: _Dump, n_images: int) -> ConstituentTable:
     sources = dump.value("constituent_images")
     count = len(sources) if isinstance(sources, list) and sources else n_images
-    lists = {
-        "data_loc": dump.items("constituent_images", count),
-        "geocentric_distance": dump.items("geocentric_distances", count),
-    }
-    columns = [_column(name, values) for name, values in lists.items() if values is not None]
+    columns = [
+        column_of("data_loc", dump.items("constituent_images", count) or ()),
+        column_of("geocentric_distance", dump.items("geocentric_distances", count) or (), is_quantity=True),
+    ]
     for name, key in (("ebd_wcs", "per_image_ebd_wcs"), ("per_image_wcs", "per_image_wcs")):
-        values = dump.items(key, count)
-        if values is not None:
-            columns.append(_column(name, (dump.wcs(value, key) for value in values), is_wcs=True))
-    return ConstituentTable(count, tuple(column for column in columns if column is not None))
+        texts = [dump.wcs(value, key) for value in dump.items(key, count) or ()]
+        columns.append(Column(name, "wcs", object_array(texts)))
+    return ConstituentTable(
+        count, tuple(column for column in columns if any(value is not None for value in column.values))
+    )
 
 
 def _links(dump: _Dump, n_images: int, n_constituents: int) -> tuple[tuple[int, ...], ...]:
@@ -224,7 +219,7 @@ class YamlDumpReader(Reader):
             configuration=configuration,
             wcs=dump.wcs(dump.value("wcs"), "wcs"),
             reprojected=reprojected if isinstance(reprojected, bool) else None,
-            barycentric_distance=_number(dump.value("heliocentric_distance")),
+            barycentric_distance=float_of(dump.value("heliocentric_distance")),
             source=source,
         )
 
@@ -268,7 +263,7 @@ class YamlDumpReader(Reader):
 
 
 def _time(dump: _Dump, value: Any) -> float:
-    number = _number(value)
+    number = float_of(value)
     if number is None:
         raise dump.error("a time of the dump is no number", "times", found=repr(value)[:60])
     return number

@@ -38,6 +38,9 @@ class ReaderProxy(Reader):
     ) -> list[NDArray[Any]]:
         return self.source.read_boxes(layer, boxes, out)
 
+    def fills_chunks(self, layer: str) -> bool:  # noqa: D102
+        return self.source.fills_chunks(layer)
+
     def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:  # noqa: D102
         return self.source.image(i, layers)
 

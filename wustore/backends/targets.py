@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -35,15 +36,26 @@ class Target:
 
     def memory(self, first: int, stop: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any] | None:
         """Return the places of these chunks as flat memory, or None if they have gaps or the chunks are not whole."""
-        whole = self.places.shape[1:] == (1, *shape) and self.places.dtype == dtype
+        places = self.places
+        whole = places.shape[2:] == shape and places.dtype == dtype and places.flags.c_contiguous
         if whole and self.first <= first and stop <= self.stop:
-            places = self.places[first - self.first : stop - self.first]
-            if places.flags.c_contiguous:
-                return places.reshape(-1)
+            return places.reshape(-1, *shape)[first - self.first : stop - self.first].reshape(-1)
         return None
 
-    def take(self, first: int, stop: int, values: NDArray[Any]) -> None:
-        """Copy what is wanted of these chunks, shape (chunks, y, x)."""
+    def take(
+        self,
+        first: int,
+        stop: int,
+        values: NDArray[Any],
+        copy: Callable[[NDArray[Any], NDArray[Any]], None] = np.copyto,
+    ) -> None:
+        """Copy what is wanted of these chunks, shape (chunks, y, x).
+
+        Parameters
+        ----------
+        copy
+            Function of places and chunks, both of shape (rows, columns, y, x).
+        """
         columns = self.places.shape[1]
         low, high = first if first > self.first else self.first, stop if stop < self.stop else self.stop
         while low < high:
@@ -55,7 +67,7 @@ class Target:
                 count = columns - column if columns - column < high - low else high - low
                 places = self.places[row : row + 1, column : column + count]
             chunks = values[low - first : low - first + count]
-            places[...] = chunks[:, *self.part].reshape(places.shape)
+            copy(places, chunks[:, *self.part].reshape(places.shape))
             low += count
 
 
@@ -73,13 +85,17 @@ def targets_of(
     rows, columns
         Bounds (start, stop) of the box.
     out
-        The array that is the box.
+        The array that is the box, or the chunks of a box of whole ones: shape (rows, columns, y, x).
     """
     targets = []
     for first, n_rows, n_columns, place, part in _runs(chunk, across, rows, columns):
-        filled = out[place]
-        height, width = filled.shape
-        places = filled.reshape(n_rows, height // n_rows, n_columns, width // n_columns).transpose(0, 2, 1, 3)
+        if out.ndim > 2:
+            y, x = (slice(s.start // side, s.stop // side) for s, side in zip(place, chunk, strict=True))
+            places = out[y, x]
+        else:
+            filled = out[place]
+            height, width = filled.shape
+            places = filled.reshape(n_rows, height // n_rows, n_columns, width // n_columns).transpose(0, 2, 1, 3)
         targets += [Target(first, first + n_rows * n_columns, places, part)]
     return targets
 

@@ -32,10 +32,23 @@ __all__ = [
     "cells_to_hdu",
     "configuration_cells",
     "configuration_to_hdu",
+    "copied",
     "hdu_to_configuration",
 ]
 
 logger = logging.getLogger(__name__)
+
+_DEFAULTS = {parameter.name: parameter.default for parameter in PARAMETERS}
+_UNCHANGEABLE = {type(None), bool, int, float, str}
+
+
+def copied(value: Any) -> Any:
+    """Return a deep copy of parameters, most of them plain: `copy.deepcopy` alone takes as long as reading them."""
+    if type(value) is dict:
+        return {key: item if type(item) in _UNCHANGEABLE else copied(item) for key, item in value.items()}
+    if type(value) is list:
+        return [item if type(item) in _UNCHANGEABLE else copied(item) for item in value]
+    return copy.deepcopy(value)
 
 
 class SearchConfiguration:
@@ -54,7 +67,7 @@ class SearchConfiguration:
     """
 
     def __init__(self, data: Mapping[str, Any] | None = None) -> None:
-        self._params: dict[str, Any] = {parameter.name: copy.deepcopy(parameter.default) for parameter in PARAMETERS}
+        self._params: dict[str, Any] = copied(_DEFAULTS)
         if data is not None:
             self.set_multiple(data)
 
@@ -80,7 +93,7 @@ class SearchConfiguration:
         if not isinstance(values, Mapping):
             raise UsageError("not a configuration", expected="SearchConfiguration or dict", found=type(given).__name__)
         configuration = cls()
-        configuration._params = copy.deepcopy(dict(values))
+        configuration._params = copied(dict(values))
         return configuration
 
     # -- values --
@@ -142,8 +155,7 @@ class SearchConfiguration:
         overrides
             Names to values.
         """
-        for key, value in overrides.items():
-            self.set(key, value)
+        self._params.update(overrides)
 
     def copy(self) -> SearchConfiguration:
         """Return a deep copy."""
@@ -180,7 +192,8 @@ class SearchConfiguration:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a deep copy of the values by name, in order."""
-        return copy.deepcopy(self._params)
+        params: dict[str, Any] = copied(self._params)
+        return params
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> Self:

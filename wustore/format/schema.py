@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -100,14 +101,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-_TYPES: dict[str, Callable[[Any], bool]] = {
-    "null": lambda value: value is None,
-    "boolean": lambda value: isinstance(value, bool),
-    "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
-    "string": lambda value: isinstance(value, str),
-    "array": lambda value: isinstance(value, list),
-    "object": lambda value: isinstance(value, dict),
+_TYPES: dict[str, tuple[type, ...]] = {
+    "null": (type(None),),
+    "boolean": (bool,),
+    "integer": (int,),
+    "number": (int, float),
+    "string": (str,),
+    "array": (list,),
+    "object": (dict,),
 }
 
 _IGNORED = {"$schema", "$id", "$defs", "title", "description", "$comment", "contentEncoding", "then", "else"}
@@ -140,12 +141,12 @@ class _Compiler:
 
     def _type(self, names: str | list[str], _: Any) -> list[_Rule]:
         listed = [names] if isinstance(names, str) else names
-        tests = [_TYPES[name] for name in listed]
+        allowed = {kind for name in listed for kind in _TYPES[name]}
+        inherited = tuple(allowed)
 
         def rule(value: Any, depth: int) -> Violation | None:
-            for test in tests:
-                if test(value):
-                    return None
+            if type(value) in allowed or (isinstance(value, inherited) and not isinstance(value, bool)):
+                return None
             return Violation("", f"{_short(value)} is not {' or '.join(listed)}")
 
         return [rule]
@@ -213,7 +214,9 @@ class _Compiler:
         rules = [self.rule(one) for one in schemas]
 
         def rule(value: Any, depth: int) -> Violation | None:
-            return _first(enumerate(zip(rules, value, strict=False)), depth) if isinstance(value, list) else None
+            return (
+                _first(zip(range(len(value)), rules, value, strict=False), depth) if isinstance(value, list) else None
+            )
 
         return [rule]
 
@@ -223,7 +226,7 @@ class _Compiler:
         def rule(value: Any, depth: int) -> Violation | None:
             if not isinstance(value, list):
                 return None
-            return _first(((k, (each, item)) for k, item in enumerate(value[start:], start)), depth)
+            return _first(zip(range(start, len(value)), repeat(each), value[start:], strict=False), depth)
 
         return [rule]
 
@@ -233,7 +236,7 @@ class _Compiler:
         def rule(value: Any, depth: int) -> Violation | None:
             if not isinstance(value, dict):
                 return None
-            return _first(((key, (rules[key], value[key])) for key in value if key in rules), depth)
+            return _first([(key, rules[key], item) for key, item in value.items() if key in rules], depth)
 
         return [rule]
 
@@ -245,7 +248,7 @@ class _Compiler:
         def rule(value: Any, depth: int) -> Violation | None:
             if not isinstance(value, dict):
                 return None
-            return _first(((key, (each, item)) for key, item in value.items() if key not in known), depth)
+            return _first([(key, each, item) for key, item in value.items() if key not in known], depth)
 
         return [rule]
 
@@ -253,7 +256,7 @@ class _Compiler:
         each = self.rule(schema)
 
         def rule(value: Any, depth: int) -> Violation | None:
-            return _first(((key, (each, key)) for key in value), depth) if isinstance(value, dict) else None
+            return _first(zip(value, repeat(each), value, strict=False), depth) if isinstance(value, dict) else None
 
         return [rule]
 
@@ -324,11 +327,11 @@ def _all_of(rules: list[_Rule]) -> _Rule:
     return rule
 
 
-def _first(members: Any, depth: int) -> Violation | None:
-    """Return the first violation among (key or index, (rule, value))."""
+def _first(members: Iterable[tuple[Any, _Rule, Any]], depth: int) -> Violation | None:
+    """Return the first violation among (key or index, rule, value)."""
     if depth >= _DEEPEST:
         return Violation("[…]", f"nested more than {_DEEPEST} deep")
-    for key, (rule, value) in members:
+    for key, rule, value in members:
         found = rule(value, depth + 1)
         if found is not None:
             step = f"[{key}]" if isinstance(key, int) else f".{_short(key)[1:-1]}"

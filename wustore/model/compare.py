@@ -43,6 +43,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+_PLAIN = {type(None), bool, int, str}
+
+
 def same_value(a: Any, b: Any, *, ordered: bool = True) -> bool:
     """Return whether two Python values are equal, type for type, NaN equal to NaN and -0.0 unlike 0.0.
 
@@ -51,6 +54,8 @@ def same_value(a: Any, b: Any, *, ordered: bool = True) -> bool:
     ordered
         Whether the order of the keys of a mapping counts.
     """
+    if type(a) is type(b) and type(a) in _PLAIN:
+        return bool(a == b)
     if isinstance(a, np.ndarray | np.generic) or isinstance(b, np.ndarray | np.generic):
         return type(a) is type(b) and same_bits(np.asarray(a), np.asarray(b))
     if type(a) is not type(b):

@@ -42,6 +42,20 @@ def object_array(values: Iterable[Any]) -> NDArray[Any]:
     return np.fromiter(values, dtype=object)
 
 
+def float_of(value: Any) -> float | None:
+    """Return a number of a file as a float, whether the file has 41 or 41.0; None if it is no number.
+
+    Metadata are floats from the moment they are read: digests and comparisons tell 41 from 41.0, and a store gives
+    floats back.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class Observatory:
     """Where the telescope is.
@@ -92,6 +106,21 @@ class Column:
     description: str | None = None
     format: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+def column_of(name: str, values: Sequence[Any], *, is_quantity: bool = False) -> Column:
+    """Return a column of values that a file holds one by one: plain if all are texts or all floats.
+
+    Parameters
+    ----------
+    is_quantity
+        Whether its numbers are floats, however they are written.
+    """
+    if is_quantity:
+        values = [value if (number := float_of(value)) is None else number for value in values]
+    if {type(value) for value in values} in ({str}, {float}):
+        return Column(name, "plain", np.array(values))
+    return Column(name, "json", object_array(values))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """Stamps along trajectories, and around fixed positions: a small square of each image, from any reader.
 
 Only the chunks that the stamps touch are read, each of them once however many stamps share it
-(`wustore.stamps.shared_chunks`).
+(`wustore.stamps.cutting.shared_chunks`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import zip_longest
 from typing import Any
 
@@ -18,14 +18,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from wustore.backends.base import Progress, Reader
 from wustore.errors import UsageError
-from wustore.model.kbmod_rules import hide_pixels, is_masked, no_data_of
+from wustore.model.kbmod_rules import no_data_of
 from wustore.model.meta import PIXEL_LAYERS
 from wustore.model.select import TimeRange, chosen_images
 from wustore.model.units import whole_pixels
 from wustore.stamps.coadd import RunningCoadd, check_kind
+from wustore.stamps.cutting.shared_chunks import Gather, Windows, as_index, place
 from wustore.stamps.notebook import with_bar
 from wustore.stamps.results import Coadds, Stamps
-from wustore.stamps.shared_chunks import Gather, Windows
 from wustore.stamps.sky import linked_wcs_or_none, numbers_alike, sky_to_pixel
 from wustore.stamps.trajectories import nearest_pixel, trajectories_from
 from wustore.storage import buffers
@@ -246,9 +246,7 @@ class _Request:
         def work(p: int) -> None:
             part = windows.parts[p]
             for gather in windows.load(part).gathers():
-                members = _index(gather.members)
-                for name, values in self._cut(gather, arrays).items():
-                    arrays[name][members, part.times.start : part.times.stop] = values
+                self._cut_into(arrays, gather, gather.members, part.times.start)
 
         for p, _ in read_ahead(work, range(len(windows.parts)), windows.workers):
             if progress is not None:
@@ -267,38 +265,41 @@ class _Request:
             for start in range(0, len(part.members), fits):
                 members = part.members[start : start + fits]
                 arrays = self._arrays(len(members), len(places))
-                cut = partial(self._cut_into, arrays, members)
+
+                def cut(
+                    gather: Gather, arrays: dict[str, NDArray[Any]] = arrays, members: NDArray[np.int64] = members
+                ) -> None:
+                    self._cut_into(arrays, gather, members.searchsorted(gather.members))
+
                 in_threads(cut, block.gathers(start, start + fits))
                 centres = x[members][:, places.start : places.stop], y[members][:, places.start : places.stop]
                 yield request._result(arrays, *centres, ids[members])
-
-    def _cut_into(self, arrays: dict[str, NDArray[Any]], members: NDArray[np.int64], gather: Gather) -> None:
-        first = int(members.searchsorted(gather.members[0]))
-        for name, values in self._cut(gather, arrays).items():
-            arrays[name][first : first + len(values)] = values
 
     def _arrays(self, n: int, n_times: int) -> dict[str, NDArray[Any]]:
         shape = (n, n_times, self.side, self.side)
         arrays = {layer: buffers.empty(shape, self.dtypes[layer]) for layer in self.layers}
         return arrays | {"inside": buffers.empty(shape, bool)}
 
-    def _cut(self, gather: Gather, wanted: Sequence[str] | dict[str, Any]) -> dict[str, NDArray[Any]]:
-        """Return stamps by layer, shape (m, time, y, x), masked pixels NaN."""
-        meta = self.reader.meta
-        masked = None
-        cut: dict[str, NDArray[Any]] = {}
-        if meta.has_layer("mask") or "mask" in wanted:
+    def _cut_into(
+        self, arrays: dict[str, NDArray[Any]], gather: Gather, rows: NDArray[np.int64], first: int = 0
+    ) -> None:
+        """Put stamps into arrays by layer, shape (n, time, y, x), masked pixels NaN.
+
+        Parameters
+        ----------
+        rows, first
+            Their places on the first axis, and the place of their first time.
+        """
+        meta, mask = self.reader.meta, None
+        if meta.has_layer("mask") or "mask" in arrays:
             mask = gather.cut("mask", 0, self.dtypes["mask"])
-            masked = is_masked(mask)
-            if "mask" in wanted:
-                cut["mask"] = mask
+        if mask is not None and "mask" in arrays:
+            place(mask, arrays["mask"], rows, first)
         for layer in ("science", "variance"):
-            if layer in wanted:
-                cut[layer] = gather.cut(layer, np.nan, self.dtypes[layer])
-                hide_pixels(cut[layer], masked, no_data_of(meta))
-        if "inside" in wanted:
-            cut["inside"] = gather.inside()
-        return cut
+            if layer in arrays:
+                gather.cut_into(arrays[layer], rows, first, layer, np.nan, mask, no_data_of(meta))
+        if "inside" in arrays:
+            place(gather.inside(), arrays["inside"], rows, first)
 
     def _result(
         self, arrays: dict[str, NDArray[Any]], x: NDArray[np.int64], y: NDArray[np.int64], ids: NDArray[Any]
@@ -316,10 +317,13 @@ class _Request:
         total = RunningCoadd(kind, (len(x), self.side, self.side))
 
         def add(gather: Gather) -> None:
-            cut = self._cut(gather, self.layers)
-            for k in range(cut["science"].shape[1]):
+            members = gather.members
+            cut = self._arrays(len(members), gather.n_times)
+            del cut["inside"]
+            self._cut_into(cut, gather, np.arange(len(members)))
+            for k in range(gather.n_times):
                 of_time = {layer: stamps[:, k] for layer, stamps in cut.items()}
-                total.add(_index(gather.members), of_time["science"], of_time.get("variance"))
+                total.add(as_index(members), of_time["science"], of_time.get("variance"))
 
         parts = windows.parts
         for p, block in read_ahead(lambda p: windows.load(parts[p]), range(len(parts)), windows.workers):
@@ -351,10 +355,3 @@ def _near_together(x: NDArray[np.int64], y: NDArray[np.int64], size: int) -> NDA
     strip = np.empty(len(x), np.int64)
     strip[by_y] = np.arange(len(x)) * strips // max(len(x), 1)
     return np.lexsort((x, strip))
-
-
-def _index(members: NDArray[np.int64]) -> slice | NDArray[np.int64]:
-    """Return numbers that ascend, as a slice if they are consecutive: numpy then needs no copy."""
-    if len(members) and members[-1] - members[0] == len(members) - 1:
-        return slice(int(members[0]), int(members[-1]) + 1)
-    return members

@@ -232,6 +232,11 @@ class View(Reader):
                 target[...] = cast_plane(values, dtype)
         return list(arrays)
 
+    def fills_chunks(self, layer: str) -> bool:
+        """Return whether an array can be of whole chunks; see `wustore.backends.base.Reader.fills_chunks`."""
+        same = self._source.meta.layer_dtype(layer) == self._meta.layer_dtype(layer)
+        return same and not self._is_window and self._source.fills_chunks(layer)
+
     def image(self, i: int, layers: Sequence[str] = LAYERS) -> Image:
         """Read one image, without FITS reconstruction data; see `wustore.backends.base.Reader.image`."""
         if not self._is_window:

@@ -57,6 +57,8 @@ class _Lease:
 
     def __del__(self) -> None:
         # Called at any time, also while another thread is here: each step by itself is atomic.
+        if _SPARE is None:  # the interpreter ends
+            return
         _SPARE[id(self._memory)] = self._memory
         if (excess := sum(map(len, _SPARE.values())) - _KEPT) > 0:
             for key, memory in list(_SPARE.items()):

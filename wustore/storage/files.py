@@ -18,7 +18,17 @@ from wustore.storage.url_requests import objects_at
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["RemoteFile", "check_regular", "open_handle", "open_regular", "pread", "pread_into", "sync", "write_all"]
+__all__ = [
+    "RemoteFile",
+    "check_regular",
+    "open_handle",
+    "open_regular",
+    "pread",
+    "pread_into",
+    "room",
+    "sync",
+    "write_all",
+]
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 """O_NONBLOCK: what becomes a pipe between the look and the opening does not block either."""
@@ -114,11 +124,16 @@ def pread(handle: int, length: int, offset: int) -> bytes:
     return b"".join(parts)
 
 
-def pread_into(handle: int, length: int, offset: int) -> memoryview:
-    """Return what `pread` does, in memory of this thread that is used again: valid until its next call."""
+def room(length: int) -> memoryview:
+    """Return memory of this thread for so many bytes: valid until its next call of this or of `pread_into`."""
     if length > len(_MEMORY.bytes):
         _MEMORY.bytes = bytearray(length)
-    view = memoryview(_MEMORY.bytes)[:length]
+    return memoryview(_MEMORY.bytes)[:length]
+
+
+def pread_into(handle: int, length: int, offset: int) -> memoryview:
+    """Return what `pread` does, in the memory that `room` gives."""
+    view = room(length)
     if _into(handle, [view], offset) != length:
         data = pread(handle, length, offset)
         view = view[: len(data)]

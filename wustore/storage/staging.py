@@ -74,11 +74,16 @@ def partial_path(target: str | os.PathLike[str]) -> Path:
     return partial
 
 
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _rename(a: Path, b: Path, linux: int, mac: int) -> int:
     """Rename in a way that Python has no function for; return an error number, ENOSYS if the system has none."""
     if os.name != "posix":
         return errno.ENOSYS
-    libc = ctypes.CDLL(None, use_errno=True)
+    libc = _libc()
     old, new = os.fsencode(a), os.fsencode(b)
     here = -100  # AT_FDCWD
     if sys.platform == "linux" and hasattr(libc, "renameat2"):
@@ -112,7 +117,7 @@ def sync_tree(path: Path) -> None:
         return
     entries = [Path(root) / name for root, _, names in os.walk(path) for name in names]
     if len(entries) > _SYNC_WHOLE_FILE_SYSTEM and sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
+        libc = _libc()
         handle = os.open(path, os.O_RDONLY)
         try:
             if hasattr(libc, "syncfs") and libc.syncfs(handle) == 0:

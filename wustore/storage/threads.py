@@ -55,19 +55,21 @@ class _Here(threading.local):
 
     share: int | None = None
     """Threads for work that is handed out here; None outside of the work of this module."""
+    freed: deque[None] | None = None
+    """One entry for each thread of the same `read_ahead` that has nothing left to do: `in_threads` may use it."""
 
 
 _HERE = _Here()
 
 
 @contextmanager
-def sharing(share: int) -> Iterator[None]:
-    """Let work that is handed out meanwhile in this thread have at most so many threads."""
-    before, _HERE.share = _HERE.share, share
+def sharing(share: int, freed: deque[None] | None = None) -> Iterator[None]:
+    """Let work that is handed out meanwhile in this thread have at most so many threads, and those in ``freed``."""
+    before, _HERE.share, _HERE.freed = (_HERE.share, _HERE.freed), share, freed
     try:
         yield
     finally:
-        _HERE.share = before
+        _HERE.share, _HERE.freed = before
 
 
 # --- how many -----------------------------------------------------------------------------------------------
@@ -185,24 +187,40 @@ def _roomy(function: F) -> F:
 
 
 class _Batch(Generic[T, R]):
-    """Items that several threads take one after the other."""
+    """Items that several threads take one after the other.
 
-    def __init__(self, function: Callable[[T], R], items: Sequence[T], share: int) -> None:
+    Parameters
+    ----------
+    function, items
+        What is called, and with what.
+    share
+        Threads that each call may use.
+    freed
+        One entry for each thread more that may be used; others may be added meanwhile.
+    """
+
+    def __init__(
+        self, function: Callable[[T], R], items: Sequence[T], share: int, freed: deque[None] | None = None
+    ) -> None:
         self._function = function
         self._items = items
         self._share = share
+        self._freed: deque[None] = deque() if freed is None else freed
+        self._futures: list[Future[None]] = []
         self._todo = deque(range(len(items)))
         self._errors: list[tuple[int, BaseException]] = []
         self.results: list[Any] = [None] * len(items)
 
     @_roomy
-    def _work(self) -> None:
-        with sharing(self._share):
+    def _work(self, share: int) -> None:
+        with sharing(share):
             while True:
                 try:
                     k = self._todo.popleft()
                 except IndexError:
                     return
+                if self._freed and self._todo:
+                    self._hand_over()
                 try:
                     self.results[k] = self._function(self._items[k])
                 except BaseException as error:
@@ -210,14 +228,25 @@ class _Batch(Generic[T, R]):
                     self._errors.append((k, error))
                     return
 
+    def _hand_over(self) -> None:
+        """Let another thread work in the place of one that has nothing left to do elsewhere."""
+        freed = self._freed
+        try:
+            freed.pop()
+        except IndexError:
+            return
+        future = _pool(os.getpid()).submit(self._work, 1)
+        self._futures.append(future)
+        future.add_done_callback(lambda _: freed.append(None))
+
     def run(self, helpers: int) -> list[R]:
         """Do all items with so many more threads; raise the error of the first that has one."""
-        futures = [_pool(os.getpid()).submit(self._work) for _ in range(helpers)]
+        self._futures = [_pool(os.getpid()).submit(self._work, self._share) for _ in range(helpers)]
         try:
-            self._work()
+            self._work(self._share)
         finally:
             self._todo.clear()  # after an interrupt nothing new begins
-            wait([future for future in futures if not future.cancel()])
+            wait([future for future in self._futures if not future.cancel()])
         if self._errors:
             # Items are taken in order, so that those before the one that failed have been done.
             raise min(self._errors, key=lambda found: found[0])[1]
@@ -235,40 +264,45 @@ def in_threads(function: Callable[[T], R], items: Iterable[T], workers: int | No
     items = items if isinstance(items, list) else list(items)
     allowed, count = worker_count(workers), len(items)
     count = count if count < allowed else allowed
-    if count <= 1:
+    if count <= 1 and (_HERE.freed is None or len(items) <= 1):
         before, _HERE.share = _HERE.share, allowed  # without the calls of `sharing`: chunks are decoded here
         try:
             return [function(item) for item in items]
         finally:
             _HERE.share = before
-    return _Batch(function, items, max(1, allowed // count)).run(count - 1)
+    return _Batch(function, items, max(1, allowed // max(count, 1)), _HERE.freed).run(count - 1)
 
 
 class _Ahead(Generic[T]):
     """Calls for items that several threads take in order, as far as the caller lets them.
 
     A thread that finds nothing to take ends and leaves a place; who adds an item starts another one in it. So nobody
-    waits for a lock, and each call is one message to the caller.
+    waits for a lock, and each call is one message to the caller. Once the last item has been taken, the threads that
+    ended are there for what the others hand out by `in_threads`.
     """
 
-    def __init__(self, fetch: Callable[[int], T], items: Sequence[int], share: int) -> None:
+    def __init__(self, fetch: Callable[[int], T], items: Sequence[int], share: int, window: int) -> None:
         self._fetch = fetch
         self._items = items
         self._share = share
         self._places: deque[None] = deque()
+        self._freed: deque[None] = deque()
         self._futures: list[Future[None]] = []
-        self.todo: deque[int] = deque()
+        self._added = min(window, len(items))
+        self.todo = deque(range(self._added))
         self.done: SimpleQueue[tuple[int, tuple[T | None, BaseException | None]]] = SimpleQueue()
 
     @_roomy
     def _work(self) -> None:
-        with sharing(self._share):
+        with sharing(self._share, self._freed):
             while True:
                 try:
                     k = self.todo.popleft()
                 except IndexError:
                     self._places.append(None)
                     if not self.todo:
+                        if self._added == len(self._items):
+                            self._freed.extend([None] * self._share)
                         return
                     try:  # what was added this instant: if the place is still free it is taken back
                         self._places.pop()
@@ -287,6 +321,7 @@ class _Ahead(Generic[T]):
 
     def add(self, k: int) -> None:
         """Let item ``k`` be taken, too."""
+        self._added = k + 1
         self.todo.append(k)
         try:
             self._places.pop()
@@ -338,8 +373,7 @@ def read_ahead(
             yield i, call(i)
         return
     window = count + (max(1, count // 2) if ahead is None else ahead)
-    calls = _Ahead(fetch, items, share)
-    calls.todo.extend(range(min(window, len(items))))
+    calls = _Ahead(fetch, items, share, window)
     ready: dict[int, tuple[T | None, BaseException | None]] = {}
     try:
         calls.start(count)

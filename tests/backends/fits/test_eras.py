@@ -130,6 +130,40 @@ def test_primary_header_values(tmp_path: Path) -> None:
     assert meta.observatory.geodetic == (-30.5, 10.0, 7.25)
 
 
+QUANTITIES = [(41, 41.0), (0, 0.0), (-7, -7.0), (10**25, 1e25), (2**53 + 1, 2.0**53), (41.5, 41.5)]
+
+
+@pytest.mark.parametrize(("card", "value"), [*QUANTITIES, (True, None), ("41", None), (None, None)])
+@pytest.mark.parametrize("keyword", ["BARY", "HELIO"])
+def test_a_distance_is_a_float_however_its_card_is_written(
+    keyword: str, card: object, value: float | None, tmp_path: Path
+) -> None:
+    hdus = [samples.primary_hdu(1, **{"BARY": ...} | {keyword: card}), *samples.image_hdus(0)]
+    assert repr(meta_of(samples.write(tmp_path / "wu.fits", hdus)).barycentric_distance) == repr(value)
+
+
+@pytest.mark.parametrize(
+    ("cards", "kind", "values"),
+    [
+        ((40, 41), "plain", [40.0, 41.0]),
+        ((40, 41.5), "plain", [40.0, 41.5]),
+        ((10**25, 2**64), "plain", [1e25, 2.0**64]),
+        ((None, 41), "json", [None, 41.0]),
+        ((True, 41), "json", [True, 41.0]),
+        (("far", 41), "json", ["far", 41.0]),
+    ],
+)
+def test_distances_of_constituents_are_floats(
+    cards: tuple[object, ...], kind: str, values: list[object], tmp_path: Path
+) -> None:
+    """The cards GEO_k of 2024, where there was no table yet; what is no number stays what it is."""
+    primary = samples.primary_hdu(2, **{f"GEO_{k}": card for k, card in enumerate(cards)})
+    meta = meta_of(samples.write(tmp_path / "wu.fits", [primary, *samples.image_hdus(0), *samples.image_hdus(1)]))
+    column = meta.constituents.get("geocentric_distance")
+    assert column is not None
+    assert (column.kind, repr(column.values.tolist())) == (kind, repr(values))
+
+
 @pytest.mark.parametrize("name", ["MSK_1", "PSF_1"])
 def test_damage_that_hides_the_last_hdus(name: str, tmp_path: Path) -> None:
     """Where XTENSION is not readable the HDUs end; the image must not seem to have no mask for that."""

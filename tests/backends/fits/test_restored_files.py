@@ -13,8 +13,12 @@ from in_memory import in_memory
 
 from wustore.backends.base import Backend, Reader
 from wustore.backends.fits.backend import FitsBackend, ShardedFitsBackend
+from wustore.backends.fits.capsule import meta_digest
+from wustore.backends.fits.hdu.wustore_hdu import wustore_hdu
 from wustore.backends.fits.restored_files import StoreChangedWarning
 from wustore.backends.memory import MemoryReader
+from wustore.backends.registry import backend_for_writing
+from wustore.model.meta import Capsule
 from wustore.ops.copy import copy
 from wustore.ops.diff import differences
 from wustore.testing import assert_same, sample
@@ -115,3 +119,69 @@ def test_changed_metadata(tmp_path: Path) -> None:
         save(SINGLE, changed, tmp_path / "b.fits", capsule=changed.capsule()) as reader,
     ):
         assert_same(changed, reader)
+
+
+# --- numbers of cards -------------------------------------------------------------------------------------
+
+NUMBERS = ["41", "-0", "10000000000000000000000000", "41.", "4.1D1", "T", "'41'"]
+"""What a card may hold where a float is meant."""
+QUANTITIES = ("BARY", "OBS_LAT", "OBS_LON", "OBS_ELEV", "GEO_0", "GEO_1")
+
+
+def with_numbers(folder: Path, text: str, backend: Backend) -> list[Path]:
+    """Write a file or set of which the primary header has each quantity as ``text``; return its files."""
+    path = folder / "a.fits"
+    folder.mkdir()
+    save(backend, sample("simple"), path).close()
+    data = path.read_bytes()
+    cards = [data[at : at + 80] for at in range(0, data.index(b"END".ljust(80)), 80)]
+    kept = [card for card in cards if card[:8].decode().strip() not in QUANTITIES]
+    kept += [f"{keyword:8}= {text:>20}".ljust(80).encode() for keyword in QUANTITIES]
+    header = b"".join([*kept, b"END".ljust(80)])
+    old = 80 * (len(cards) + 1)
+    path.write_bytes(header.ljust(-(-len(header) // 2880) * 2880) + data[old + -old % 2880 :])
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".h5"])
+@pytest.mark.parametrize("text", NUMBERS)
+@pytest.mark.parametrize("backend", [SINGLE, SHARDED], ids=["file", "set"])
+def test_numbers_of_cards_come_back_through_stores(backend: Backend, text: str, suffix: str, tmp_path: Path) -> None:
+    files = with_numbers(tmp_path / "source", text, backend)
+    archive, target = backend_for_writing(suffix), tmp_path / "target"
+    target.mkdir()
+    with backend.open(str(tmp_path / "source" / "a.fits")) as reader:
+        copy(reader, archive.create(str(tmp_path / f"b{suffix}"), reader.meta, capsule=reader.capsule()), workers=1)
+        with archive.open(str(tmp_path / f"b{suffix}")) as store:
+            assert_same(reader, store)
+            copy(store, backend.create(str(target / "a.fits"), store.meta, capsule=store.capsule()), workers=1)
+    assert [file.name for file in sorted(target.iterdir())] == [file.name for file in files]
+    assert [(target / file.name).read_bytes() for file in files] == [file.read_bytes() for file in files]
+
+
+def test_a_distance_that_was_digested_as_an_integer(tmp_path: Path) -> None:
+    """Early versions read a card without a point as an integer: their stores are to be given back as well."""
+    [path] = with_numbers(tmp_path / "source", "41", SINGLE)
+    store = imported(path)
+    capsule = store.capsule()
+    assert capsule is not None
+    digest = meta_digest(replace(store.meta, barycentric_distance=41))
+    assert digest != capsule.document["meta"]
+    early = Capsule({**capsule.document, "meta": digest}, capsule.head)
+    save(SINGLE, store, tmp_path / "b.fits", capsule=early).close()
+    assert (tmp_path / "b.fits").read_bytes() == path.read_bytes()
+    changed = replace(store.meta, barycentric_distance=42.0)
+    with pytest.warns(StoreChangedWarning, match="metadata were changed"):
+        SINGLE.create(str(tmp_path / "c.fits"), changed, capsule=early).abort()
+
+
+def test_exact_metadata_that_were_digested_with_an_integer(tmp_path: Path) -> None:
+    """The HDU of exact metadata belongs to the file, though what the file reads as was digested with an integer."""
+    [path] = with_numbers(tmp_path / "source", "41", SINGLE)
+    with SINGLE.open(str(path)) as reader:
+        plain = reader.meta
+    exact = replace(plain, times=plain.times + 1e-9)
+    digest = meta_digest(replace(plain, barycentric_distance=41))
+    path.write_bytes(path.read_bytes() + wustore_hdu(exact, digest))
+    with SINGLE.open(str(path)) as reader:
+        assert reader.meta.times.tolist() == exact.times.tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import h5py
@@ -61,6 +62,32 @@ def test_copies_that_differ_are_named(path: str) -> None:
 def test_reading_the_copies_ends(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(document, "_PATIENCE", 0.001)
     assert ["damaged" in text for _, text in check_copies(path)] == [True]
+
+
+def with_damaged_text(path: str, which: int) -> str:
+    """Set the head of an object to zeros in one of the parts of the file that hold text of variable length."""
+    data = Path(path).read_bytes()
+    heaps = [match.start() for match in re.finditer(rb"GCOL\x01\0\0\0", data)]
+    first = heaps[which] + 16
+    second = first + 16 + -(-int.from_bytes(data[first + 8 : first + 16], "little") // 8) * 8
+    damaged = Path(path).with_name("damaged.h5")
+    damaged.write_bytes(data[:second] + bytes(16) + data[second + 16 :])
+    return str(damaged)
+
+
+def test_damage_that_keeps_hdf5_busy_is_found_soon(path: str) -> None:
+    damaged = with_damaged_text(path, -1)
+    assert ["longer than it could" in text for _, text in check_copies(damaged)] == [True]
+    with Hdf5Backend().open(damaged) as reader:
+        assert reader.meta.n_images > 0
+
+
+def test_without_packed_arrays_such_damage_is_found_when_the_file_is_opened(path: str) -> None:
+    with h5py.File(path, "r+") as file:
+        del file[PACKED]
+    Hdf5Backend().open(path).close()
+    with pytest.raises(CorruptError, match="longer than it could"):
+        Hdf5Backend().open(with_damaged_text(path, 0))
 
 
 @pytest.mark.parametrize(("text", "message"), [("[]", "not a JSON object"), ("{", "root document"), ('"x"', "str")])

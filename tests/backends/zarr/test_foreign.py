@@ -155,3 +155,43 @@ def test_more_values_than_the_stored_bytes_justify(tmp_path: Path) -> None:
     assert array.read((slice(0, 2), slice(0, 5))).tolist() == [[1] * 5] * 2
     with pytest.raises(CorruptError, match="a size that cannot be"):
         array.read_small((20, 1 << 20))
+
+
+TEXTS = ["g", "", "r' band", "ü"]
+
+
+def texts(folder: Path, compressors: Any = "auto") -> Path:
+    """Write an array of texts in two chunks, and return its folder."""
+    group = zarr.open_group(folder / "a.zarr", mode="w")
+    group.create_array("x", shape=(4,), chunks=(2,), dtype=str, compressors=compressors)[...] = np.array(TEXTS)
+    return folder / "a.zarr" / "x"
+
+
+@pytest.mark.parametrize("compressors", ["auto", None, zarr.codecs.GzipCodec(), zarr.codecs.Crc32cCodec()])
+def test_texts(compressors: Any, tmp_path: Path) -> None:
+    texts(tmp_path, compressors)
+    assert ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x").read_small((4,)).tolist() == TEXTS
+
+
+@pytest.mark.parametrize("head", [b"\xff\xff\xff\x7f", b"\x28\xb5\x2f\xfd", b"\x04\0\0\0", b"\x01"])
+def test_more_texts_than_the_stored_bytes_hold(head: bytes, tmp_path: Path) -> None:
+    """A number of texts that a chunk states is no reason to take memory."""
+    chunk = texts(tmp_path, None) / "c" / "1"
+    chunk.write_bytes(head + chunk.read_bytes()[4:] if len(head) == 4 else head)
+    array = ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x")
+    tracemalloc.start()
+    with pytest.raises(CorruptError, match=r"chunk \(1,\)|truncated"):
+        array.read_small((4,))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 23
+
+
+def test_texts_of_which_the_metadata_lost_a_codec(tmp_path: Path) -> None:
+    folder = texts(tmp_path)
+    node = json.loads((folder / "zarr.json").read_text())
+    assert [codec["name"] for codec in node["codecs"]] == ["vlen-utf8", "zstd"]
+    node["codecs"].pop()
+    (folder / "zarr.json").write_text(json.dumps(node))
+    with pytest.raises(CorruptError, match="states more texts than it can hold"):
+        ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x").read_small((4,))

@@ -318,4 +318,6 @@ def test_loops_are_imported_before_many_images(
     with ZarrBackend().open(path, workers=workers) as reader:
         pixels = sum(spec.shape[1] * spec.shape[2] * spec.dtype.itemsize for spec in reader._specs.values())
         assert reader.images_at_once(3) == workers
-    assert sizes == [n * pixels for n in asked]
+        assert sizes == [n * pixels for n in asked]
+        assert len(list(reader.images(workers=1))) == 3
+    assert sizes == [n * pixels for n in asked * 2], "also if the number of threads is given"

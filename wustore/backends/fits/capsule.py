@@ -39,7 +39,7 @@ from wustore.model.meta import LAYERS, Capsule, Image, Meta
 from wustore.storage.buffers import release
 from wustore.storage.url import redact
 
-__all__ = ["ENCODING", "Block", "ChangedError", "Head", "build", "meta_digest", "piece", "regenerate"]
+__all__ = ["ENCODING", "Block", "ChangedError", "Head", "build", "is_digest_of", "meta_digest", "piece", "regenerate"]
 
 _HASHED = 1 << 24
 """Bytes of a mapped file that are hashed at a time."""
@@ -200,6 +200,20 @@ def meta_digest(meta: Meta) -> str:
         else:
             digest.update(np.ascontiguousarray(values).astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
     return digest.hexdigest()
+
+
+def is_digest_of(digest: object, meta: Meta) -> bool:
+    """Return whether `meta_digest` gave ``digest`` for this metadata.
+
+    Early versions of wustore digested the barycentric distance as an integer if its card was one, and stores and files
+    of theirs are to be given back, too.
+    """
+    if digest == meta_digest(meta):
+        return True
+    distance = meta.barycentric_distance
+    if distance is None or not float(distance).is_integer():
+        return False
+    return digest == meta_digest(replace(meta, barycentric_distance=int(distance)))
 
 
 def _head(plan: _Plan) -> bytes:

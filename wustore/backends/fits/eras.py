@@ -157,18 +157,21 @@ class Source(NamedTuple):
         Of the card (``{}`` standing for ``k``); empty for the WCS of the header.
     copies_global
         Whether the place also held mere copies of the global WCS, which say nothing about the constituent.
+    is_quantity
+        Whether its numbers are floats; a card may hold one without a point.
     """
 
     column: str
     hdu: str
     keyword: str = ""
     copies_global: bool = False
+    is_quantity: bool = False
 
 
 SOURCES = (
     Source("data_loc", "WCS_{}", "ILOC"),
     Source("ebd_wcs", "EBD_{}"),
-    Source("geocentric_distance", "PRIMARY", "GEO_{}"),
+    Source("geocentric_distance", "PRIMARY", "GEO_{}", is_quantity=True),
     Source("per_image_wcs", "WCS_{}", copies_global=True),
     Source("per_image_wcs", "SCI_{}", copies_global=True),
 )
@@ -208,15 +211,6 @@ def columns_of(columns: Iterable[TableColumn]) -> dict[str, Column]:
 
 def is_empty(column: Column) -> bool:
     return column.kind != "plain" and all(value is None for value in column.values)
-
-
-def column_of(name: str, values: list[Any], *, is_wcs: bool) -> Column:
-    if is_wcs:
-        return Column(name, "wcs", object_array(values))
-    kinds = {type(value) for value in values}
-    if kinds in ({str}, {float}, {int}, {bool}):
-        return Column(name, "plain", np.array(values))
-    return Column(name, "json", object_array(values))
 
 
 # --- the whole ----------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from wustore.backends.fits.eras import (
     TABLES,
     ImagePlanes,
     Source,
-    column_of,
     columns_of,
     era_of,
     is_empty,
@@ -32,7 +31,16 @@ from wustore.backends.fits.hdu.scan import Hdu, ScannedFile, Sliceable
 from wustore.backends.fits.hdu.table import TableColumn, read_table
 from wustore.compat.yaml import load_value
 from wustore.errors import CorruptError, FormatError, WuStoreError
-from wustore.model.meta import LAYERS, Column, ConstituentTable, Meta, Observatory
+from wustore.model.meta import (
+    LAYERS,
+    Column,
+    ConstituentTable,
+    Meta,
+    Observatory,
+    column_of,
+    float_of,
+    object_array,
+)
 
 __all__ = ["Layout", "interpret"]
 
@@ -284,8 +292,12 @@ class _Reading:
             if source.column in columns and not is_empty(columns[source.column]):
                 continue
             values = self._gather(source)
-            if any(value is not None for value in values):
-                columns[source.column] = column_of(source.column, values, is_wcs=not source.keyword)
+            if all(value is None for value in values):
+                continue
+            if source.keyword:
+                columns[source.column] = column_of(source.column, values, is_quantity=source.is_quantity)
+            else:
+                columns[source.column] = Column(source.column, "wcs", object_array(values))
         return ConstituentTable(self.n_constituents, tuple(columns.values()))
 
     def _gather(self, source: Source) -> list[Any]:
@@ -344,17 +356,13 @@ class _Reading:
 
     def number(self, *keywords: str) -> float | None:
         """Return the first of these cards that holds a number."""
-        for keyword in keywords:
-            value = self.header.get(keyword)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                return value
-        return None
+        numbers = (float_of(self.header.get(keyword)) for keyword in keywords)
+        return next((number for number in numbers if number is not None), None)
 
     def observatory(self) -> Observatory | None:
-        place = [self.number(keyword) for keyword in ("OBS_LAT", "OBS_LON", "OBS_ELEV")]
-        if any(value is None for value in place):
+        latitude, longitude, height = (self.number(keyword) for keyword in ("OBS_LAT", "OBS_LON", "OBS_ELEV"))
+        if latitude is None or longitude is None or height is None:
             return None
-        latitude, longitude, height = (float(value) for value in place if value is not None)
         return Observatory((latitude, longitude, height))
 
     def times(self) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.base import Reader
 from wustore.backends.chunk_grid import Index as Box
-from wustore.backends.fits.capsule import meta_digest
+from wustore.backends.fits.capsule import is_digest_of
 from wustore.backends.fits.files.index import Index, find
 from wustore.backends.fits.files.indexed_file import IndexedFitsFile
 from wustore.backends.fits.files.open_files import Cache, FitsFile, has_shards, shard_path
@@ -102,7 +102,7 @@ class FitsReader(Reader):
         data = bytes(self.files[0].parts[hdu.data_start : hdu.data_start + hdu.data_length])
         exact, digest = wustore_hdu.read_wustore_hdu(data, path=self.path)
         # Another digest: the file was edited by something that does not know the HDU.
-        fits_here = digest == meta_digest(plain) and np.array_equal(exact.image_shape, plain.image_shape)
+        fits_here = is_digest_of(digest, plain) and np.array_equal(exact.image_shape, plain.image_shape)
         return exact if fits_here else plain
 
     def _file(self, path: str, number: int) -> FitsFile:

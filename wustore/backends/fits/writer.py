@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from wustore.backends.base import Writer
-from wustore.backends.fits.capsule import ENCODING, Head, meta_digest
+from wustore.backends.fits.capsule import ENCODING, Head, is_digest_of
 from wustore.backends.fits.encoder import CanonicalEncoder, CapsuleEncoder, ImageEncoder
 from wustore.backends.fits.fidelity import FitsLossWarning
 from wustore.backends.fits.hdu.wustore_hdu import read_wustore_hdu
@@ -179,7 +179,7 @@ def _unusable(capsule: Capsule, meta: Meta) -> str | None:
         raise CorruptError("the FITS capsule is damaged", where="document", found=repr(error)) from error
     if encoding != ENCODING:
         return f"its FITS reconstruction data are of another version of wustore (encoding {encoding}, not {ENCODING})"
-    if digest != meta_digest(meta):
+    if not is_digest_of(digest, meta):
         return "the metadata were changed after the import"
     if bad or form not in ("fits", "sharded-fits") or n_files != (1 if form == "fits" else 1 + meta.n_images):
         raise CorruptError("the FITS capsule is damaged", where="document", found=f"{n_files} files, form {form!r}")

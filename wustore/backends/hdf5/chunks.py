@@ -38,14 +38,19 @@ Job = Callable[[], None]
 Place = tuple[int, ...]
 """Number of a chunk along each axis."""
 
-_JOB_BYTES = 1 << 20, 1 << 23
+_JOB_BYTES = 1 << 20, 1 << 22
 """Decoded bytes of a job: at the least (2 ms of work, of which planning and handing over take a tenth) and at most."""
 _JOBS_PER_THREAD = 2
 """Into how many jobs the part of each of several threads is cut, so that chunks of unequal cost even out."""
+_STORED_COSTS = 4
+"""A stored byte takes as long as so many decoded ones of noise, and one of those as so many that repeat others."""
 _GAP = 1 << 15
 """Bytes between two chunks that are read with them rather than by a second call."""
-_FEW = 8
-"""The whole chunk index is read (1 us a chunk) unless fewer than one in this many has been wanted (9 us each)."""
+_FEW = 16
+"""The whole chunk index is read (1 us a chunk) unless fewer than one in this many has been wanted (9 us each).
+
+Who wants more is most likely about to want all of them.
+"""
 _LEAST_BYTES = 8
 """Bytes that each chunk takes in a file, its entry in the index included, at the least."""
 
@@ -76,8 +81,9 @@ class ChunkReader:
         self.name = dataset.name.lstrip("/")
         self.path = path
         self.shape: tuple[int, ...] = dataset.shape
-        self._is_chunked = dataset.chunks is not None
-        self.chunks: tuple[int, ...] = dataset.chunks or (1, *dataset.shape[1:])
+        chunks = dataset.chunks
+        self._is_chunked = chunks is not None
+        self.chunks: tuple[int, ...] = chunks or (1, *self.shape[1:])
         self.chunks_read = 0
         self.chunk_bytes = math.prod(self.chunks) * dataset.dtype.itemsize
         self._dataset = dataset
@@ -172,7 +178,7 @@ class ChunkReader:
             return self._table
         with self._lock, wrapped(self.path, self.name):
             if self._table is None:
-                self._table = _Table(self._dataset, self._grid)
+                self._table = _Table(self._dataset, self.chunks, self._grid, self._raw.size)
             self._table.load(numbers)
             return self._table
 
@@ -324,8 +330,8 @@ _RAW = Scratch()
 class _Table:
     """Where the chunks of a dataset lie: one entry for each place of the grid, size 0 for a chunk that is not there."""
 
-    def __init__(self, dataset: h5py.Dataset, grid: Place) -> None:
-        expected, limit = math.prod(grid), dataset.file.id.get_filesize()
+    def __init__(self, dataset: h5py.Dataset, chunks: Place, grid: Place, limit: int) -> None:
+        expected = math.prod(grid)
         if expected * _LEAST_BYTES > limit:
             # A false shape must not decide how much memory the table takes.
             raise CorruptError(
@@ -341,6 +347,7 @@ class _Table:
         self._known = np.zeros(expected, bool)
         self._asked = 0
         self._dataset = dataset
+        self._chunks = chunks
         self._grid = grid
 
     def load(self, numbers: NDArray[np.int64]) -> None:
@@ -352,10 +359,8 @@ class _Table:
             self._dataset.id.chunk_iter(found.append)
             unknown = np.arange(self._known.size)
         else:
-            steps = self._dataset.chunks
-            for place in np.stack(np.unravel_index(unknown, self._grid), axis=-1).tolist():
-                corner = tuple(k * step for k, step in zip(place, steps, strict=True))
-                found.append(self._dataset.id.get_chunk_info_by_coord(corner))
+            places = np.stack(np.unravel_index(unknown, self._grid), axis=-1) * self._chunks
+            found = list(map(self._dataset.id.get_chunk_info_by_coord, map(tuple, places.tolist())))
         self._note([chunk for chunk in found if chunk.byte_offset is not None])
         self._known[unknown] = True
         self.is_whole = unknown.size == self._known.size
@@ -364,7 +369,7 @@ class _Table:
         if not found:
             return
         corners = np.array([chunk.chunk_offset for chunk in found], np.uint64)
-        places = corners // np.array(self._dataset.chunks, np.uint64)
+        places = corners // np.array(self._chunks, np.uint64)
         inside = (places < np.array(self._grid, np.uint64)).all(axis=1)
         offsets = np.array([chunk.byte_offset for chunk in found], np.uint64)
         if not inside.all() or (offsets > np.uint64(1 << 62)).any():
@@ -396,6 +401,14 @@ class Plan:
         self.numbers = numbers
         self.parts = parts
         self._ends: NDArray[np.int64] | None = None
+
+    @property
+    def work(self) -> int:
+        """Decoded bytes of the chunks, fewer if they are stored in so few that decoding takes less time."""
+        decoded: int = self.reader.chunk_bytes * self.numbers.size
+        if self.table is None:
+            return decoded
+        return min(decoded, _STORED_COSTS * int(self.table.sizes[self.numbers].sum()) + decoded // _STORED_COSTS)
 
     def of(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the parts of some of the chunks, which count from 0 in the order of ``chosen``."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,18 +21,24 @@ from wustore.backends.hdf5.file import DOCUMENT, DOCUMENT_CHECKSUM, open_file
 from wustore.errors import CorruptError, WuStoreError, located
 from wustore.format import tagged_json
 from wustore.format.arrays import ArraySpec
+from wustore.format.document import meta_from
 from wustore.format.packed import PACKED, unpack
 from wustore.model.compare import same_bits
 from wustore.model.meta import object_array
 from wustore.storage.threads import command
+from wustore.storage.url import is_remote
 
-__all__ = ["DOCUMENT_ARRAY", "check_copies", "document_spec", "parse_document", "read_document"]
+__all__ = ["DOCUMENT_ARRAY", "check_copies", "check_text", "document_spec", "parse_document", "read_document"]
 
 DOCUMENT_ARRAY = "wustore document"
 """Name of the document among the packed arrays; no array of the format has a blank in its name."""
 
 _PATIENCE = 120.0
-"""Seconds that reading the copies of one file may take: 10 000 images' text takes about one."""
+"""Seconds that reading the text of one file may take, on however busy a machine."""
+_LEAST_SECONDS, _BYTES_PER_SECOND = 1, 10**7
+"""Processor time that it may take, by the bytes that hold it: ten times what whole files need."""
+_OUT_OF_TIME = getattr(signal, "SIGXCPU", None)
+"""What ends a process that has used up its processor time."""
 
 
 def document_spec(text: str) -> ArraySpec:
@@ -76,22 +86,66 @@ def read_document(file: h5py.File, path: str) -> dict[str, Any]:
 def check_copies(path: str) -> Iterator[tuple[str, str]]:
     """Yield (place, what is wrong) of each copy for other programs that differs from the packed one.
 
-    A process of its own reads them: damage in text of variable length can keep the HDF5 library busy for ever.
+    A process of its own reads them; see `_answer_of`.
+    """
+    answer, error = _answer_of("report", path)
+    if error is not None:
+        yield "text for other programs", error
+    else:
+        yield from map(tuple, json.loads(answer))
+
+
+def check_text(path: str) -> None:
+    """Check that the text of a file without packed arrays can be read; nothing is checked at a URL.
+
+    Raises
+    ------
+    CorruptError
+        If reading it does not end, or ends the process that reads it.
+    """
+    _, error = (b"", None) if is_remote(path) else _answer_of("read_text", path)
+    if error is not None:
+        raise CorruptError("the text cannot be read", path=path, where="root attributes, small arrays", found=error)
+
+
+def _answer_of(function: str, path: str) -> tuple[bytes, str | None]:
+    """Return what a function of this module prints in a process of its own, and why it did not end, None if it did.
+
+    Damage in text of variable length can keep the HDF5 library busy for ever, and no thread can be stopped.
     """
     try:
-        done = subprocess.run(command(__name__, "report", path), capture_output=True, timeout=_PATIENCE, check=False)
+        done = subprocess.run(command(__name__, function, path), capture_output=True, timeout=_PATIENCE, check=False)
     except subprocess.TimeoutExpired:
-        yield "text for other programs", f"it could not be read within {_PATIENCE:.0f} s; most likely it is damaged"
-        return
+        done = None
+    if done is None or -done.returncode == _OUT_OF_TIME:
+        return b"", "reading it takes longer than it could if it were whole: it is damaged"
     if done.returncode:
-        yield "text for other programs", f"reading it ended with {done.stderr.decode(errors='replace')[-200:]!r}"
-        return
-    yield from map(tuple, json.loads(done.stdout))
+        return b"", f"reading it ended with {done.stderr.decode(errors='replace')[-200:]!r}"
+    return done.stdout, None
 
 
 def report(path: str) -> None:
     """Print, as JSON, what is wrong with the copies in a file."""
     print(json.dumps(list(_differences(path))))
+
+
+def read_text(path: str) -> None:
+    """Read what opening a file without packed arrays reads. What is wrong with it, opening it says."""
+    with open_file(path) as file, contextlib.suppress(WuStoreError, OSError):
+        _limit_time(file.id.get_filesize())
+        meta_from(read_document(file, path), lambda name: netcdf.read_array(file, name, path))
+
+
+def _limit_time(nbytes: int) -> None:
+    """Let the system kill this process when it has read for too long, if it can."""
+    try:
+        import resource
+    except ImportError:
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_CPU)
+    seconds = math.ceil(time.process_time()) + _LEAST_SECONDS + nbytes // _BYTES_PER_SECOND
+    if most == resource.RLIM_INFINITY or seconds < most:
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, most))
 
 
 def _as_packed(copy: NDArray[Any], data: NDArray[Any]) -> NDArray[Any]:
@@ -102,7 +156,9 @@ def _as_packed(copy: NDArray[Any], data: NDArray[Any]) -> NDArray[Any]:
 
 def _differences(path: str) -> Iterator[tuple[str, str]]:
     with open_file(path) as file:
-        packed = unpack(netcdf.read_array(file, PACKED, path))
+        stored = netcdf.read_array(file, PACKED, path)
+        packed = unpack(stored)
+        _limit_time(stored.nbytes)
         text = packed.pop(DOCUMENT_ARRAY)
         try:
             if read_document(file, path) != parse_document(str(text[0]), path):

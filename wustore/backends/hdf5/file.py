@@ -96,11 +96,12 @@ class RawFile:
 
     def __init__(self, file: h5py.File, remote: RemoteFile | None = None) -> None:
         self._handle = -1
-        self._remote = None if file.userblock_size else remote
+        has_user_block = file.userblock_size > 0
+        self._remote = None if has_user_block else remote
         self.size = int(file.id.get_filesize())
         if remote is not None:
             return
-        if not hasattr(os, "preadv") or file.driver != "sec2" or file.userblock_size:
+        if not hasattr(os, "preadv") or file.driver != "sec2" or has_user_block:
             return
         self._handle = os.open(file.filename, os.O_RDONLY)
         if not os.path.sameopenfile(self._handle, file.id.get_vfd_handle()):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -37,6 +38,7 @@ __all__ = [
     "stored_dtype",
     "stored_layer_dtype",
     "unreadable",
+    "values_of",
     "wrapped",
 ]
 
@@ -223,29 +225,31 @@ def dataset_at(file: h5py.File, name: str, path: str) -> h5py.Dataset:
         If there is none, if a link leads to it from elsewhere, or if its values are in other files or nowhere.
     """
     with wrapped(path, name):
-        group: Any = file
+        node: Any = file.id  # the library's own objects: those of h5py take several times as long
         for part in name.split("/"):
-            link = group.get(part, getlink=True) if isinstance(group, h5py.Group) else None
-            if link is None:
+            key = part.encode()
+            if not isinstance(node, h5py.h5g.GroupID) or not node.links.exists(key):
                 raise CorruptError("an array is missing", path=path, where=name)
-            if not isinstance(link, h5py.HardLink):
-                raise CorruptError("a link instead of an array", path=path, where=name, found=link.path)
-            group = group[part]
-        if not isinstance(group, h5py.Dataset):
-            raise CorruptError("an array is missing", path=path, where=name, found=type(group).__name__)
+            if node.links.get_info(key).type != h5py.h5l.TYPE_HARD:
+                target = node.links.get_val(key)
+                found = (target[1] if isinstance(target, tuple) else target).decode(errors="replace")
+                raise CorruptError("a link instead of an array", path=path, where=name, found=found)
+            node = h5py.h5o.open(node, key)
+        if not isinstance(node, h5py.h5d.DatasetID):
+            kind = "Group" if isinstance(node, h5py.h5g.GroupID) else "Datatype"
+            raise CorruptError("an array is missing", path=path, where=name, found=kind)
         # HDF5 2.0 crashes when the process ends if the property list of a virtual dataset is still open then.
-        properties = group.id.get_create_plist()
-        elsewhere = properties.get_layout() == h5py.h5d.VIRTUAL or properties.get_external_count() > 0
-        is_chunked = properties.get_layout() == h5py.h5d.CHUNKED
+        properties = node.get_create_plist()
+        layout, elsewhere = properties.get_layout(), properties.get_external_count() > 0
         properties.close()
-        if elsewhere:
+        if elsewhere or layout == h5py.h5d.VIRTUAL:
             raise CorruptError("the values of an array are in other files", path=path, where=name)
-        stored, size = int(group.id.get_storage_size()), int(group.size or 0)
+        stored, size = int(node.get_storage_size()), math.prod(node.shape)
         # Without chunks every value takes its bytes. What was never written would read as fill values.
-        least = 1 if is_chunked else size * group.id.get_type().get_size()
+        least = 1 if layout == h5py.h5d.CHUNKED else size * node.get_type().get_size()
         if size and stored < least:
             raise CorruptError("an array has no storage", path=path, where=name, found=f"{stored} bytes")
-        return group
+        return h5py.Dataset(node, readonly=True)
 
 
 def read_array(file: h5py.File, name: str, path: str) -> NDArray[Any]:
@@ -256,16 +260,21 @@ def read_array(file: h5py.File, name: str, path: str) -> NDArray[Any]:
     CorruptError
         If it is missing or damaged, or claims more values than its bytes can hold.
     """
-    dataset = dataset_at(file, name, path)
+    return values_of(dataset_at(file, name, path), int(file.id.get_filesize()), path, name)
+
+
+def values_of(dataset: h5py.Dataset, file_size: int, path: str, name: str) -> NDArray[Any]:
+    """Do `read_array` for a dataset that is open."""
     with wrapped(path, name):
-        if dataset.dtype.kind in "biuf":
+        dtype = dataset.dtype
+        if dtype.kind in "biuf":
             stored = int(dataset.id.get_storage_size())
             with located(path, name):
-                check_size(dataset.size * dataset.dtype.itemsize, stored, int(file.id.get_filesize()))
+                check_size(dataset.size * dtype.itemsize, stored, file_size)
             data: NDArray[Any] = dataset[()]
             return np.asarray(data.astype(data.dtype.newbyteorder("="), copy=False), order="C")
-        if h5py.check_string_dtype(dataset.dtype) is None:
-            raise CorruptError("an array of neither numbers nor text", path=path, where=name, found=dataset.dtype)
+        if h5py.check_string_dtype(dtype) is None:
+            raise CorruptError("an array of neither numbers nor text", path=path, where=name, found=dtype)
         return _read_text(dataset, name, path)
 
 

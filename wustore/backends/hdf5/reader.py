@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import call
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ from numpy.typing import NDArray
 
 from wustore.backends.base import Index, Reader
 from wustore.backends.hdf5 import netcdf
-from wustore.backends.hdf5.chunks import ChunkReader, Job, Plan
-from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, parse_document, read_document
+from wustore.backends.hdf5.chunks import ChunkReader, Plan
+from wustore.backends.hdf5.document import DOCUMENT_ARRAY, check_copies, check_text, parse_document, read_document
 from wustore.backends.hdf5.file import (
     CAPSULE_BOUND,
     CAPSULE_DATA,
@@ -81,12 +83,12 @@ class Hdf5Reader(Reader):
         remote = RemoteFile(path, METADATA_BLOCK) if is_remote(path) else None
         self.path = path if remote is None else remote.name
         self._file: h5py.File | None = open_file(path, remote)
-        self._opened = _identity(self._file, remote)
         self._raw = RawFile(self._file, remote)
+        self._opened = _identity(self._file, self._raw) if remote is None else remote.state
         self._lock = threading.Lock()
         self._readers: dict[str, ChunkReader] = {}
         self._datasets: dict[str, h5py.Dataset] = {}
-        self._chunk_sums: NDArray[Any] | None = None
+        self._chunk_sums: dict[str, NDArray[np.uint32] | None] | None = None
         self._capsule: tuple[NDArray[Any], ChunkReader] | None = None
         try:
             if self._raw and remote is None and is_cut(self._raw):  # at a URL this would be one more request
@@ -109,24 +111,30 @@ class Hdf5Reader(Reader):
 
         Text of variable length lies in a part of the file that HDF5 does not protect, and a flipped bit there can
         keep the library busy for ever. So the copies that other programs read are not touched where the packed
-        ones, which a checksum covers, are there.
+        ones, which a checksum covers, are there, and without these another process reads them first.
         """
         file = self._open()
         with netcdf.wrapped(self.path, "root attributes"):
-            if DOCUMENT not in file.attrs:
+            if not h5py.h5a.exists(file.id, DOCUMENT.encode(), obj_name=b"/"):
                 raise OtherFormatError(
                     "an HDF5 file, but not a wustore store", path=self.path, expected=f"root attribute {DOCUMENT!r}"
                 )
-            is_packed = file.get(PACKED, getlink=True) is not None
-        if not is_packed:
+        if not self._has(PACKED):
+            check_text(self._address)
             return read_document(file, self.path)
         with located(self.path):
-            packed = netcdf.read_array(file, PACKED, self.path)
-            self._packed = unpack(packed, int(file[PACKED].id.get_storage_size()))
+            dataset = netcdf.dataset_at(file, PACKED, self.path)
+            packed = netcdf.values_of(dataset, self._raw.size, self.path, PACKED)
+            self._packed = unpack(packed, int(dataset.id.get_storage_size()))
         text = self._packed.pop(DOCUMENT_ARRAY, None)
         if text is None or text.shape != (1,):
             raise CorruptError("the packed metadata hold no document", path=self.path, where=PACKED)
         return parse_document(str(text[0]), self.path)
+
+    def _has(self, name: str) -> bool:
+        """Return whether the root group has a link of this name."""
+        with netcdf.wrapped(self.path, name):
+            return bool(self._open().id.links.exists(name.encode()))
 
     def _array(self, name: str) -> NDArray[Any]:
         packed = self._packed.get(name)
@@ -177,18 +185,18 @@ class Hdf5Reader(Reader):
 
     def _binding(self, layer: str) -> Binding | None:
         """Return what binds the chunks of a layer to their places; None for a file that does not have it."""
-        file = self._open()
-        if file.get(CHUNK_CHECKSUM, getlink=True) is None:
-            return None
         if self._chunk_sums is None:
-            self._chunk_sums = netcdf.read_array(file, CHUNK_CHECKSUM, self.path)
-        sums, names = self._chunk_sums, list(self._specs)
-        counts = [_chunks_of_image(self._dataset(name)) for name in names]
-        k = names.index(layer)
-        start = sum(counts[:k])
-        known = sums.dtype == np.uint32 and sums.shape == (self._meta.n_images, sum(counts))
-        checksums = sums[:, start : start + counts[k]].reshape(-1) if known else None
-        return Binding(checksums, lambda i: self._is_as_recorded(layer, i))
+            if not self._has(CHUNK_CHECKSUM):
+                return None
+            sums = netcdf.read_array(self._open(), CHUNK_CHECKSUM, self.path)
+            counts = [_chunks_of_image(self._dataset(name)) for name in self._specs]
+            known = sums.dtype == np.uint32 and sums.shape == (self._meta.n_images, sum(counts))
+            parts = np.split(sums, np.cumsum(counts)[:-1], axis=1) if known else [None] * len(counts)
+            self._chunk_sums = dict(zip(self._specs, parts, strict=True))
+        sums_of_layer = self._chunk_sums[layer]
+        checksums = None if sums_of_layer is None else sums_of_layer.reshape(-1)
+        reader = weakref.proxy(self)  # in a cycle of references the files would stay open until garbage is collected
+        return Binding(checksums, lambda i: reader._is_as_recorded(layer, i))
 
     def _is_as_recorded(self, layer: str, i: int) -> bool:
         """Return whether a plane as a whole has the recorded checksum, wherever its chunks come from."""
@@ -199,7 +207,7 @@ class Hdf5Reader(Reader):
         height, width = self._meta.shape_of(layer, i)
         plan = reader.plan(np.array([[(i, i + 1), (0, height), (0, width)]]))
         plane = empty([height * width], self._meta.layer_dtype(layer))
-        in_threads(_do, reader.jobs(plan, plane), 1)
+        in_threads(call, reader.jobs(plan, plane), 1)
         found = plane_checksum(cast_plane(plane.reshape(height, width), dtype))
         return found == int(self.checksums()[i, LAYERS.index(layer)])
 
@@ -264,10 +272,9 @@ class Hdf5Reader(Reader):
             else:
                 outs.append(want.target[0])
         # In one of several threads that read an image each only a part of the workers is left for its chunks.
-        decoded = sum(plan.reader.chunk_bytes * plan.numbers.size for plan in plans)
-        workers = worker_count(self._workers, work=decoded)
+        workers = worker_count(self._workers, work=sum(plan.work for plan in plans))
         jobs = [job for plan, out in zip(plans, outs, strict=True) for job in plan.reader.jobs(plan, out, workers)]
-        in_threads(_do, jobs, workers)
+        in_threads(call, jobs, workers)
         return outs
 
     @one_state
@@ -351,7 +358,7 @@ class Hdf5Reader(Reader):
         start, stop = int(bound[k]), int(bound[k + 1])
         piece = np.empty(stop - start, np.uint8)
         if start < stop:
-            in_threads(_do, data.jobs(data.plan(np.array([[(start, stop)]])), piece), self._workers)
+            in_threads(call, data.jobs(data.plan(np.array([[(start, stop)]])), piece), self._workers)
         return piece.tobytes()
 
     @one_state
@@ -470,20 +477,15 @@ def _chunks_of_image(dataset: h5py.Dataset) -> int:
     return math.prod(-(-size // step) for size, step in zip(dataset.shape[1:], chunks[1:], strict=True) if step)
 
 
-def _do(job: Job) -> None:
-    job()
-
-
 def _facts(status: os.stat_result) -> tuple[Any, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _identity(file: h5py.File, remote: RemoteFile | None) -> tuple[Any, ...]:
+def _identity(file: h5py.File, raw: RawFile) -> tuple[Any, ...]:
     """Return what tells the open file from another one at the same place."""
-    if remote is not None:
-        return remote.state
-    status = os.fstat(file.id.get_vfd_handle()) if file.driver == "sec2" else Path(file.filename).stat()
-    return _facts(status)
+    if raw.handle >= 0:
+        return _facts(os.fstat(raw.handle))
+    return _facts(os.fstat(file.id.get_vfd_handle()) if file.driver == "sec2" else Path(file.filename).stat())
 
 
 def _reopen(path: str, workers: int | None) -> Hdf5Reader:
@@ -491,10 +493,5 @@ def _reopen(path: str, workers: int | None) -> Hdf5Reader:
 
 
 def _filter_name(number: int) -> str:
-    names = {
-        DEFLATE: "gzip",
-        SHUFFLE: "shuffle",
-        FLETCHER32: "fletcher32",
-        BLOSC: "blosc",
-    }
+    names = {DEFLATE: "gzip", SHUFFLE: "shuffle", FLETCHER32: "fletcher32", BLOSC: "blosc"}
     return names.get(number, f"filter {number}")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.zarr.filters.decode import DamagedChunk, strip_crc
+from wustore.backends.zarr.filters.decode import DamagedChunk, strip_crc, unpacked_zstd
 from wustore.errors import CorruptError, FormatError, located
 from wustore.model.sizes import check_size
 from wustore.storage.stores import ObjectKeys
@@ -124,12 +124,28 @@ class ForeignArray:
                 self._check_size(math.prod(outer), length)
             if self.array.shards is not None:
                 self._check_shard(key, place, index)
+            self._check_texts(key, place)
             stored += length
         return stored
 
     def _check_size(self, values: int, stored: int) -> None:
         with located(self._keys.name, f"array {self._name}"):
             check_size(values * getattr(self.array.dtype, "itemsize", 1), stored)
+
+    def _check_texts(self, key: str, place: tuple[int, ...]) -> None:
+        """Compare the number of texts that a chunk states with its bytes: numcodecs takes memory for all of them."""
+        first, *others = (type(codec).__name__ for codec in self.array.metadata.codecs)
+        if not first.startswith("VLen") or not {"ZstdCodec", "Crc32cCodec"}.issuperset(others):
+            return
+        data = self._keys.get(key) or b""
+        try:
+            for name in reversed(others):
+                data = unpacked_zstd(data) if name == "ZstdCodec" else strip_crc(data)
+            (count,) = struct.unpack_from("<I", data)
+        except (DamagedChunk, CorruptError, *_RAISED) as error:
+            raise self._corrupt("a chunk of texts is damaged", error, f", chunk {place}") from error
+        if 4 + 4 * count > len(data):
+            raise self._corrupt("a chunk states more texts than it can hold", count, f", chunk {place}")
 
     def _check_shard(self, key: str, place: tuple[int, ...], index: tuple[slice, ...]) -> None:
         codec = self.array.metadata.codecs[0]

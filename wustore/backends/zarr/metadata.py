@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.zarr.codecs import Chain, Hints, parse_chain
-from wustore.backends.zarr.filters.decode import DamagedChunk, strip_crc, with_crc, zstd_size
+from wustore.backends.zarr.filters.decode import DamagedChunk, strip_crc, unpacked_zstd, with_crc
 from wustore.errors import CorruptError
 from wustore.format.arrays import ESCAPED, ArraySpec, escaped, unescaped
 from wustore.model.checksum import crc32c
@@ -180,7 +180,7 @@ def decode_small(metadata: Mapping[str, Any], raw: bytes | None) -> NDArray[Any]
     if raw is None:
         raise DamagedChunk("the chunk is missing")
     if text:
-        values = _text_from_bytes(_unpack_text(raw), shape)
+        values = _text_from_bytes(unpacked_zstd(strip_crc(raw)), shape)
         if not literals:
             return values
         try:
@@ -195,17 +195,6 @@ def decode_small(metadata: Mapping[str, Any], raw: bytes | None) -> NDArray[Any]
 def _plain_codec(codec: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """Return name and configuration of a codec; an empty configuration is the same as none."""
     return codec["name"], codec.get("configuration") or {}
-
-
-def _unpack_text(raw: bytes) -> bytes:
-    from numcodecs import Zstd
-
-    packed = strip_crc(raw)
-    check_size(zstd_size(packed), len(raw))
-    try:
-        return bytes(Zstd().decode(packed))
-    except RuntimeError as error:
-        raise DamagedChunk(f"the text does not decode: {error}") from error
 
 
 def _text_to_bytes(data: NDArray[Any]) -> bytes:

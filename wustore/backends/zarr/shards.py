@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 
 from wustore.backends.targets import Target, targets_of
 from wustore.backends.zarr.codecs import Chain, Hints, parse_chain
-from wustore.backends.zarr.filters.decode import Bytes, DamagedChunk, decode_block, scratch, with_crc
+from wustore.backends.zarr.filters.blocks import place as place_chunks
+from wustore.backends.zarr.filters.decode import BLOCK, Bytes, DamagedChunk, Source, decode_block, scratch, with_crc
 from wustore.backends.zarr.filters.encode import EncodedBlock
 from wustore.errors import CorruptError
 from wustore.model.checksum import RESIDUE, crc32c
-from wustore.storage.files import pread, pread_into
+from wustore.storage.files import pread, pread_into, room
 from wustore.storage.threads import in_threads, worth
 from wustore.storage.zarr_store import Keys
 
@@ -345,20 +346,24 @@ class ShardedLayer:
         CorruptError
             If one is missing.
         """
-        places, in_order = index[numbers], np.array(numbers)
-        order = places[:, 0].argsort(kind="stable")
-        places, in_order = places[order], in_order[order]
-        # A block ends where the next chunk is elsewhere or another one than the next, and when it is full.
-        ends = ((places[1:, 0] != places[:-1, 1]) | (in_order[1:] != in_order[:-1] + 1)).nonzero()[0] + 1
-        firsts, bounds = in_order.tolist(), places.tolist()
+        most, n = self.grid.block, len(numbers)
+        ends: list[int] = []
+        if n == len(index) and index[0, 0] >= 0 and (index[1:, 0] == index[:-1, 1]).all():  # as we write them
+            firsts, bounds = numbers, index.tolist()
+        else:
+            places, in_order = index[numbers], np.array(numbers)
+            order = places[:, 0].argsort(kind="stable")
+            places, in_order = places[order], in_order[order]
+            # A block ends where the next chunk is elsewhere or another one than the next, and when it is full.
+            ends = (((places[1:, 0] != places[:-1, 1]) | (in_order[1:] != in_order[:-1] + 1)).nonzero()[0] + 1).tolist()
+            firsts, bounds = in_order.tolist(), places.tolist()
         if bounds[0][0] < 0:
             raise self._corrupt(i, "a chunk is missing in its shard", firsts[0])
-        most = self.grid.block
-        if workers > 1 and most > order.size // (2 * workers):
-            most = -(-order.size // (2 * workers))
+        if workers > 1 and most > n // (2 * workers):
+            most = -(-n // (2 * workers))
         blocks: list[_Block] = []
         begin = 0
-        for end in (*ends.tolist(), *order.shape):
+        for end in (*ends, n):
             for k in range(begin, end, most):
                 blocks += [_Block(firsts[k], bounds[k : k + most if k + most < end else end])]
             begin = end
@@ -394,8 +399,11 @@ class ShardedLayer:
             def fill(block: _Block) -> None:
                 if block.stop > shard.size:  # wild lengths must not decide how much memory is taken
                     self._truncated(i, block, shard.size)
-                stored = pread_into(shard.handle, block.stop - block.start, shard.start + block.start)
-                self._decode(i, block, stored, known[1], targets)
+                size, offset = block.stop - block.start, shard.start + block.start
+                if len(block.bounds) < BLOCK:
+                    self._decode(i, block, pread_into(shard.handle, size, offset), known[1], targets)
+                else:  # the loops that decode it read it, too
+                    self._decode(i, block, room(size), known[1], targets, (shard.handle, offset))
 
             in_threads(fill, blocks, workers)
 
@@ -429,26 +437,42 @@ class ShardedLayer:
                 raise self._corrupt(i, "a shard is truncated", number, expected=expected, found=found)
         raise AssertionError("no chunk of the block ends behind the shard")
 
-    def _decode(self, i: int, block: _Block, stored: bytes | memoryview, table: bytes, targets: _Targets) -> None:
+    def _decode(
+        self,
+        i: int,
+        block: _Block,
+        stored: bytes | memoryview,
+        table: bytes,
+        targets: _Targets,
+        source: Source | None = None,
+    ) -> None:
         """Decode the chunks of a block and put each into the arrays that want it.
+
+        Parameters
+        ----------
+        stored
+            Their bytes, or the memory for them if they are yet to be read from ``source``.
+        table
+            The checksums that they must have; empty if that is not known.
 
         Raises
         ------
         CorruptError
-            If a chunk is damaged, or its checksum is not the one of ``table`` (empty: nothing is known of them).
+            If a chunk is damaged, or its checksum is not the one of ``table``.
         """
         first, stop = block.first, block.first + len(block.bounds)
         wanted = list(dict.fromkeys(itertools.chain.from_iterable(map(targets.__getitem__, range(first, stop)))))
         shape, chain = self.grid.chunk, self.grid.chain
         place = None if wanted[1:] else wanted[0].memory(first, stop, shape, chain.dtype)
         try:
-            values = decode_block(chain.method, chain.dtype, stored, block.bounds, shape[0] * shape[1], place)
+            size = shape[0] * shape[1]
+            values = decode_block(chain.method, chain.dtype, stored, block.bounds, size, place, source)
         except DamagedChunk as error:
             raise self._corrupt(i, "a chunk is damaged", first + error.number, found=error) from error
         if place is None:
             chunks = values.reshape(stop - first, *shape)
             for target in wanted:
-                target.take(first, stop, chunks)
+                target.take(first, stop, chunks, place_chunks)
         if table:
             expected = table[4 * first : 4 * stop]
             found = b"".join([stored[end - 4 : end] for _, end in block.bounds])

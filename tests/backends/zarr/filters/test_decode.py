@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from wustore.backends.compiling import Loops, addresses_of
 from wustore.backends.zarr.codecs import Chain, Hints
 from wustore.backends.zarr.filters import blocks, decode
 from wustore.backends.zarr.filters.decode import DamagedChunk, with_crc, zstd_size
+from wustore.storage.files import room
 
 SHAPE = (12, 10)
 SIZE = 120
@@ -62,7 +66,7 @@ def _loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     if loops.get(1) is None:
         pytest.skip("there is no numba for this Python")
     monkeypatch.setattr(blocks, "_LOOPS", loops)
-    monkeypatch.setattr(decode, "_BLOCK", 1)
+    monkeypatch.setattr(decode, "BLOCK", 1)
 
 
 class TestLoops:
@@ -101,14 +105,59 @@ class TestLoops:
             addresses_of.cache_clear()
         assert done == [False] * 8
 
-    def test_new_bytes(self) -> None:
-        """Nobody else has them."""
-        made, memory = blocks._new_bytes(1000)
-        other, _ = blocks._new_bytes(1000)
-        memory[:] = 7
-        assert made == b"\7" * 1000
-        assert made is not other
-        assert hash(made) == hash(b"\7" * 1000)
+    def test_bytes_of_a_thread(self) -> None:
+        """Each thread writes its own, as long as they are large enough."""
+        made, memory = blocks._STREAM.of(1000)
+        memory[:1000] = 7
+        assert made[:1000] == b"\7" * 1000
+        assert blocks._STREAM.of(10)[0] is made
+        assert len(blocks._STREAM.of(len(made) + 1)[0]) == len(made) + 1
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(blocks._STREAM.of, 10).result()[0] is not blocks._STREAM.of(10)[0]
+
+    @pytest.mark.parametrize("chain", CHAINS[:8], ids=lambda chain: f"{chain.method}-{chain.dtype}")
+    def test_blocks_of_a_file(self, chain: Chain, done: list[bool], tmp_path: Path) -> None:
+        """The loops read the bytes; what is missing at the end of the file is found by Python."""
+        chunks = [values(chain, seed) for seed in range(5)]
+        stored, bounds = block([encoded(chain, chunk) for chunk in chunks])
+        path = tmp_path / "shard"
+        path.write_bytes(b"before" + stored)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            arguments = (chain.method, chain.dtype)
+            found = decode.decode_block(*arguments, room(len(stored)), bounds, SIZE, None, (handle, 6))
+            assert np.array_equal(found, np.stack(chunks).reshape(5, SIZE))
+            with pytest.raises(DamagedChunk) as caught:
+                decode.decode_block(*arguments, room(len(stored)), bounds, SIZE, None, (handle, 7))
+            assert caught.value.number == 0
+            assert done[1:] == [False]
+            os.truncate(path, 6 + bounds[3][1] - 5)
+            with pytest.raises(DamagedChunk) as caught:
+                decode.decode_block(*arguments, room(len(stored)), bounds, SIZE, None, (handle, 6))
+            assert caught.value.number == 3
+        finally:
+            os.close(handle)
+
+    @pytest.mark.parametrize("chain", CHAINS[:6], ids=lambda chain: f"{chain.method}-{chain.dtype}")
+    def test_headers_that_the_loops_refuse(self, chain: Chain, done: list[bool]) -> None:
+        """Whatever byte of a header differs from that of the other chunks, the block is not decoded as one stream."""
+        chunks = [values(chain, seed) for seed in range(4)]
+        bodies = [encoded(chain, chunk)[:-4] for chunk in chunks]
+        for place in range(5 if chain.method == "zstd" else 17):
+            changed = bytearray(bodies[1])
+            changed[place] ^= 1
+            del done[:]
+            stored, bounds = block([with_crc(bytes(body)) for body in (bodies[0], changed, *bodies[2:])])
+            refused = None
+            try:
+                found = chain.decode_block(stored, bounds, SIZE)
+            except DamagedChunk as error:
+                refused = error.number
+            assert refused in {None, 1}
+            if refused is None:
+                assert np.array_equal(found[[0, 2, 3]], np.stack(chunks).reshape(4, SIZE)[[0, 2, 3]])
+            if chain.method == "pcodec":
+                assert done == [False]
 
 
 @chains
@@ -321,3 +370,40 @@ def test_a_frame_that_says_nothing_of_its_size() -> None:
         zstd_size(frame)
     with pytest.raises(DamagedChunk):
         CHAINS[4].decode(with_crc(frame), SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunk", "dtype", "past_the_cache"),
+    [
+        ((1024, 1024), (256, 256), "f4", True),
+        ((2048, 1024), (64, 1024), "i1", True),
+        ((1024, 1024), (512, 512), "f8", True),
+        ((1000, 1024), (250, 32), "f4", True),
+        ((1024, 1020), (256, 255), "f4", False),
+        ((512, 256), (64, 64), "f4", False),
+    ],
+)
+def test_place(
+    shape: tuple[int, int],
+    chunk: tuple[int, int],
+    dtype: str,
+    past_the_cache: bool,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Chunks come to their places, whole lines of the cache past it."""
+    loops, asked = blocks._LOOPS.module, []
+    if loops is not None:
+        monkeypatch.setattr(loops, "place", lambda *a, place=loops.place: (asked.append(a), place(*a))[1])
+    plane = np.random.default_rng(0).integers(-100, 100, shape).astype(dtype)
+    rows, columns = shape[0] // chunk[0], shape[1] // chunk[1]
+    chunks = np.ascontiguousarray(plane.reshape(rows, chunk[0], columns, chunk[1]).swapaxes(1, 2))
+    # Memory that begins with a line of the cache; a line is left free at both ends.
+    memory = np.full(plane.nbytes + 192, 77, np.uint8)
+    start = -memory.ctypes.data % 64 + 64
+    out = memory[start : start + plane.nbytes].view(dtype).reshape(shape)
+    blocks.place(out.reshape(rows, chunk[0], columns, chunk[1]).swapaxes(1, 2), chunks)
+    assert np.array_equal(out, plane)
+    assert (memory[:start] == 77).all()
+    assert (memory[start + plane.nbytes :] == 77).all()
+    assert bool(asked) is (past_the_cache and "compiled" in request.node.name)

@@ -408,14 +408,14 @@ def filters_of(dataset: h5py.Dataset) -> tuple[int, ...]:
 
 def pipeline_of(dataset: h5py.Dataset) -> Pipeline | None:
     """Return how a chunked dataset is encoded, or None if only the HDF5 library knows."""
-    dtype = dataset.dtype
-    if dataset.chunks is None or not dtype.isnative or dtype.kind not in "iuf" or dtype.itemsize > _LARGEST_VALUE:
+    dtype, chunks = dataset.dtype, dataset.chunks
+    if chunks is None or not dtype.isnative or dtype.kind not in "iuf" or dtype.itemsize > _LARGEST_VALUE:
         return None
     filters = filters_of(dataset)
-    little = dataset.dtype.newbyteorder("<")
-    if filters not in _KNOWN or little != dataset.dtype:
+    little = dtype.newbyteorder("<")
+    if filters not in _KNOWN or little != dtype:
         return None
-    return Pipeline(filters, little, dataset.chunks)
+    return Pipeline(filters, little, chunks)
 
 
 def blosc_options(pipeline: Pipeline) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
@@ -20,12 +21,21 @@ from numpy.typing import NDArray
 
 from wustore.backends.compiling import Loops, addresses_of
 
-__all__ = ["Bounds", "are_there", "joined", "loops", "prepare", "unpacked"]
+__all__ = ["Bounds", "Source", "are_there", "joined", "loops", "place", "prepare", "unpacked"]
 
 _LOOPS = Loops("wustore.backends.zarr.filters.loops_numba", 1 << 30)
 
+_LARGE = 1 << 20
+"""Bytes of chunks that are copied past the cache: that of a core is about as large."""
+
 Bounds = Sequence[tuple[int, int]]
 """Start and stop of chunks in some bytes, each with its checksum."""
+
+Source = tuple[int, int]
+"""Descriptor of a file, and a place in it."""
+
+_READ: Source = (-1, 0)
+"""Nothing is to be read."""
 
 
 def prepare(nbytes: int) -> None:
@@ -38,48 +48,47 @@ def loops() -> ModuleType | None:
     return _LOOPS.module
 
 
-def are_there() -> bool:
-    """Return whether the loops have been imported and can be used."""
-    return _LOOPS.module is not None and _functions() is not None
+def are_there(nbytes: int) -> bool:
+    """Return whether the loops can decode a block of so many bytes; they are imported when there were enough of them.
+
+    Half as many as `prepare` asks for: it knows that there are many threads.
+    """
+    return _LOOPS.get(nbytes // 2) is not None and _functions() is not None
 
 
-def joined(stored: Any, bounds: Bounds, head: int, same: int, tail: int) -> bytes | None:
-    """Return the first head and all bodies of chunks as one stream, their checksums compared; None to do it otherwise.
+def joined(stored: Any, bounds: Bounds, size: int, source: Source | None = None) -> bytes | None:
+    """Return files of pcodec as one, their checksums compared; None to do it otherwise.
+
+    What comes after the end of that file is undefined. It is valid until the next call in this thread.
 
     Parameters
     ----------
     stored, bounds
         Bytes, and where in them the chunks are, each with its checksum.
-    head
-        Bytes of a chunk before its body.
-    same
-        Bytes of a chunk, those of the head and more, that must be those of the first one.
-    tail
-        Bytes of a chunk behind its body, with the checksum: 4, or 5 for a zero before it, which ends the stream, too.
+    size
+        Number of values of a chunk.
+    source
+        Where to read ``stored`` from, if that is only memory for them.
     """
     loops, functions = _LOOPS.module, _functions()
     if loops is None or functions is None:
         return None
+    stream, memory = _STREAM.of(len(stored) + 1)
     places = np.array(bounds, np.int64)
-    ends = tail - 4
-    size = int((places[:, 1] - places[:, 0]).sum()) - len(bounds) * (head + tail) + head
-    if size < head:
-        return None
-    stream, memory = _new_bytes(size + ends)
-    memory[size:] = 0
-    found = loops.join(functions, _read_only(stored), places, head, same, tail, memory[:size])
-    return stream if found == size else None
+    return stream if loops.join(functions, *(source or _READ), _read_only(stored), places, size, memory) else None
 
 
-def unpacked(is_zstd: bool, stored: Any, bounds: Bounds, nbytes: int, out: NDArray[np.uint8]) -> bool:
+def unpacked(
+    is_zstd: bool, stored: Any, bounds: Bounds, nbytes: int, out: NDArray[np.uint8], source: Source | None = None
+) -> bool:
     """Check and decode chunks into ``out``; return whether all were as they should be.
 
     Parameters
     ----------
     is_zstd
         Whether they are frames of zstd; if not, of Blosc.
-    stored, bounds
-        Bytes, and where in them the chunks are, each with its checksum.
+    stored, bounds, source
+        As for `joined`.
     nbytes
         Length of a decoded chunk.
     out
@@ -88,8 +97,32 @@ def unpacked(is_zstd: bool, stored: Any, bounds: Bounds, nbytes: int, out: NDArr
     loops, functions = _LOOPS.module, _functions()
     if loops is None or functions is None:
         return False
-    done = loops.unpack(functions, is_zstd, _read_only(stored), np.array(bounds, np.int64), nbytes, out)
+    places = np.array(bounds, np.int64)
+    done = loops.unpack(functions, is_zstd, *(source or _READ), _read_only(stored), places, nbytes, out)
     return bool(done == len(bounds))
+
+
+def place(places: NDArray[Any], chunks: NDArray[Any]) -> None:
+    """Copy chunks to their places; many of them past the cache, which they would fill.
+
+    Parameters
+    ----------
+    places
+        Shape (rows of chunks, chunks of a row, y, x).
+    chunks
+        The same shape and dtype.
+    """
+    loops = _LOOPS.module
+    if loops is None or chunks.nbytes < _LARGE or not chunks.flags.c_contiguous or chunks.dtype != places.dtype:
+        places[...] = chunks
+        return
+    row, column, line, item = places.strides
+    width, address = places.shape[3] * item, places.__array_interface__["data"][0]
+    if item == places.itemsize and not (address | width | row | column | line) % loops.LINE:
+        source = chunks.__array_interface__["data"][0]
+        loops.place(source, address, places.shape[:3], (row, column, line), width)
+    else:
+        places[...] = chunks
 
 
 def _read_only(stored: Any) -> NDArray[np.uint8]:
@@ -98,7 +131,7 @@ def _read_only(stored: Any) -> NDArray[np.uint8]:
 
 
 def _functions() -> NDArray[np.intp] | None:
-    """Return the addresses of CRC-32C, of zstd's functions that make, use and free a decoder, and of Blosc's.
+    """Return the addresses of CRC-32C, of zstd's functions that make, use and free a decoder, of Blosc's, and of pread.
 
     None if they are not found. The libraries are those that google_crc32c and imagecodecs call.
     """
@@ -110,6 +143,7 @@ def _functions() -> NDArray[np.intp] | None:
         ("imagecodecs._zstd", "ZSTD_decompressDCtx"),
         ("imagecodecs._zstd", "ZSTD_freeDCtx"),
         ("imagecodecs._blosc", "blosc_decompress_ctx"),
+        (None, "pread"),
     )
 
 
@@ -118,15 +152,28 @@ class _Memory:
         self.__array_interface__ = {"data": (address, False), "shape": (size,), "typestr": "|u1", "version": 3}
 
 
-def _new_bytes(size: int) -> tuple[bytes, NDArray[np.uint8]]:
-    """Return new bytes and their memory, which may be written as long as nobody else has seen them.
+class _Stream(threading.local):
+    """Bytes of this thread whose memory is written again and again.
 
-    That is how extension modules make bytes (Python/C API, PyBytes_FromStringAndSize and PyBytes_AsString). pcodec
-    takes nothing but bytes, and each other way to make them copies with the lock held.
+    pcodec takes nothing but bytes, and copying into new ones holds the interpreter lock: half of the time for the copy,
+    half for the memory, which the system clears, and takes back with all threads waiting. That bytes which nobody else
+    has seen may be written is how extension modules make them (Python/C API, PyBytes_FromStringAndSize).
     """
-    make, address_of = _bytes_functions()
-    made: bytes = make(None, size)
-    return made, np.asarray(_Memory(address_of(made), size))
+
+    def __init__(self) -> None:
+        self._made = b""
+        self._memory = np.empty(0, np.uint8)
+
+    def of(self, size: int) -> tuple[bytes, NDArray[np.uint8]]:
+        """Return bytes of at least this length, and their memory."""
+        if size > len(self._made):
+            make, address_of = _bytes_functions()
+            self._made = make(None, size)
+            self._memory = np.asarray(_Memory(address_of(self._made), size))
+        return self._made, self._memory
+
+
+_STREAM = _Stream()
 
 
 @cache

@@ -15,18 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.zarr.filters import blocks
-from wustore.backends.zarr.filters.blocks import Bounds
+from wustore.backends.zarr.filters.blocks import Bounds, Source
 from wustore.errors import MissingDependencyError
 from wustore.model.checksum import RESIDUE, crc32c, large_crc32c
+from wustore.model.sizes import check_size
+from wustore.storage.files import pread_into
 
 __all__ = [
+    "BLOCK",
     "Bytes",
     "DamagedChunk",
+    "Source",
     "check_crc",
     "decode_block",
     "pcodec_header",
     "scratch",
     "strip_crc",
+    "unpacked_zstd",
     "with_crc",
     "zstd_size",
 ]
@@ -84,7 +89,7 @@ def scratch(dtype: np.dtype[Any], size: int, purpose: str = "values") -> NDArray
     return arrays[key][:size]
 
 
-_BLOCK = 4
+BLOCK = 4
 """Chunks of a block that are worth a call of compiled loops."""
 
 
@@ -276,6 +281,22 @@ def zstd_size(frame: Bytes) -> int:
     return size
 
 
+def unpacked_zstd(frame: Bytes) -> bytes:
+    """Return the content of a zstd frame by itself, no larger than its bytes justify.
+
+    Raises
+    ------
+    CorruptError, DamagedChunk
+    """
+    from numcodecs import Zstd
+
+    check_size(zstd_size(frame), len(frame))
+    try:
+        return bytes(Zstd().decode(frame))
+    except RuntimeError as error:
+        raise DamagedChunk(f"a zstd frame does not decode: {error}") from error
+
+
 def _zstd_stated(head: bytes) -> tuple[int, int]:
     """Return where the size ends that a frame states, and the size, -1 if it states none (RFC 8878, 3.1.1.1)."""
     if len(head) < 6:
@@ -291,11 +312,24 @@ def _zstd_stated(head: bytes) -> tuple[int, int]:
 
 
 def decode_block(
-    method: str, dtype: np.dtype[Any], stored: Bytes, bounds: Bounds, size: int, out: NDArray[Any] | None
+    method: str,
+    dtype: np.dtype[Any],
+    stored: Bytes,
+    bounds: Bounds,
+    size: int,
+    out: NDArray[Any] | None,
+    source: Source | None = None,
 ) -> NDArray[Any]:
-    """Decode chunks that lie next to each other; see `wustore.backends.zarr.codecs.Chain.decode_block`."""
+    """Decode chunks that lie next to each other; see `wustore.backends.zarr.codecs.Chain.decode_block`.
+
+    Parameters
+    ----------
+    source
+        Where to read ``stored`` from, which then is what `wustore.storage.files.room` gave.
+    """
     n = len(bounds)
     if method == "raw":
+        stored = _read(stored, source)
         _check_crcs(stored, bounds, size * dtype.itemsize + 4)
         values = _raw(stored, bounds, size, dtype.newbyteorder("<"))
         if out is None:
@@ -303,7 +337,8 @@ def decode_block(
         out.reshape(n, size)[...] = values
         return out.reshape(n, size)
     flat = scratch(dtype, n * size) if out is None else out
-    if n < _BLOCK or not _is_done(method, stored, bounds, size, flat):
+    if n < BLOCK or not _is_done(method, stored, bounds, size, flat, source):
+        stored = _read(stored, source)
         _check_crcs(stored, bounds, 0)
         if method == "pcodec":
             _decode_pcodec(stored, bounds, size, flat)
@@ -320,18 +355,16 @@ def decode_block(
     return values
 
 
-def _is_done(method: str, stored: Bytes, bounds: Bounds, size: int, flat: NDArray[Any]) -> bool:
-    """Check and decode a block by compiled loops; return whether all is as it should be."""
-    if not blocks.are_there():
+def _read(stored: Bytes, source: Source | None) -> Bytes:
+    return stored if source is None else pread_into(source[0], len(stored), source[1])
+
+
+def _is_done(method: str, stored: Bytes, bounds: Bounds, size: int, flat: NDArray[Any], source: Source | None) -> bool:
+    """Read, check and decode a block by compiled loops; return whether all is as it should be."""
+    if not blocks.are_there(flat.nbytes):
         return False
-    start = bounds[0][0]
     if method == "pcodec":
-        length = pcodec_header(bytes(stored[start : start + _PCODEC_HEAD]), size)
-        joined = blocks.joined(stored, bounds, length, length + 4, 5) if length else None
+        joined = blocks.joined(stored, bounds, size, source)
         return joined is not None and _is_decoded(joined, flat)
     nbytes = size * flat.itemsize
-    if method == "zstd":
-        length, stated = _zstd_stated(bytes(stored[start : start + _ZSTD_HEAD]))
-        if stated != nbytes or not _begin_alike(stored, bounds, length):
-            return False
-    return blocks.unpacked(method == "zstd", stored, bounds, nbytes, flat.view(np.uint8))
+    return blocks.unpacked(method == "zstd", stored, bounds, nbytes, flat.view(np.uint8), source)

@@ -9,11 +9,11 @@ import numpy as np
 from numba import intp, uint8, uint32
 from numpy.typing import NDArray
 
-from wustore.backends.bytes_numba import call, copy, first_word
+from wustore.backends.bytes_numba import LINE, call, copy, fence, first_word, stream
 from wustore.backends.compiling import compiled
 from wustore.model.checksum import RESIDUE
 
-__all__ = ["join", "pack_blosc", "pack_raw", "pack_zstd", "split", "unpack"]
+__all__ = ["join", "pack_blosc", "pack_raw", "pack_zstd", "place", "split", "unpack"]
 
 _SOUND = uint32(RESIDUE)
 
@@ -21,53 +21,65 @@ _SOUND = uint32(RESIDUE)
 @compiled(entry=True)
 def join(
     functions: NDArray[np.intp],
+    handle: int,
+    offset: int,
     stored: NDArray[np.uint8],
     bounds: NDArray[np.int64],
-    head: int,
-    same: int,
-    tail: int,
+    size: int,
     out: NDArray[np.uint8],
-) -> int:
-    """Check chunks and copy the first head and all bodies; return how many bytes, or what is not so many.
+) -> bool:
+    """Check files of pcodec and make one of them: the first header, the chunks of all, and the zero at the end.
 
     Parameters
     ----------
     functions
         Addresses of C's functions: see `wustore.backends.zarr.filters.blocks`.
+    handle, offset
+        Descriptor of a file, and where to read ``stored`` from; a negative one if that has been read.
     stored, bounds
-        Bytes, and where in them the chunks are, shape (chunks, 2).
-    head
-        Bytes of a chunk before its body.
-    same
-        Bytes of a chunk, those of the head and more, that must be those of the first one.
-    tail
-        Bytes of a chunk behind its body, with the checksum; the one before the checksum must be 0.
+        Bytes, and where in them the chunks are, each with its checksum. Shape (chunks, 2).
+    size
+        Number of values of a chunk.
     out
-        Memory for the head and the bodies.
+        Memory for the file.
+
+    Returns
+    -------
+    bool
+        False if anything is not as it should be.
     """
+    if not _is_read(functions, handle, offset, stored):
+        return False
     first, at = bounds[0, 0], 0
+    head = 0
     for k in range(bounds.shape[0]):
         start, stop = bounds[k, 0], bounds[k, 1]
-        if not _is_sound(functions, stored, start, stop) or stop - start < same + tail:
-            return -1
-        for x in range(same):
+        if not _is_sound(functions, stored, start, stop):
+            return False
+        if k == 0:
+            head = _pcodec_header(stored[start:stop], size)
+        # Header, dtype and number of values: those of the first one; a zero and the checksum behind the chunk.
+        if head == 0 or stop - start < head + 9 or stored[stop - 5] != 0:
+            return False
+        for x in range(head + 4):
             if stored[start + x] != stored[first + x]:
-                return -1
-        if tail > 4 and stored[stop - 5] != 0:
-            return -1
+                return False
         start += 0 if k == 0 else head
-        count = stop - tail - start
-        if at + count > out.size:
-            return -1
+        count = stop - 5 - start
+        if at + count >= out.size:
+            return False
         copy(stored[start : start + count], out[at : at + count])
         at += count
-    return at
+    out[at] = 0
+    return True
 
 
 @compiled(entry=True)
 def unpack(
     functions: NDArray[np.intp],
     is_zstd: bool,
+    handle: int,
+    offset: int,
     stored: NDArray[np.uint8],
     bounds: NDArray[np.int64],
     nbytes: int,
@@ -77,7 +89,7 @@ def unpack(
 
     Parameters
     ----------
-    functions, stored, bounds
+    functions, handle, offset, stored, bounds
         As for `join`.
     is_zstd
         Whether they are frames of zstd.
@@ -86,6 +98,8 @@ def unpack(
     out
         Memory for all of them.
     """
+    if not _is_read(functions, handle, offset, stored):
+        return 0
     decoder = call(functions[1], ()) if is_zstd else 0
     if is_zstd and not decoder:
         return 0
@@ -97,6 +111,8 @@ def unpack(
         chunk, room = stored[start : stop - 4], out[done * nbytes : (done + 1) * nbytes]
         source, target = chunk.ctypes.data, room.ctypes.data
         if is_zstd:
+            if _zstd_size(chunk) != room.size:
+                break
             if call(functions[2], (decoder, target, room.size, source, chunk.size)) != room.size:
                 break
         else:
@@ -109,6 +125,68 @@ def unpack(
     if is_zstd:
         call(functions[3], (decoder,))
     return done
+
+
+@compiled()
+def _is_read(functions: NDArray[np.intp], handle: int, offset: int, stored: NDArray[np.uint8]) -> bool:
+    """Read bytes from a file, unless the descriptor is negative; return whether all are there."""
+    return handle < 0 or call(functions[5], (handle, stored.ctypes.data, stored.size, offset)) == stored.size
+
+
+@compiled()
+def _pcodec_header(chunk: NDArray[np.uint8], size: int) -> int:
+    """Return the length of a file's header: see `wustore.backends.zarr.filters.decode`."""
+    if chunk.size < 21 or first_word(chunk) != 0x216F6370 or chunk[4] != 3:
+        return 0
+    length = 6 + (6 + (intp(chunk[6]) & 63) + 1 + 7) // 8
+    length += 2 if chunk[length] >= 4 else 1
+    return length if first_word(chunk[length + 1 :]) & 0xFFFFFF == size - 1 else 0
+
+
+@compiled()
+def _zstd_size(frame: NDArray[np.uint8]) -> int:
+    """Return the size that a frame states, -1 if it states none (RFC 8878, 3.1.1.1)."""
+    if frame.size < 14:
+        return -1
+    flags = intp(frame[4])
+    single, code, kind = flags >> 5 & 1, flags & 3, flags >> 6
+    at = 6 - single + (4 if code == 3 else code)
+    size: int = intp(frame[at])
+    if kind == 0:
+        return size if single else -1
+    if kind == 1:
+        size += 256 + intp(frame[at + 1]) * 256
+    else:
+        size = intp(first_word(frame[at:]))
+        if kind == 3:
+            size |= intp(first_word(frame[at + 4 :])) << 32
+    return size
+
+
+@compiled(entry=True)
+def place(source: int, target: int, counts: tuple[int, int, int], strides: tuple[int, int, int], width: int) -> None:
+    """Copy chunks to their places in a plane, past the cache.
+
+    Parameters
+    ----------
+    source, target
+        Addresses of the chunks, one behind the other, and of the place of the first one: a multiple of `LINE`.
+    counts
+        Of rows of chunks, of chunks in a row, of lines in a chunk.
+    strides
+        Distances between two of each, in the plane [byte]: multiples of `LINE`.
+    width
+        Length of a line of a chunk [byte]: a multiple of `LINE`.
+    """
+    for row in range(counts[0]):
+        for column in range(counts[1]):
+            first = target + row * strides[0] + column * strides[1]
+            for y in range(counts[2]):
+                line = first + y * strides[2]
+                for x in range(0, width, LINE):
+                    stream(line + x, source + x)
+                source += width
+    fence()
 
 
 @compiled()

@@ -2,8 +2,8 @@
 
 The windows that are cut together are one `Part`: those of an image, of images that share chunks, or of images in which
 a few windows touch the same chunks. For a part, the chunks that its windows touch are read, as rectangles, into an
-array that spans them; the windows are then gathered from this array by numpy. Parts are independent of each other, so
-they are read by several threads.
+array that spans them; the windows are then cut out of this array by numpy, or by compiled loops if there are so many
+that it is worth it. Parts are independent of each other, so they are read by several threads.
 """
 
 from __future__ import annotations
@@ -19,19 +19,30 @@ from numpy.typing import NDArray
 
 from wustore.backends.base import Reader
 from wustore.backends.chunk_grid import Grid, Index
+from wustore.backends.compiling import Loops
+from wustore.model.kbmod_rules import hide_pixels, is_masked
 from wustore.model.select import consecutive_runs
 from wustore.storage import buffers
 from wustore.storage.threads import default_workers, worth
 from wustore.storage.url import is_remote
 from wustore.storage.url_requests import CONCURRENCY
 
-__all__ = ["AT_A_TIME", "Block", "Gather", "Part", "Windows"]
+__all__ = ["AT_A_TIME", "Block", "Gather", "Part", "Windows", "as_index", "place"]
 
 AT_A_TIME = 1024
 """Windows that are gathered at a time: 2 MB of 21 x 21 float32 pixels, which stay in the cache."""
 
+_LOOPS = Loops("wustore.stamps.cutting.loops_numba", 1 << 17)
+"""Windows that numpy needs half a second for, on one core."""
+
 _FEW = 64
 """So many windows or fewer touch a part of an image's chunks: it is worth to look which images have this in common."""
+
+_COMPILED = frozenset(map(np.dtype, ("i1", "f4", "f8")))
+"""The dtypes of stamps that loops are compiled for: each takes a second, once for an installation."""
+
+_AROUND = 1.25
+"""The pixels of whole chunks may be that many times those that are wanted: beyond, the rest of chunks is left out."""
 
 _TOGETHER = 1 << 23
 """Bytes of a part of several images that share no chunks: beyond them, planning costs little in comparison."""
@@ -125,6 +136,7 @@ class Windows:
         self.dtypes = {layer: reader.meta.layer_dtype(layer) for layer in layers if reader.meta.has_layer(layer)}
         self.images, self.side = images, 2 * radius + 1
         self._y, self._x, self._radius = y, x, radius
+        _LOOPS.get(amount=y.size)
         self.shapes = reader.meta.image_shape[images].astype(np.int64)
         grids: dict[Any, tuple[Grid, list[str]]] = {}
         for layer in self.dtypes:
@@ -136,7 +148,9 @@ class Windows:
         self.parts = [part for whole in wholes for part in self._split(whole, max_memory)]
         sizes = [self._size(part) for part in self.parts] or [0]
         wanted = CONCURRENCY if is_remote(reader.path) else worth(default_workers(), sum(sizes))
-        self.workers = max(min(wanted, max_memory // max(*sizes, 1)), 1)
+        # The reader of a single part shares its chunks out itself: it knows what decoding them takes.
+        alone = default_workers() if len(self.parts) == 1 else 1
+        self.workers = max(min(wanted, max_memory // max(*sizes, 1)), alone)
 
     # --- parts ---------------------------------------------------------------------------------------------
 
@@ -237,22 +251,79 @@ class Windows:
         CorruptError
             If the stored bytes are damaged or missing.
         """
-        planes = {}
+        layers = {}
         for cover in part.covers:
             for layer in cover.layers:
-                array = buffers.empty(cover.shape, self.dtypes[layer])
-                self.reader.read_boxes(layer, cover.boxes, [array[place] for place in cover.places])
-                planes[layer] = array, cover
-        return Block(self, part, planes)
+                layers[layer] = self._chunk_by_chunk(cover, layer) or self._whole(cover, layer)
+        return Block(self, part, layers)
+
+    def _whole(self, cover: _Cover, layer: str) -> _Pixels:
+        array = buffers.empty(cover.shape, self.dtypes[layer])
+        self.reader.read_boxes(layer, cover.boxes, [array[place] for place in cover.places])
+        return _Pixels(array[:, None, None], cover.images, (cover.top, cover.left))
+
+    def _chunk_by_chunk(self, cover: _Cover, layer: str) -> _Pixels | None:
+        """Read pixels into an array in which each chunk is in one piece, so that it is decoded where it stays.
+
+        None if that cannot be done, or if it is not worth it because much of the chunks at the edges is not wanted.
+        """
+        if _LOOPS.module is None or self.dtypes[layer] not in _COMPILED or not self.reader.fills_chunks(layer):
+            return None
+        n_images, height, width = cover.shape
+        _, *chunk = self.reader.chunks(layer)
+        rows, columns = (
+            _in_chunks(slice(start, start + size), side)
+            for start, size, side in zip((cover.top, cover.left), (height, width), chunk, strict=True)
+        )
+        counts = rows.stop - rows.start, columns.stop - columns.start
+        if math.prod(counts) * math.prod(chunk) > _AROUND * height * width:
+            return None
+        array = buffers.empty((n_images, *counts, *chunk), self.dtypes[layer])
+        boxes, arrays = [], []
+        for (times, *box), (place, *_) in zip(cover.boxes, cover.places, strict=True):
+            in_chunks = [_in_chunks(part, side) for part, side in zip(box, chunk, strict=True)]
+            pixels = [slice(part.start * side, part.stop * side) for part, side in zip(in_chunks, chunk, strict=True)]
+            y, x = (
+                slice(part.start - whole.start, part.stop - whole.start)
+                for part, whole in zip(in_chunks, (rows, columns), strict=True)
+            )
+            boxes.append((times, pixels[0], pixels[1]))
+            arrays.append(array[place, y, x])
+        self.reader.read_boxes(layer, boxes, arrays)
+        return _Pixels(array, cover.images, (rows.start * chunk[0], columns.start * chunk[1]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Pixels:
+    """What was read of a layer.
+
+    Attributes
+    ----------
+    blocks
+        Shape (images, rows of blocks, blocks of a row, y, x), contiguous; the blocks are chunks, or it is a single one.
+    images
+        Indices of the images, ascending.
+    origin
+        Row and column of an image at which the blocks begin.
+    """
+
+    blocks: NDArray[Any]
+    images: NDArray[np.int64]
+    origin: tuple[int, int]
+
+    def planes(self) -> NDArray[Any]:
+        """Return the pixels as shape (images, y, x); a copy if there is more than one block."""
+        n_images, rows, columns, height, width = self.blocks.shape
+        return self.blocks.swapaxes(2, 3).reshape(n_images, rows * height, columns * width)
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """The chunks of a part: for each layer the array that spans them, and where that is."""
+    """The pixels of a part by layer."""
 
     windows: Windows
     part: Part
-    planes: dict[str, tuple[NDArray[Any], _Cover]]
+    layers: dict[str, _Pixels]
 
     def gathers(self, start: int = 0, stop: int | None = None) -> Iterator[Gather]:
         """Yield the windows of some members of the part (by default of all), `AT_A_TIME` at a time."""
@@ -271,15 +342,22 @@ class Gather:
         Their chunks.
     members
         Numbers of the windows. Shape (m,).
+
+    Attributes
+    ----------
+    n_times
+        The length of the time axis.
     """
 
     def __init__(self, block: Block, members: NDArray[np.int64]) -> None:
         self.members = members
         self._block, self._side = block, block.windows.side
         times = block.part.times
+        self.n_times = len(times)
         self._images = block.windows.images[times.start : times.stop]
         self._y, self._x = y, x = block.windows.corners(times, members)
-        self._height, self._width = height, width = block.windows.shapes[times.start : times.stop].T
+        height, width = np.ascontiguousarray(block.windows.shapes[times.start : times.stop].T)  # the loops' one kind
+        self._height, self._width = height, width
         self._whole = (y >= 0) & (x >= 0) & (y + self._side <= height) & (x + self._side <= width)
         self._all_whole = bool(self._whole.all())
 
@@ -296,13 +374,72 @@ class Gather:
         ndarray
             Shape (m, time, side, side).
         """
+        out = np.empty((*self._y.shape, self._side, self._side), dtype)
+        self.cut_into(out, np.arange(len(out)), 0, layer, fill)
+        return out
+
+    def cut_into(
+        self,
+        out: NDArray[Any],
+        rows: NDArray[np.int64],
+        first: int,
+        layer: str,
+        fill: float,
+        mask: NDArray[Any] | None = None,
+        no_data: float | None = None,
+    ) -> None:
+        """Put windows of a layer into an array.
+
+        Parameters
+        ----------
+        out
+            Shape (n, times, side, side), contiguous.
+        rows
+            The place of each window on the first axis of ``out``, ascending. Shape (m,).
+        first
+            The place of their first time on the second axis.
+        fill
+            As for `cut`.
+        mask, no_data
+            The same windows of the mask layer, and the value of pixels without data: what they mask is set to NaN.
+        """
+        pixels = self._block.layers.get(layer)
+        if pixels is not None and (loops := self._loops(pixels.blocks, out, mask)) is not None:
+            loops.cut(
+                pixels.blocks,
+                pixels.origin,
+                np.searchsorted(pixels.images, self._images),
+                self._y,
+                self._x,
+                self._height,
+                self._width,
+                out.dtype.type(fill),
+                np.empty((0, self.n_times, 0, 0), np.int8) if mask is None else mask,
+                np.array([] if no_data is None else [no_data], out.dtype),
+                out,
+                rows,
+                first,
+            )
+            return
+        found = self._gathered(layer, fill, out.dtype)
+        if mask is not None or no_data is not None:
+            hide_pixels(found, None if mask is None else is_masked(mask), no_data)
+        place(found, out, rows, first)
+
+    @staticmethod
+    def _loops(blocks: NDArray[Any], out: NDArray[Any], mask: NDArray[Any] | None) -> Any:
+        """Return compiled loops if they are there, and made for these dtypes."""
+        known = blocks.dtype == out.dtype and out.dtype in _COMPILED and (mask is None or mask.dtype == np.int8)
+        return _LOOPS.module if known else None
+
+    def _gathered(self, layer: str, fill: float, dtype: np.dtype[Any]) -> NDArray[Any]:
         side = self._side
-        planes = self._block.planes.get(layer)
-        if planes is None:
+        pixels = self._block.layers.get(layer)
+        if pixels is None:
             return np.full((*self._y.shape, side, side), fill, dtype)
-        array, cover = planes
-        image = np.broadcast_to(np.searchsorted(cover.images, self._images), self._y.shape)
-        y, x = self._y - cover.top, self._x - cover.left
+        array = pixels.planes()
+        image = np.broadcast_to(np.searchsorted(pixels.images, self._images), self._y.shape)
+        y, x = self._y - pixels.origin[0], self._x - pixels.origin[1]
         if self._all_whole:
             return np.asarray(_views(array, side)[image, y, x], dtype)
         out = np.full((*y.shape, side, side), fill, dtype)
@@ -330,6 +467,23 @@ def _stretches(joined: NDArray[np.bool_]) -> Iterator[range]:
     """Yield the runs of places that are joined, each to the next one."""
     bounds = [0, *((~joined).nonzero()[0] + 1).tolist(), len(joined) + 1]
     return itertools.starmap(range, itertools.pairwise(bounds))
+
+
+def _in_chunks(pixels: slice, side: int) -> slice:
+    """Return which chunks of an axis have these pixels."""
+    return slice(pixels.start // side, -(-pixels.stop // side))
+
+
+def as_index(rows: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+    """Return numbers that ascend, as a slice if they are consecutive: numpy then needs no copy."""
+    if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return rows
+
+
+def place(stamps: NDArray[Any], out: NDArray[Any], rows: NDArray[np.int64], first: int) -> None:
+    """Put stamps, shape (m, time, side, side), into an array: parameters as of `Gather.cut_into`."""
+    out[as_index(rows), first : first + stamps.shape[1]] = stamps
 
 
 def _views(array: NDArray[Any], side: int) -> NDArray[Any]:
