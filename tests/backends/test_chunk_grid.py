@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wustore.backends.chunk_grid import regular_grid
+from wustore.backends.chunk_grid import chunks_touched, regular_grid
 
 SHAPE = (5, 60, 53)
 
@@ -55,3 +57,16 @@ def test_neighbours_are_one_rectangle():
         (slice(10, 40), slice(20, 50)),
         (slice(50, 60), slice(0, 10)),
     ]
+
+
+@given(st.lists(st.tuples(spans(5), spans(60), spans(53)), max_size=5), st.sampled_from([(1, 16, 16), (2, 1, 53)]))
+def test_the_chunks_that_boxes_touch(bounds, chunk):
+    boxes = [tuple(slice(*span) for span in box) for box in bounds]
+    touched = [
+        {
+            tuple(k // side for k, side in zip(place, chunk, strict=True))
+            for place in product(*(range(*span) for span in box))
+        }
+        for box in bounds
+    ]
+    assert chunks_touched(boxes, chunk) == sum(map(len, touched))

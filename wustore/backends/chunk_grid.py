@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from wustore.errors import UsageError
 
-__all__ = ["Grid", "Index", "chunk_sides", "regular_grid", "split_axis"]
+__all__ = ["Grid", "Index", "chunk_sides", "chunks_touched", "regular_grid", "split_axis"]
 
 Index = tuple[slice, slice, slice]
 """Three plain slices (time, y, x) with integer bounds inside the array and step 1."""
@@ -124,6 +125,14 @@ def regular_grid(shape: tuple[int, int, int], chunks: tuple[int, int, int]) -> G
         np.append(np.arange(0, size, step), size) for size, step in zip(shape[1:], (height, width), strict=True)
     )
     return Grid(np.arange(shape[0]) // depth, rows, columns)
+
+
+def chunks_touched(boxes: Sequence[Index], chunk: tuple[int, int, int]) -> int:
+    """Return how many chunks of a shape (time, y, x) boxes touch; one that two of them touch counts twice."""
+    return sum(
+        math.prod(-(-part.stop // side) - part.start // side for part, side in zip(box, chunk, strict=True))
+        for box in boxes
+    )
 
 
 def _runs(row: NDArray[np.bool_]) -> set[tuple[int, int]]:

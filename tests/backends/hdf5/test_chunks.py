@@ -332,3 +332,19 @@ def test_a_job_is_one_call_without_the_lock(tmp_path: Path, monkeypatch: pytest.
         image = reader.image(1)
     assert same_bits(image.science, source.image(1).science)
     assert calls == ["unpack"] * sum(image.layer(name) is not None for name in LAYERS)
+
+
+@pytest.mark.parametrize("kind", ["noise", "zeros", "not chunked"])
+def test_work_is_less_for_chunks_that_are_stored_in_few_bytes(tmp_path: Path, kind: str) -> None:
+    values = np.zeros((4, 64, 64), "<f4")
+    if kind == "noise":
+        values[...] = np.random.default_rng(3).normal(size=values.shape)
+    options = {} if kind == "not chunked" else {"chunks": (1, 64, 32), "compression": 4, "shuffle": True}
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("science", data=values, **options)
+    with h5py.File(tmp_path / "a.h5") as file:
+        reader = ChunkReader(file["science"], RawFile(file), "a.h5")
+        plan = reader.plan(np.array([[(1, 4), (10, 20), (0, 33)]]))
+        stored = 0 if plan.table is None else int(plan.table.sizes[plan.numbers].sum())
+        decoded = 3 * 64 * 64 * 4
+        assert plan.work == (decoded // 4 + 4 * stored if kind == "zeros" else decoded)

@@ -14,6 +14,7 @@ from wustore.backends.registry import backend_for_writing, open_reader
 from wustore.model.meta import Image
 from wustore.ops.copy import copy
 from wustore.stamps.cutting.shared_chunks import Windows
+from wustore.storage import threads
 from wustore.testing import sample
 
 RADIUS, SIDE = 6, 13
@@ -61,6 +62,19 @@ def test_pixels(path: Path, max_memory: int) -> None:
                 assert (found[~inside] == -1).all()
                 seen[gather.members, times] += 1
     assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("cores", [1, 5])
+def test_the_reader_of_a_single_part_decides_on_threads(
+    path: Path, monkeypatch: pytest.MonkeyPatch, cores: int
+) -> None:
+    monkeypatch.setattr(threads, "available_cores", lambda: cores)
+    one, all_in_one = np.full((1, 3), 30), 1 << 20
+    with open_reader(path) as reader:
+        windows = Windows(reader, ("science",), IMAGES, one, one, 2, 1 << 30, all_in_one)
+        assert (len(windows.parts), windows.workers) == (1, cores)
+        windows = Windows(reader, ("science",), IMAGES, Y, X, RADIUS, 1 << 30, 1)
+        assert (len(windows.parts), windows.workers) == (3, 1), "so few pixels"
 
 
 def test_each_chunk_is_read_once(path: Path) -> None:

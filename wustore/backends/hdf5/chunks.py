@@ -42,10 +42,15 @@ _JOB_BYTES = 1 << 20, 1 << 22
 """Decoded bytes of a job: at the least (2 ms of work, of which planning and handing over take a tenth) and at most."""
 _JOBS_PER_THREAD = 2
 """Into how many jobs the part of each of several threads is cut, so that chunks of unequal cost even out."""
+_STORED_COSTS = 4
+"""A stored byte takes as long as so many decoded ones of noise, and one of those as so many that repeat others."""
 _GAP = 1 << 15
 """Bytes between two chunks that are read with them rather than by a second call."""
-_FEW = 8
-"""The whole chunk index is read (1 us a chunk) unless fewer than one in this many has been wanted (9 us each)."""
+_FEW = 16
+"""The whole chunk index is read (1 us a chunk) unless fewer than one in this many has been wanted (9 us each).
+
+Who wants more is most likely about to want all of them.
+"""
 _LEAST_BYTES = 8
 """Bytes that each chunk takes in a file, its entry in the index included, at the least."""
 
@@ -396,6 +401,14 @@ class Plan:
         self.numbers = numbers
         self.parts = parts
         self._ends: NDArray[np.int64] | None = None
+
+    @property
+    def work(self) -> int:
+        """Decoded bytes of the chunks, fewer if they are stored in so few that decoding takes less time."""
+        decoded: int = self.reader.chunk_bytes * self.numbers.size
+        if self.table is None:
+            return decoded
+        return min(decoded, _STORED_COSTS * int(self.table.sizes[self.numbers].sum()) + decoded // _STORED_COSTS)
 
     def of(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the parts of some of the chunks, which count from 0 in the order of ``chosen``."""

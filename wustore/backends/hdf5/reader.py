@@ -272,8 +272,7 @@ class Hdf5Reader(Reader):
             else:
                 outs.append(want.target[0])
         # In one of several threads that read an image each only a part of the workers is left for its chunks.
-        decoded = sum(plan.reader.chunk_bytes * plan.numbers.size for plan in plans)
-        workers = worker_count(self._workers, work=decoded)
+        workers = worker_count(self._workers, work=sum(plan.work for plan in plans))
         jobs = [job for plan, out in zip(plans, outs, strict=True) for job in plan.reader.jobs(plan, out, workers)]
         in_threads(call, jobs, workers)
         return outs

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.base import Index, Reader
+from wustore.backends.chunk_grid import chunks_touched
 from wustore.backends.state import content_state, one_state, reopen, replaced
 from wustore.backends.zarr.audit import audit, foreign, outdated
 from wustore.backends.zarr.capsule import BOUND, DATA, CapsuleBytes
@@ -216,53 +217,37 @@ class ZarrReader(Reader):
 
     # --- pixels -------------------------------------------------------------------------------------------
 
-    @one_state
     def read(self, layer: str, index: Index, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Read a box; see `wustore.backends.base.Reader.read`."""
-        spec = self._spec(layer)
-        if out is None:
-            out = np.empty([part.stop - part.start for part in index], spec.dtype)
-        source = self._layer(layer)
-        if out.size == 0:
-            return out
-        if isinstance(source, ForeignArray):
-            out[...] = source.read(index)
-            return out
-        times, rows, columns = index
-        planes = out
-
-        def fill(i: int, workers: int = 1) -> None:
-            box = Box((rows.start, rows.stop), (columns.start, columns.stop), planes[i - times.start])
-            source.fill(i, [box], workers)
-
-        images = range(times.start, times.stop)
-        if len(images) < self._workers and not self._keys.by_request:
-            for i in images:
-                fill(i, self._workers)
-        else:
-            in_threads(fill, images, self._workers)
-        return out
+        return self.read_boxes(layer, [index], None if out is None else [out])[0]
 
     @one_state
     def read_boxes(
         self, layer: str, boxes: Sequence[Index], out: Sequence[NDArray[Any]] | None = None
     ) -> list[NDArray[Any]]:
         """Read several boxes, every chunk once; see `wustore.backends.base.Reader.read_boxes`."""
-        source = self._layer(layer)
-        if isinstance(source, ForeignArray):
-            return super().read_boxes(layer, boxes, out)
-        dtype = self._spec(layer).dtype
+        dtype, source = self._spec(layer).dtype, self._layer(layer)
         arrays = [np.empty([part.stop - part.start for part in box], dtype) for box in boxes] if out is None else out
+        if isinstance(source, ForeignArray):
+            for index, array in zip(boxes, arrays, strict=True):
+                if array.size:
+                    array[...] = source.read(index)
+            return list(arrays)
         by_image: dict[int, list[Box]] = {}
         for (times, rows, columns), array in zip(boxes, arrays, strict=True):
-            for k, i in enumerate(range(times.start, times.stop)):
+            for k, i in enumerate(range(times.start, times.stop) if array.size else ()):
                 box = Box((rows.start, rows.stop), (columns.start, columns.stop), array[k])
                 by_image.setdefault(i, []).append(box)
-        if len(by_image) < self._workers and not self._keys.by_request:
+        workers = self._workers
+        if not self._keys.by_request:
+            chunk = self.chunks(layer)
+            work = chunks_touched(boxes, chunk) * math.prod(chunk) * dtype.itemsize
+            workers = worker_count(self._requested_workers, work=work)
+        if len(by_image) < workers and not self._keys.by_request:
             for i, wanted in by_image.items():
-                source.fill(i, wanted, self._workers)
+                source.fill(i, wanted, workers)
         else:
-            in_threads(lambda i: source.fill(i, by_image[i]), list(by_image), self._workers)
+            in_threads(lambda i: source.fill(i, by_image[i]), list(by_image), workers)
         return list(arrays)
 
     def fills_chunks(self, layer: str) -> bool:

@@ -148,7 +148,9 @@ class Windows:
         self.parts = [part for whole in wholes for part in self._split(whole, max_memory)]
         sizes = [self._size(part) for part in self.parts] or [0]
         wanted = CONCURRENCY if is_remote(reader.path) else worth(default_workers(), sum(sizes))
-        self.workers = max(min(wanted, max_memory // max(*sizes, 1)), 1)
+        # The reader of a single part shares its chunks out itself: it knows what decoding them takes.
+        alone = default_workers() if len(self.parts) == 1 else 1
+        self.workers = max(min(wanted, max_memory // max(*sizes, 1)), alone)
 
     # --- parts ---------------------------------------------------------------------------------------------
 
