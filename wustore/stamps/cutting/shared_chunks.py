@@ -27,7 +27,7 @@ from wustore.storage.threads import default_workers, worth
 from wustore.storage.url import is_remote
 from wustore.storage.url_requests import CONCURRENCY
 
-__all__ = ["AT_A_TIME", "Block", "Gather", "Part", "Windows", "as_index", "place"]
+__all__ = ["AT_A_TIME", "Block", "Gather", "Part", "Windows", "as_index"]
 
 AT_A_TIME = 1024
 """Windows that are gathered at a time: 2 MB of 21 x 21 float32 pixels, which stay in the cache."""
@@ -40,6 +40,9 @@ _FEW = 64
 
 _COMPILED = frozenset(map(np.dtype, ("i1", "f4", "f8")))
 """The dtypes of stamps that loops are compiled for: each takes a second, once for an installation."""
+
+Placed = tuple[NDArray[Any], NDArray[np.int64], int]
+"""Where windows are: an array of shape (n, times, side, side), their places on its first axis, and the first time."""
 
 _AROUND = 1.25
 """The pixels of whole chunks may be that many times those that are wanted: beyond, the rest of chunks is left out."""
@@ -385,7 +388,7 @@ class Gather:
         first: int,
         layer: str,
         fill: float,
-        mask: NDArray[Any] | None = None,
+        mask: Placed | None = None,
         no_data: float | None = None,
     ) -> None:
         """Put windows of a layer into an array.
@@ -401,10 +404,12 @@ class Gather:
         fill
             As for `cut`.
         mask, no_data
-            The same windows of the mask layer, and the value of pixels without data: what they mask is set to NaN.
+            Where the same windows of the mask layer are, and the value of pixels without data: what they mask is set to
+            NaN.
         """
         pixels = self._block.layers.get(layer)
         if pixels is not None and (loops := self._loops(pixels.blocks, out, mask)) is not None:
+            flags = (np.empty((0, 0, 0, 0), np.int8), rows, 0) if mask is None else mask
             loops.cut(
                 pixels.blocks,
                 pixels.origin,
@@ -414,7 +419,7 @@ class Gather:
                 self._height,
                 self._width,
                 out.dtype.type(fill),
-                np.empty((0, self.n_times, 0, 0), np.int8) if mask is None else mask,
+                *flags,
                 np.array([] if no_data is None else [no_data], out.dtype),
                 out,
                 rows,
@@ -423,13 +428,13 @@ class Gather:
             return
         found = self._gathered(layer, fill, out.dtype)
         if mask is not None or no_data is not None:
-            hide_pixels(found, None if mask is None else is_masked(mask), no_data)
-        place(found, out, rows, first)
+            hide_pixels(found, None if mask is None else is_masked(_taken(self.n_times, *mask)), no_data)
+        out[as_index(rows), first : first + found.shape[1]] = found
 
     @staticmethod
-    def _loops(blocks: NDArray[Any], out: NDArray[Any], mask: NDArray[Any] | None) -> Any:
+    def _loops(blocks: NDArray[Any], out: NDArray[Any], mask: Placed | None) -> Any:
         """Return compiled loops if they are there, and made for these dtypes."""
-        known = blocks.dtype == out.dtype and out.dtype in _COMPILED and (mask is None or mask.dtype == np.int8)
+        known = blocks.dtype == out.dtype and out.dtype in _COMPILED and (mask is None or mask[0].dtype == np.int8)
         return _LOOPS.module if known else None
 
     def _gathered(self, layer: str, fill: float, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -450,6 +455,10 @@ class Gather:
         columns = (x[part][:, None] + np.arange(side)).clip(0, array.shape[2] - 1)[:, None, :]
         out[part] = np.where(self.inside()[part], array[image[part][:, None, None], rows, columns], out[part])
         return out
+
+    def mark_inside(self, out: NDArray[np.bool_], rows: NDArray[np.int64], first: int) -> None:
+        """Put into an array what `inside` returns; parameters as of `cut_into`."""
+        out[as_index(rows), first : first + self.n_times] = True if self._all_whole else self.inside()
 
     def inside(self) -> NDArray[np.bool_]:
         """Return where the windows are within their images, shape (m, time, side, side)."""
@@ -481,9 +490,9 @@ def as_index(rows: NDArray[np.int64]) -> slice | NDArray[np.int64]:
     return rows
 
 
-def place(stamps: NDArray[Any], out: NDArray[Any], rows: NDArray[np.int64], first: int) -> None:
-    """Put stamps, shape (m, time, side, side), into an array: parameters as of `Gather.cut_into`."""
-    out[as_index(rows), first : first + stamps.shape[1]] = stamps
+def _taken(n_times: int, stamps: NDArray[Any], rows: NDArray[np.int64], first: int) -> NDArray[Any]:
+    """Return stamps that are in an array."""
+    return stamps[as_index(rows), first : first + n_times]
 
 
 def _views(array: NDArray[Any], side: int) -> NDArray[Any]:
