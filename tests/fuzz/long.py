@@ -5,10 +5,10 @@
 Each target runs in a process of its own, so that a crash of a library is seen, too. Exits 1 if anything but the allowed
 exceptions was raised, a mutation took more than 5 seconds, or a process was killed.
 
-A mutation that takes more than 5 seconds is made again, and both times are printed. The first may be that of numba, which
-compiles loops once for an installation, in the first process that has coded enough for them to be worth it. The second
-fails if it has used 5 seconds of the processor, or taken a minute; on a busy machine it may wait for longer than it works.
-MemoryError is allowed and printed: another machine may have that memory.
+A mutation that takes more than 5 seconds is made again, and both times are printed. The first may be that of numba,
+which compiles loops once for an installation, in the first process that has coded enough for them to be worth it. The
+second fails if it has used 5 seconds of the processor, or taken a minute: on a busy machine it may wait for longer than
+it works. MemoryError is allowed and printed: another machine may have that memory.
 """
 
 from __future__ import annotations
