@@ -8,7 +8,7 @@ import pytest
 
 from wustore.backends.compiling import Loops
 from wustore.backends.zarr.filters import blocks
-from wustore.stamps.cutting import masking, shared_chunks
+from wustore.stamps.cutting import gather, masking
 
 
 @pytest.fixture(params=["numpy", "compiled"])
@@ -16,7 +16,7 @@ def cutting(request: pytest.FixtureRequest) -> Iterator[str]:
     """Cut windows in one of both ways, however few they are; return its name."""
     with pytest.MonkeyPatch.context() as patch:
         for module, name in (
-            (shared_chunks, "stamps.cutting"),
+            (gather, "stamps.cutting"),
             (masking, "stamps.cutting"),
             (blocks, "backends.zarr.filters"),
         ):

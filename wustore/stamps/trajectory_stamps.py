@@ -23,7 +23,8 @@ from wustore.model.meta import PIXEL_LAYERS
 from wustore.model.select import TimeRange, chosen_images
 from wustore.model.units import whole_pixels
 from wustore.stamps.coadd import RunningCoadd, check_kind
-from wustore.stamps.cutting.shared_chunks import Gather, Windows, as_index
+from wustore.stamps.cutting.gather import Gather, as_index
+from wustore.stamps.cutting.shared_chunks import Windows
 from wustore.stamps.notebook import with_bar
 from wustore.stamps.results import Coadds, Stamps
 from wustore.stamps.sky import linked_wcs_or_none, numbers_alike, sky_to_pixel
