@@ -184,14 +184,38 @@ def metadata(seeds: Path, work: Path, rng: random.Random) -> Path:
     return path
 
 
-def chunk(seeds: Path, work: Path, rng: random.Random) -> Path:
-    """A shard or small chunk of a Zarr store; every other time with the checksum that fits."""
-    path = _of_directory(seeds, work)
+def _of_chunk(path: Path, rng: random.Random) -> Path:
     files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != "zarr.json")
     file = rng.choice(files)
     data = file.read_bytes()
     file.write_bytes(of_bytes(data, rng) if rng.random() < 0.5 else with_crc(of_bytes(data[:-4], rng)))
     return path
+
+
+def chunk(seeds: Path, work: Path, rng: random.Random) -> Path:
+    """A shard or small chunk of a Zarr store; every other time with the checksum that fits."""
+    return _of_chunk(_of_directory(seeds, work), rng)
+
+
+def foreign_chunk(seeds: Path, work: Path, rng: random.Random) -> Path:
+    """The same of a store that another program has packed again: layers in Blosc and zstd, texts without checksums."""
+    import zarr
+
+    path = seeds / "foreign.zarr"
+    if not path.exists():
+        shutil.copytree(_saved(seeds, "night.zarr"), path)
+        group = zarr.open_group(path, mode="r+", use_consolidated=False)
+        for name, compressor in (("science", zarr.codecs.BloscCodec()), ("variance", zarr.codecs.ZstdCodec())):
+            shards = None if name == "science" else group[name].shape
+            group.create_array(
+                name, data=group[name][:], chunks=(1, *group[name].shape[1:]), shards=shards, compressors=[compressor],
+                overwrite=True, config={"write_empty_chunks": True}, attributes=dict(group[name].attrs),
+            )  # fmt: skip
+        for name, array in group["constituents"].arrays():
+            if array.dtype.kind not in "biuf":
+                group["constituents"].create_array(name, data=array[:], overwrite=True, attributes=dict(array.attrs))
+        zarr.consolidate_metadata(path)
+    return _of_chunk(Path(shutil.copytree(path, work / "foreign.zarr", dirs_exist_ok=True)), rng)
 
 
 def journal(seeds: Path, work: Path, rng: random.Random) -> Path:
@@ -349,6 +373,7 @@ TARGETS: dict[str, Callable[[Path, Path, random.Random], Path | str]] = {
     "document": document,
     "metadata": metadata,
     "chunk": chunk,
+    "foreign chunk": foreign_chunk,
     "zip": _raw("night.zarr.zip", "simple"),
     "hdf5": _raw("night.h5"),
     "fits": _raw("night.fits"),

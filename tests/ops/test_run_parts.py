@@ -636,7 +636,7 @@ def test_little_is_left_when_the_store_appears(source, reference, target, monkey
         "capsule.bin", "job.json", "plan.json", "sealed"
     ]  # fmt: skip
     assert plans.progress_of(target) == (12, 12)
-    monkeypatch.setattr("wustore.backends.zarr.encoder.encode_shard", None)
+    monkeypatch.setattr("wustore.backends.zarr.encoder.encode_block", None)
     wustore.convert(source, target, resume=True)
     assert listing(target) == reference
 

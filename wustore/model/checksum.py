@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -11,7 +11,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RESIDUE", "crc32c", "large_crc32c", "plane_checksum"]
+__all__ = ["RESIDUE", "crc32c", "crc32c_of", "large_crc32c", "plane_checksum"]
 
 crc32c: Callable[[bytes], int] = google_crc32c.value
 """Return the CRC-32C (RFC 3720) of some bytes, with the interpreter lock held: for chunks, which take microseconds."""
@@ -31,10 +31,23 @@ def large_crc32c(data: NDArray[np.uint8]) -> int:
     data
         Contiguous, one axis.
     """
+    return _extended(0, data)
+
+
+def crc32c_of(pieces: Iterable[bytes | memoryview]) -> int:
+    """Return the CRC-32C of pieces that follow each other, of large ones with the interpreter lock released."""
+    found = 0
+    for piece in pieces:
+        found = _extended(found, np.frombuffer(piece, np.uint8))
+    return found
+
+
+def _extended(crc: int, data: NDArray[np.uint8]) -> int:
+    """Return the CRC-32C of bytes with this one, followed by ``data``."""
     extend = _extend() if data.size >= _LARGE else None
     if extend is None:
-        return int(google_crc32c.value(data))
-    return int(extend(0, data.ctypes.data, data.size))
+        return int(google_crc32c.extend(crc, data))
+    return int(extend(crc, data.ctypes.data, data.size))
 
 
 @cache

@@ -41,6 +41,7 @@ __all__ = [
 
 T = TypeVar("T")
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 BYTES_PER_WORKER = 1 << 21
 """Decoded bytes that are worth a thread of their own: 2 to 5 ms of decoding, where waking a thread takes 0.05 ms."""
@@ -169,6 +170,22 @@ def _pool(process: int) -> ThreadPoolExecutor:  # threads do not survive a fork
     return ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="wustore")
 
 
+_ROOM = 1 << 13
+"""Words of a frame that takes an own piece of the interpreter's stack, with as many left for the frames above it."""
+
+
+def _roomy(function: F) -> F:
+    """Let what a function calls find room for its frames.
+
+    CPython takes the stack of a thread in pieces of 16 KiB from the system, and gives a piece back when its first frame
+    ends. If a piece happens to end where a loop calls something, each call maps and unmaps memory with the interpreter
+    lock held, while other threads wait for the memory of the process: 60 times for an image that is converted.
+    """
+    plain: Any = function
+    plain.__code__ = plain.__code__.replace(co_stacksize=_ROOM)
+    return function
+
+
 class _Batch(Generic[T, R]):
     """Items that several threads take one after the other.
 
@@ -194,6 +211,7 @@ class _Batch(Generic[T, R]):
         self._errors: list[tuple[int, BaseException]] = []
         self.results: list[Any] = [None] * len(items)
 
+    @_roomy
     def _work(self, share: int) -> None:
         with sharing(share):
             while True:
@@ -274,6 +292,7 @@ class _Ahead(Generic[T]):
         self.todo = deque(range(self._added))
         self.done: SimpleQueue[tuple[int, tuple[T | None, BaseException | None]]] = SimpleQueue()
 
+    @_roomy
     def _work(self) -> None:
         with sharing(self._share, self._freed):
             while True:

@@ -107,7 +107,7 @@ class Keys(ABC):
     def set(self, key: str, value: bytes) -> None:
         """Write the value in one step: a reader sees the old or the new one."""
 
-    def set_pieces(self, key: str, pieces: Sequence[bytes]) -> None:
+    def set_pieces(self, key: str, pieces: Sequence[bytes | memoryview]) -> None:
         """Write the value that consists of these pieces; as `set`."""
         self.set(key, b"".join(pieces))
 
@@ -268,7 +268,7 @@ class DirectoryKeys(Keys):
         """Write the value; see `Keys.set`."""
         self.set_pieces(key, [value])
 
-    def set_pieces(self, key: str, pieces: Sequence[bytes]) -> None:
+    def set_pieces(self, key: str, pieces: Sequence[bytes | memoryview]) -> None:
         """Write the value that consists of these pieces, without joining them; see `Keys.set_pieces`."""
         path = self._written(key, pieces, durable=False)
         if sum(map(len, pieces)) >= _FLUSHED_BYTES:
@@ -278,7 +278,7 @@ class DirectoryKeys(Keys):
         """Write the value, and make it and its name durable; see `Keys.set_durably`."""
         _flush(str(Path(self._written(key, [value], durable=True)).parent))
 
-    def _written(self, key: str, pieces: Sequence[bytes], *, durable: bool) -> str:
+    def _written(self, key: str, pieces: Sequence[bytes | memoryview], *, durable: bool) -> str:
         path = self._path(key)
         folder, _, leaf = path.rpartition("/")
         if folder not in self._made:

@@ -12,7 +12,7 @@ from wustore.backends.zarr.codecs import Hints
 from wustore.backends.zarr.encoder import Structure
 from wustore.backends.zarr.metadata import BINDING, PACKED_CHECKSUM, document_checksum, packed_checksum
 from wustore.backends.zarr.presets import grid_for
-from wustore.backends.zarr.shards import binding_of, encode_shard, parse_grid
+from wustore.backends.zarr.shards import binding_of, encode_block, joined_blocks, parse_grid
 from wustore.format.packed import PACKED, unpack
 from wustore.format.planes import plane_checksums
 from wustore.model.checksum import crc32c
@@ -120,10 +120,10 @@ def test_planes_are_cast_to_the_dtype_of_the_array() -> None:
     assert made.encode(1, image)[0]["science/c.1.0.0"] == made.encode(1, wide)[0]["science/c.1.0.0"]
 
 
-@pytest.mark.parametrize("together", [1, 2, 1 << 21])
+@pytest.mark.parametrize("together", [1, 2, 8, 1 << 21])
 @pytest.mark.parametrize("shape", [(0, 0), (1, 1), (7, 30), (8, 24), (20, 23), (24, 30), (17, 8), (16, 0)])
 @pytest.mark.parametrize("profile", ["compact", "portable", "fast", "none"])
-def test_chunks_of_a_row_are_encoded_as_each_by_itself(
+def test_chunks_of_a_block_are_encoded_as_each_by_itself(
     profile: str, shape: tuple[int, int], together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Planes that are smaller than their shard, and whose rows are not contiguous."""
@@ -140,14 +140,13 @@ def test_chunks_of_a_row_are_encoded_as_each_by_itself(
         y, x = k // 4 * 8, k % 4 * 8
         chunks.append(bytes(compress(np.ascontiguousarray(padded[y : y + 8, x : x + 8]).reshape(-1))))
     sums = [crc32c(chunk).to_bytes(4, "little") for chunk in chunks]
-    for workers in (1, 3):
-        pieces = encode_shard(plane, grid, -1, Hints(), workers)
-        assert pieces[:-2:2] == chunks
-        assert pieces[1:-2:2] == sums
-        assert pieces[-2] == b"".join(sums)
-        index = np.frombuffer(pieces[-1][:-4], "<u8").reshape(-1, 2)
-        stored = b"".join(pieces)
-        found = [stored[start : start + size] for start, size in index.tolist()]
-        assert found == [a + b for a, b in zip(chunks, sums, strict=True)]
-        assert pieces[-1][-4:] == crc32c(pieces[-1][:-4]).to_bytes(4, "little")
-    assert encode_shard(plane, grid, -1, Hints(), 1, bound=False) == [*pieces[:-2], b"", pieces[-1]]
+    encoded = [encode_block(plane, grid, -1, Hints(), block) for block in grid.blocks]
+    pieces = joined_blocks(grid, encoded)
+    assert b"".join(pieces[:-2]) == b"".join(a + b for a, b in zip(chunks, sums, strict=True))
+    assert pieces[-2] == b"".join(sums)
+    index = np.frombuffer(pieces[-1][:-4], "<u8").reshape(-1, 2)
+    stored = b"".join(pieces)
+    found = [stored[start : start + size] for start, size in index.tolist()]
+    assert found == [a + b for a, b in zip(chunks, sums, strict=True)]
+    assert pieces[-1][-4:] == crc32c(pieces[-1][:-4]).to_bytes(4, "little")
+    assert joined_blocks(grid, encoded, bound=False) == [*pieces[:-2], b"", pieces[-1]]

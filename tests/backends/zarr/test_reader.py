@@ -22,7 +22,7 @@ from wustore.backends.zarr import reader as reader_module
 from wustore.backends.zarr.backend import ZarrBackend, ZarrZipBackend
 from wustore.backends.zarr.codecs import Hints
 from wustore.backends.zarr.presets import grid_for, hints_for
-from wustore.backends.zarr.shards import Box, ShardedLayer, encode_shard
+from wustore.backends.zarr.shards import Box, ShardedLayer, encode_block, joined_blocks
 from wustore.errors import CorruptError, UsageError
 from wustore.format.preset_names import LAYOUTS, PROFILES
 from wustore.model.compare import same_bits
@@ -59,7 +59,9 @@ def through_a_shard(
     grid = grid_for(layer, plane.shape, plane.dtype, profile=profile, chunks=chunks)
     fill = float("nan") if plane.dtype.kind == "f" else 0
     keys = DirectoryKeys(tmp_path)
-    keys.set_pieces("a/c.0.0.0", encode_shard(plane, grid, fill, hints_for(plane) if hints is None else hints, 1))
+    hints = hints_for(plane) if hints is None else hints
+    encoded = [encode_block(plane, grid, fill, hints, block) for block in grid.blocks]
+    keys.set_pieces("a/c.0.0.0", joined_blocks(grid, encoded))
     out = np.empty_like(plane)
     ShardedLayer(keys, "a", grid, ".").fill(0, [Box((0, plane.shape[0]), (0, plane.shape[1]), out)])
     return out

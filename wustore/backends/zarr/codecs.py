@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.zarr.filters.blocks import Bounds
 from wustore.backends.zarr.filters.decode import Bytes, decode_block
+from wustore.backends.zarr.filters.encode import SHUFFLES, EncodedBlock, encode_each, pack_all, pcodec_all
 
 __all__ = ["PCODEC_DTYPES", "Chain", "Hints", "finds_structure", "parse_chain"]
 
@@ -78,15 +79,11 @@ class Chain:
         return [*chain, {"name": "crc32c"}]
 
     def compressor(self, hints: Hints) -> Callable[[NDArray[Any]], bytes]:
-        """Return the function that makes the bytes of a chunk, contiguous and of one axis, without their checksum.
-
-        It releases the interpreter lock but for the copy of the result.
-        """
+        """Return the function that makes the bytes of a chunk, contiguous and of one axis, without their checksum."""
         if self.method == "pcodec":
             from pcodec.standalone import simple_compress
 
-            config = _pcodec_config(hints.level or self.settings["level"], hints)
-            return partial(simple_compress, config=config)
+            return partial(simple_compress, config=_pcodec_config(hints.level or self.settings["level"], hints))
         little, settings = self.dtype.newbyteorder("<"), self.settings
         if self.method == "raw":
             return lambda chunk: chunk.astype(little, copy=False).tobytes()
@@ -99,9 +96,25 @@ class Chain:
             from numcodecs import blosc
 
             blosc.use_threads = False  # as zarr itself does: its threads are not safe next to others
-            shuffle = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}[settings["shuffle"]]
+            shuffle = SHUFFLES[settings["shuffle"]]
             encode = blosc.Blosc(settings["cname"], settings["clevel"], shuffle, settings["blocksize"]).encode
         return lambda chunk: bytes(encode(chunk.astype(little, copy=False)))
+
+    def encode_block(self, chunks: NDArray[Any], hints: Hints) -> EncodedBlock:
+        """Encode chunks, shape (chunks, values), contiguous: the bytes are those of each by itself."""
+        if self.method == "pcodec":
+            found = pcodec_all(partial(self._compress, hints), chunks)
+        else:
+            found = pack_all(self.method, self.settings, chunks.astype(self.dtype.newbyteorder("<"), copy=False))
+        return found or encode_each(self.compressor(hints), chunks)
+
+    def _compress(self, hints: Hints, values: NDArray[Any], size: int) -> bytes:
+        """Return a file of pcodec with chunks of so many values."""
+        from pcodec.standalone import simple_compress
+
+        config = _pcodec_config(hints.level or self.settings["level"], hints, (size,) * (values.size // size))
+        made: bytes = simple_compress(values, config)
+        return made
 
     def decode(self, raw: bytes, shape: tuple[int, ...]) -> NDArray[Any]:
         """Return the values of a chunk from its stored bytes: a new array."""
@@ -145,8 +158,10 @@ def _bytes_codec(dtype: np.dtype[Any]) -> dict[str, Any]:
     return {"name": "bytes", "configuration": {"endian": "little"}}
 
 
-def _pcodec_config(level: int, hints: Hints) -> Any:
-    from pcodec import ChunkConfig, DeltaSpec, ModeSpec
+@lru_cache
+def _pcodec_config(level: int, hints: Hints, sizes: tuple[int, ...] = ()) -> Any:
+    """Return how pcodec encodes, and the sizes of the chunks that it makes if it does not choose them."""
+    from pcodec import ChunkConfig, DeltaSpec, ModeSpec, PagingSpec
 
     if hints.mode == "multiples":
         mode = ModeSpec.try_float_mult(hints.base)
@@ -157,7 +172,8 @@ def _pcodec_config(level: int, hints: Hints) -> Any:
     else:
         delta = getattr(DeltaSpec, "no_op", None) or DeltaSpec.none  # renamed in pcodec 1.0
         delta = delta()
-    return ChunkConfig(compression_level=level, mode_spec=mode, delta_spec=delta)
+    paging = {"paging_spec": PagingSpec.exact_page_sizes(sizes)} if sizes else {}
+    return ChunkConfig(compression_level=level, mode_spec=mode, delta_spec=delta, **paging)
 
 
 def finds_structure(values: NDArray[Any], order: int) -> bool:

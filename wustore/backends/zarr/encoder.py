@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.zarr.codecs import Hints
+from wustore.backends.zarr.filters.decode import Bytes
+from wustore.backends.zarr.filters.encode import EncodedBlock
 from wustore.backends.zarr.metadata import (
     BINDING,
     CONSOLIDATED,
@@ -23,13 +27,14 @@ from wustore.backends.zarr.metadata import (
     small_metadata,
 )
 from wustore.backends.zarr.presets import grid_for, hints_for
-from wustore.backends.zarr.shards import binding_of, encode_shard
+from wustore.backends.zarr.shards import Block, binding_of, encode_block, joined_blocks
 from wustore.format.arrays import CHECKSUM_DIMS, ArraySpec, checksum_array
 from wustore.format.document import CONVENTIONS, arrays_of, document_of
 from wustore.format.packed import pack
 from wustore.format.planes import LayerSpec, layers_of, plane_checksums
 from wustore.model.casting import cast_plane
 from wustore.model.meta import LAYERS, Image, Meta
+from wustore.storage.threads import in_threads
 
 __all__ = ["Structure"]
 
@@ -132,26 +137,32 @@ class Structure:
 
     def encode(
         self, i: int, image: Image, workers: int | None = None
-    ) -> tuple[dict[str, list[bytes]], tuple[int, ...]]:
+    ) -> tuple[dict[str, list[Bytes]], tuple[int, ...]]:
         """Return the shards of an image by key, each in pieces, and its row: the same whoever asks.
 
         A row has the checksums of the planes, then what binds the chunks of each shard (0 without a shard), both in
         the order of `wustore.model.meta.LAYERS`.
         """
-        shards: dict[str, list[bytes]] = {}
+        layers = [spec for spec in self.layers if 0 not in spec.shape]
+        encoders = in_threads(partial(self._encoder, image), layers, workers)
+        grids = [self._grids[spec.name] for spec in layers]
+        jobs = [partial(encode, block) for encode, grid in zip(encoders, grids, strict=True) for block in grid.blocks]
+        encoded = iter(in_threads(_do, jobs, workers))
+        shards: dict[str, list[Bytes]] = {}
         bindings = dict.fromkeys(LAYERS, 0)
-        for spec in self.layers:
-            if 0 in spec.shape:
-                continue
-            plane = image.layer(spec.name)
-            stored = _EMPTY_PLANE.astype(spec.dtype) if plane is None else cast_plane(plane, spec.dtype)
-            grid = self._grids[spec.name]
-            hints = hints_for(stored) if grid.chain.method == "pcodec" else Hints()
-            shard = encode_shard(stored, grid, spec.fill, hints, workers, bound=self._bound)
+        for spec, grid in zip(layers, grids, strict=True):
+            shard = joined_blocks(grid, list(itertools.islice(encoded, len(grid.blocks))), bound=self._bound)
             shards[chunk_key(spec.name, (i, 0, 0), self.separators[0])] = shard
             if self._bound:
                 bindings[spec.name] = binding_of(shard)
         return shards, (*plane_checksums(image), *bindings.values())
+
+    def _encoder(self, image: Image, spec: LayerSpec) -> Callable[[Block], EncodedBlock]:
+        """Return the function that encodes blocks of a layer of an image."""
+        plane, grid = image.layer(spec.name), self._grids[spec.name]
+        stored = _EMPTY_PLANE.astype(spec.dtype) if plane is None else cast_plane(plane, spec.dtype)
+        hints = hints_for(stored) if grid.chain.method == "pcodec" else Hints()
+        return partial(encode_block, stored, grid, spec.fill, hints)
 
     def small_chunk(self, spec: ArraySpec) -> tuple[str, bytes | None]:
         """Return key and bytes of the one chunk of a small array; no bytes if it has no values."""
@@ -179,3 +190,7 @@ class Structure:
         root = group_metadata({"Conventions": CONVENTIONS, "zarr_conventions": [], "wustore": document})
         root["consolidated_metadata"] = {**CONSOLIDATED, "metadata": {name: nodes[name] for name in sorted(nodes)}}
         return root
+
+
+def _do(job: Callable[[], EncodedBlock]) -> EncodedBlock:
+    return job()

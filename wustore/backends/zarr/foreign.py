@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.zarr.filters.decode import DamagedChunk, strip_crc, unpacked_zstd
+from wustore.backends.zarr.filters.decode import DamagedChunk, strip_crc
 from wustore.errors import CorruptError, FormatError, located
 from wustore.model.sizes import check_size
 from wustore.storage.stores import ObjectKeys
@@ -23,7 +23,7 @@ from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys
 __all__ = ["ForeignArray"]
 
 _FILTERS = Lock()
-"""Warning filters belong to the process: two threads that set and restore them at a time undo each other."""
+"""Warning filters and zarr's configuration belong to the process: threads that set and restore them undo each other."""
 
 
 _RAISED = (
@@ -60,10 +60,12 @@ class ForeignArray:
     def __init__(self, keys: Keys, name: str) -> None:
         import zarr
 
+        from wustore.backends.zarr.filters.foreign_codecs import checked_codecs
+
         self._keys = keys
         self._name = name
         try:
-            with _FILTERS, warnings.catch_warnings():
+            with _FILTERS, warnings.catch_warnings(), checked_codecs():
                 warnings.simplefilter("ignore")  # codecs outside the core are said so on every open
                 store, base = _store_of(keys)
                 array = zarr.open_array(store, path=f"{base}/{name}".strip("/"), mode="r", zarr_format=3)
@@ -124,28 +126,12 @@ class ForeignArray:
                 self._check_size(math.prod(outer), length)
             if self.array.shards is not None:
                 self._check_shard(key, place, index)
-            self._check_texts(key, place)
             stored += length
         return stored
 
     def _check_size(self, values: int, stored: int) -> None:
         with located(self._keys.name, f"array {self._name}"):
             check_size(values * getattr(self.array.dtype, "itemsize", 1), stored)
-
-    def _check_texts(self, key: str, place: tuple[int, ...]) -> None:
-        """Compare the number of texts that a chunk states with its bytes: numcodecs takes memory for all of them."""
-        first, *others = (type(codec).__name__ for codec in self.array.metadata.codecs)
-        if not first.startswith("VLen") or not {"ZstdCodec", "Crc32cCodec"}.issuperset(others):
-            return
-        data = self._keys.get(key) or b""
-        try:
-            for name in reversed(others):
-                data = unpacked_zstd(data) if name == "ZstdCodec" else strip_crc(data)
-            (count,) = struct.unpack_from("<I", data)
-        except (DamagedChunk, CorruptError, *_RAISED) as error:
-            raise self._corrupt("a chunk of texts is damaged", error, f", chunk {place}") from error
-        if 4 + 4 * count > len(data):
-            raise self._corrupt("a chunk states more texts than it can hold", count, f", chunk {place}")
 
     def _check_shard(self, key: str, place: tuple[int, ...], index: tuple[slice, ...]) -> None:
         codec = self.array.metadata.codecs[0]

@@ -24,14 +24,24 @@ from numpy.typing import NDArray
 from wustore.backends.targets import Target, targets_of
 from wustore.backends.zarr.codecs import Chain, Hints, parse_chain
 from wustore.backends.zarr.filters.blocks import place as place_chunks
-from wustore.backends.zarr.filters.decode import BLOCK, DamagedChunk, Source, decode_block, scratch, with_crc
+from wustore.backends.zarr.filters.decode import BLOCK, Bytes, DamagedChunk, Source, decode_block, scratch, with_crc
+from wustore.backends.zarr.filters.encode import EncodedBlock
 from wustore.errors import CorruptError
 from wustore.model.checksum import RESIDUE, crc32c
 from wustore.storage.files import pread, pread_into, room
 from wustore.storage.threads import in_threads, worth
 from wustore.storage.zarr_store import Keys
 
-__all__ = ["Box", "ShardGrid", "ShardedLayer", "binding_of", "encode_shard", "parse_grid"]
+__all__ = [
+    "Block",
+    "Box",
+    "ShardGrid",
+    "ShardedLayer",
+    "binding_of",
+    "encode_block",
+    "joined_blocks",
+    "parse_grid",
+]
 
 _MISSING = 2**64 - 1
 _INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
@@ -44,10 +54,14 @@ processor time with 2, 4 and 8 MiB, and gives the interpreter lock up 72, 45 and
 """
 
 _ENCODED_BYTES = 1 << 21
-"""Chunks of a row are cut from the plane together up to this size, which the cache of a core holds."""
+"""Neighbouring chunks are encoded together up to this size, which the cache of a core holds."""
 
 _CACHED_INDICES = 4096
 """Indices kept per layer: about 1 KiB each for a 2048 x 2048 image."""
+
+
+Block = tuple[range, range]
+"""Rows and columns of chunks that are encoded together."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,18 @@ class ShardGrid:
     def block(self) -> int:
         """How many chunks are decoded at a time."""
         return max(_BLOCK_BYTES // self.chunk_bytes, 1)
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """Which chunks are encoded together, in the order in which they are stored."""
+        rows, columns = self.counts
+        together = max(1, _ENCODED_BYTES // self.chunk_bytes)
+        high, wide = max(1, together // columns), min(together, columns)
+        return [
+            (range(y, min(y + high, rows)), range(x, min(x + wide, columns)))
+            for y in range(0, rows, high)
+            for x in range(0, columns, wide)
+        ]
 
     @cached_property
     def table_size(self) -> int:
@@ -137,10 +163,8 @@ def parse_grid(metadata: Mapping[str, Any], dtype: np.dtype[Any]) -> ShardGrid |
     return ShardGrid((chunk[1], chunk[2]), (shard[1] // chunk[1], shard[2] // chunk[2]), chain)
 
 
-def encode_shard(
-    plane: NDArray[Any], grid: ShardGrid, fill: float, hints: Hints, workers: int | None, *, bound: bool = True
-) -> list[bytes]:
-    """Return a shard in pieces that follow each other; its bytes do not depend on ``workers``.
+def encode_block(plane: NDArray[Any], grid: ShardGrid, fill: float, hints: Hints, block: Block) -> EncodedBlock:
+    """Encode a block of a plane.
 
     Parameters
     ----------
@@ -148,48 +172,49 @@ def encode_shard(
         Shape (y, x), not larger than the shard; the rest is ``fill``.
     fill
         Value of the padding.
-    bound
-        Whether the checksums of the chunks are put before the index.
-
-    Returns
-    -------
-    list of bytes
-        For each chunk its bytes and their checksum; then the checksums of all chunks, empty if not ``bound``, and the
-        index.
+    block
+        One of `ShardGrid.blocks`.
     """
     height, width = grid.chunk
-    compress = grid.chain.compressor(hints)
-    together = max(1, min(grid.counts[1], _ENCODED_BYTES // grid.chunk_bytes))
-
-    def encode(place: tuple[int, int]) -> list[bytes]:
-        y, x = place
+    ys, xs = block
+    n, left, right = len(xs), xs.start * width, xs.stop * width
+    all_chunks = scratch(grid.chain.dtype, len(ys) * n * height * width).reshape(-1, height, width)
+    for k, y in enumerate(ys):
         # One copy for several chunks: each gives the interpreter lock away, and gets it back when others let it go.
-        n = min(together, grid.counts[1] - x)
-        chunks = scratch(grid.chain.dtype, n * height * width).reshape(n, height, width)
-        part = plane[y * height : (y + 1) * height, x * width : (x + n) * width]
+        chunks, part = all_chunks[k * n : (k + 1) * n], plane[y * height : (y + 1) * height, left:right]
         rows, whole = len(part), part.shape[1] // width
         if part.shape != (height, n * width):
             chunks[...] = fill
             chunks[whole : whole + 1, :rows, : part.shape[1] % width] = part[:, whole * width :]
         chunks[:whole, :rows] = part[:, : whole * width].reshape(rows, whole, width).swapaxes(0, 1)
-        pieces: list[bytes] = []
-        for chunk in chunks.reshape(n, -1):
-            body = compress(chunk)
-            pieces += body, crc32c(body).to_bytes(4, "little")
-        return pieces
+    return grid.chain.encode_block(all_chunks.reshape(len(all_chunks), -1), hints)
 
-    places = [(y, x) for y in range(grid.counts[0]) for x in range(0, grid.counts[1], together)]
-    pieces = list(itertools.chain.from_iterable(in_threads(encode, places, workers)))
-    lengths = np.fromiter(map(len, pieces[::2]), np.uint64, grid.n_chunks) + np.uint64(4)
+
+def joined_blocks(grid: ShardGrid, encoded: Sequence[EncodedBlock], *, bound: bool = True) -> list[Bytes]:
+    """Return a shard in pieces that follow each other.
+
+    Parameters
+    ----------
+    encoded
+        All of `ShardGrid.blocks`.
+    bound
+        Whether the checksums of the chunks are put before the index.
+
+    Returns
+    -------
+    list of Bytes
+        The chunks, each with its checksum; then the checksums of all chunks, empty if not ``bound``, and the index.
+    """
     index = np.empty((grid.n_chunks, 2), dtype="<u8")
-    index[:, 0] = np.cumsum(lengths) - lengths
-    index[:, 1] = lengths
-    return [*pieces, b"".join(pieces[1::2]) if bound else b"", with_crc(index.tobytes())]
+    index[:, 1] = np.concatenate([block.lengths for block in encoded])
+    index[:, 0] = np.cumsum(index[:, 1]) - index[:, 1]
+    sums = np.concatenate([block.sums for block in encoded]).astype("<u4").tobytes() if bound else b""
+    return [*itertools.chain.from_iterable(block.pieces for block in encoded), sums, with_crc(index.tobytes())]
 
 
-def binding_of(shard: Sequence[bytes]) -> int:
+def binding_of(shard: Sequence[Bytes]) -> int:
     """Return the CRC-32C that binds the chunks of a shard: of their checksums and that of the index."""
-    return crc32c(shard[-2] + shard[-1][-4:])
+    return crc32c(bytes(shard[-2]) + shard[-1][-4:])
 
 
 @dataclass(frozen=True, eq=False)

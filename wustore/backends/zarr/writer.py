@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import itertools
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,13 +17,15 @@ import numpy as np
 from wustore.backends.base import ResumableWriter
 from wustore.backends.zarr.capsule import DATA, bound_spec, data_metadata, write_data
 from wustore.backends.zarr.encoder import Structure
+from wustore.backends.zarr.filters.blocks import prepare
+from wustore.backends.zarr.filters.decode import Bytes
 from wustore.backends.zarr.metadata import SEPARATOR, separator_of, to_json
 from wustore.errors import CorruptError, StoreExistsError, UsageError
 from wustore.format.arrays import ArraySpec
 from wustore.format.document import NAMES
 from wustore.format.packed import pack
 from wustore.format.tagged_json import parse
-from wustore.model.checksum import crc32c, large_crc32c
+from wustore.model.checksum import crc32c, crc32c_of
 from wustore.model.meta import LAYERS, Capsule, Image
 from wustore.storage.buffers import Spool
 from wustore.storage.journal import JOURNAL, REPLACES, Entry, Journal, check_complete
@@ -305,6 +308,7 @@ class ZarrWriter(ResumableWriter):
         self.keeps_capsule = capsule is not None
         self._options = options
         self._workers = options.workers
+        prepare(sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in structure.layers))
         self._kept = _Journaled(self._keys, self._plan()) if options.resume else _Remembered(self._keys.name)
         self._declare({spec.name: structure.layer_metadata(spec) for spec in structure.layers})
 
@@ -397,7 +401,7 @@ class _Remembered:
     def is_written(self, i: int) -> bool:
         return i in self._rows
 
-    def add(self, i: int, row: tuple[int, ...], shards: Mapping[str, Sequence[bytes]], piece: bytes) -> None:
+    def add(self, i: int, row: tuple[int, ...], shards: Mapping[str, Sequence[Bytes]], piece: bytes) -> None:
         if piece:
             self._pieces.add(i, piece)
         self._rows[i] = row
@@ -429,13 +433,13 @@ class _Journaled:
     def is_written(self, i: int) -> bool:
         return self.journal.is_sealed() or self.journal.is_whole(i)
 
-    def add(self, i: int, row: tuple[int, ...], shards: Mapping[str, Sequence[bytes]], piece: bytes) -> None:
-        values = {key: b"".join(pieces) for key, pieces in shards.items()}
+    def add(self, i: int, row: tuple[int, ...], shards: Mapping[str, Sequence[Bytes]], piece: bytes) -> None:
+        values = dict(shards)
         if piece:
             key = self.journal.capsule_key(i)
             self._keys.set(key, piece)
-            values[key] = piece
-        written = {key: (len(value), large_crc32c(np.frombuffer(value, np.uint8))) for key, value in values.items()}
+            values[key] = [piece]
+        written = {key: (sum(map(len, pieces)), crc32c_of(pieces)) for key, pieces in values.items()}
         self.journal.record(i, Entry(written, row))
 
     def finish(self, n_images: int) -> list[tuple[int, ...]]:

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.compiling import Loops, addresses_of
 
-__all__ = ["Bounds", "Source", "are_there", "joined", "place", "prepare", "unpacked"]
+__all__ = ["Bounds", "Source", "are_there", "joined", "loops", "place", "prepare", "unpacked"]
 
 _LOOPS = Loops("wustore.backends.zarr.filters.loops_numba", 1 << 30)
 
@@ -42,12 +43,19 @@ def prepare(nbytes: int) -> None:
     _LOOPS.get(ahead=nbytes)
 
 
-def are_there(nbytes: int) -> bool:
-    """Return whether the loops can decode a block of so many bytes; they are imported when there were enough of them.
+def loops() -> ModuleType | None:
+    """Return the loops if they have been imported."""
+    return _LOOPS.module
 
-    Half as many as `prepare` asks for: it knows that there are many threads.
+
+def are_there(nbytes: int) -> bool:
+    """Return whether the loops can decode a block of so many bytes; import them if it is time to.
+
+    That is after 8 MB if numba is there, so that the first image pays for it, and after 4 GB if not: with few threads,
+    which is all that is known here, they save a tenth of the time. `prepare` knows more.
     """
-    return _LOOPS.get(nbytes // 2) is not None and _functions() is not None
+    amount = nbytes * 4 if "numba" in sys.modules else nbytes // 4
+    return _LOOPS.get(amount) is not None and _functions() is not None
 
 
 def joined(stored: Any, bounds: Bounds, size: int, source: Source | None = None) -> bytes | None:

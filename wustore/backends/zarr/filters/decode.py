@@ -28,6 +28,7 @@ __all__ = [
     "Source",
     "check_crc",
     "decode_block",
+    "pcodec_header",
     "scratch",
     "strip_crc",
     "unpacked_zstd",
@@ -74,18 +75,18 @@ def strip_crc(raw: bytes) -> bytes:
 
 class _Scratch(threading.local):
     def __init__(self) -> None:
-        self.arrays: dict[np.dtype[Any], NDArray[Any]] = {}
+        self.arrays: dict[tuple[np.dtype[Any], str], NDArray[Any]] = {}
 
 
 _SCRATCH = _Scratch()
 
 
-def scratch(dtype: np.dtype[Any], size: int) -> NDArray[Any]:
-    """Return memory of this thread for so many values: valid until the next call."""
-    arrays = _SCRATCH.arrays
-    if dtype not in arrays or arrays[dtype].size < size:
-        arrays[dtype] = np.empty(size, dtype)
-    return arrays[dtype][:size]
+def scratch(dtype: np.dtype[Any], size: int, purpose: str = "values") -> NDArray[Any]:
+    """Return memory of this thread for so many values: valid until the next call with this dtype and purpose."""
+    arrays, key = _SCRATCH.arrays, (dtype, purpose)
+    if key not in arrays or arrays[key].size < size:
+        arrays[key] = np.empty(size, dtype)
+    return arrays[key][:size]
 
 
 BLOCK = 4
@@ -184,7 +185,7 @@ _PCODEC_HEAD = 21
 def _join_pcodec(stored: Bytes, bounds: Bounds, size: int) -> bytes | None:
     """Return one file with the values of several, or None if they do not begin and end alike."""
     start, n = bounds[0][0], len(bounds)
-    length = _pcodec_header(bytes(stored[start : start + _PCODEC_HEAD]), size)
+    length = pcodec_header(bytes(stored[start : start + _PCODEC_HEAD]), size)
     if not length:
         return None
     head = bytes(stored[start : start + length + 4])
@@ -195,7 +196,7 @@ def _join_pcodec(stored: Bytes, bounds: Bounds, size: int) -> bytes | None:
     return b"".join([head[:length], *[stored[start + length : stop - 5] for start, stop in bounds], b"\0"])
 
 
-def _pcodec_header(head: bytes, size: int) -> int:
+def pcodec_header(head: bytes, size: int) -> int:
     """Return the length of a header; 0 if it is none that is known, or the chunk after it has not ``size`` values.
 
     Magic bytes, version of the file, dtype, the number of values (six bits: how many bits it has, then these), and

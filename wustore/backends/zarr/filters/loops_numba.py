@@ -1,4 +1,4 @@
-"""The inner loops of `wustore.backends.zarr.filters.blocks`, compiled by numba: a block a call, without the lock.
+"""The inner loops of reading and writing chunks, compiled by numba: a block a call, without the interpreter lock.
 
 Chunks end in their CRC-32C, so that the checksum over all of a chunk is always the same number.
 """
@@ -6,14 +6,14 @@ Chunks end in their CRC-32C, so that the checksum over all of a chunk is always 
 from __future__ import annotations
 
 import numpy as np
-from numba import intp, uint32
+from numba import intp, uint8, uint32
 from numpy.typing import NDArray
 
 from wustore.backends.bytes_numba import LINE, call, copy, fence, first_word, stream
 from wustore.backends.compiling import compiled
 from wustore.model.checksum import RESIDUE
 
-__all__ = ["join", "place", "unpack"]
+__all__ = ["join", "pack_blosc", "pack_raw", "pack_zstd", "place", "split", "unpack"]
 
 _SOUND = uint32(RESIDUE)
 
@@ -196,3 +196,168 @@ def _is_sound(functions: NDArray[np.intp], stored: NDArray[np.uint8], start: int
         return False
     chunk = stored[start:stop]
     return bool(uint32(call(functions[0], (intp(0), chunk.ctypes.data, chunk.size))) == _SOUND)
+
+
+@compiled(entry=True)
+def split(
+    functions: NDArray[np.intp],
+    joined: NDArray[np.uint8],
+    start: int,
+    head: NDArray[np.uint8],
+    out: NDArray[np.uint8],
+    lengths: NDArray[np.int64],
+    sums: NDArray[np.uint32],
+) -> int:
+    """Cut a file of pcodec into files of one chunk with checksums; return their bytes, or -1 if that is ambiguous.
+
+    Parameters
+    ----------
+    functions
+        The address of CRC-32C.
+    joined
+        The file.
+    start
+        Where its first chunk begins.
+    head
+        What a file of one chunk begins with; the last four bytes are those that each chunk begins with.
+    out
+        Memory for the files.
+    lengths, sums
+        Where their lengths and checksums go.
+    """
+    length, last, found = head.size - 4, joined.size - 1, 0
+    a, b, c, d = head[length], head[length + 1], head[length + 2], head[length + 3]
+    starts = np.empty(lengths.size + 1, np.int64)
+    for x in range(start, last - 3, 256):
+        size, hits = min(256, last - 3 - x), uint8(0)
+        p, q, r, s = joined[x : x + size], joined[x + 1 :], joined[x + 2 :], joined[x + 3 :]
+        for y in range(p.size):  # without branches: many bytes at a time
+            hits |= uint8((p[y] == a) & (q[y] == b) & (r[y] == c) & (s[y] == d))
+        for y in range(p.size if hits else 0):
+            if p[y] == a and q[y] == b and r[y] == c and s[y] == d:
+                if found == lengths.size:
+                    return -1
+                starts[found] = x + y
+                found += 1
+    if found != lengths.size or starts[0] != start or joined[last] != 0:
+        return -1
+    starts[found], at = last, 0
+    for k in range(found):
+        body = joined[starts[k] : starts[k + 1]]
+        end = at + length + body.size + 1
+        if end + 4 > out.size:
+            return -1
+        copy(head[:length], out[at : at + length])
+        copy(body, out[at + length : end - 1])
+        out[end - 1] = 0
+        at = _sealed(functions, out, at, end, k, lengths, sums)
+    return at
+
+
+@compiled(entry=True)
+def pack_raw(
+    functions: NDArray[np.intp],
+    chunks: NDArray[np.uint8],
+    out: NDArray[np.uint8],
+    lengths: NDArray[np.int64],
+    sums: NDArray[np.uint32],
+) -> int:
+    """Copy chunks, each with its checksum; return the bytes. Parameters as for `split`; chunks have a row each."""
+    at = 0
+    for k in range(chunks.shape[0]):
+        end = at + chunks.shape[1]
+        copy(chunks[k], out[at:end])
+        at = _sealed(functions, out, at, end, k, lengths, sums)
+    return at
+
+
+@compiled(entry=True)
+def pack_zstd(
+    functions: NDArray[np.intp],
+    chunks: NDArray[np.uint8],
+    level: int,
+    out: NDArray[np.uint8],
+    lengths: NDArray[np.int64],
+    sums: NDArray[np.uint32],
+) -> int:
+    """Make frames of zstd, each with its checksum; return the bytes, or -1. Parameters as for `pack_raw`."""
+    encoder, size, at = call(functions[1], ()), chunks.shape[1], 0
+    if not encoder:
+        return -1
+    call(functions[2], (encoder, intp(_ZSTD_LEVEL), intp(level)))
+    bound = call(functions[3], (intp(size),))
+    for k in range(chunks.shape[0]):
+        if at + bound + 4 > out.size:
+            at = -1
+            break
+        made = call(functions[4], (encoder, out[at:].ctypes.data, bound, chunks[k].ctypes.data, intp(size)))
+        if made <= 0 or made > bound:
+            at = -1
+            break
+        at = _sealed(functions, out, at, at + made, k, lengths, sums)
+    call(functions[5], (encoder,))
+    return at
+
+
+_ZSTD_LEVEL = 100
+"""Number of the parameter (``ZSTD_c_compressionLevel``); all others, the checksum among them, are off."""
+
+
+@compiled(entry=True)
+def pack_blosc(
+    functions: NDArray[np.intp],
+    chunks: NDArray[np.uint8],
+    name: NDArray[np.uint8],
+    numbers: NDArray[np.int64],
+    out: NDArray[np.uint8],
+    lengths: NDArray[np.int64],
+    sums: NDArray[np.uint32],
+) -> int:
+    """Make chunks of Blosc, each with its checksum; return the bytes, or -1. Parameters as for `pack_raw`.
+
+    Parameters
+    ----------
+    name
+        Of the codec, with a zero at its end.
+    numbers
+        Level, shuffle, size of a block (0: Blosc chooses), bytes of a value.
+    """
+    size, at = chunks.shape[1], 0
+    level, shuffle, block, width = numbers
+    bound = size + _BLOSC_HEADER
+    for k in range(chunks.shape[0]):
+        if at + bound + 4 > out.size:
+            return -1
+        source, target = chunks[k].ctypes.data, out[at:].ctypes.data
+        made = call(
+            functions[1],
+            (level, shuffle, width, intp(size), source, target, intp(bound), name.ctypes.data, block, intp(1)),
+        )
+        made &= 0xFFFFFFFF
+        if made <= 0 or made > bound:
+            return -1
+        at = _sealed(functions, out, at, at + made, k, lengths, sums)
+    return at
+
+
+_BLOSC_HEADER = 16
+"""Bytes that Blosc adds at most (``BLOSC_MAX_OVERHEAD``)."""
+
+
+@compiled()
+def _sealed(
+    functions: NDArray[np.intp],
+    out: NDArray[np.uint8],
+    start: int,
+    end: int,
+    k: int,
+    lengths: NDArray[np.int64],
+    sums: NDArray[np.uint32],
+) -> int:
+    """Put the checksum of ``out[start:end]`` behind it, note it as that of chunk ``k``, and return where it ends."""
+    chunk = out[start:end]
+    total = uint32(call(functions[0], (intp(0), chunk.ctypes.data, chunk.size)))
+    for x in range(4):
+        out[end + x] = total >> uint32(8 * x) & uint32(255)
+    lengths[k], sums[k] = end + 4 - start, total
+    return end + 4
