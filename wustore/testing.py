@@ -303,27 +303,6 @@ class BackendConformance:
                     assert reader.read(layer, index, out) is out
                     assert same_bits(out, box)
 
-    def test_boxes_of_several_layers(self, path: str) -> None:
-        """They are those that each layer gives, whether or not the arrays lie within one."""
-        source = sample("rich")
-        with self.make(path, source) as reader:
-            wanted: list[tuple[str, list[Index], list[NDArray[Any]]]] = []
-            for layer in ("science", "mask", "variance"):
-                n_images, height, width = source.meta.layer_shape(layer)
-                boxes = [
-                    (slice(0, n_images), slice(1, height), slice(0, width // 2)),
-                    (slice(1, 2), slice(0, height - 1), slice(width // 2, width // 2 + (layer != "mask"))),
-                ]
-                dtype = source.meta.layer_dtype(layer)
-                room = np.empty((n_images + 1, height - 1, width), dtype)
-                arrays = [room[:n_images, :, : width // 2], room[n_images:, :, -1:][:, :, : layer != "mask"]]
-                wanted.append((layer, boxes, arrays))
-            wanted.append(("psf", [], []))
-            reader.read_layers(wanted)
-            for layer, boxes, arrays in wanted:
-                for index, array in zip(boxes, arrays, strict=True):
-                    assert same_bits(np.ascontiguousarray(array), reader.read(layer, index)), (layer, index)
-
     def test_layers_asked_for(self, path: str) -> None:
         """Only the layers asked for are read."""
         source = sample("simple")
