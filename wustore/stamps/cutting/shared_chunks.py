@@ -251,19 +251,21 @@ class Windows:
         CorruptError
             If the stored bytes are damaged or missing.
         """
-        layers = {}
+        layers, wanted = {}, []
         for cover in part.covers:
             for layer in cover.layers:
-                layers[layer] = self._chunk_by_chunk(cover, layer) or self._whole(cover, layer)
+                layers[layer], boxes, arrays = self._chunk_by_chunk(cover, layer) or self._whole(cover, layer)
+                wanted.append((layer, boxes, arrays))
+        self.reader.read_layers(wanted)
         return Block(self, part, layers)
 
-    def _whole(self, cover: _Cover, layer: str) -> _Pixels:
+    def _whole(self, cover: _Cover, layer: str) -> _Room:
         array = buffers.empty(cover.shape, self.dtypes[layer])
-        self.reader.read_boxes(layer, cover.boxes, [array[place] for place in cover.places])
-        return _Pixels(array[:, None, None], cover.images, (cover.top, cover.left))
+        pixels = _Pixels(array[:, None, None], cover.images, (cover.top, cover.left))
+        return pixels, cover.boxes, [array[place] for place in cover.places]
 
-    def _chunk_by_chunk(self, cover: _Cover, layer: str) -> _Pixels | None:
-        """Read pixels into an array in which each chunk is in one piece, so that it is decoded where it stays.
+    def _chunk_by_chunk(self, cover: _Cover, layer: str) -> _Room | None:
+        """Return room for pixels in which each chunk is in one piece, so that it is decoded where it stays.
 
         None if that cannot be done, or if it is not worth it because much of the chunks at the edges is not wanted.
         """
@@ -289,8 +291,7 @@ class Windows:
             )
             boxes.append((times, pixels[0], pixels[1]))
             arrays.append(array[place, y, x])
-        self.reader.read_boxes(layer, boxes, arrays)
-        return _Pixels(array, cover.images, (rows.start * chunk[0], columns.start * chunk[1]))
+        return _Pixels(array, cover.images, (rows.start * chunk[0], columns.start * chunk[1])), boxes, arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -315,6 +316,10 @@ class _Pixels:
         """Return the pixels as shape (images, y, x); a copy if there is more than one block."""
         n_images, rows, columns, height, width = self.blocks.shape
         return self.blocks.swapaxes(2, 3).reshape(n_images, rows * height, columns * width)
+
+
+_Room = tuple[_Pixels, Sequence[Index], list[NDArray[Any]]]
+"""Pixels that are to be read, and the boxes and arrays to read them by."""
 
 
 @dataclass(frozen=True, eq=False)
