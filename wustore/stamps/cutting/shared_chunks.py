@@ -84,6 +84,10 @@ class Part:
     covers: Sequence[_Cover]
 
 
+_Room = tuple[Pixels, Sequence[Index], list[NDArray[Any]]]
+"""Pixels that are to be read, and the boxes and arrays to read them by."""
+
+
 class Windows:
     """Square windows of some images of a store.
 
@@ -236,10 +240,12 @@ class Windows:
         CorruptError
             If the stored bytes are damaged or missing.
         """
-        layers = {}
+        layers, wanted = {}, []
         for cover in part.covers:
             for layer in cover.layers:
-                layers[layer] = self._chunk_by_chunk(cover, layer) or self._whole(cover, layer)
+                layers[layer], boxes, arrays = self._chunk_by_chunk(cover, layer) or self._whole(cover, layer)
+                wanted.append((layer, boxes, arrays))
+        self.reader.read_layers(wanted)
         places = slice(part.times.start, part.times.stop)
         return Block(
             side=self.side,
@@ -251,13 +257,13 @@ class Windows:
             layers=layers,
         )
 
-    def _whole(self, cover: _Cover, layer: str) -> Pixels:
+    def _whole(self, cover: _Cover, layer: str) -> _Room:
         array = buffers.empty(cover.shape, self.dtypes[layer])
-        self.reader.read_boxes(layer, cover.boxes, [array[place] for place in cover.places])
-        return Pixels(array[:, None, None], cover.images, (cover.top, cover.left))
+        pixels = Pixels(array[:, None, None], cover.images, (cover.top, cover.left))
+        return pixels, cover.boxes, [array[place] for place in cover.places]
 
-    def _chunk_by_chunk(self, cover: _Cover, layer: str) -> Pixels | None:
-        """Read pixels into an array in which each chunk is in one piece, so that it is decoded where it stays.
+    def _chunk_by_chunk(self, cover: _Cover, layer: str) -> _Room | None:
+        """Return room for pixels in which each chunk is in one piece, so that it is decoded where it stays.
 
         None if that cannot be done, or if it is not worth it because much of the chunks at the edges is not wanted.
         """
@@ -283,8 +289,7 @@ class Windows:
             )
             boxes.append((times, pixels[0], pixels[1]))
             arrays.append(array[place, y, x])
-        self.reader.read_boxes(layer, boxes, arrays)
-        return Pixels(array, cover.images, (rows.start * chunk[0], columns.start * chunk[1]))
+        return Pixels(array, cover.images, (rows.start * chunk[0], columns.start * chunk[1])), boxes, arrays
 
 
 def _stretches(joined: NDArray[np.bool_]) -> Iterator[range]:
