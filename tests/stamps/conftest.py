@@ -15,13 +15,13 @@ from wustore.stamps.cutting import gather, masking
 def cutting(request: pytest.FixtureRequest) -> Iterator[str]:
     """Cut windows in one of both ways, however few they are; return its name."""
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in (
-            (gather, "stamps.cutting"),
-            (masking, "stamps.cutting"),
-            (blocks, "backends.zarr.filters"),
+        for module, attribute, name in (
+            (gather, "_LOOPS", "stamps.cutting"),
+            (masking, "_LOOPS", "stamps.cutting"),
+            (blocks, "LOOPS", "backends.zarr.filters"),
         ):
             loops = Loops(f"wustore.{name}.loops_numba", 0 if request.param == "compiled" else 1 << 60)
             if request.param == "compiled" and loops.get(1) is None:
                 pytest.skip("there is no numba for this Python")
-            patch.setattr(module, "_LOOPS", loops)
+            patch.setattr(module, attribute, loops)
         yield request.param

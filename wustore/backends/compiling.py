@@ -63,13 +63,14 @@ class Loops:
         """
         if self.module is not None or self.is_missing:
             return self.module
-        with self._lock:
-            self.done += amount
-            needed = self._worthwhile // _IF_IMPORTED if "numba" in sys.modules else self._worthwhile
-            if self.module is None and not self.is_missing and self.done + ahead >= needed:
-                self.module = self._import()
-                self.is_missing = self.module is None
-            return self.module
+        self.done += amount  # threads may lose a little of it, which is no harm
+        needed = self._worthwhile // _IF_IMPORTED if "numba" in sys.modules else self._worthwhile
+        if self.done + ahead >= needed:
+            with self._lock:
+                if self.module is None and not self.is_missing:
+                    self.module = self._import()
+                    self.is_missing = self.module is None
+        return self.module
 
     def _import(self) -> ModuleType | None:
         try:

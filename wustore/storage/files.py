@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RemoteFile",
     "check_regular",
+    "fill_from",
     "open_handle",
     "open_regular",
     "pread",
@@ -131,14 +132,21 @@ def room(length: int) -> memoryview:
     return memoryview(_MEMORY.bytes)[:length]
 
 
-def pread_into(handle: int, length: int, offset: int) -> memoryview:
-    """Return what `pread` does, in the memory that `room` gives."""
-    view = room(length)
-    if _into(handle, [view], offset) != length:
-        data = pread(handle, length, offset)
+def fill_from(handle: int, view: memoryview, offset: int) -> memoryview:
+    """Fill memory with the bytes at ``offset``; return the part that is filled, all but at the end of the file."""
+    if _into(handle, [view], offset) != view.nbytes:
+        data = pread(handle, view.nbytes, offset)
         view = view[: len(data)]
         view[:] = data
     return view
+
+
+def pread_into(handle: int, length: int, offset: int) -> memoryview:
+    """Return what `pread` does, in the memory that `room` gives."""
+    if length > len(_MEMORY.bytes):  # as `room`: a call less for each block
+        _MEMORY.bytes = bytearray(length)
+    view = memoryview(_MEMORY.bytes)[:length]
+    return view if _into(handle, [view], offset) == length else fill_from(handle, view, offset)
 
 
 _MOST_PIECES = 1024

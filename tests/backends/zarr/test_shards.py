@@ -60,7 +60,7 @@ def test_python_per_plane_and_not_per_chunk(tmp_path: Path, profile: str) -> Non
     few = calls(write(tmp_path / "few.zarr", profile=profile, chunks=[64, 64]))
     many = calls(write(tmp_path / "many.zarr", profile=profile, chunks=[32, 32]))
     own = 2 * 3 * 64 if profile == "fast" else 0  # imagecodecs asks for each chunk of blosc what ``out`` is
-    assert few - own <= 680, "64 chunks a plane, as the default layout cuts 2048 x 2048"
+    assert few - own <= 700, "64 chunks a plane, as the default layout cuts 2048 x 2048"
     assert many - few <= (2 if own else 0) * 3 * (256 - 64) + 60, "calls for each block of chunks, not for each chunk"
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.targets import Target, targets_of
 from wustore.backends.zarr.codecs import Chain, Hints, parse_chain
-from wustore.backends.zarr.filters.blocks import place as place_chunks
+from wustore.backends.zarr.filters import blocks as compiled
 from wustore.backends.zarr.filters.decode import BLOCK, Bytes, DamagedChunk, Source, decode_block, scratch, with_crc
 from wustore.backends.zarr.filters.encode import EncodedBlock
 from wustore.errors import CorruptError
@@ -400,9 +400,9 @@ class ShardedLayer:
                 if block.stop > shard.size:  # wild lengths must not decide how much memory is taken
                     self._truncated(i, block, shard.size)
                 size, offset = block.stop - block.start, shard.start + block.start
-                if len(block.bounds) < BLOCK:
+                if len(block.bounds) < BLOCK or compiled.LOOPS.module is None:
                     self._decode(i, block, pread_into(shard.handle, size, offset), known[1], targets)
-                else:  # the loops that decode it read it, too
+                else:  # the compiled loops that decode it read it, too
                     self._decode(i, block, room(size), known[1], targets, (shard.handle, offset))
 
             in_threads(fill, blocks, workers)
@@ -472,7 +472,7 @@ class ShardedLayer:
         if place is None:
             chunks = values.reshape(stop - first, *shape)
             for target in wanted:
-                target.take(first, stop, chunks, place_chunks)
+                target.take(first, stop, chunks, compiled.place)
         if table:
             expected = table[4 * first : 4 * stop]
             found = b"".join([stored[end - 4 : end] for _, end in block.bounds])

@@ -54,7 +54,7 @@ LOOPS = "wustore.backends.zarr.filters.loops_numba"
 
 @pytest.fixture
 def _python(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "_LOOPS", Loops(LOOPS, 1 << 60))
+    monkeypatch.setattr(blocks, "LOOPS", Loops(LOOPS, 1 << 60))
 
 
 @pytest.fixture(params=["python", "compiled"], autouse=True)
@@ -65,7 +65,7 @@ def _loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     loops = Loops(LOOPS, 0)
     if loops.get(1) is None:
         pytest.skip("there is no numba for this Python")
-    monkeypatch.setattr(blocks, "_LOOPS", loops)
+    monkeypatch.setattr(blocks, "LOOPS", loops)
     monkeypatch.setattr(decode, "BLOCK", 1)
 
 
@@ -392,7 +392,7 @@ def test_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Chunks come to their places, whole lines of the cache past it."""
-    loops, asked = blocks._LOOPS.module, []
+    loops, asked = blocks.LOOPS.module, []
     if loops is not None:
         monkeypatch.setattr(loops, "place", lambda *a, place=loops.place: (asked.append(a), place(*a))[1])
     plane = np.random.default_rng(0).integers(-100, 100, shape).astype(dtype)

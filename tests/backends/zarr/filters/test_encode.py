@@ -29,7 +29,7 @@ def _loops(monkeypatch: pytest.MonkeyPatch) -> None:
     loops = Loops(LOOPS, 0)
     if loops.get(1) is None:
         pytest.skip("there is no numba for this Python")
-    monkeypatch.setattr(blocks, "_LOOPS", loops)
+    monkeypatch.setattr(blocks, "LOOPS", loops)
 
 
 @pytest.fixture

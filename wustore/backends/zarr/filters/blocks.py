@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from wustore.backends.compiling import Loops, addresses_of
 
-__all__ = ["Bounds", "Source", "are_there", "joined", "loops", "place", "prepare", "unpacked"]
+__all__ = ["LOOPS", "Bounds", "Source", "joined", "loops", "place", "prepare", "unpacked"]
 
-_LOOPS = Loops("wustore.backends.zarr.filters.loops_numba", 1 << 30)
+LOOPS = Loops("wustore.backends.zarr.filters.loops_numba", 1 << 30)
 
 _LARGE = 1 << 20
 """Bytes of chunks that are copied past the cache: that of a core is about as large."""
@@ -40,22 +40,12 @@ _READ: Source = (-1, 0)
 
 def prepare(nbytes: int) -> None:
     """Import the loops if so many decoded bytes are worth it: on the way all threads would wait for it."""
-    _LOOPS.get(ahead=nbytes)
+    LOOPS.get(ahead=nbytes)
 
 
 def loops() -> ModuleType | None:
     """Return the loops if they have been imported."""
-    return _LOOPS.module
-
-
-def are_there(nbytes: int) -> bool:
-    """Return whether the loops can decode a block of so many bytes; import them if it is time to.
-
-    That is after 8 MB if numba is there, so that the first image pays for it, and after 4 GB if not: with few threads,
-    which is all that is known here, they save a tenth of the time. `prepare` knows more.
-    """
-    amount = nbytes * 4 if "numba" in sys.modules else nbytes // 4
-    return _LOOPS.get(amount) is not None and _functions() is not None
+    return LOOPS.module
 
 
 def joined(stored: Any, bounds: Bounds, size: int, source: Source | None = None) -> bytes | None:
@@ -72,7 +62,7 @@ def joined(stored: Any, bounds: Bounds, size: int, source: Source | None = None)
     source
         Where to read ``stored`` from, if that is only memory for them.
     """
-    loops, functions = _LOOPS.module, _functions()
+    loops, functions = LOOPS.module, _functions()
     if loops is None or functions is None:
         return None
     stream, memory = _STREAM.of(len(stored) + 1)
@@ -96,7 +86,7 @@ def unpacked(
     out
         Memory for all of them.
     """
-    loops, functions = _LOOPS.module, _functions()
+    loops, functions = LOOPS.module, _functions()
     if loops is None or functions is None:
         return False
     places = np.array(bounds, np.int64)
@@ -114,7 +104,7 @@ def place(places: NDArray[Any], chunks: NDArray[Any]) -> None:
     chunks
         The same shape and dtype.
     """
-    loops = _LOOPS.module
+    loops = LOOPS.module
     if loops is None or chunks.nbytes < _LARGE or not chunks.flags.c_contiguous or chunks.dtype != places.dtype:
         places[...] = chunks
         return
