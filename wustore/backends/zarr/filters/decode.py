@@ -360,8 +360,8 @@ def decode_block(
 
 def _is_done(method: str, stored: Bytes, bounds: Bounds, size: int, flat: NDArray[Any], source: Source | None) -> bool:
     """Read, check and decode a block by compiled loops; return whether all is as it should be."""
-    # Imported after 8 MB if numba is there, so that the first image pays for it, and after 4 GB if not: with few threads
-    # they save a tenth of the time, and more is not known here. `blocks.prepare` knows.
+    # Imported after 8 MB if numba is there, so that the first image pays for it, and after 4 GB if not: with few
+    # threads they save a tenth of the time, and more is not known here. `blocks.prepare` knows.
     if blocks.LOOPS.get(flat.nbytes * 4 if "numba" in sys.modules else flat.nbytes // 4) is None:
         return False
     if method == "pcodec":
