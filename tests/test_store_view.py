@@ -11,7 +11,7 @@ import pytest
 import wustore
 from wustore import store_view
 from wustore.errors import UsageError
-from wustore.model.kbmod_rules import hide_pixels
+from wustore.stamps.cutting.masking import hide
 from wustore.work_unit import work_unit_from
 
 
@@ -37,12 +37,12 @@ def test_images_are_masked_by_the_threads_that_read_them(night, monkeypatch, giv
     threads = set()
 
     def note(plane, masked, no_data):
-        hide_pixels(plane, masked, no_data)
+        hide(plane, masked, no_data)
         if threading.current_thread() not in threads:
             threads.add(threading.current_thread())
             meeting.wait(60)  # passed if three images are at this point at the same time
 
-    monkeypatch.setattr(store_view, "hide_pixels", note)
+    monkeypatch.setattr(store_view, "hide", note)
     out = tuple(np.zeros((3, 40, 30), "f4") for _ in range(2)) if given else None
     with wustore.open_reader(night, workers=3) as reader:
         monkeypatch.setattr(reader, "images_at_once", lambda n: 3)  # the images are too small for three
@@ -53,7 +53,7 @@ def test_images_are_masked_by_the_threads_that_read_them(night, monkeypatch, giv
 
 def test_one_worker_is_the_calling_thread(night, monkeypatch):
     threads = set()
-    monkeypatch.setattr(store_view, "hide_pixels", lambda *_: threads.add(threading.current_thread()))
+    monkeypatch.setattr(store_view, "hide", lambda *_: threads.add(threading.current_thread()))
     with wustore.open_reader(night, workers=1) as reader:
         work_unit_from(reader).load_images()
     assert threads == {threading.current_thread()}

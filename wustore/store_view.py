@@ -29,10 +29,10 @@ from wustore.compat.plane_list import PlaneList
 from wustore.errors import FormatError, UsageError
 from wustore.format.wcs import wcs_to_text
 from wustore.model.compare import meta_differences, table_differences
-from wustore.model.kbmod_rules import hide_pixels, identity_psf, is_masked, no_data_of
+from wustore.model.kbmod_rules import identity_psf, no_data_of
 from wustore.model.meta import LAYERS, PIXEL_LAYERS, Column, ConstituentTable, Image, Meta
+from wustore.stamps.cutting.masking import hide
 from wustore.stamps.view import View
-from wustore.storage import buffers
 from wustore.storage.threads import read_ahead
 
 if TYPE_CHECKING:
@@ -144,25 +144,19 @@ class StoreSource:
     def _of_image(self, image: Image, layer: str) -> NDArray[Any]:
         if layer == "psf":
             return _kernel(image.psf)
-        return self._seen(_of(image, layer), self._masked(image))
+        return self._seen([_of(image, layer)], image.mask)[0]
 
-    @staticmethod
-    def _masked(image: Image) -> NDArray[np.bool_] | None:
-        return None if image.mask is None else is_masked(image.mask, buffers.empty(image.mask.shape, np.bool_))
-
-    def _seen(self, plane: NDArray[Any], masked: NDArray[np.bool_] | None) -> NDArray[Any]:
-        """Return a plane as KBMOD sees it; the array itself is changed if it can be."""
-        plane = _single(plane)
-        if not plane.flags.writeable:
-            plane = plane.copy()
-        hide_pixels(plane, masked, self._no_data)
-        return plane
+    def _seen(self, planes: Sequence[NDArray[Any]], mask: NDArray[Any] | None) -> list[NDArray[Any]]:
+        """Return planes as KBMOD sees them; the arrays themselves are changed if they can be."""
+        seen = [plane if plane.flags.writeable else plane.copy() for plane in map(_single, planes)]
+        hide(seen, mask, self._no_data)
+        return seen
 
     def _finished(self, _: int, i: int) -> _Planes:
         """Read science, variance and PSF of an image as KBMOD sees them."""
         image = self.reader.image(i, _PIXELS)
-        masked = self._masked(image)
-        return self._seen(image.science, masked), self._seen(image.variance, masked), _kernel(image.psf)
+        science, variance = self._seen([image.science, image.variance], image.mask)
+        return science, variance, _kernel(image.psf)
 
     def planes(self, layer: str, indices: Sequence[int]) -> Generator[NDArray[Any], None, None]:
         """Yield one plane of each of these images, decoding several at once."""
@@ -206,7 +200,6 @@ class StoreSource:
 
         def fill(k: int, i: int) -> _Planes:
             rest = self.reader.image(i, ("mask", "psf"))
-            masked = self._masked(rest)
             rows, columns = self.reader.meta.shape_of("science", i)
             planes = []
             for layer, room in zip(("science", "variance"), rooms, strict=True):
@@ -215,8 +208,8 @@ class StoreSource:
                     self.reader.read(layer, (slice(i, i + 1), slice(0, rows), slice(0, columns)), plane[None])
                 else:
                     plane[...] = _single(_of(self.reader.image(i, (layer,)), layer))
-                hide_pixels(plane, masked, self._no_data)
                 planes.append(plane)
+            hide(planes, rest.mask, self._no_data)
             return planes[0], planes[1], _kernel(rest.psf)
 
         return fill

@@ -8,7 +8,7 @@ from common import N_IMAGES, SIDE, at_least, at_most, finish, folder, seconds, s
 import wustore
 from wustore.backends.compiling import Loops
 from wustore.cli.measure import astropy_read
-from wustore.stamps.cutting import shared_chunks
+from wustore.stamps.cutting import gather
 
 
 def in_a_second(name, path, motions):
@@ -20,9 +20,9 @@ def in_a_second(name, path, motions):
 
         cut()
         taken = seconds(cut, 5)
-        there, shared_chunks._LOOPS = shared_chunks._LOOPS, Loops("none", 1 << 60)
+        there, gather._LOOPS = gather._LOOPS, Loops("none", 1 << 60)
         by_numpy = seconds(cut, 5)
-        shared_chunks._LOOPS = there
+        gather._LOOPS = there
     stamps = len(motions) * N_IMAGES / 1e3
     at_least(f"{name} stamps a second, warm [thousand]", stamps / taken, 100 if name == "Zarr" else 60)
     at_least(f"{name} the same against numpy", by_numpy / taken, 1)

@@ -114,6 +114,22 @@ class Reader(ABC):
         targets = [None] * len(boxes) if out is None else out
         return [self.read(layer, box, target) for box, target in zip(boxes, targets, strict=True)]
 
+    def read_layers(self, wanted: Sequence[tuple[str, Sequence[Index], Sequence[NDArray[Any]]]]) -> None:
+        """Read boxes of several layers into arrays; a backend overrides it if threads can work on all of them at once.
+
+        Parameters
+        ----------
+        wanted
+            Layer, boxes and arrays as `read_boxes` takes them.
+
+        Raises
+        ------
+        CorruptError
+            If the stored bytes are damaged or missing.
+        """
+        for layer, boxes, out in wanted:
+            self.read_boxes(layer, boxes, out)
+
     def fills_chunks(self, layer: str) -> bool:
         """Return whether `read_boxes` takes arrays of shape (time, rows of chunks, chunks of a row, y, x), too.
 

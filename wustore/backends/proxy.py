@@ -38,6 +38,11 @@ class ReaderProxy(Reader):
     ) -> list[NDArray[Any]]:
         return self.source.read_boxes(layer, boxes, out)
 
+    def read_layers(  # noqa: D102
+        self, wanted: Sequence[tuple[str, Sequence[Index], Sequence[NDArray[Any]]]]
+    ) -> None:
+        self.source.read_layers(wanted)
+
     def fills_chunks(self, layer: str) -> bool:  # noqa: D102
         return self.source.fills_chunks(layer)
 

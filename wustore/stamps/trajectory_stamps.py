@@ -23,7 +23,8 @@ from wustore.model.meta import PIXEL_LAYERS
 from wustore.model.select import TimeRange, chosen_images
 from wustore.model.units import whole_pixels
 from wustore.stamps.coadd import RunningCoadd, check_kind
-from wustore.stamps.cutting.shared_chunks import Gather, Windows, as_index, place
+from wustore.stamps.cutting.gather import Gather, as_index
+from wustore.stamps.cutting.shared_chunks import Windows
 from wustore.stamps.notebook import with_bar
 from wustore.stamps.results import Coadds, Stamps
 from wustore.stamps.sky import linked_wcs_or_none, numbers_alike, sky_to_pixel
@@ -291,15 +292,16 @@ class _Request:
             Their places on the first axis, and the place of their first time.
         """
         meta, mask = self.reader.meta, None
-        if meta.has_layer("mask") or "mask" in arrays:
-            mask = gather.cut("mask", 0, self.dtypes["mask"])
-        if mask is not None and "mask" in arrays:
-            place(mask, arrays["mask"], rows, first)
+        if "mask" in arrays:
+            gather.cut_into(arrays["mask"], rows, first, "mask", 0)
+            mask = arrays["mask"], rows, first
+        elif meta.has_layer("mask"):
+            mask = gather.cut("mask", 0, self.dtypes["mask"]), np.arange(len(rows)), 0
         for layer in ("science", "variance"):
             if layer in arrays:
                 gather.cut_into(arrays[layer], rows, first, layer, np.nan, mask, no_data_of(meta))
         if "inside" in arrays:
-            place(gather.inside(), arrays["inside"], rows, first)
+            gather.mark_inside(arrays["inside"], rows, first)
 
     def _result(
         self, arrays: dict[str, NDArray[Any]], x: NDArray[np.int64], y: NDArray[np.int64], ids: NDArray[Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import struct
 import tracemalloc
@@ -9,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numcodecs
 import numpy as np
 import pytest
 import zarr
@@ -233,3 +235,28 @@ def test_other_users_of_zarr_have_its_own_codecs(tmp_path: Path) -> None:
     packed(tmp_path, zarr.codecs.BloscCodec)
     array = zarr.open_array(tmp_path / "a.zarr", path="x", mode="r")
     assert type(array.metadata.codecs[-1]) is zarr.codecs.BloscCodec
+
+
+@pytest.mark.parametrize("codec", [zarr.codecs.ZstdCodec(), zarr.codecs.GzipCodec()])
+def test_chunks_that_unpack_to_more_than_their_array_declares(codec: Any, tmp_path: Path) -> None:
+    array = made(tmp_path, compressors=[codec])
+    np.testing.assert_array_equal(array.read(WHOLE), DATA)
+    many = bytes(1 << 28)
+    packed = gzip.compress(many, 9) if codec.to_dict()["name"] == "gzip" else numcodecs.Zstd(1).encode(many)
+    (tmp_path / "a.zarr" / "x" / "c" / "0" / "0" / "0").write_bytes(packed)
+    del many
+    tracemalloc.start()
+    with pytest.raises(CorruptError, match="of content"):
+        array.read(WHOLE)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 23
+
+
+def test_members_of_gzip_one_after_the_other(tmp_path: Path) -> None:
+    array = made(tmp_path, compressors=[zarr.codecs.GzipCodec()])
+    values = DATA[0, :5, :6].astype("<f4").tobytes()
+    (tmp_path / "a.zarr" / "x" / "c" / "0" / "0" / "0").write_bytes(
+        gzip.compress(values[:50]) + gzip.compress(values[50:])
+    )
+    np.testing.assert_array_equal(array.read(WHOLE), DATA)

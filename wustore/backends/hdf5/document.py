@@ -37,6 +37,7 @@ _PATIENCE = 120.0
 """Seconds that reading the text of one file may take, on however busy a machine."""
 _LEAST_SECONDS, _BYTES_PER_SECOND = 1, 10**7
 """Processor time that it may take, by the bytes that hold it: ten times what whole files need."""
+_TOO_LONG = "reading it takes longer than it could if it were whole: it is damaged"
 _OUT_OF_TIME = getattr(signal, "SIGXCPU", None)
 """What ends a process that has used up its processor time."""
 
@@ -86,42 +87,46 @@ def read_document(file: h5py.File, path: str) -> dict[str, Any]:
 def check_copies(path: str) -> Iterator[tuple[str, str]]:
     """Yield (place, what is wrong) of each copy for other programs that differs from the packed one.
 
-    A process of its own reads them; see `_answer_of`.
+    A process of its own reads them; see `_run_apart`.
     """
-    answer, error = _answer_of("report", path)
-    if error is not None:
-        yield "text for other programs", error
+    done = _run_apart("report", path)
+    if done is None:
+        yield "text for other programs", _TOO_LONG
+    elif done.returncode:
+        yield "text for other programs", f"reading it ended with {done.stderr.decode(errors='replace')[-200:]!r}"
     else:
-        yield from map(tuple, json.loads(answer))
+        yield from map(tuple, json.loads(done.stdout))
 
 
 def check_text(path: str) -> None:
-    """Check that the text of a file without packed arrays can be read; nothing is checked at a URL.
+    """Check that reading the text of a file without packed arrays ends; nothing is checked at a URL.
 
     Raises
     ------
     CorruptError
-        If reading it does not end, or ends the process that reads it.
+        If it does not end, or crashes the process that reads it. What else is wrong is found when it is read.
     """
-    _, error = (b"", None) if is_remote(path) else _answer_of("read_text", path)
-    if error is not None:
-        raise CorruptError("the text cannot be read", path=path, where="root attributes, small arrays", found=error)
+    if is_remote(path):
+        return
+    try:
+        done = _run_apart("read_text", path)
+    except OSError:  # no Python can be started here
+        return
+    if done is None or done.returncode < 0:
+        found = _TOO_LONG if done is None else f"reading it ended with signal {-done.returncode}"
+        raise CorruptError("the text cannot be read", path=path, where="root attributes, small arrays", found=found)
 
 
-def _answer_of(function: str, path: str) -> tuple[bytes, str | None]:
-    """Return what a function of this module prints in a process of its own, and why it did not end, None if it did.
+def _run_apart(function: str, path: str) -> subprocess.CompletedProcess[bytes] | None:
+    """Run a function of this module in a process of its own; None if it takes too long.
 
     Damage in text of variable length can keep the HDF5 library busy for ever, and no thread can be stopped.
     """
     try:
         done = subprocess.run(command(__name__, function, path), capture_output=True, timeout=_PATIENCE, check=False)
     except subprocess.TimeoutExpired:
-        done = None
-    if done is None or -done.returncode == _OUT_OF_TIME:
-        return b"", "reading it takes longer than it could if it were whole: it is damaged"
-    if done.returncode:
-        return b"", f"reading it ended with {done.stderr.decode(errors='replace')[-200:]!r}"
-    return done.stdout, None
+        return None
+    return None if -done.returncode == _OUT_OF_TIME else done
 
 
 def report(path: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Box", "Places", "bounds_of", "order_of", "parts_of", "places_in"]
+__all__ = ["Box", "Places", "Wanted", "bounds_of", "order_of", "parts_of", "places_in"]
 
 Box = tuple[slice, ...]
 """One plain slice for each axis."""
@@ -30,6 +30,34 @@ class Places:
     first: NDArray[np.int64]
     plane: NDArray[np.int64]
     row: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """Boxes of a layer.
+
+    Attributes
+    ----------
+    layer
+        One of `wustore.model.meta.LAYERS`.
+    bounds
+        (start, stop) of each box along (time, y, x): shape (n, 3, 2).
+    target
+        Where the values go, as `places_in` gives it; None for new memory, one box after the other.
+    """
+
+    layer: str
+    bounds: NDArray[np.int64]
+    target: tuple[NDArray[Any], Places] | None = None
+
+    def cut(self, values: NDArray[Any]) -> list[NDArray[Any]]:
+        """Return the boxes, whose values lie one box after the other."""
+        shapes = self.bounds[:, :, 1] - self.bounds[:, :, 0]
+        ends = shapes.prod(axis=1).cumsum().tolist()
+        return [
+            values[start:end].reshape(shape)
+            for start, end, shape in zip([0, *ends], ends, shapes.tolist(), strict=False)
+        ]
 
 
 def places_in(arrays: Sequence[NDArray[Any]], dtype: np.dtype[Any]) -> tuple[NDArray[Any], Places] | None:

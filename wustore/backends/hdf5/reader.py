@@ -7,7 +7,6 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from operator import call
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from wustore.backends.hdf5.file import (
 )
 from wustore.backends.hdf5.filters.pipeline import BLOSC, DEFLATE, FLETCHER32, SHUFFLE, prepare
 from wustore.backends.hdf5.integrity import Binding, changed_blocks, is_cut
-from wustore.backends.hdf5.parts import Places, bounds_of, places_in
+from wustore.backends.hdf5.parts import Wanted, bounds_of, places_in
 from wustore.backends.hdf5.presets import need_plugins
 from wustore.backends.state import content_state, one_state, reopen, replaced
 from wustore.errors import (
@@ -232,24 +231,27 @@ class Hdf5Reader(Reader):
         """Read several boxes, every chunk once; see `wustore.backends.base.Reader.read_boxes`."""
         if not boxes:
             return []
-        bounds = bounds_of(boxes)
-        direct = None if out is None else places_in(out, self._meta.layer_dtype(layer))
-        values = self._fill([_Wanted(layer, bounds, direct)])[0]
-        if direct is not None and out is not None:
-            return list(out)
-        shapes = bounds[:, :, 1] - bounds[:, :, 0]
-        ends = shapes.prod(axis=1).cumsum().tolist()
-        found = [
-            values[start:end].reshape(shape)
-            for start, end, shape in zip([0, *ends], ends, shapes.tolist(), strict=False)
-        ]
         if out is None:
-            return found
-        for array, data in zip(out, found, strict=True):
-            array[...] = data
+            wanted = Wanted(layer, bounds_of(boxes))
+            return wanted.cut(self._fill([wanted])[0])
+        self.read_layers([(layer, boxes, out)])
         return list(out)
 
-    def _fill(self, wanted: Sequence[_Wanted]) -> list[NDArray[Any]]:
+    @one_state
+    def read_layers(self, wanted: Sequence[tuple[str, Sequence[Index], Sequence[NDArray[Any]]]]) -> None:
+        """Read boxes of several layers into arrays; see `wustore.backends.base.Reader.read_layers`."""
+        arrays = [out for _, boxes, out in wanted if boxes]
+        requests = [
+            Wanted(layer, bounds_of(boxes), places_in(out, self._meta.layer_dtype(layer)))
+            for layer, boxes, out in wanted
+            if boxes
+        ]
+        for out, request, values in zip(arrays, requests, self._fill(requests), strict=True):
+            if request.target is None:
+                for array, data in zip(out, request.cut(values), strict=True):
+                    array[...] = data
+
+    def _fill(self, wanted: Sequence[Wanted]) -> list[NDArray[Any]]:
         """Return the values of boxes of layers, for each layer in one array."""
         plans: list[Plan] = []
         outs: list[NDArray[Any]] = []
@@ -285,7 +287,7 @@ class Hdf5Reader(Reader):
         present = [layer for layer in LAYERS if layer in layers and self._meta.dtypes[layer][i] is not None]
         shapes = [self._meta.shape_of(layer, i) for layer in present]
         wanted = [
-            _Wanted(layer, np.array([[(i, i + 1), (0, height), (0, width)]]))
+            Wanted(layer, np.array([[(i, i + 1), (0, height), (0, width)]]))
             for layer, (height, width) in zip(present, shapes, strict=True)
         ]
         planes = {}
@@ -450,25 +452,6 @@ class Hdf5Reader(Reader):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return reopen, (_reopen, (self._address, self._workers), self.state())
-
-
-@dataclass(frozen=True, eq=False)
-class _Wanted:
-    """Boxes of a layer.
-
-    Attributes
-    ----------
-    layer
-        One of `wustore.model.meta.LAYERS`.
-    bounds
-        (start, stop) of each box along (time, y, x): shape (n, 3, 2).
-    target
-        Where the values go, as `places_in` gives it; None for new memory, one box after the other.
-    """
-
-    layer: str
-    bounds: NDArray[np.int64]
-    target: tuple[NDArray[Any], Places] | None = None
 
 
 def _chunks_of_image(dataset: h5py.Dataset) -> int:

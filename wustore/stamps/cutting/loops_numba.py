@@ -1,4 +1,4 @@
-"""Loops of `wustore.stamps.cutting.shared_chunks`, compiled by numba: many windows a call, without the lock."""
+"""Loops of `wustore.stamps.cutting`, compiled by numba: many windows, or a plane, a call without the lock."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from wustore.backends.bytes_numba import move, prefetch
 from wustore.backends.compiling import compiled
 
-__all__ = ["cut"]
+__all__ = ["cut", "hide"]
 
 
 @compiled(entry=True)
@@ -24,6 +24,8 @@ def cut(
     widths: NDArray[np.int64],
     fill: Any,
     mask: NDArray[Any],
+    mask_rows: NDArray[np.int64],
+    mask_first: int,
     no_data: NDArray[Any],
     out: NDArray[Any],
     rows: NDArray[np.int64],
@@ -45,8 +47,8 @@ def cut(
         Of the image of each time. Shape (time,).
     fill
         Value of pixels outside of the image, and of those that are hidden.
-    mask
-        Windows of the mask layer, shape (m, time, side, side); of no window if nothing is masked.
+    mask, mask_rows, mask_first
+        The same windows of the mask layer, as ``out``; of no window if nothing is masked.
     no_data
         Values that are hidden, too. Shape (0,) or (1,).
     out
@@ -70,7 +72,29 @@ def cut(
                 part = stamp[y0 - y[k, t] :, x0 - x[k, t] :]
                 _copy(blocks, images[t], y0 - top, x0 - left, y1 - y0, x1 - x0, part)
             if mask.size or no_data.size:
-                _hide(stamp, fill, mask[k : k + 1, t], no_data)
+                row = mask_rows[k] if mask.size else 0
+                _hide(stamp, fill, mask[row : row + 1, mask_first + t], no_data)
+
+
+@compiled(entry=True)
+def hide(plane: NDArray[Any], words: NDArray[np.int64], mask: NDArray[np.int8], value: Any) -> None:
+    """Set pixels that are masked.
+
+    Parameters
+    ----------
+    plane, mask
+        Pixels and their flags, one axis.
+    words
+        The flags, eight at a time as far as there are so many: mostly all of them are 0.
+    """
+    for k in range(words.size):
+        if words[k] != 0:
+            for x in range(8 * k, 8 * k + 8):
+                if mask[x] > 0:
+                    plane[x] = value
+    for x in range(8 * words.size, mask.size):
+        if mask[x] > 0:
+            plane[x] = value
 
 
 @compiled()

@@ -1,12 +1,14 @@
 """Codecs of zarr-python that compare the sizes which a chunk states with its bytes before they decode it.
 
-numcodecs believes them: Blosc reads beyond the chunk, and memory is taken for as many texts as are stated.
+numcodecs believes them: Blosc reads beyond the chunk, memory is taken for as many texts as are stated, and what unpacks
+to a thousand times its bytes is unpacked.
 """
 
 from __future__ import annotations
 
 import math
 import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +17,7 @@ import zarr
 from zarr import codecs
 from zarr.registry import register_codec
 
+from wustore.backends.zarr.filters.decode import DamagedChunk, zstd_size
 from wustore.model.sizes import most_believed
 
 __all__ = ["checked_codecs"]
@@ -23,13 +26,47 @@ _BLOSC_HEAD = struct.Struct("<4x3I")
 """Version, flags and item size; bytes of the content, of a block, and of the whole frame."""
 
 
+_STEP = 1 << 20
+
+
+def _most(chunk: Any, spec: Any) -> int:
+    """Return how many bytes a chunk may decode to: what its array declares, or what its bytes justify."""
+    declared: int = math.prod(spec.shape) * getattr(spec.dtype, "item_size", 1)
+    return max(declared + _STEP, most_believed(len(chunk)))
+
+
 class _Blosc:
     async def _decode_single(self, chunk: Any, spec: Any) -> Any:
         head = chunk[: _BLOSC_HEAD.size].to_bytes()
         content, _, size = _BLOSC_HEAD.unpack(head)  # a shorter one is a struct.error, which callers expect
-        declared = math.prod(spec.shape) * getattr(spec.dtype, "item_size", 1)
-        if size != len(chunk) or content > max(declared, most_believed(len(chunk))):
+        if size != len(chunk) or content > _most(chunk, spec):
             raise ValueError(f"a Blosc chunk of {len(chunk)} bytes states {size}, with {content} of content")
+        return await super()._decode_single(chunk, spec)  # type: ignore[misc]
+
+
+class _Zstd:
+    async def _decode_single(self, chunk: Any, spec: Any) -> Any:
+        try:
+            content = zstd_size(chunk.to_bytes())
+        except DamagedChunk:  # it states none, as streams of other programs do, or is no frame, which its decoder says
+            content = 0
+        if content > _most(chunk, spec):
+            raise ValueError(f"a zstd chunk of {len(chunk)} bytes states {content} of content")
+        return await super()._decode_single(chunk, spec)  # type: ignore[misc]
+
+
+class _Gzip:
+    async def _decode_single(self, chunk: Any, spec: Any) -> Any:
+        most = _most(chunk, spec)
+        data, size = chunk.to_bytes(), 0
+        while data:  # a member after the other, as gzip reads them
+            engine = zlib.decompressobj(31)
+            while data and not engine.eof:
+                size += len(engine.decompress(data, _STEP))
+                data = engine.unconsumed_tail
+                if size > most:
+                    raise ValueError(f"a gzip chunk of {len(chunk)} bytes holds more than {most} of content")
+            data = engine.unused_data
         return await super()._decode_single(chunk, spec)  # type: ignore[misc]
 
 
@@ -52,6 +89,14 @@ class Blosc(_Blosc, codecs.numcodecs.Blosc, codec_name="blosc"):
     """Codec ``numcodecs.blosc``."""
 
 
+class ZstdCodec(_Zstd, codecs.ZstdCodec):
+    """Codec ``zstd``."""
+
+
+class GzipCodec(_Gzip, codecs.GzipCodec):
+    """Codec ``gzip``."""
+
+
 class VLenUTF8Codec(_Texts, codecs.VLenUTF8Codec):
     """Codec ``vlen-utf8``."""
 
@@ -63,6 +108,8 @@ class VLenBytesCodec(_Texts, codecs.VLenBytesCodec):
 _CODECS = {
     "blosc": BloscCodec,
     "numcodecs.blosc": Blosc,
+    "zstd": ZstdCodec,
+    "gzip": GzipCodec,
     "vlen-utf8": VLenUTF8Codec,
     "vlen-bytes": VLenBytesCodec,
 }

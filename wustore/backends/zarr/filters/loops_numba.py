@@ -9,7 +9,7 @@ import numpy as np
 from numba import intp, uint8, uint32
 from numpy.typing import NDArray
 
-from wustore.backends.bytes_numba import LINE, call, copy, fence, first_word, stream
+from wustore.backends.bytes_numba import LINE, call, copy, fence, first_word, move, stream
 from wustore.backends.compiling import compiled
 from wustore.model.checksum import RESIDUE
 
@@ -68,7 +68,7 @@ def join(
         count = stop - 5 - start
         if at + count >= out.size:
             return False
-        copy(stored[start : start + count], out[at : at + count])
+        move(out.ctypes.data + at, stored.ctypes.data + start, count)
         at += count
     out[at] = 0
     return True
