@@ -6,7 +6,9 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from wustore.backends.hdf5 import file
 from wustore.backends.hdf5.backend import Hdf5Backend
 from wustore.backends.hdf5.file import Output
+from wustore.errors import CorruptError, UsageError
 from wustore.ops.copy import copy
 from wustore.testing import assert_same, sample, with_capsule
 
@@ -147,3 +150,66 @@ def test_an_error_while_flushing_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="broken"):
         write(tmp_path / "a.h5")
     assert list(tmp_path.iterdir()) == []
+
+
+class Hashed(Mapping[str, Any]):
+    """The document of FITS reconstruction data that takes time to make."""
+
+    def __init__(self, document: Mapping[str, Any], error: Exception | None = None) -> None:
+        self._document = document
+        self._error = error
+        self.asked, self.known = threading.Event(), threading.Event()
+
+    def __iter__(self) -> Iterator[str]:
+        self.asked.set()
+        assert self.known.wait(60)
+        if self._error is not None:
+            raise self._error
+        return iter(self._document)
+
+    def __getitem__(self, key: str) -> Any:
+        return self._document[key]
+
+    def __len__(self) -> int:
+        return len(self._document)
+
+
+def test_images_are_encoded_while_files_are_hashed(tmp_path: Path) -> None:
+    """The first image waits for that; the others are written after it, with the same bytes."""
+    source = with_capsule(sample("rich"))
+    write(tmp_path / "whole.h5")
+    capsule = source.capsule()
+    document = Hashed(capsule.document)
+    writer = Hdf5Backend().create(
+        str(tmp_path / "a.h5"), source.meta, capsule=replace(capsule, document=document), workers=2
+    )
+    assert not document.asked.is_set()
+
+    def put(i: int) -> None:
+        writer.write(i, source.image(i), source.image_capsule(i))
+
+    first = threading.Thread(target=put, args=(2,))
+    first.start()
+    assert document.asked.wait(60)
+    for i in (3, 0, 1):
+        put(i)
+    with pytest.raises(UsageError, match="twice"):
+        put(0)
+    assert first.is_alive()
+    document.known.set()
+    first.join()
+    writer.commit()
+    with pytest.raises(UsageError, match="ended"):
+        put(0)
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_an_error_while_files_are_hashed(tmp_path: Path) -> None:
+    source = with_capsule(sample("rich"))
+    capsule = source.capsule()
+    document = Hashed(capsule.document, CorruptError("the file was changed"))
+    document.known.set()
+    writer = Hdf5Backend().create(str(tmp_path / "a.h5"), source.meta, capsule=replace(capsule, document=document))
+    with pytest.raises(CorruptError, match="was changed"):
+        copy(source, writer, workers=2)
+    assert not [*tmp_path.iterdir()]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.hdf5 import netcdf
 from wustore.errors import OtherFormatError
-from wustore.storage.files import RemoteFile, open_regular, pread, write_all
+from wustore.storage.files import RemoteFile, open_regular, pread, pread_into, write_all
 from wustore.storage.threads import Background
 from wustore.storage.url import is_remote
 
@@ -261,9 +261,9 @@ class Output(io.RawIOBase):
         self.seek(0, os.SEEK_END)
         self.write(data)
 
-    def read_at(self, offset: int, size: int) -> bytes:
-        """Return ``size`` bytes from ``offset`` on, from any thread."""
-        return pread(self._file.fileno(), size, offset)
+    def read_at(self, offset: int, size: int) -> memoryview:
+        """Return ``size`` bytes from ``offset`` on, in memory of this thread: valid until its next call."""
+        return pread_into(self._file.fileno(), size, offset)
 
     def _fail(self, error: BaseException) -> None:
         if self._error is None:

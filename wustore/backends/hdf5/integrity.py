@@ -29,7 +29,7 @@ _LARGEST_BLOCK = 1 << 26
 _END_ADDRESS = struct.Struct("<8sB3x16xQ")
 """Signature, version and end of a file in a superblock of version 2 or 3 (HDF5 File Format Specification, II.A)."""
 
-Read = Callable[[int, int], bytes]
+Read = Callable[[int, int], bytes | memoryview]
 """Function of offset and length that gives bytes, fewer at the end of the file."""
 
 

@@ -32,13 +32,14 @@ from wustore.format.document import CONVENTIONS, arrays_of, document_of
 from wustore.format.packed import pack
 from wustore.model.meta import LAYERS, Capsule, Image
 from wustore.storage.staging import Staging
+from wustore.storage.threads import in_threads, worker_count
 
 __all__ = ["Hdf5Writer"]
 
 _CAPSULE_CHUNK = 1 << 18
 _CAPSULE_LEVEL = 6
 _EARLY_IN_MEMORY = 1 << 26
-"""Bytes of encoded images kept in memory that were written before their turn; more go to an unnamed file."""
+"""Bytes of encoded images kept in memory for two workers that were written before their turn; more go to a file."""
 _SPOOLED_IN_MEMORY = 1 << 23
 """Bytes of capsule kept in memory while writing; more goes to an unnamed file in the target's directory."""
 
@@ -72,9 +73,31 @@ class Hdf5Writer(Writer):
         self._pieces: _Pieces | None = None
         self._early = _Early(staging.target.parent, encoder)
         self._next = 0
+        self._is_begun = False
+        self._has_ended = False
+        self._beginning = threading.Lock()
         self._file: h5py.File | None = None
         self._output: Output | None = None
         self._datasets: list[h5py.Dataset] = []
+        self._dims: dict[str, tuple[str, ...]] = {}
+        try:
+            if capsule is not None:
+                self._pieces = _Pieces(meta.n_images, staging.target.parent)
+            self._output = Output(staging.path)
+            staging.protect()
+            if capsule is None or isinstance(capsule.document, dict):
+                self._begin()
+        except BaseException:
+            self.abort()
+            raise
+
+    def _begin(self) -> None:
+        """Create the file, and write what comes before the images: with it what is known of the FITS files.
+
+        These are hashed for that, one after the other by one thread; the others encode images meanwhile, which wait.
+        """
+        assert self._output is not None
+        encoder, meta, capsule = self._encoder, self._meta, self._capsule
         document = document_of(meta)
         layout = encoder.layout if encoder.chunks is None else list(encoder.chunks)
         document["storage"] = {"profile": encoder.profile, "layout": layout}
@@ -83,27 +106,20 @@ class Hdf5Writer(Writer):
         text = json.dumps(document, allow_nan=False)
         specs = arrays_of(meta)
         specs.append(pack([document_spec(text), *specs]))
-        try:
-            if capsule is not None:
-                self._pieces = _Pieces(meta.n_images, staging.target.parent)
-            self._output = Output(staging.path)
-            self._file = netcdf.create_file(self._output)
-            staging.protect()
-            netcdf.set_text(self._file, "Conventions", CONVENTIONS)
-            # Variable-length, because a text inside the object header is limited to 64 kB; the checksum
-            # is inside, where HDF5 protects it.
-            self._file.attrs.create(DOCUMENT, text, dtype=h5py.string_dtype("ascii"))
-            netcdf.set_text(self._file, DOCUMENT_CHECKSUM, hashlib.sha256(text.encode()).hexdigest())
-            self._datasets += [_create_layer(self._file, layer) for layer in encoder.layers]
-            netcdf.add_group(self._file, "constituents")  # there even if the table has no columns
-            for array in specs:
-                netcdf.add_array(self._file, array)
-            self._check_output()
-        except BaseException:
-            self.abort()
-            raise
-        self._dims = {layer.spec.name: tuple(layer.spec.dims) for layer in encoder.layers}
+        self._file = netcdf.create_file(self._output)
+        netcdf.set_text(self._file, "Conventions", CONVENTIONS)
+        # Variable-length, because a text inside the object header is limited to 64 kB; the checksum
+        # is inside, where HDF5 protects it.
+        self._file.attrs.create(DOCUMENT, text, dtype=h5py.string_dtype("ascii"))
+        netcdf.set_text(self._file, DOCUMENT_CHECKSUM, hashlib.sha256(text.encode()).hexdigest())
+        self._datasets += [_create_layer(self._file, layer) for layer in encoder.layers]
+        netcdf.add_group(self._file, "constituents")  # there even if the table has no columns
+        for array in specs:
+            netcdf.add_array(self._file, array)
+        self._check_output()
+        self._dims |= {layer.spec.name: tuple(layer.spec.dims) for layer in encoder.layers}
         self._dims |= {array.name: array.dims for array in specs}
+        self._is_begun = True
 
     def write(self, i: int, image: Image, capsule: bytes | None = None) -> None:
         """Write image ``i``; see `wustore.backends.base.Writer.write`."""
@@ -117,7 +133,7 @@ class Hdf5Writer(Writer):
     def store(self, i: int, image: EncodedImage) -> None:
         """Write an encoded image."""
         with self._lock:
-            if self._file is None:
+            if self._has_ended:
                 raise UsageError("the writer has ended", path=self._staging.target)
             if self._written[i]:
                 raise UsageError("an image was written twice", path=self._staging.target, where=f"image {i}")
@@ -125,16 +141,28 @@ class Hdf5Writer(Writer):
             if self._pieces is not None:
                 self._pieces.add(i, image.capsule)
             self._early.add(i, image)
-            runs: list[_Run] = []
+            self._written[i] = True
+        if not self._is_begun:
+            if not self._beginning.acquire(blocking=False):
+                return  # another thread begins; then it writes what has come until then
+            try:
+                if not self._is_begun:
+                    self._begin()
+            finally:
+                self._beginning.release()
+        self._write_ready()
+
+    def _write_ready(self) -> None:
+        """Write the images whose turn has come."""
+        output = self._output
+        assert output is not None
+        runs: list[_Run] = []
+        with self._lock:
             while self._next in self._early:
                 self._place_chunks(self._next, self._early.pop(self._next), runs)
                 self._next += 1
-            self._written[i] = True
-            output = self._output
-        if output is not None:
-            for run in runs:
-                output.write_at(run.start, run.pieces)
-            output.check()
+        in_threads(lambda run: output.write_at(run.start, run.pieces), runs, self._encoder.workers)
+        output.check()
 
     def _place_chunks(self, i: int, image: EncodedImage, runs: list[_Run]) -> None:
         """Let HDF5 find places for the chunks of an image; what goes there is written by whoever has the runs."""
@@ -159,7 +187,7 @@ class Hdf5Writer(Writer):
 
     def commit(self) -> None:
         """Finish the file and let it appear; see `wustore.backends.base.Writer.commit`."""
-        if self._file is None:
+        if self._has_ended:
             raise UsageError("the writer has ended", path=self._staging.target)
         if not self._written.all():
             raise IncompleteError(
@@ -168,6 +196,9 @@ class Hdf5Writer(Writer):
                 expected=f"{self._meta.n_images} images",
                 found=int(self._written.sum()),
             )
+        if not self._is_begun:
+            self._begin()
+        assert self._file is not None
         chunk_sums = ArraySpec(
             CHUNK_CHECKSUM, self._chunk_sums, ("time", "chunk"), {"long_name": "fletcher32 of each chunk of the layers"}
         )
@@ -228,6 +259,7 @@ class Hdf5Writer(Writer):
         self._end()
 
     def _end(self) -> None:
+        self._has_ended = True
         self._datasets = []
         self._early.close()
         if self._pieces is not None:
@@ -263,13 +295,14 @@ class _Early:
         self._encoder = encoder
         self._images: dict[int, EncodedImage | tuple[int, int]] = {}
         self._held = 0
+        self._most = _EARLY_IN_MEMORY * max(1, worker_count(encoder.workers) // 2)
         self._file: IO[bytes] | None = None
 
     def __contains__(self, i: int) -> bool:
         return i in self._images
 
     def add(self, i: int, image: EncodedImage) -> None:
-        if self._held + image.size <= _EARLY_IN_MEMORY or not self._images:
+        if self._held + image.size <= self._most or not self._images:
             self._held += image.size
             self._images[i] = image
             return
