@@ -314,3 +314,33 @@ def test_without_a_sync_of_the_whole_file_system(tmp_path, monkeypatch):
     sync_tree(tmp_path)
     assert len(synced) == 101
     assert synced[-1] == tmp_path
+
+
+def test_many_files_are_removed_and_links_not_followed(tmp_path):
+    outside, inside = tmp_path / "outside", tmp_path / "inside" / "deep"
+    for folder in (outside, inside):
+        folder.mkdir(parents=True)
+        for k in range(20):
+            (folder / str(k)).write_text("")
+    (inside / "to_a_folder").symlink_to(outside)
+    (inside / "to_a_file").symlink_to(outside / "3")
+    atomic.remove(tmp_path / "inside")
+    assert not (tmp_path / "inside").exists()
+    assert len([*outside.iterdir()]) == 20
+    atomic.remove(tmp_path / "inside")
+
+
+def test_what_cannot_be_removed_is_an_error(tmp_path, monkeypatch):
+    for k in range(20):
+        (tmp_path / str(k)).write_text("")
+    unlink = os.unlink
+
+    def refuse(name, *, dir_fd=None):
+        if os.fspath(name).endswith("7"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+        unlink(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.raises(PermissionError):
+        atomic.remove(tmp_path)
+    assert (tmp_path / "7").exists()
