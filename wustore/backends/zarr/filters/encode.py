@@ -77,7 +77,8 @@ def pcodec_all(compress: Callable[[NDArray[Any], int], bytes], chunks: NDArray[A
     compress
         Makes a file of values, with chunks of so many.
     """
-    loops, functions = blocks.loops(), addresses_of(_CRC)
+    loops = blocks.loops()
+    functions = None if loops is None else addresses_of(_CRC)
     n, size = chunks.shape
     if loops is None or functions is None or n < 2 or not _LEAST_VALUES <= size <= _MOST_VALUES:
         return None
@@ -137,7 +138,8 @@ def pack_all(method: str, settings: Mapping[str, Any], chunks: NDArray[Any]) -> 
         Little-endian.
     """
     wanted = {"raw": (_CRC,), "zstd": _ZSTD, "blosc": _BLOSC}[method]
-    loops, functions = blocks.loops(), addresses_of(*wanted)
+    loops = blocks.loops()
+    functions = None if loops is None else addresses_of(*wanted)
     n = len(chunks)
     if loops is None or functions is None or n < 2:
         return None
