@@ -43,7 +43,9 @@ def test_every_type_comes_back() -> None:
         assert column.values.tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize(("rows", "width"), [(-1, 4), (4, -1), (-(2**62), -1), (10**25, -1), (10**25, 4)])
+@pytest.mark.parametrize(
+    ("rows", "width"), [(-1, 4), (4, -1), (-(2**62), -1), (10**25, -1), (10**25, 4), (0, 2**63), (0, 10**25)]
+)
 def test_sizes_that_cannot_be(rows: int, width: int) -> None:
     cards = [("NAXIS1", width), ("NAXIS2", rows), ("TFIELDS", 1), ("TFORM1", "1J")]
     text = HeaderText(cards).block().decode().partition("END ")[0]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wustore.backends.fits.hdu.header import CARD, Header
 from wustore.backends.fits.hdu.header_writer import card
-from wustore.backends.fits.hdu.table import Field, fields_of
+from wustore.backends.fits.hdu.table import LONGEST_ROW, Field, fields_of
 from wustore.backends.fits.tiles import rice
 from wustore.backends.fits.tiles.gzip import MAXIMUM_RATIO, gunzip
 from wustore.errors import CorruptError, FormatError
@@ -52,7 +52,7 @@ def unpacked_table(header: Header, data: bytes, *, path: str, where: str) -> tup
     row_size, n_rows = integer("ZNAXIS1"), integer("ZNAXIS2")
     tile_rows = min(integer("ZTILELEN", n_rows), n_rows)
     size = row_size * n_rows
-    if size > MAXIMUM_RATIO * len(data) or (size and tile_rows == 0):
+    if size > MAXIMUM_RATIO * len(data) or (size and tile_rows == 0) or row_size > LONGEST_ROW:
         raise CorruptError(
             "the header claims a table that its compressed data cannot hold",
             path=path,
@@ -87,7 +87,8 @@ def _spans(header: Header, data: bytes, fields: list[Field], n_tiles: int, path:
     row_size = header.integer("NAXIS1", path=path, where=where)
     n_rows = header.integer("NAXIS2", path=path, where=where)
     heap = header.integer("THEAP", row_size * n_rows, path=path, where=where)
-    if n_rows < n_tiles or row_size * n_rows > len(data) or not 0 <= heap <= len(data):
+    fits = n_rows >= n_tiles and 0 <= row_size <= LONGEST_ROW and row_size * n_rows <= len(data)
+    if not fits or not 0 <= heap <= len(data):
         raise CorruptError(
             "a tile-compressed table is longer than its data",
             path=path,

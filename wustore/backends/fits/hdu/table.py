@@ -18,7 +18,7 @@ from wustore.backends.fits.hdu.header import CARD, Header
 from wustore.backends.fits.tiles.dtypes import COLUMN_TYPES, UNSIGNED, column_format, flipped
 from wustore.errors import CorruptError
 
-__all__ = ["Field", "TableColumn", "fields_of", "read_table"]
+__all__ = ["LONGEST_ROW", "Field", "TableColumn", "fields_of", "read_table"]
 
 
 class TableColumn(NamedTuple):
@@ -50,6 +50,10 @@ class Field(NamedTuple):
     width: int
 
 
+LONGEST_ROW = 1 << 40
+"""Bytes. Without rows, a table fits into its data whatever its header states, but numpy has no such array."""
+
+
 def read_table(header: Header, data: bytes | memoryview, *, path: str, where: str) -> list[TableColumn]:
     """Return the columns of a binary table.
 
@@ -66,7 +70,7 @@ def read_table(header: Header, data: bytes | memoryview, *, path: str, where: st
     row_size = header.integer("NAXIS1", path=path, where=where)
     n_rows = header.integer("NAXIS2", path=path, where=where)
     n_fields = header.integer("TFIELDS", path=path, where=where)
-    if min(row_size, n_rows) < 0 or row_size * n_rows > len(data):
+    if min(row_size, n_rows) < 0 or row_size * n_rows > len(data) or row_size > LONGEST_ROW:
         raise CorruptError(
             "a table does not fit into its data",
             path=path,
