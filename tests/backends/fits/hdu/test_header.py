@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 from astropy.io import fits
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wustore.backends.fits.hdu.header import Header
@@ -36,6 +36,10 @@ VALUES = st.one_of(
     st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30),
     st.sampled_from(["KEY", "A_1-B", "a long key"]),
 )
+@example("", "'", "KEY")
+@example("", "a 'comment'", "KEY")
+@example("a'/b", "", "KEY")
+@example("a'/b" * 30, "'", "KEY")
 def test_cards_that_astropy_writes(value: object, comment: str, keyword: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -52,9 +56,18 @@ def test_cards_that_astropy_writes(value: object, comment: str, keyword: str) ->
     st.text(st.sampled_from("'/ =&()TF0123456789.+-eEdD,ab\x7f\xe9"), max_size=70),
     st.sampled_from(["KEY     = ", "KEY     =", "KEY= ", "key     = ", "HIERARCH a b = ", "COMMENT ", "        "]),
 )
+@example("00/= ", "KEY= ")
+@example("5 = 7", "KEY= ")
+@example("'a' / 'b'", "= ")
+@example("T / 'b'", "HISTORY= ")
+@example("= 5", "COMMENT ")
+@example("'' / '", "KEY     = ")
+@example("''''/'", "KEY     =")
 def test_cards_of_any_text(rest: str, start: str) -> None:
     image = (start + rest)[:80].ljust(80)
-    (ours,) = Header(image).cards()
+    header = Header(image)
+    (ours,) = header.cards()
+    assert (list(header), repr(header[ours.keyword])) == ([ours.keyword], repr(ours.value))
     if not image.isascii() or "\x7f" in image:
         return  # astropy replaces such bytes, or refuses them
     with warnings.catch_warnings():
@@ -68,7 +81,39 @@ def test_cards_of_any_text(rest: str, start: str) -> None:
         if card.field_specifier is not None:
             return  # a record-valued card, which only astropy's WCS takes apart
     value = None if isinstance(value, fits.card.Undefined) else value
-    assert (ours.keyword, repr(ours.value)) == (keyword.upper(), repr(value))
+    assert (ours.keyword, repr(ours.value), ours.comment) == (keyword.upper(), repr(value), card.comment)
+
+
+PIECES = st.lists(
+    st.sampled_from(["'", "''", " ", "/", "= ", "&'", "ab", "A", "5", "T", "(1,2)", " / 'x'"]), max_size=10
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(["KEY     = ", "KEY= ", "HIERARCH a= ", "HIERARCH = ", "COMMENT ", "HISTORY=", "A-B_C   = "]),
+    PIECES,
+    st.lists(st.tuples(st.sampled_from(["  ", " ", "", "= ", "=", "  '"]), PIECES), max_size=2),
+)
+@example("KEY= ", ["'", "ab", "'"], [("", ["-+'ab' '''"])])
+@example("COMMENT ", ["ab"], [("  ", ["'", "ab", "'"])])
+@example("HIERARCH = ", ["5"], [])
+def test_quotes_and_continued_cards(start: str, first: list[str], more: list[tuple[str, list[str]]]) -> None:
+    """Pieces that end strings, values and cards in places where they should not."""
+    parts = [start + "".join(first), *("CONTINUE" + gap + "".join(rest) for gap, rest in more)]
+    image = "".join(part[:80].ljust(80) for part in parts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        header = fits.Header.fromstring(image)
+        try:
+            expected = astropy_cards(header)
+        except (fits.VerifyError, ValueError):
+            return  # for astropy there is no value
+        if any(card.field_specifier is not None for card in header.cards):
+            return
+    # "KEY = 5": astropy leaves the blank at the end of the keyword, and finds the card without it.
+    expected = [(keyword.strip(), value, comment) for keyword, value, comment in expected]
+    assert repr([tuple(card) for card in Header(image).cards()]) == repr(expected)
 
 
 def test_lookup_takes_the_first_of_duplicates() -> None:

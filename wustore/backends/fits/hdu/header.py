@@ -2,7 +2,9 @@
 
 Card syntax: FITS standard 4.0, section 4; CONTINUE: section 4.2.1.2; HIERARCH: the registered convention
 of that name. If the standard leaves a card undefined, the value is the one astropy gives, because that
-is what KBMOD sees. Bytes outside ASCII are taken as Latin-1, so that no header is ever refused for them.
+is what KBMOD sees. So it is for strings that astropy ends at another quote than the standard: a doubled one
+before a slash, and if the string is empty one in the comment. Bytes outside ASCII are taken as Latin-1, so that no
+header is ever refused for them.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ BLOCK = 2880
 _COMMENTARY = frozenset({"", "COMMENT", "HISTORY", "END"})
 _NUMBER = r"[+-]? *(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?) *(?:[deDE] *[+-]? *[0-9]+)?"
 _COMMENT = r"(?:/ *(?P<comment>.*))?$"
-_TEXT = r"'(?P<text>[^\x00-\x1f\x7f]*?)'(?=$|/| )"
+_TEXT = r"'(?P<text>[^\x00-\x1f\x7f]+?|)'(?=$|/| )"  # an empty one last, as in astropy
 # A number, a logical, a string or a complex number; nothing at all is an undefined value.
 _VALUE = re.compile(
     rf" *(?:{_TEXT}|(?P<logical>[FT])|(?P<number>{_NUMBER})"
@@ -71,12 +73,12 @@ def _number(text: str) -> int | float:
 
 def _usual_value(image: str) -> int | str | None:
     """Return the value of a card with an integer or a string in the standard's fixed columns; None for any other."""
-    if image[8:10] != "= ":
+    if image[8:10] != "= " or "= " in image[:8]:
         return None
     if image[10:11] == "'":
         end = image.find("'", 11)
         text = image[11:end]
-        if end > 0 and image[end + 1 :].lstrip(" ")[:1] in {"", "/"} and text.isprintable():
+        if end > 11 and image[end + 1 :].lstrip(" ")[:1] in {"", "/"} and text.isprintable():
             return text.rstrip()
         return None
     digits = image[10:30].strip(" ")
@@ -90,18 +92,15 @@ def _split(image: str) -> tuple[str, str | None]:
     keyword = image[:8].strip().upper()
     if keyword in _COMMENTARY:
         return keyword, None
-    if image[8:10] == "= ":
-        return keyword, image[10:]
+    rest = None
     if keyword == "CONTINUE":
-        return keyword, image[8:]
-    if keyword == "HIERARCH" and image[8:9] == " " and "=" in image:
+        rest = image.partition(" ")[2]
+    elif (at := image.find("= ", 0, 10)) >= 0:  # some writers put it too early: the first one counts
+        keyword, rest = image[:at].strip().upper(), image[at + 2 :]
+    elif keyword == "HIERARCH" and image[8:9] == " " and "=" in image:
         name, _, rest = image.partition("=")
-        return name[9:].strip().upper(), rest
-    # Some writers put the sign too early, or forget the blank behind it.
-    at = image.find("= ")
-    if 0 <= at <= 8:
-        return image[:at].strip().upper(), image[at + 2 :]
-    return keyword, None
+        keyword = name[9:].strip().upper()
+    return keyword, None if keyword in _COMMENTARY else rest
 
 
 def _parse(rest: str) -> tuple[Any, str]:
@@ -135,7 +134,7 @@ def _parse_long(images: list[str]) -> tuple[Any, str]:
         texts.append(text[:-1] if text.endswith("&") else text)
         if match["comment"]:
             comments.append(match["comment"].rstrip())
-    return "".join(texts).replace("''", "'").rstrip(), " ".join(comments)
+    return _parse(f"'{''.join(texts)}' / {' '.join(comments)}")
 
 
 class Header(Mapping[str, Any]):
@@ -182,7 +181,7 @@ class Header(Mapping[str, Any]):
     def _learn(self, head: str, at: int) -> str:
         """Return the keyword of the card at an offset; one in regular form is known from then on by its ``head``."""
         keyword = head[:8].rstrip()
-        if head[8:] == "= " and keyword.isupper():
+        if head[8:] == "= " and keyword.isupper() and "= " not in keyword:
             if len(_KEYWORDS) < _MOST_KEYWORDS:
                 _KEYWORDS[head] = keyword
             return keyword
@@ -203,13 +202,13 @@ class Header(Mapping[str, Any]):
         An undefined value is None, whatever the default.
         """
         at = self.places.get(keyword)
-        return default if at is None else self._value_at(at)
+        return default if at is None else self._value_at(at, keyword)
 
     def __getitem__(self, keyword: str) -> Any:
         at = self.places.get(keyword)
         if at is None:
             raise KeyError(keyword)
-        return self._value_at(at)
+        return self._value_at(at, keyword)
 
     def integer(
         self,
@@ -258,9 +257,9 @@ class Header(Mapping[str, Any]):
         text = f"the header card {keyword} {what}"
         return CorruptError(text, path=path, where=where or None, expected=expected, found=found)
 
-    def _value_at(self, at: int) -> Any:
+    def _value_at(self, at: int, keyword: str) -> Any:
         text = self.text
-        if text[at + CARD : at + CARD + 8] != "CONTINUE":
+        if keyword not in _COMMENTARY and text[at + CARD : at + CARD + 8] != "CONTINUE":
             value = _usual_value(text[at : at + CARD])
             if value is not None:
                 return value
@@ -278,7 +277,7 @@ class Header(Mapping[str, Any]):
                 after += CARD
             keyword, rest = _split(image)
             if rest is None:
-                return Card(keyword, "".join(part[8:] for part in images).rstrip(), ""), after
+                return Card(keyword, text[at + 8 : after].rstrip(), ""), after
             return Card(keyword, *_parse_long(images)), after
         keyword, rest = _split(image)
         if rest is None:
