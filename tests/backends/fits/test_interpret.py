@@ -60,6 +60,28 @@ def test_bad_links(tmp_path: Path, cards: dict[str, Any]) -> None:
     assert "SCI_1" in str(refusal(samples.write(tmp_path / "x.fits", hdus)))
 
 
+@pytest.mark.parametrize(
+    ("cells", "order", "message"),
+    [
+        ([0.0, np.nan], [0, 1], "holds no numbers"),
+        ([0.0, np.inf], [0, 1], "holds no numbers"),
+        ([0, 1j], [0, 1], "holds no numbers"),
+        (["0", "1" * 5000], [0, 1], "holds no numbers"),
+        ([0, 3], [0, 1], "not there"),
+        ([0, 1], [[0, 1], [1, 0]], "_index"),
+        ([0, 1], ["0", "1"], "_index"),
+    ],
+)
+def test_bad_links_in_a_table(tmp_path: Path, cells: Any, order: Any, message: str) -> None:
+    hdus = [samples.primary_hdu(2, NCON=3), samples.table_hdu("ORG_META", a=np.arange(3))]
+    hdus.append(samples.table_hdu("IMG_META", per_image_indices=np.array(cells), _index=np.array(order)))
+    for i in range(2):
+        hdus += samples.image_hdus(i, NIND=None, IND_0=None)
+    error = refusal(samples.write(tmp_path / "x.fits", hdus))
+    assert message in str(error)
+    assert "IMG_META" in str(error.where)
+
+
 def test_no_links_with_another_number_of_constituents(tmp_path: Path) -> None:
     hdus = [samples.primary_hdu(1, NCON=2), *samples.image_hdus(0, NIND=None, IND_0=None)]
     assert "NIND" in str(refusal(samples.write(tmp_path / "x.fits", hdus)))

@@ -232,18 +232,24 @@ class _Reading:
         cells = columns.get("per_image_indices")
         if cells is None or len(cells) != self.n_images:
             return {}
-        order = columns.get("_index", np.arange(self.n_images))
+        hdu, order = self.file.get("IMG_META"), columns.get("_index", np.arange(self.n_images))
+        if order.ndim != 1 or order.dtype.kind not in "iuf":
+            raise self._error(
+                "the column _index holds no numbers of images", hdu, found=f"{order.dtype}, {order.ndim}-d"
+            )
         rows: dict[int, tuple[int, ...]] = {}
-        for number, cell in zip(np.asarray(order).tolist(), cells, strict=True):
-            if cells.dtype.kind in "US":
-                indices = [int(digits) for digits in re.findall(r"-?\d+", text_of(cell))]
-            else:
-                indices = [int(index) for index in np.atleast_1d(cell)]
+        for number, cell in zip(order.tolist(), cells, strict=True):
+            is_text = cells.dtype.kind in "US"
+            found = re.findall(r"-?\d+", text_of(cell)) if is_text else np.atleast_1d(cell).ravel().tolist()
+            try:
+                indices = [int(index) for index in found]
+            except (ValueError, TypeError, OverflowError) as error:
+                raise self._error("the column per_image_indices holds no numbers", hdu, found=str(error)) from error
             indices = [index for index in indices if index >= 0]  # shorter rows are filled with -1
             if max(indices, default=0) >= self.n_constituents:
                 raise self._error(
                     "an image points to a constituent image that is not there",
-                    self.file.get("IMG_META"),
+                    hdu,
                     expected=f"0 … {self.n_constituents - 1}",
                     found=max(indices),
                 )

@@ -89,3 +89,19 @@ def test_columns_outside_of_the_heap() -> None:
         with pytest.raises(CorruptError, match="outside the heap") as raised:
             unpacked_table(header, bad, path="a.fits", where="HDU 1")
         assert raised.value.where == "HDU 1, column c1"
+
+
+@pytest.mark.parametrize("rows", [0, 2**62, 10**25])
+def test_rows_without_bytes_take_no_memory(rows: int) -> None:
+    changes = {"TFIELDS": 0, "NAXIS1": 0, "NAXIS2": rows, "ZNAXIS1": 0, "ZNAXIS2": rows, "THEAP": 0}
+    header, data = unpacked_table(*made(**changes), path="a.fits", where="HDU 1")
+    assert data == b""
+    assert read_table(header, data, path="a.fits", where="HDU 1") == []
+
+
+@pytest.mark.parametrize("form", ["1J" + "x" * 67, "1J'", "1J\xe9"])
+def test_formats_that_no_card_can_have(form: str) -> None:
+    header, data = made()
+    changed = Header(header.text + f"ZFORM4  = '{form.replace(chr(39), chr(39) * 2)}'"[:80].ljust(80))
+    with pytest.raises(CorruptError, match="ZFORM4 is none of FITS"):
+        unpacked_table(Header(changed.text.replace(card("TFIELDS", 3), card("TFIELDS", 4))), data, path="a", where="b")

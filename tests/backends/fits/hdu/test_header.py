@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wustore.backends.fits.hdu.header import Header
+from wustore.errors import CorruptError
 
 
 def astropy_cards(header: fits.Header) -> list[tuple[str, object, str]]:
@@ -94,3 +95,32 @@ def test_continued_strings_keep_their_raw_text() -> None:
     header = Header(text + "A       = 1".ljust(80))
     assert header["LONG"] == long
     assert list(header.texts()) == [("LONG", text), ("A", "A       = 1".ljust(80))]
+
+
+def test_integers_and_numbers_are_of_their_type() -> None:
+    texts = (
+        "N       = 5",
+        "X       = 1.5",
+        "T       = '5'",
+        "L       = T",
+        "C       = (1, 0)",
+        "U       =",
+        "I       = 1E999",
+    )
+    header = Header("".join(text.ljust(80) for text in texts))
+    assert (header.integer("N"), header.integer("N", allowed=range(6)), header.integer("M", 7)) == (5, 5, 7)
+    assert (header.number("N", 1), header.number("X", 1), header.number("M", 1)) == (5, 1.5, 1)
+    for keyword in "XTLCUIM":
+        with pytest.raises(CorruptError, match=f"{keyword} does not hold an integer") as caught:
+            header.integer(keyword, path="a.fits", where="HDU 1")
+        assert (caught.value.path, caught.value.where, caught.value.expected) == ("a.fits", "HDU 1", "an integer")
+        assert caught.value.found == ("no such card" if keyword == "M" else repr(header[keyword]))
+    for keyword in "TLCUI":
+        with pytest.raises(CorruptError, match=f"{keyword} does not hold a number"):
+            header.number(keyword, 1)
+    with pytest.raises(CorruptError, match="cannot be") as caught:
+        header.integer("N", allowed=range(5))
+    assert (caught.value.expected, caught.value.found) == ("0 … 4", "5")
+    with pytest.raises(CorruptError) as caught:
+        header.integer("N", allowed={8: "u1", -32: ">f4"})
+    assert caught.value.expected == [-32, 8]

@@ -103,6 +103,26 @@ def test_header_bombs_are_refused(cards: tuple[str, ...]) -> None:
     assert caught.value.path == "bomb.fits"
 
 
+@pytest.mark.parametrize("keyword", ["BITPIX", "NAXIS", "NAXIS1", "NAXIS2", "PCOUNT", "GCOUNT"])
+def test_values_with_more_behind_them_are_refused(keyword: str) -> None:
+    """Also in headers of the usual form, of which not every card is parsed."""
+    cards = {
+        "XTENSION": "'IMAGE   '",
+        "BITPIX": "8",
+        "NAXIS": "2",
+        "NAXIS1": "3",
+        "NAXIS2": "3",
+        "PCOUNT": "0",
+        "GCOUNT": "1",
+    }
+    for behind in ("", " / a comment", "/", " " * 49 + "/"):
+        text = block(*(f"{key:8}= {value:>20}{behind}" for key, value in cards.items()))
+        assert scan(PRIMARY + text + bytes(2880), "a.fits").hdus[1].data_length == 9
+    cards[keyword] = f"{cards[keyword]:>20} \xa6 8"
+    with pytest.raises(CorruptError, match=f"{keyword} does not hold an integer"):
+        scan(PRIMARY + block(*(f"{key:8}= {value:>20}" for key, value in cards.items())) + bytes(2880), "a.fits")
+
+
 def test_what_is_no_fits_is_refused() -> None:
     for data in (b"", b"SIMPLE", b"\x89HDF\r\n", bytes(2880)):
         with pytest.raises(FormatError) as caught:

@@ -51,3 +51,22 @@ def test_sizes_that_cannot_be(rows: int, width: int) -> None:
     text = HeaderText(cards).block().decode().partition("END ")[0]
     with pytest.raises(CorruptError, match="does not fit"):
         read_table(Header(text), bytes(64), path="x", where="y")
+
+
+@pytest.mark.parametrize("form", ["1A", "A", "4A", "4B", "1J"])
+@pytest.mark.parametrize("dim", ["", "x", "()", "(0)", "(3,3)", "(" + "9" * 5000 + ")"])
+def test_a_tdim_that_does_not_fit_says_nothing(form: str, dim: str) -> None:
+    def read(*more: fits.Card) -> list[object]:
+        cards = [("NAXIS1", 4), ("NAXIS2", 2), ("TFIELDS", 1), ("TTYPE1", "a"), ("TFORM1", form)]
+        text = "".join(str(card) for card in (*(fits.Card(*card) for card in cards), *more))
+        (column,) = read_table(Header(text), b"abcdefgh", path="x", where="y")
+        return [column.values.dtype, column.values.tolist()]
+
+    assert read(fits.Card("TDIM1", dim)) == read()
+
+
+def test_a_format_longer_than_a_card_is_refused() -> None:
+    cards = [("NAXIS1", 4), ("NAXIS2", 2), ("TFIELDS", 1), ("TFORM1", "9" * 5000 + "A")]
+    text = "".join(str(fits.Card(*card)) for card in cards)
+    with pytest.raises(CorruptError, match="TFORM1 is none of FITS"):
+        read_table(Header(text), bytes(8), path="x", where="y")

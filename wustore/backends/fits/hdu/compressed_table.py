@@ -60,11 +60,10 @@ def unpacked_table(header: Header, data: bytes, *, path: str, where: str) -> tup
             expected=f"at most {MAXIMUM_RATIO} times {len(data)} bytes, in tiles of 1 row or more",
             found=f"{size} bytes in tiles of {tile_rows} rows",
         )
-    n_fields = integer("TFIELDS")
-    fields = fields_of(header, "ZFORM", n_fields, row_size, path, where)
+    fields = fields_of(header, "ZFORM", row_size, path, where)
     n_tiles = -(-n_rows // tile_rows) if size else 0
     spans = _spans(header, data, fields, n_tiles, path, where)
-    table = np.zeros((n_rows, row_size), np.uint8)
+    table = np.zeros((n_rows if size else 0, row_size), np.uint8)
     heap = np.frombuffer(data, np.uint8)
     for tile in range(n_tiles):
         rows = table[tile * tile_rows : (tile + 1) * tile_rows]
@@ -96,8 +95,8 @@ def _spans(header: Header, data: bytes, fields: list[Field], n_tiles: int, path:
             expected=f"{n_tiles} rows of {row_size} bytes and a heap, in {len(data)} bytes",
             found=f"{n_rows} rows, heap at {heap}",
         )
-    cells = np.frombuffer(data, np.uint8, row_size * n_rows).reshape(n_rows, row_size)[:n_tiles]
-    columns = fields_of(header, "TFORM", len(fields), row_size, path, where)
+    cells = np.frombuffer(data, np.uint8, row_size * n_tiles).reshape(n_tiles, row_size)
+    columns = fields_of(header, "TFORM", row_size, path, where)
     for stored in columns:
         if stored.code not in "PQ" or stored.repeat != 1:
             raise FormatError(

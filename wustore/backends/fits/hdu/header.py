@@ -7,8 +7,9 @@ is what KBMOD sees. Bytes outside ASCII are taken as Latin-1, so that no header 
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from wustore.errors import CorruptError
@@ -210,8 +211,21 @@ class Header(Mapping[str, Any]):
             raise KeyError(keyword)
         return self._value_at(at)
 
-    def integer(self, keyword: str, default: int | None = None, *, path: str | None = None, where: str = "") -> int:
+    def integer(
+        self,
+        keyword: str,
+        default: int | None = None,
+        *,
+        allowed: Collection[int] | None = None,
+        path: str | None = None,
+        where: str = "",
+    ) -> int:
         """Return an integer that the file's structure rests on.
+
+        Parameters
+        ----------
+        allowed
+            The values that it may have; any by default.
 
         Raises
         ------
@@ -220,14 +234,29 @@ class Header(Mapping[str, Any]):
         """
         value = self.get(keyword, default)
         if type(value) is not int:
-            raise CorruptError(
-                f"the header card {keyword} does not hold an integer",
-                path=path,
-                where=where or None,
-                expected="an integer",
-                found="no such card" if keyword not in self else repr(value)[:80],
-            )
+            raise self._bad(keyword, "does not hold an integer", "an integer", path, where)
+        if allowed is not None and value not in allowed:
+            ends = f"{allowed[0]} … {allowed[-1]}" if isinstance(allowed, range) else sorted(allowed)
+            raise self._bad(keyword, "holds an integer that cannot be", ends, path, where)
         return value
+
+    def number(self, keyword: str, default: float, *, path: str | None = None, where: str = "") -> float:
+        """Return a finite number, an integer or not, that values rest on.
+
+        Raises
+        ------
+        CorruptError
+            If the card holds something else.
+        """
+        value = self.get(keyword, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise self._bad(keyword, "does not hold a number", "a finite number", path, where)
+        return value
+
+    def _bad(self, keyword: str, what: str, expected: object, path: str | None, where: str) -> CorruptError:
+        found = repr(self[keyword])[:80] if keyword in self else "no such card"
+        text = f"the header card {keyword} {what}"
+        return CorruptError(text, path=path, where=where or None, expected=expected, found=found)
 
     def _value_at(self, at: int) -> Any:
         text = self.text

@@ -49,7 +49,7 @@ class Plane:
         If its header holds what cannot be.
     """
 
-    __slots__ = ("_layout", "_way", "dtype", "hdu", "path", "shape")
+    __slots__ = ("_layout", "_raw", "_way", "dtype", "hdu", "path", "shape")
 
     def __init__(self, hdu: Hdu, path: str) -> None:
         self.hdu = hdu
@@ -90,23 +90,28 @@ class Plane:
     def _from_tiles(self, header: Header) -> None:
         self.shape = self._axes(header, "Z")
         # Floats keep their type whatever the scale; for integers it takes the whole layout to know.
-        kind = {-32: "f4", -64: "f8"}.get(header.integer("ZBITPIX", path=self.path, where=self.hdu.place))
+        bitpix = header.integer("ZBITPIX", allowed=PIXEL_TYPES, path=self.path, where=self.hdu.place)
+        kind = {-32: "f4", -64: "f8"}.get(bitpix)
         self.dtype = np.dtype(kind) if kind else self.layout().dtype
         self._way = "tiles"
 
     def _from_image(self, header: Header) -> None:
         self.shape = self._axes(header, "")
-        bitpix = header["BITPIX"]
-        raw = np.dtype(PIXEL_TYPES[bitpix]).newbyteorder("=")
-        scale, zero = header.get("BSCALE", 1), header.get("BZERO", 0)
-        blank = header.get("BLANK") if bitpix > 0 else None
+        path, where = self.path, self.hdu.place
+        bitpix = header.integer("BITPIX", allowed=PIXEL_TYPES, path=path, where=where)
+        scale = header.number("BSCALE", 1, path=path, where=where)
+        zero = header.number("BZERO", 0, path=path, where=where)
+        blank = None
+        if bitpix > 0 and header.get("BLANK") is not None:  # of floats it says nothing, and neither without a value
+            blank = header.integer("BLANK", path=path, where=where)
+        self._raw = np.dtype(PIXEL_TYPES[bitpix])
         self._way = "plain"
-        self.dtype = raw
+        self.dtype = self._raw.newbyteorder("=")
         if (scale, zero) == (1, 0) and blank is None:
             return
         self._way = "scaled"
         if bitpix > 0 and scale == 1 and (bitpix, zero) in UNSIGNED:
-            self.dtype = np.dtype(UNSIGNED[bitpix, zero])
+            self.dtype = np.dtype(UNSIGNED[bitpix, int(zero)])
             self._way = "unsigned" if blank is None else "scaled"
         elif bitpix > 0:
             self.dtype = np.dtype("f8" if bitpix > 16 else "f4")
@@ -229,7 +234,7 @@ class Plane:
                 raise self._placed(error) from error
             fill(needed)
         else:
-            width = self.shape[1] * abs(int(self.hdu.header["BITPIX"])) // 8
+            width = self.shape[1] * self._raw.itemsize
             fill([(rows.start * width, min(rows.stop * width, self.hdu.data_length))])
         alone = copy.copy(self)
         alone.hdu = replace(self.hdu, data_start=0)
@@ -237,20 +242,18 @@ class Plane:
 
     def _plain(self, data: Buffer) -> NDArray[Any]:
         """Return the pixels as they are stored, or if they are scaled as astropy gives them."""
-        header = self.hdu.header
         if self._way == "scaled":
             return self._by_astropy(data)
-        raw = np.dtype(PIXEL_TYPES[header["BITPIX"]])
         height, width = self.shape
-        if raw.itemsize * height * width > self.hdu.data_length:
+        if self._raw.itemsize * height * width > self.hdu.data_length:
             raise CorruptError(
                 "an image is longer than its data",
                 path=self.path,
                 where=self.hdu.place,
-                expected=raw.itemsize * height * width,
+                expected=self._raw.itemsize * height * width,
                 found=self.hdu.data_length,
             )
-        plane = np.frombuffer(data, dtype=raw, count=height * width, offset=self.hdu.data_start)
+        plane = np.frombuffer(data, dtype=self._raw, count=height * width, offset=self.hdu.data_start)
         return plane.reshape(height, width)
 
     def _by_astropy(self, data: Buffer) -> NDArray[Any]:

@@ -290,7 +290,8 @@ def _rebuild_tiles(header: Header, control: dict[str, Any], blobs: _Blobs, plane
 
 def _plain_data(header: Header, plane: Array) -> Buffer:
     """Return the data of an uncompressed image, as far as its pixels determine them."""
-    bitpix, scale, zero = header.get("BITPIX"), header.get("BSCALE", 1), header.get("BZERO", 0)
+    bitpix = header.integer("BITPIX", allowed=PIXEL_TYPES)
+    scale, zero = header.number("BSCALE", 1), header.number("BZERO", 0)
     if plane.dtype.kind != "f" or (scale, zero) == (1, 0):
         pixels, stored, offset = to_stored(np.ascontiguousarray(plane))
         if stored == bitpix and scale == 1 and zero == offset:

@@ -23,10 +23,12 @@ __all__ = ["Hdu", "ScannedFile", "Searchable", "Sliceable", "header_end", "is_fi
 _MAX_AXES = 999
 _SIGNATURE = b"SIMPLE  ="
 
-# The cards that an extension of two dimensions starts with, values in the standard's fixed columns.
-_FIXED = r"= ([ \d-]{20})[ /].{49}"
+# The cards that an extension of two dimensions starts with, values in the standard's fixed columns. Behind a value is
+# nothing or a comment, as `Header` reads it: what one of the two refuses, the other may not believe.
+_REST = r"(?: {50}|(?= {0,49}/).{50})"
+_FIXED = rf"= ([ \d-]{{20}}){_REST}"
 _USUAL = re.compile(
-    rf"XTENSION= .{{70}}BITPIX  {_FIXED}NAXIS   = {' ' * 19}2[ /].{{49}}"
+    rf"XTENSION= .{{70}}BITPIX  {_FIXED}NAXIS   = {' ' * 19}2{_REST}"
     rf"NAXIS1  {_FIXED}NAXIS2  {_FIXED}PCOUNT  {_FIXED}GCOUNT  {_FIXED}",
     re.ASCII,
 )
@@ -162,12 +164,8 @@ def _data_length(header: Header, path: str, where: str) -> int:
     CorruptError
         If a card it rests on is missing, of the wrong type or out of range.
     """
-    bitpix = header.integer("BITPIX", path=path, where=where)
-    n_axes = header.integer("NAXIS", path=path, where=where)
-    if bitpix not in PIXEL_TYPES:
-        raise CorruptError("BITPIX is none of FITS", path=path, where=where, expected=sorted(PIXEL_TYPES), found=bitpix)
-    if not 0 <= n_axes <= _MAX_AXES:
-        raise CorruptError("NAXIS is out of range", path=path, where=where, expected=f"0 … {_MAX_AXES}", found=n_axes)
+    bitpix = header.integer("BITPIX", allowed=PIXEL_TYPES, path=path, where=where)
+    n_axes = header.integer("NAXIS", allowed=range(_MAX_AXES + 1), path=path, where=where)
     if n_axes == 0:
         return 0
     sizes = [header.integer(f"NAXIS{axis}", path=path, where=where) for axis in range(1, n_axes + 1)]

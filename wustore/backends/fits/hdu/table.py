@@ -69,7 +69,6 @@ def read_table(header: Header, data: bytes | memoryview, *, path: str, where: st
     """
     row_size = header.integer("NAXIS1", path=path, where=where)
     n_rows = header.integer("NAXIS2", path=path, where=where)
-    n_fields = header.integer("TFIELDS", path=path, where=where)
     if min(row_size, n_rows) < 0 or row_size * n_rows > len(data) or row_size > LONGEST_ROW:
         raise CorruptError(
             "a table does not fit into its data",
@@ -80,8 +79,8 @@ def read_table(header: Header, data: bytes | memoryview, *, path: str, where: st
         )
     if row_size == 0:
         return []  # rows without bytes hold nothing, however many the header counts
-    fields = fields_of(header, "TFORM", n_fields, row_size, path, where)
-    if any(_unusual(header, field) for field in fields):
+    fields = fields_of(header, "TFORM", row_size, path, where)
+    if any(_unusual(header, field, path, where) for field in fields):
         return _by_astropy(header, data, path, where)
     rows = np.frombuffer(data, dtype=np.uint8, count=row_size * n_rows).reshape(n_rows, row_size)
     return [
@@ -94,7 +93,7 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def fields_of(header: Header, keyword: str, n_fields: int, row_size: int, path: str, where: str) -> list[Field]:
+def fields_of(header: Header, keyword: str, row_size: int, path: str, where: str) -> list[Field]:
     """Return the columns of a row by their formats, the cards ``TFORMn`` or (of a compressed table) ``ZFORMn``.
 
     Raises
@@ -102,8 +101,7 @@ def fields_of(header: Header, keyword: str, n_fields: int, row_size: int, path: 
     CorruptError
         If a format is none of FITS, or they do not fit into the row.
     """
-    if not 0 <= n_fields <= 999:
-        raise CorruptError("TFIELDS is out of range", path=path, where=where, expected="0 … 999", found=n_fields)
+    n_fields = header.integer("TFIELDS", allowed=range(1000), path=path, where=where)
     fields, start = [], 0
     for number in range(1, n_fields + 1):
         text = header.get(f"{keyword}{number}")
@@ -119,17 +117,13 @@ def fields_of(header: Header, keyword: str, n_fields: int, row_size: int, path: 
     return fields
 
 
-def _number(header: Header, keyword: str, default: int) -> float:
-    value = header.get(keyword, default)
-    return value if isinstance(value, int | float) else math.nan
-
-
-def _unusual(header: Header, field: Field) -> bool:
+def _unusual(header: Header, field: Field, path: str, where: str) -> bool:
     if field.code in "XPQ":
         return True
     if field.code in "AL":
         return False
-    scale, zero = _number(header, f"TSCAL{field.number}", 1), _number(header, f"TZERO{field.number}", 0)
+    scale = header.number(f"TSCAL{field.number}", 1, path=path, where=where)
+    zero = header.number(f"TZERO{field.number}", 0, path=path, where=where)
     return scale != 1 or (zero != 0 and (_bits(field), zero) not in UNSIGNED)
 
 
@@ -139,11 +133,14 @@ def _bits(field: Field) -> int:
     return 8 * kind.itemsize if kind.kind in "iu" else 0
 
 
+_TDIM = re.compile(r"\s*\(\s*\d+(\s*,\s*\d+)*\s*\)\s*")
+
+
 def _shape(header: Header, field: Field) -> tuple[int, ...]:
     """Return the shape of a cell that TDIM or the repeat count gives; for text that of its strings."""
-    plain = (field.repeat,) if field.repeat != 1 else ()
+    plain = (field.repeat,) if field.repeat != 1 or field.code == "A" else ()
     dim = header.get(f"TDIM{field.number}")
-    if not isinstance(dim, str) or not re.fullmatch(r"\s*\(\s*\d+(\s*,\s*\d+)*\s*\)\s*", dim):
+    if not isinstance(dim, str) or len(dim) > CARD or not _TDIM.fullmatch(dim):
         return plain
     shape = tuple(int(size) for size in reversed(re.findall(r"\d+", dim)))
     return shape if math.prod(shape) == field.repeat else plain
@@ -153,14 +150,14 @@ def _values(header: Header, field: Field, rows: NDArray[np.uint8]) -> NDArray[An
     n_rows = len(rows)
     cells = np.ascontiguousarray(rows[:, field.start : field.start + field.width])
     if field.code == "A":
-        return _strings(cells, _shape(header, field) if f"TDIM{field.number}" in header else (field.repeat,))
+        return _strings(cells, _shape(header, field))
     shape = (n_rows, *_shape(header, field))
     if field.code == "L":
         true: NDArray[np.bool_] = cells == ord("T")
         return true.reshape(shape)
     kind = COLUMN_TYPES[field.code]
     raw = cells.view(kind).reshape(shape) if cells.size else np.empty(shape, kind)
-    zero = int(_number(header, f"TZERO{field.number}", 0))
+    zero = int(header.number(f"TZERO{field.number}", 0))
     if zero == 0:
         return raw.astype(raw.dtype.newbyteorder("="))
     return flipped(raw).view(UNSIGNED[_bits(field), zero])

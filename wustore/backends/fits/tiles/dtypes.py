@@ -54,7 +54,9 @@ COLUMN_TYPES = {
 _DESCRIPTORS = {"P": 8, "Q": 16}
 """Bytes of the descriptor of a variable-length array."""
 
-_TFORM = re.compile(r"\s*(\d*)\s*([LXBIJKAEDCMPQ])([BIJKEDLXACM]?)")
+_TFORM = re.compile(r"\s*(\d*)\s*([LXBIJKAEDCMPQ])([BIJKEDLXACM]?)[ -&(-~]*", re.ASCII)
+_LONGEST_FORMAT = 68
+"""Characters: a format is in one card."""
 
 
 class ColumnFormat(NamedTuple):
@@ -85,7 +87,7 @@ class ColumnFormat(NamedTuple):
 
 def column_format(text: object) -> ColumnFormat | None:
     """Return the format that a card gives, None for what is none."""
-    match = _TFORM.match(text) if isinstance(text, str) else None
+    match = _TFORM.fullmatch(text) if isinstance(text, str) and len(text) <= _LONGEST_FORMAT else None
     return None if match is None else ColumnFormat(int(match[1] or 1), match[2], match[3])
 
 
