@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -259,3 +261,46 @@ def test_a_killed_writer_leaves_the_old_store(tmp_path, moment):
         assert_same(source, reader)
     make(tmp_path / "a.h5", "ragged", overwrite=True)
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.h5"]  # what the dead one left is gone
+
+
+@pytest.mark.parametrize("name", ["science", "time", "fits/data", "fits/bound", "chunk_checksum", "packed"])
+def test_arrays_of_another_shape_or_type(tmp_path, name):
+    whole = make(tmp_path / "whole.h5", "simple")
+    with h5py.File(whole) as file:
+        data = file[name][()]
+    empty = h5py.Empty(data.dtype)
+    others = [
+        empty,
+        data[None],
+        data[..., None],
+        data.ravel(),
+        data[..., :0],
+        data[:1].ravel()[0],
+        np.full(data.shape, 1j),
+    ]
+    with Hdf5Backend().open(whole) as reader:
+        expected = read_all(reader)
+    for k, other in enumerate(others):
+        path = tmp_path / f"{k}.h5"
+        shutil.copy(whole, path)
+        with h5py.File(path, "r+") as file:
+            del file[name]
+            file[name] = other
+        if other is not empty and (other.shape, other.dtype) == (data.shape, data.dtype):
+            continue
+        with contextlib.suppress(WuStoreError), Hdf5Backend().open(str(path)) as reader:
+            list(reader.audit())
+            assert read_all(reader) == expected
+
+
+def test_capsule_bounds_out_of_order_without_a_sign(tmp_path):
+    """Differences of unsigned numbers are never negative."""
+    path = make(tmp_path / "a.h5", "simple")
+    with h5py.File(path, "r+") as file:
+        bounds = file["fits/bound"][()]
+        assert len(bounds) > 3
+        bounds[1], bounds[2] = bounds[-1], 0
+        del file["fits/bound"]
+        file["fits/bound"] = bounds.astype("u8")
+    with Hdf5Backend().open(path) as reader, pytest.raises(CorruptError, match="bounds of the capsule"):
+        reader.image_capsule(0)

@@ -95,3 +95,10 @@ def test_damage_has_its_place() -> None:
             data.piece(3)
         assert [data.piece(k) for k in (0, 1)] == PIECES[:2]
     assert list(itertools.accumulate(map(len, PIECES), initial=0)) == bounds.tolist()
+
+
+@pytest.mark.parametrize("kind", ["f8", "c16", "?", "U3", "O"])
+def test_bounds_of_another_dtype(kind: str) -> None:
+    keys, metadata, bounds = stored()
+    with pytest.raises(CorruptError, match="not stored as they have to be"):
+        CapsuleBytes(keys, metadata, bounds.astype(kind), len(PIECES) - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import zipfile
@@ -194,8 +195,9 @@ class TestLoss:
 
         make(tmp_path / "x.zarr", "chunked", profile="none")
         keys = DirectoryKeys(tmp_path / "x.zarr")
-        array = ForeignArray(keys, "science")
-        box = tuple(slice(0, n) for n in array.array.shape)
+        shape = json.loads((tmp_path / "x.zarr" / "science" / "zarr.json").read_text())["shape"]
+        array = ForeignArray(keys, "science", shape)
+        box = tuple(slice(0, n) for n in shape)
         array.read(box)
         self.rewrite_index(tmp_path / "x.zarr", lambda index: index.__setitem__(0, 2**64 - 1))
         with pytest.raises(CorruptError, match="missing in its shard"):
@@ -283,3 +285,33 @@ class TestForeign:
         with zipfile.ZipFile(packed) as archive:
             assert any(info.compress_type == zipfile.ZIP_DEFLATED for info in archive.infolist())
         assert read_all(Path(packed), ZarrZipBackend(), source) is None
+
+
+class TestAxes:
+    """Arrays with another number of axes than the format says, in the root, in their own document, or in both."""
+
+    @pytest.mark.parametrize("where", ["root", "own", "both"])
+    @pytest.mark.parametrize("name", ["science", "time", "image_shape", "packed", "fits/bound", "fits/data"])
+    def test_errors_only(self, tmp_path: Path, name: str, where: str) -> None:
+        path = tmp_path / "x.zarr"
+        source = make(path)
+        whole = (path / "zarr.json").read_bytes(), (path / name / "zarr.json").read_bytes()
+        node = json.loads(whole[1])
+        shape, chunk = node["shape"], node["chunk_grid"]["configuration"]["chunk_shape"]
+        found = 0
+        for wrong in (shape[1:], [1, *shape], [*shape, 1], [], [0], [0, 2**62, 2**62], [0] * 70, [1] * 70, [0, 10**30]):
+            for new in ((wrong, chunk), (shape, wrong), (wrong, wrong)):
+                changed = json.loads(whole[1])
+                changed["shape"], changed["chunk_grid"]["configuration"]["chunk_shape"] = new
+                root = json.loads(whole[0])
+                if where != "own":
+                    root["consolidated_metadata"]["metadata"][name] = changed
+                (path / "zarr.json").write_text(json.dumps(root))
+                (path / name / "zarr.json").write_text(json.dumps(changed if where != "root" else node))
+                found += read_all(path, BACKEND, source) is not None  # or everything is as it was
+                with contextlib.suppress(WuStoreError), BACKEND.open(str(path)) as reader:
+                    found += len(list(reader.audit())) > 0
+        (path / "zarr.json").write_bytes(whole[0])
+        (path / name / "zarr.json").write_bytes(whole[1])
+        assert found >= 9
+        assert read_all(path, BACKEND, source) is None

@@ -27,7 +27,7 @@ DATA = np.arange(360, dtype=">f4").reshape(3, 10, 12)
 def made(folder: Path, **options: Any) -> ForeignArray:
     group = zarr.open_group(folder / "a.zarr", mode="w")
     group.create_array("x", data=DATA, chunks=(1, 5, 6), **options)
-    return ForeignArray(DirectoryKeys(folder / "a.zarr"), "x")
+    return ForeignArray(DirectoryKeys(folder / "a.zarr"), "x", DATA.shape)
 
 
 @pytest.mark.parametrize("shards", [None, (1, 10, 12), (2, 10, 6)])
@@ -43,7 +43,7 @@ def test_boxes(tmp_path: Path, shards: tuple[int, ...] | None) -> None:
 def test_store_objects() -> None:
     store = zarr.storage.MemoryStore()
     zarr.open_group(store, mode="w").create_array("x", data=DATA, chunks=(1, 5, 6))
-    assert ForeignArray(StoreKeys(store), "x").read(WHOLE).tolist() == DATA.tolist()
+    assert ForeignArray(StoreKeys(store), "x", DATA.shape).read(WHOLE).tolist() == DATA.tolist()
 
 
 def test_a_missing_chunk(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_missing_chunk_in_a_shard(tmp_path: Path) -> None:
     made(tmp_path, shards=(1, 10, 12), fill_value=7)
     path = tmp_path / "a.zarr"
     zarr.open_array(path, path="x", mode="r+")[1, :5, :6] = 7  # an empty chunk is not stored
-    array = ForeignArray(open_keys(str(path)), "x")
+    array = ForeignArray(open_keys(str(path)), "x", DATA.shape)
     with pytest.raises(CorruptError, match=r"a chunk is missing in its shard.*1 missing"):
         array.read(WHOLE)
     assert array.read((slice(1, 2), slice(5, 10), slice(0, 12))).tolist() == DATA[1:2, 5:].tolist()
@@ -89,19 +89,19 @@ def test_an_index_that_cannot_be_checked(tmp_path: Path) -> None:
         zarr_format=3,
     )[...] = DATA
     with pytest.raises(FormatError, match="cannot be checked"):
-        ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x").read(WHOLE)
+        ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x", DATA.shape).read(WHOLE)
 
 
 def test_what_is_no_array(tmp_path: Path) -> None:
     made(tmp_path)
     path = tmp_path / "a.zarr"
     with pytest.raises(CorruptError, match="cannot be opened"):
-        ForeignArray(DirectoryKeys(path), "y")
+        ForeignArray(DirectoryKeys(path), "y", DATA.shape)
     text = (path / "x" / "zarr.json").read_text()
     for wrong in ("{", text.replace('"regular"', '"irregular"'), text.replace("float32", "float31")):
         (path / "x" / "zarr.json").write_text(wrong)
         with pytest.raises(CorruptError, match="cannot be opened"):
-            ForeignArray(DirectoryKeys(path), "x")
+            ForeignArray(DirectoryKeys(path), "x", DATA.shape)
 
 
 def test_a_damaged_member_of_a_zip_file(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_damaged_member_of_a_zip_file(tmp_path: Path) -> None:
     content[content.index(DATA[0, :5, :6].astype("<f4").tobytes()) + 7] ^= 1
     path.write_bytes(content)
     with pytest.raises(CorruptError, match="cannot be read"):
-        ForeignArray(open_keys(str(path)), "x").read(WHOLE)
+        ForeignArray(open_keys(str(path)), "x", DATA.shape).read(WHOLE)
 
 
 @pytest.mark.parametrize(
@@ -132,10 +132,10 @@ def test_sizes_that_the_stored_bytes_do_not_justify(tmp_path: Path, name: str, v
     node = json.loads(document.read_text())
     (node if name == "shape" else node["chunk_grid"]["configuration"])[name] = value
     document.write_text(json.dumps(node))
-    array = ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x")
+    array = ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x", node["shape"])
     tracemalloc.start()
     with pytest.raises(CorruptError, match=found):
-        array.read_small(node["shape"])
+        array.read_small()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1 << 20
@@ -148,17 +148,17 @@ def test_chunks_without_pixels(tmp_path: Path) -> None:
     node["chunk_grid"]["configuration"]["chunk_shape"] = [1, 0, 6]
     document.write_text(json.dumps(node))
     with pytest.raises(CorruptError, match="cannot be opened"):
-        ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x")
+        ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x", DATA.shape)
 
 
 def test_more_values_than_the_stored_bytes_justify(tmp_path: Path) -> None:
     """All chunks are there, and pack well."""
     group = zarr.open_group(tmp_path / "a.zarr", mode="w")
     group.create_array("x", shape=(20, 1 << 20), chunks=(1, 1 << 20), dtype="f8")[...] = 1
-    array = ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x")
+    array = ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x", (20, 1 << 20))
     assert array.read((slice(0, 2), slice(0, 5))).tolist() == [[1] * 5] * 2
     with pytest.raises(CorruptError, match="a size that cannot be"):
-        array.read_small((20, 1 << 20))
+        array.read_small()
 
 
 TEXTS = ["g", "", "r' band", "ü"]
@@ -174,7 +174,7 @@ def texts(folder: Path, compressors: Any = "auto") -> Path:
 @pytest.mark.parametrize("compressors", ["auto", None, zarr.codecs.GzipCodec(), zarr.codecs.Crc32cCodec()])
 def test_texts(compressors: Any, tmp_path: Path) -> None:
     texts(tmp_path, compressors)
-    assert ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x").read_small((4,)).tolist() == TEXTS
+    assert ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x", (4,)).read_small().tolist() == TEXTS
 
 
 @pytest.mark.parametrize("head", [b"\xff\xff\xff\x7f", b"\x28\xb5\x2f\xfd", b"\x04\0\0\0", b"\x01"])
@@ -182,10 +182,10 @@ def test_more_texts_than_the_stored_bytes_hold(head: bytes, tmp_path: Path) -> N
     """A number of texts that a chunk states is no reason to take memory."""
     chunk = texts(tmp_path, None) / "c" / "1"
     chunk.write_bytes(head + chunk.read_bytes()[4:] if len(head) == 4 else head)
-    array = ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x")
+    array = ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x", (4,))
     tracemalloc.start()
     with pytest.raises(CorruptError, match="cannot be read"):
-        array.read_small((4,))
+        array.read_small()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1 << 23
@@ -198,7 +198,7 @@ def test_texts_of_which_the_metadata_lost_a_codec(tmp_path: Path) -> None:
     node["codecs"].pop()
     (folder / "zarr.json").write_text(json.dumps(node))
     with pytest.raises(CorruptError, match="states 4247762216 texts"):
-        ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x").read_small((4,))
+        ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x", (4,)).read_small()
 
 
 BLOSC = [zarr.codecs.BloscCodec, zarr.codecs.numcodecs.Blosc]
@@ -260,3 +260,83 @@ def test_members_of_gzip_one_after_the_other(tmp_path: Path) -> None:
         gzip.compress(values[:50]) + gzip.compress(values[50:])
     )
     np.testing.assert_array_equal(array.read(WHOLE), DATA)
+
+
+def changed(folder: Path, **members: Any) -> None:
+    """Change members of the metadata document: ``shape``, or ``chunk_shape`` of the grid or (``inner``) of shards."""
+    document = folder / "a.zarr" / "x" / "zarr.json"
+    node = json.loads(document.read_text())
+    for name, value in members.items():
+        if name == "shape":
+            node["shape"] = value
+        else:
+            outer = node["chunk_grid"] if name == "chunk_shape" else node["codecs"][0]
+            outer["configuration"]["chunk_shape"] = value
+    document.write_text(json.dumps(node))
+
+
+@pytest.mark.parametrize("shards", [None, (1, 10, 12)])
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"shape": [10, 12]},
+        {"shape": [1, 3, 10, 12]},
+        {"shape": []},
+        {"chunk_shape": [10, 12]},
+        {"chunk_shape": [1, 1, 10, 12]},
+        {"chunk_shape": []},
+        {"shape": [10, 12], "chunk_shape": [10, 12]},
+        {"shape": [1, 3, 10, 12], "chunk_shape": [1, 1, 10, 12]},
+        {"shape": [], "chunk_shape": []},
+    ],
+)
+def test_another_number_of_axes(tmp_path: Path, shards: tuple[int, ...] | None, members: dict[str, Any]) -> None:
+    made(tmp_path, shards=shards)
+    changed(tmp_path, **members)
+    with pytest.raises(CorruptError, match=r"cannot be opened|another number of axes") as caught:
+        ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x", DATA.shape)
+    assert caught.value.where == "array x"
+    assert caught.value.found is not None
+
+
+def test_the_error_names_both_numbers_of_axes(tmp_path: Path) -> None:
+    made(tmp_path)
+    with pytest.raises(CorruptError, match="another number of axes") as caught:
+        ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x", (10, 12))
+    assert (caught.value.expected, caught.value.found) == (
+        "2: (10, 12)",
+        "shape (3, 10, 12), chunks of (1, 5, 6), shards of None",
+    )
+
+
+@pytest.mark.parametrize("inner", [[1, 5], [1, 1, 5, 6], [1, 5, 5], [1, 3, 6], [1, 20, 12], [1, 0, 6], [1, -5, 6], []])
+def test_shards_that_are_no_multiple_of_their_chunks(tmp_path: Path, inner: list[int]) -> None:
+    made(tmp_path, shards=(1, 10, 12))
+    changed(tmp_path, inner=inner)
+    with pytest.raises(CorruptError, match=r"cannot be opened|another number of axes"):
+        ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x", DATA.shape)
+
+
+def test_another_dtype(tmp_path: Path) -> None:
+    """Its bytes would be read as other numbers, and cast to what the root says."""
+    array = made(tmp_path)
+    again = ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x", DATA.shape, np.dtype("f4"))
+    assert again.read(WHOLE).tolist() == array.read(WHOLE).tolist()
+    with pytest.raises(CorruptError, match=r"another dtype.*expected int32; found float32"):
+        ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x", DATA.shape, np.dtype("i4"))
+
+
+def test_an_array_that_ends_early(tmp_path: Path) -> None:
+    """zarr-python gives what there is: fewer values than were asked for."""
+    array = made(tmp_path)
+    for index in ((slice(2, 4), *WHOLE[1:]), (slice(3, 4), *WHOLE[1:]), (*WHOLE[:2], slice(0, 13))):
+        with pytest.raises(CorruptError, match="ends before what is read"):
+            array.read(index)
+    with pytest.raises(CorruptError, match="ends before what is read"):
+        ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x", (4, 10, 12)).read_small()
+
+
+def test_arrays_without_axes(tmp_path: Path) -> None:
+    zarr.open_group(tmp_path / "a.zarr", mode="w").create_array("x", data=np.array(7.5))
+    found = ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x", ()).read_small()
+    assert (found.shape, found.dtype, found[()]) == ((), np.float64, 7.5)

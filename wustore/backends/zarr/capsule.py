@@ -92,7 +92,7 @@ class CapsuleBytes:
             known = metadata["codecs"] == _CHAIN.to_json() and metadata["data_type"] == "uint8" and self._length > 0
         except (KeyError, TypeError, ValueError):
             known, total = False, 0
-        places = bounds.tolist() if bounds.ndim == 1 else []
+        places = bounds.tolist() if bounds.ndim == 1 and bounds.dtype.kind in "iu" else []
         ordered = all(a <= b for a, b in itertools.pairwise(places))
         if not known or len(places) != n_images + 2 or places[0] != 0 or places[-1] != total or not ordered:
             raise CorruptError(

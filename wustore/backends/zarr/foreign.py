@@ -55,9 +55,17 @@ class ForeignArray:
     ----------
     name
         Path of the array.
+    shape, dtype
+        What the root says of it. The array's own document, by which it is read, must have as many axes and, if it is
+        given, the same dtype. It may be longer or shorter: an append that was interrupted leaves it so.
+
+    Raises
+    ------
+    CorruptError
+        If the array cannot be opened, or is another one.
     """
 
-    def __init__(self, keys: Keys, name: str) -> None:
+    def __init__(self, keys: Keys, name: str, shape: Sequence[int], dtype: np.dtype[Any] | None = None) -> None:
         import zarr
 
         from wustore.backends.zarr.filters.foreign_codecs import checked_codecs
@@ -69,18 +77,26 @@ class ForeignArray:
                 warnings.simplefilter("ignore")  # codecs outside the core are said so on every open
                 store, base = _store_of(keys)
                 array = zarr.open_array(store, path=f"{base}/{name}".strip("/"), mode="r", zarr_format=3)
+                chunks, shards = array.chunks, array.shards
         except (*_RAISED, OSError) as error:
             raise self._corrupt("an array cannot be opened", error) from error
-        if not all((*array.chunks, *(array.shards or ()))):
-            raise self._corrupt("an array cannot be opened", f"chunks of {array.chunks}, shards of {array.shards}")
+        if any(len(axes) != len(shape) for axes in (array.shape, chunks, shards or chunks)):
+            found = f"shape {array.shape}, chunks of {chunks}, shards of {shards}"
+            raise self._corrupt("an array has another number of axes", found, expected=f"{len(shape)}: {tuple(shape)}")
+        if min((*chunks, *(shards or ())), default=1) < 1 or np.any(np.mod(shards or chunks, chunks)):
+            raise self._corrupt("an array cannot be opened", f"chunks of {chunks}, shards of {shards}")
+        if dtype is not None and array.dtype.newbyteorder("=") != dtype:
+            raise self._corrupt("an array has another dtype", array.dtype, expected=dtype)
         self.array: Any = array
+        self._shape = shape
 
-    def _corrupt(self, what: str, found: object, where: str = "") -> CorruptError:
-        return CorruptError(what, path=self._keys.name, where=f"array {self._name}{where}", found=found)
+    def _corrupt(self, what: str, found: object, where: str = "", expected: object = None) -> CorruptError:
+        place = f"array {self._name}{where}"
+        return CorruptError(what, path=self._keys.name, where=place, expected=expected, found=found)
 
-    def read_small(self, shape: Sequence[int]) -> NDArray[Any]:
+    def read_small(self) -> NDArray[Any]:
         """Return all values of an array whose shape nothing but its own metadata says."""
-        return self.read(tuple(slice(0, size) for size in shape), is_bounded=False)
+        return self.read(tuple(slice(0, size) for size in self._shape), is_bounded=False)
 
     def read(self, index: tuple[slice, ...], *, is_bounded: bool = True) -> NDArray[Any]:
         """Return a box.
@@ -99,7 +115,7 @@ class ForeignArray:
             data = np.asarray(self.array[index])
             if data.dtype.kind == "T":  # numpy's own text has no byte order
                 return data.astype(object)
-            return np.ascontiguousarray(data, dtype=data.dtype.newbyteorder("="))
+            return np.asarray(data, dtype=data.dtype.newbyteorder("="), order="C")
         except _RAISED as error:
             raise self._corrupt("an array cannot be read", error) from error
 
@@ -114,6 +130,9 @@ class ForeignArray:
         outer = self.array.shards or self.array.chunks
         if any(part.start >= part.stop for part in index):
             return 0
+        if any(part.stop > size for part, size in zip(index, self.array.shape, strict=True)):
+            found = f"an array of {self.array.shape}"
+            raise self._corrupt("an array ends before what is read", found, expected=[part.stop for part in index])
         is_larger = any(n > size for n, size in zip(outer, self.array.shape, strict=True))
         spans = [range(part.start // n, -(-part.stop // n)) for part, n in zip(index, outer, strict=True)]
         stored = 0

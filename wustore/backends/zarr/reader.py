@@ -61,6 +61,9 @@ __all__ = ["ZarrReader", "open_reader"]
 _FEW = 2
 """Threads for which the interpreter lock is no limit, so that importing numba is worth nothing."""
 
+_MOST_AXES, _MOST_VALUES = 32, 1 << 56
+"""Of a small array: numpy has more axes since 2.0 only, and no array of more bytes than an address has bits for."""
+
 _IMAGES_AT_URL = 4
 """Images of a URL that are read at a time: 8 are 1.3 times as fast at 20 ms a request, and take twice the memory."""
 
@@ -168,6 +171,9 @@ class ZarrReader(Reader):
         shape = node.get("shape")
         if not isinstance(shape, list) or not all(isinstance(size, int) and size >= 0 for size in shape):
             raise CorruptError("an array without a shape", path=self.path, where=f"array {name}", found=shape)
+        # That of no values may be anything, and numpy has no array of it all the same.
+        if len(shape) > _MOST_AXES or math.prod(max(size, 1) for size in shape) > _MOST_VALUES:
+            raise CorruptError("an array of a shape that cannot be", path=self.path, where=f"array {name}", found=shape)
         with located(self.path, f"array {name}"):
             key = chunk_key(name, (0,) * len(shape), separator_of(node))
         raw = self._keys.get(key) if 0 not in shape else None
@@ -176,7 +182,7 @@ class ZarrReader(Reader):
         except DamagedChunk as error:
             raise CorruptError("a chunk is damaged", path=self.path, where=f"array {name}", found=error) from error
         if data is None:
-            return ForeignArray(self._keys, name).read_small(shape)
+            return ForeignArray(self._keys, name, shape).read_small()
         return data
 
     def _spec(self, layer: str) -> LayerSpec:
@@ -210,7 +216,7 @@ class ZarrReader(Reader):
                 column = None if bindings is None else bindings[:, LAYERS.index(name)]
                 layer = ShardedLayer(self._keys, name, grid, separator_of(node), column)
             else:
-                layer = ForeignArray(self._keys, name)
+                layer = ForeignArray(self._keys, name, spec.shape, spec.dtype)
             # Two threads may both come here; one of the two layers stays, and both read the same.
             layer = self._layers.setdefault(name, layer)
         return layer
