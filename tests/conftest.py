@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,27 @@ from wustore.backends.compiling import Loops
 from wustore.backends.fits.tiles import rice
 
 ROOT = Path(__file__).resolve().parents[1]
+
+LIMIT = 300
+"""Seconds after which a test is taken to hang; it has as many on a slow machine as most of all tests together."""
+
+_ERRORS = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Remember where errors go: pytest keeps what a test prints, which would be lost."""
+    config.stash[_ERRORS] = os.dup(2)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """End the process of a test that hangs, with the stacks of its threads: xdist names the test and goes on."""
+    seconds = LIMIT if item.get_closest_marker("slow") is None else 4 * LIMIT
+    faulthandler.dump_traceback_later(seconds, exit=True, file=item.config.stash[_ERRORS])
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(scope="session")

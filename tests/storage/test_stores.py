@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -207,3 +209,26 @@ def test_what_is_somebody_elses_is_not_overwritten(root: str, tmp_path: Path) ->
         wustore.save(unit(), f"{place}/again.zarr", overwrite=True)
         with wustore.open_reader(f"{place}/again.zarr") as reader:
             assert_same(reader, sample("simple"))
+
+
+AT_THE_END = """
+import threading, time
+from zarr.storage import MemoryStore
+from wustore.storage.zarr_store import StoreKeys
+
+def finish():
+    ending.wait()
+    time.sleep(0.02)
+    print("finished")
+
+ending = threading.Event()
+threading.Thread(target=finish, daemon=True).start()
+StoreKeys(MemoryStore())
+ending.set()
+"""
+
+
+def test_threads_of_others_finish_before_the_program_ends() -> None:
+    """They wake the caller before they are done, and are aborted, the process with them, if it ends then."""
+    done = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True, check=True)
+    assert done.stdout == "finished\n"

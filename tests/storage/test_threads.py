@@ -9,7 +9,8 @@ import os
 import subprocess
 import threading
 import weakref
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from wustore.storage.threads import (
     in_threads,
     read_ahead,
     safe_path,
+    sharing,
     worker_count,
 )
 
@@ -178,6 +180,38 @@ def test_an_error_in_what_is_shared_with_threads_without_an_item():
         with pytest.raises(LookupError) as error:
             [*read_ahead(lambda i: i if i == 0 else in_threads(fail, range(12)), range(1 + found, 3), 2)]
         assert error.value.args == (7,)
+
+
+class LatePool(ThreadPoolExecutor):
+    """A thread of it hears late of the one to which it handed work."""
+
+    def submit(self, function, /, *arguments):
+        future = super().submit(function, *arguments)
+        if threading.current_thread() is not threading.main_thread():
+            threading.Event().wait(0.1)
+        return future
+
+
+def test_nobody_goes_on_while_a_thread_that_was_handed_work_is_busy(monkeypatch):
+    def work(k: int) -> int:  # the caller takes 0 and hands 1 over, whose thread hands 2 over
+        threading.Event().wait(0.4 if k == 2 else 0.05)
+        return k
+
+    with LatePool(8) as pool:
+        monkeypatch.setattr(threads, "_pool", lambda process: pool)
+        with sharing(1, deque([None] * 2)):
+            assert in_threads(work, range(4), 1) == [0, 1, 2, 3]
+
+
+def test_an_error_when_work_is_handed_over_is_raised(monkeypatch):
+    class NoThread(ThreadPoolExecutor):
+        def submit(self, function, /, *arguments):
+            raise RuntimeError("can't start new thread")
+
+    with NoThread(1) as pool:
+        monkeypatch.setattr(threads, "_pool", lambda process: pool)
+        with sharing(1, deque([None])), pytest.raises(RuntimeError, match="new thread"):
+            in_threads(str, range(5), 1)
 
 
 def test_results_are_not_kept():

@@ -219,9 +219,9 @@ class _Batch(Generic[T, R]):
                     k = self._todo.popleft()
                 except IndexError:
                     return
-                if self._freed and self._todo:
-                    self._hand_over()
                 try:
+                    if self._freed and self._todo:
+                        self._hand_over()
                     self.results[k] = self._function(self._items[k])
                 except BaseException as error:
                     self._todo.clear()
@@ -246,7 +246,9 @@ class _Batch(Generic[T, R]):
             self._work(self._share)
         finally:
             self._todo.clear()  # after an interrupt nothing new begins
-            wait([future for future in self._futures if not future.cancel()])
+            for future in self._futures:  # grows meanwhile: a thread that hands over is there before the one it starts
+                if not future.cancel():
+                    wait([future])
         if self._errors:
             # Items are taken in order, so that those before the one that failed have been done.
             raise min(self._errors, key=lambda found: found[0])[1]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import itertools
 import os
 import shutil
 import stat
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -32,6 +35,10 @@ _FLUSHED_BYTES = 1 << 18
 
 _FLUSHERS = 4
 """Threads that flush: they wait for the disk, which takes several files at a time faster than one by one."""
+
+
+_FINISHING = 0.1
+"""How long a program that used a zarr Store object waits for the threads of others when it ends [s]."""
 
 
 class OpenValue:
@@ -350,6 +357,17 @@ def _flush(path: str) -> None:
         sync(path)
 
 
+@cache
+def _wait_at_exit() -> None:
+    """Let threads of compiled packages finish before the interpreter ends.
+
+    A thread of Icechunk or obstore wakes the caller before it is done with the interpreter itself. If the caller's
+    program ends in this moment, Python before 3.14 ends that thread in the middle of compiled code, which aborts the
+    process: all is written, but the exit code is that of a crash. No call says whether a thread is there.
+    """
+    atexit.register(time.sleep, _FINISHING)
+
+
 class StoreKeys(Keys):
     """Any zarr Store object: memory, fsspec, obstore and others.
 
@@ -366,6 +384,7 @@ class StoreKeys(Keys):
         self.store = store
         self.name = redact(str(store))
         self._prototype = default_buffer_prototype()
+        _wait_at_exit()
         # zarr-python opens some stores when they are used first, and not in every call.
         self._sync(lambda: StorePath.open(store, ""))
 
