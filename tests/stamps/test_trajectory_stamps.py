@@ -6,7 +6,6 @@ import cProfile
 import pstats
 import sys
 import threading
-import tracemalloc
 import warnings
 from collections import Counter
 from dataclasses import replace
@@ -21,6 +20,7 @@ from astropy.time import Time
 from chunked import Chunked
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from memory import traced
 
 import wustore
 from wustore.backends.memory import MemoryReader
@@ -236,24 +236,21 @@ def test_many_trajectories_stream_through_bounded_memory():
     )
     reader = Night(meta, [])
     motions = Trajectories(*rng.uniform(20, side - 20, (2, n)), *rng.uniform(-9, 9, (2, n)))
-    tracemalloc.start()
-    try:
+    with traced() as peak:
         done, total = [], 0
         found = trajectory_coadds(reader, motions, 10, "mean", progress=lambda *at: done.append(at))
         result = found.values.nbytes + found.x.nbytes + found.y.nbytes
         assert done == [(k + 1, n_images) for k in range(n_images)]
-        assert tracemalloc.get_traced_memory()[1] < result + n * 21 * 21 * 4 + 300e6  # and the count of each pixel
+        assert peak.bytes < result + n * 21 * 21 * 4 + 300e6  # and the count of each pixel
         k = 1234
         one = trajectory_stamps(reader, Trajectories(*(getattr(motions, name)[k] for name in ("x", "y", "vx", "vy"))))
         assert one.coadd("mean")[0].tobytes() == found.values[k].tobytes()
         del found
-        tracemalloc.reset_peak()
+        peak.again()
         for part in stamp_batches(reader, motions, 10, layers=("science",)):
             total += part.science.shape[0] * part.science.shape[1]
         assert total == n * n_images
-        assert tracemalloc.get_traced_memory()[1] < 700e6  # the pixels of the trajectories are 160 MB of these
-    finally:
-        tracemalloc.stop()
+        assert peak.bytes < 700e6  # the pixels of the trajectories are 160 MB of these
 
 
 def test_choice_of_images_and_layers():

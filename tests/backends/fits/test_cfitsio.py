@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
-import tracemalloc
 from pathlib import Path
 
 import fits_samples as samples
@@ -14,6 +13,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from fits_roundtrip import again
+from memory import traced
 
 from wustore.backends.fits.backend import FitsBackend
 from wustore.backends.fits.hdu.compressed_table import unpacked_table
@@ -190,12 +190,10 @@ def test_rows_without_bytes_take_no_memory(stored: tuple[Header, bytes]) -> None
     cards = [f"{key:8}= {value:>20}" for key, value in sizes.items()]
     cards += [f"{f'{key}{n}':8}= '0B      '" for n in range(1, 1000) for key in ("TFORM", "ZFORM")]
     bomb = Header("".join(text.ljust(80) for text in cards) + header.text)
-    tracemalloc.start()
-    with pytest.raises(FormatError):
-        attempt(bomb, data)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 1 << 24
+    with traced() as peak:
+        with pytest.raises(FormatError):
+            attempt(bomb, data)
+        assert peak.bytes < 1 << 24
 
 
 def test_damaged_packed_tables(stored: tuple[Header, bytes]) -> None:

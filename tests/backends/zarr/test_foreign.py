@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import struct
-import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numcodecs
 import numpy as np
 import pytest
 import zarr
+from memory import traced
 
 from wustore.backends.zarr.foreign import ForeignArray
 from wustore.errors import CorruptError, FormatError
@@ -133,12 +133,10 @@ def test_sizes_that_the_stored_bytes_do_not_justify(tmp_path: Path, name: str, v
     (node if name == "shape" else node["chunk_grid"]["configuration"])[name] = value
     document.write_text(json.dumps(node))
     array = ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x", node["shape"])
-    tracemalloc.start()
-    with pytest.raises(CorruptError, match=found):
-        array.read_small()
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 1 << 20
+    with traced() as peak:
+        with pytest.raises(CorruptError, match=found):
+            array.read_small()
+        assert peak.bytes < 1 << 20
 
 
 def test_chunks_without_pixels(tmp_path: Path) -> None:
@@ -183,12 +181,10 @@ def test_more_texts_than_the_stored_bytes_hold(head: bytes, tmp_path: Path) -> N
     chunk = texts(tmp_path, None) / "c" / "1"
     chunk.write_bytes(head + chunk.read_bytes()[4:] if len(head) == 4 else head)
     array = ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x", (4,))
-    tracemalloc.start()
-    with pytest.raises(CorruptError, match="cannot be read"):
-        array.read_small()
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 1 << 23
+    with traced() as peak:
+        with pytest.raises(CorruptError, match="cannot be read"):
+            array.read_small()
+        assert peak.bytes < 1 << 23
 
 
 def test_texts_of_which_the_metadata_lost_a_codec(tmp_path: Path) -> None:
@@ -245,12 +241,10 @@ def test_chunks_that_unpack_to_more_than_their_array_declares(codec: Any, tmp_pa
     packed = gzip.compress(many, 9) if codec.to_dict()["name"] == "gzip" else numcodecs.Zstd(1).encode(many)
     (tmp_path / "a.zarr" / "x" / "c" / "0" / "0" / "0").write_bytes(packed)
     del many
-    tracemalloc.start()
-    with pytest.raises(CorruptError, match="of content"):
-        array.read(WHOLE)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 1 << 23
+    with traced() as peak:
+        with pytest.raises(CorruptError, match="of content"):
+            array.read(WHOLE)
+        assert peak.bytes < 1 << 23
 
 
 def test_members_of_gzip_one_after_the_other(tmp_path: Path) -> None:

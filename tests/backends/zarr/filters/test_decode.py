@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
-import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from memory import traced
 from numcodecs import Zstd
 from numpy.typing import NDArray
 from pcodec import standalone
@@ -351,12 +351,10 @@ class TestDamage:
     @pytest.mark.parametrize("chain", CHAINS[4:8], ids=lambda chain: f"{chain.method}-{chain.dtype}")
     def test_a_bomb_takes_no_memory(self, chain: Chain) -> None:
         bomb = encoded(chain, np.zeros((1 << 12, 1 << 12), chain.dtype))
-        tracemalloc.start()
-        with pytest.raises(DamagedChunk):
-            chain.decode_block(*block([encoded(chain, values(chain)), bomb]), SIZE)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < 1 << 21
+        with traced() as peak:
+            with pytest.raises(DamagedChunk):
+                chain.decode_block(*block([encoded(chain, values(chain)), bomb]), SIZE)
+            assert peak.bytes < 1 << 21
 
 
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 65_791, 65_792, 1 << 20])
