@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import struct
-import warnings
 from pathlib import Path
 from typing import Any
 
-import numcodecs
 import numpy as np
 import pytest
 import zarr
@@ -195,65 +191,6 @@ def test_texts_of_which_the_metadata_lost_a_codec(tmp_path: Path) -> None:
     (folder / "zarr.json").write_text(json.dumps(node))
     with pytest.raises(CorruptError, match="states 4247762216 texts"):
         ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x", (4,)).read_small()
-
-
-BLOSC = [zarr.codecs.BloscCodec, zarr.codecs.numcodecs.Blosc]
-
-
-def packed(folder: Path, codec: Any, **options: Any) -> ForeignArray:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)  # of codecs that Zarr v3 does not have
-        return made(folder, compressors=[codec()], **options)
-
-
-@pytest.mark.parametrize("shards", [None, (1, 10, 12)])
-@pytest.mark.parametrize("codec", BLOSC)
-def test_blosc(codec: Any, shards: tuple[int, ...] | None, tmp_path: Path) -> None:
-    np.testing.assert_array_equal(packed(tmp_path, codec, shards=shards).read(WHOLE), DATA)
-
-
-@pytest.mark.parametrize(
-    ("content", "size"),
-    [(120, 136), (120, 31), (2**31 - 1, 32), (2**31 - 1, 2**31 + 15)],
-    ids=["beyond", "before", "more", "all"],
-)
-@pytest.mark.parametrize("codec", BLOSC)
-def test_a_blosc_chunk_of_other_sizes_than_it_states(codec: Any, content: int, size: int, tmp_path: Path) -> None:
-    """The library reads to where a chunk says that it ends: memory of the process would be given as data."""
-    array = packed(tmp_path, codec)
-    head = struct.pack("<4B3I", 2, 1, 3, 4, content, content, size)
-    (tmp_path / "a.zarr" / "x" / "c" / "0" / "0" / "0").write_bytes(head.ljust(32, b"x"))
-    with pytest.raises(CorruptError, match=f"of 32 bytes states {size}, with {content} of content"):
-        array.read(WHOLE)
-
-
-def test_other_users_of_zarr_have_its_own_codecs(tmp_path: Path) -> None:
-    packed(tmp_path, zarr.codecs.BloscCodec)
-    array = zarr.open_array(tmp_path / "a.zarr", path="x", mode="r")
-    assert type(array.metadata.codecs[-1]) is zarr.codecs.BloscCodec
-
-
-@pytest.mark.parametrize("codec", [zarr.codecs.ZstdCodec(), zarr.codecs.GzipCodec()])
-def test_chunks_that_unpack_to_more_than_their_array_declares(codec: Any, tmp_path: Path) -> None:
-    array = made(tmp_path, compressors=[codec])
-    np.testing.assert_array_equal(array.read(WHOLE), DATA)
-    many = bytes(1 << 28)
-    packed = gzip.compress(many, 9) if codec.to_dict()["name"] == "gzip" else numcodecs.Zstd(1).encode(many)
-    (tmp_path / "a.zarr" / "x" / "c" / "0" / "0" / "0").write_bytes(packed)
-    del many
-    with traced() as peak:
-        with pytest.raises(CorruptError, match="of content"):
-            array.read(WHOLE)
-        assert peak.bytes < 1 << 23
-
-
-def test_members_of_gzip_one_after_the_other(tmp_path: Path) -> None:
-    array = made(tmp_path, compressors=[zarr.codecs.GzipCodec()])
-    values = DATA[0, :5, :6].astype("<f4").tobytes()
-    (tmp_path / "a.zarr" / "x" / "c" / "0" / "0" / "0").write_bytes(
-        gzip.compress(values[:50]) + gzip.compress(values[50:])
-    )
-    np.testing.assert_array_equal(array.read(WHOLE), DATA)
 
 
 def changed(folder: Path, **members: Any) -> None:

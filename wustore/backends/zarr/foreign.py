@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import lzma
 import math
 import struct
 import warnings
@@ -28,7 +30,7 @@ _FILTERS = Lock()
 
 _RAISED = (
     *(ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, EOFError),
-    *(zipfile.BadZipFile, zlib.error, struct.error),
+    *(zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, struct.error),
 )
 """What zarr-python, its codecs and the zip file below raise for damaged bytes."""
 

@@ -6,6 +6,7 @@ Python if not, or if they find anything wrong: Python finds out in which chunk.
 
 from __future__ import annotations
 
+import struct
 import sys
 import threading
 from collections.abc import Callable
@@ -29,6 +30,7 @@ __all__ = [
     "Source",
     "check_crc",
     "decode_block",
+    "most_of_zstd",
     "pcodec_header",
     "scratch",
     "strip_crc",
@@ -296,6 +298,38 @@ def unpacked_zstd(frame: Bytes) -> bytes:
         return bytes(Zstd().decode(frame))
     except RuntimeError as error:
         raise DamagedChunk(f"a zstd frame does not decode: {error}") from error
+
+
+_ZSTD_BLOCK = 1 << 17
+"""Most bytes that a block of zstd holds (RFC 8878, 3.1.1.2.4)."""
+
+
+def most_of_zstd(stream: bytes) -> int:
+    """Return how many bytes a stream of zstd frames holds at most, by what frames and blocks state.
+
+    A frame need not state its size, and streams of other programs do not. Then its blocks are counted. A stream that is
+    none is followed as far as it goes: its decoder says what is wrong.
+    """
+    most = place = 0
+    while len(stream) >= place + 8:
+        magic, length = struct.unpack_from("<2I", stream, place)
+        if magic >> 4 == 0x184D2A5:  # a frame to be skipped
+            place += 8 + length
+            continue
+        if magic != 0xFD2FB528:
+            break
+        start, stated = _zstd_stated(stream[place : place + _ZSTD_HEAD])
+        checksum = 4 * (stream[place + 4] >> 2 & 1)
+        place += start
+        content = is_last = 0
+        while not is_last and len(stream) >= place + 3:
+            head = int.from_bytes(stream[place : place + 3], "little")
+            is_last, kind, length = head & 1, head >> 1 & 3, head >> 3
+            content += min(length, _ZSTD_BLOCK) if kind < 2 else _ZSTD_BLOCK
+            place += 4 if kind == 1 else 3 + length  # one byte, that is repeated
+        place += checksum
+        most += stated if stated >= 0 else content
+    return most
 
 
 def _zstd_stated(head: bytes) -> tuple[int, int]:
