@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import operator
 import random
 import shutil
 import warnings
@@ -197,20 +198,35 @@ def chunk(seeds: Path, work: Path, rng: random.Random) -> Path:
     return _of_chunk(_of_directory(seeds, work), rng)
 
 
+_PACKERS = (
+    ("BloscCodec", "ZstdCodec"),
+    ("GzipCodec", "numcodecs.BZ2"),
+    ("numcodecs.LZMA", "numcodecs.Zlib"),
+    ("numcodecs.LZ4", "numcodecs.Zstd"),
+    ("numcodecs.GZip", "numcodecs.PCodec"),
+)
+"""Codecs of zarr-python: of the layers science and variance in a store."""
+
+
 def foreign_chunk(seeds: Path, work: Path, rng: random.Random) -> Path:
-    """The same of a store that another program has packed again: layers in Blosc and zstd, texts without checksums."""
+    """The same of a store that another program has packed again: layers by its codecs, texts without checksums."""
     import zarr
 
-    path = seeds / "foreign.zarr"
+    packers = rng.choice(_PACKERS)
+    path = seeds / f"foreign.{'.'.join(packers)}.zarr"
     if not path.exists():
         shutil.copytree(_saved(seeds, "night.zarr"), path)
         group = zarr.open_group(path, mode="r+", use_consolidated=False)
-        for name, compressor in (("science", zarr.codecs.BloscCodec()), ("variance", zarr.codecs.ZstdCodec())):
+        for name, packer in zip(("science", "variance"), packers, strict=True):
             shards = None if name == "science" else group[name].shape
-            group.create_array(
-                name, data=group[name][:], chunks=(1, *group[name].shape[1:]), shards=shards, compressors=[compressor],
-                overwrite=True, config={"write_empty_chunks": True}, attributes=dict(group[name].attrs),
-            )  # fmt: skip
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of codecs that Zarr v3 does not have
+                codec = operator.attrgetter(packer)(zarr.codecs)()
+                packed = {"serializer": codec, "compressors": None} if "PCodec" in packer else {"compressors": [codec]}
+                group.create_array(
+                    name, data=group[name][:], chunks=(1, *group[name].shape[1:]), shards=shards, **packed,
+                    overwrite=True, config={"write_empty_chunks": True}, attributes=dict(group[name].attrs),
+                )  # fmt: skip
         for name, array in group["constituents"].arrays():
             if array.dtype.kind not in "biuf":
                 group["constituents"].create_array(name, data=array[:], overwrite=True, attributes=dict(array.attrs))
