@@ -252,6 +252,12 @@ class Header(Mapping[str, Any]):
             raise self._bad(keyword, "does not hold a number", "a finite number", path, where)
         return value
 
+    @property
+    def blank(self) -> int | None:
+        """BLANK: what integer pixels without a value hold. As in astropy, one that is no integer says nothing."""
+        value = self.get("BLANK")
+        return value if isinstance(value, int) else None
+
     def _bad(self, keyword: str, what: str, expected: object, path: str | None, where: str) -> CorruptError:
         found = repr(self[keyword])[:80] if keyword in self else "no such card"
         text = f"the header card {keyword} {what}"

@@ -101,9 +101,7 @@ class Plane:
         bitpix = header.integer("BITPIX", allowed=PIXEL_TYPES, path=path, where=where)
         scale = header.number("BSCALE", 1, path=path, where=where)
         zero = header.number("BZERO", 0, path=path, where=where)
-        blank = None
-        if bitpix > 0 and header.get("BLANK") is not None:  # of floats it says nothing, and neither without a value
-            blank = header.integer("BLANK", path=path, where=where)
+        blank = header.blank if bitpix > 0 else None  # of floats it says nothing
         self._raw = np.dtype(PIXEL_TYPES[bitpix])
         self._way = "plain"
         self.dtype = self._raw.newbyteorder("=")

@@ -302,8 +302,8 @@ def _plain_data(header: Header, plane: Array) -> Buffer:
         numbers = (plane.astype(np.float64) - float(zero)) / float(scale)
         if kind.kind != "f":
             limits = np.iinfo(kind)
-            blank = header.get("BLANK", 0)
-            numbers = np.clip(np.where(np.isnan(numbers), float(blank or 0), np.rint(numbers)), limits.min, limits.max)
+            blank = float(header.blank or 0)
+            numbers = np.clip(np.where(np.isnan(numbers), blank, np.rint(numbers)), limits.min, limits.max)
         return numbers.astype(kind).tobytes()
 
 
