@@ -22,6 +22,7 @@ from wustore.backends.fits.tiles.layout import (
     Table,
     TileLayout,
 )
+from wustore.backends.fits.tiles.plio import encode_plio, holdable
 from wustore.backends.fits.tiles.quantize import (
     BLANK,
     NO_DITHER,
@@ -118,6 +119,7 @@ def encode_plane(
     """
     array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
     kind = ALIASES.get(compression_type, compression_type)
+    array = holdable(array) if kind == "PLIO_1" else array
     options = _Options(kind, quantize_level, tile_shape, quantize_method, dither_seed)
     if not _is_known(array, options):
         hcomp = {"hcomp_scale": hcomp_scale, "hcomp_smooth": hcomp_smooth}
@@ -206,12 +208,14 @@ def _encode_rice_floats(raw: Array, layout: TileLayout, step: float) -> EncodedP
 def _is_known(array: Array, options: _Options) -> bool:
     """Tell whether the options are among those whose bytes this module makes itself."""
     kind, method = array.dtype, options.compression_type
-    if method not in ("RICE_1", "GZIP_1", "GZIP_2", "NOCOMPRESS") or array.size == 0 or array.ndim == 0:
+    if method not in ("RICE_1", "GZIP_1", "GZIP_2", "NOCOMPRESS", "PLIO_1") or array.size == 0 or array.ndim == 0:
         return False
     if options.tile_shape is not None and (len(options.tile_shape) != array.ndim or min(options.tile_shape) <= 0):
         return False
+    if method == "PLIO_1" and kind.kind == "u" and kind.itemsize > 1:  # astropy says that it cannot
+        return False
     if kind.kind in "iu":
-        return not (method == "RICE_1" and kind.itemsize == 8)
+        return not (method in ("RICE_1", "PLIO_1") and kind.itemsize == 8)
     if kind.str[1:] not in ("f4", "f8") or not math.isfinite(options.quantize_level):
         return False
     if options.quantize_level == 0 and method == "RICE_1":  # astropy casts the floats to integers
@@ -231,7 +235,8 @@ def _layout_like_astropy(array: Array, options: _Options) -> tuple[Array, TileLa
         dither = {1: SUBTRACTIVE_DITHER_1, 2: SUBTRACTIVE_DITHER_2}.get(options.quantize_method, NO_DITHER)
     # The descriptors' width is astropy's and cfitsio's rule.
     descriptor = "Q" if array.nbytes > 2**32 else "P"
-    columns, row_size = _columns_like_astropy(descriptor, quantised=bitpix < 0 and options.quantize_level != 0)
+    quantised = bitpix < 0 and options.quantize_level != 0
+    columns, row_size = _columns_like_astropy(options.compression_type, descriptor, quantised=quantised)
     layout = TileLayout(
         options.compression_type,
         bitpix,
@@ -250,10 +255,11 @@ def _layout_like_astropy(array: Array, options: _Options) -> tuple[Array, TileLa
     return raw, replace(layout, n_rows=layout.n_tiles, heap_start=layout.n_tiles * row_size)
 
 
-def _columns_like_astropy(descriptor: str, *, quantised: bool) -> tuple[tuple[Column, ...], int]:
+def _columns_like_astropy(compression: str, descriptor: str, *, quantised: bool) -> tuple[tuple[Column, ...], int]:
     """Return the columns of astropy's tables and the width of a row."""
     width = 16 if descriptor == "Q" else 8
-    columns = [Column("COMPRESSED_DATA", 0, descriptor, "B", 1)]
+    element, size = ("I", 2) if compression == "PLIO_1" else ("B", 1)
+    columns = [Column("COMPRESSED_DATA", 0, descriptor, element, size)]
     if not quantised:
         return tuple(columns), width
     columns.append(Column("GZIP_COMPRESSED_DATA", width, descriptor, "B", 1))
@@ -267,6 +273,8 @@ def encode_tiles(layout: TileLayout, values: Array, clock: int | None) -> list[b
     if layout.compression == "RICE_1":
         kind = f"i{int(layout.parameter('BYTEPIX', 4))}"
         return rice.encode_rows(values.astype(kind, copy=False), int(layout.parameter("BLOCKSIZE", 32)))
+    if layout.compression == "PLIO_1":
+        return [encode_plio(line).astype(">i2").tobytes() for line in values]
     return [
         tile if layout.compression == "NOCOMPRESS" else gzip_like_astropy(tile, clock)
         for tile in plain_tiles(layout, values)

@@ -1,8 +1,8 @@
 """Tile codecs that only astropy has, reached through its public `CompImageHDU`.
 
-HCOMPRESS in both directions, PLIO encoding, and every combination of options that the vectorised encoder does not
-know. The C code behind HCOMPRESS keeps its reading position in global variables while astropy has let go of
-the interpreter lock, so two threads would corrupt one another: one lock guards every call.
+HCOMPRESS in both directions, and every combination of options that the vectorised encoder does not know. The C code
+behind HCOMPRESS keeps its reading position in global variables while astropy has let go of the interpreter lock, so two
+threads would corrupt one another: one lock guards every call.
 """
 
 from __future__ import annotations

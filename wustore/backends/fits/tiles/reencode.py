@@ -218,7 +218,7 @@ def _encode_again(
     gzip: GzipParameters | Mapping[int, GzipParameters] | None,
 ) -> list[bytes]:
     """Encode rows of integers, with any of the codecs."""
-    if layout.compression in ("RICE_1", "NOCOMPRESS"):
+    if layout.compression in ("RICE_1", "PLIO_1", "NOCOMPRESS"):
         return encode_tiles(layout, pixels, None)
     if layout.compression in ("GZIP_1", "GZIP_2"):
         plain = plain_tiles(layout, pixels)
