@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """End the process of a test that hangs, with the stacks of its threads: xdist names the test and goes on."""
+    """End the process of a test that hangs, with the stacks of its threads: xdist names the test and ends the run."""
     seconds = LIMIT if item.get_closest_marker("slow") is None else 4 * LIMIT
     faulthandler.dump_traceback_later(seconds, exit=True, file=item.config.stash[_ERRORS])
     try:

@@ -30,6 +30,7 @@ WHOLE = (slice(0, 3), slice(0, 10), slice(0, 12))
 PACKED = DATA[0, :5, :6].tobytes()
 """The first chunk."""
 
+RAW: dict[str, Any] = {"format": lzma.FORMAT_RAW, "filters": [{"id": lzma.FILTER_LZMA2}]}
 COMPRESSORS: dict[str, Callable[[], Any]] = {
     "blosc": codecs.BloscCodec,
     "zstd": codecs.ZstdCodec,
@@ -40,11 +41,10 @@ COMPRESSORS: dict[str, Callable[[], Any]] = {
     "numcodecs.lz4": others.LZ4,
     "numcodecs.lzma": others.LZMA,
     "numcodecs.lzma alone": lambda: others.LZMA(format=lzma.FORMAT_ALONE),
-    "numcodecs.lzma raw": lambda: others.LZMA(format=lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2}]),
+    "numcodecs.lzma raw": lambda: others.LZMA(**RAW),
     "numcodecs.zlib": others.Zlib,
     "numcodecs.zstd": others.Zstd,
 }
-RAW: dict[str, Any] = {"format": lzma.FORMAT_RAW, "filters": [{"id": lzma.FILTER_LZMA2}]}
 
 
 def stored(folder: Path, **options: Any) -> ForeignArray:

@@ -215,7 +215,7 @@ def _is_known(array: Array, options: _Options) -> bool:
     if method == "PLIO_1" and kind.kind == "u" and kind.itemsize > 1:  # astropy says that it cannot
         return False
     if kind.kind in "iu":
-        return not (method in ("RICE_1", "PLIO_1") and kind.itemsize == 8)
+        return not (method == "RICE_1" and kind.itemsize == 8)
     if kind.str[1:] not in ("f4", "f8") or not math.isfinite(options.quantize_level):
         return False
     if options.quantize_level == 0 and method == "RICE_1":  # astropy casts the floats to integers

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -223,11 +221,8 @@ def _encode_again(
     if layout.compression in ("GZIP_1", "GZIP_2"):
         plain = plain_tiles(layout, pixels)
         return [_gzip_again(gzip, number, tile) for number, tile in zip(numbers.tolist(), plain, strict=True)]
-    options: dict[str, Any] = {}
-    size: tuple[int, ...] = (1, math.prod(shape))
-    if layout.compression == "HCOMPRESS_1":
-        size = tuple(n for n in shape if n != 1)
-        options = {"hcomp_scale": layout.parameter("SCALE", 0), "hcomp_smooth": layout.parameter("SMOOTH", 0)}
+    size = tuple(n for n in shape if n != 1)
+    options = {"hcomp_scale": layout.parameter("SCALE", 0), "hcomp_smooth": layout.parameter("SMOOTH", 0)}
     image = pixels.astype(np.int32, copy=False).reshape(-1, size[-1])
     try:
         encoded = encode_with_astropy(image, None, compression_type=layout.compression, tile_shape=size, **options)

@@ -52,27 +52,35 @@ def _check(chunk: Any, content: int, spec: Any) -> None:
         )
 
 
-class _Blosc:
+class _Stated:
+    """Codecs whose chunks state how much they hold."""
+
+    def _content(self, chunk: Any) -> int:
+        raise NotImplementedError
+
     async def _decode_single(self, chunk: Any, spec: Any) -> Any:
+        _check(chunk, self._content(chunk), spec)
+        return await super()._decode_single(chunk, spec)  # type: ignore[misc]
+
+
+class _Blosc(_Stated):
+    def _content(self, chunk: Any) -> int:
         head = chunk[: _BLOSC_HEAD.size].to_bytes()
         content, _, size = _BLOSC_HEAD.unpack(head)  # a shorter one is a struct.error, which callers expect
         if size != len(chunk):
             raise ValueError(f"a Blosc chunk of {len(chunk)} bytes states {size}")
-        _check(chunk, content, spec)
-        return await super()._decode_single(chunk, spec)  # type: ignore[misc]
+        return int(content)
 
 
-class _Zstd:
-    async def _decode_single(self, chunk: Any, spec: Any) -> Any:
-        _check(chunk, most_of_zstd(chunk.to_bytes()), spec)
-        return await super()._decode_single(chunk, spec)  # type: ignore[misc]
+class _Zstd(_Stated):
+    def _content(self, chunk: Any) -> int:
+        return most_of_zstd(chunk.to_bytes())
 
 
-class _LZ4:
-    async def _decode_single(self, chunk: Any, spec: Any) -> Any:
+class _LZ4(_Stated):
+    def _content(self, chunk: Any) -> int:
         (content,) = struct.unpack("<I", chunk[:4].to_bytes())
-        _check(chunk, content, spec)
-        return await super()._decode_single(chunk, spec)  # type: ignore[misc]
+        return int(content)
 
 
 class _Counted:
