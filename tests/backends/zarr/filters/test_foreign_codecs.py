@@ -27,8 +27,9 @@ from wustore.storage.zarr_store import DirectoryKeys
 
 DATA = np.random.default_rng(0).integers(0, 50, (3, 10, 12)).astype("<f4")
 WHOLE = (slice(0, 3), slice(0, 10), slice(0, 12))
-PACKED = DATA[0, :5, :6].tobytes()
-"""The first chunk."""
+FIRST = (slice(0, 1), slice(0, 5), slice(0, 6))
+"""The first chunk. Read alone, the memory that reading takes does not depend on what other threads decode."""
+PACKED = DATA[FIRST].tobytes()
 
 RAW: dict[str, Any] = {"format": lzma.FORMAT_RAW, "filters": [{"id": lzma.FILTER_LZMA2}]}
 COMPRESSORS: dict[str, Callable[[], Any]] = {
@@ -109,8 +110,8 @@ def test_chunks_that_hold_more_than_their_array_declares(name: str, tmp_path: Pa
     replace(tmp_path, BOMBS[name]())
     with traced() as peak:
         with pytest.raises(CorruptError, match="at most 134217728 are believed"):
-            array.read(WHOLE)
-        assert peak.bytes < 1 << 25  # LZMA looks 8 MiB back
+            array.read(FIRST)
+        assert peak.bytes < 12 << 20  # LZMA looks 8 MiB back
 
 
 def test_a_pcodec_chunk_that_holds_more_than_its_array_declares(tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_a_pcodec_chunk_that_holds_more_than_its_array_declares(tmp_path: Path) 
     replace(tmp_path, numcodecs.PCodec().encode(np.zeros(MANY // 8, "<f4")))
     with traced() as peak:
         with pytest.raises(CorruptError, match="another number of values"):
-            array.read(WHOLE)
+            array.read(FIRST)
         assert peak.bytes < 1 << 23
 
 
