@@ -12,7 +12,7 @@ from hypothesis import settings
 from kbmod_stand_in import kbmod_stand_in  # noqa: F401 - a fixture
 
 from wustore.backends.compiling import Loops
-from wustore.backends.fits.tiles import rice
+from wustore.backends.fits.tiles.rice import coder as rice_coder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,10 +60,10 @@ def data() -> Path:
 @pytest.fixture(scope="module", params=["cfitsio", "compiled"])
 def coder(request: pytest.FixtureRequest) -> Iterator[str]:
     """Which of the two coders works on Rice tiles, however few there are."""
-    loops = Loops("wustore.backends.fits.tiles.rice_numba", 0)
+    loops = Loops("wustore.backends.fits.tiles.rice.loops_numba", 0)
     loops.is_missing = request.param == "cfitsio"
     if request.param == "compiled" and loops.get() is None:
         pytest.skip("there is no numba for this Python")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rice, "_loops", loops)
+        patch.setattr(rice_coder, "_loops", loops)
         yield request.param

@@ -359,7 +359,7 @@ def main(words: list[str]) -> int:
 
     import wustore.api
     import wustore.backends.fits.backend
-    import wustore.backends.fits.tiles.rice_numba
+    import wustore.backends.fits.tiles.rice.loops_numba
     import wustore.backends.hdf5.backend
     import wustore.backends.zarr.backend  # noqa: F401
 

@@ -365,7 +365,7 @@ def decode_plane(
     Notes
     -----
     2048 x 2048 pixels written with KBMOD's defaults take 12 ms in one thread, and so in each of several
-    (`tiles.rice_numba`). Without numba they take 40 ms, and threads gain nothing: cfitsio's coder is called a row at
+    (`rice.loops_numba`). Without numba they take 40 ms, and threads gain nothing: cfitsio's coder is called a row at
     a time, and two threads would hand the interpreter lock to and fro.
     """
     window = window_of(layout, rows, columns)

@@ -240,13 +240,13 @@ class TileLayout:
 
     @cached_property
     def in_rice_loops(self) -> bool:
-        """Whether `tiles.rice_numba` knows it: floats quantised without dithering, Rice-coded as 4-byte integers."""
+        """Whether `rice.loops_numba` knows it: floats quantised without dithering, Rice-coded as 4-byte integers."""
         quantised = self.quantised and self.bitpix < 0 and self.dither == NO_DITHER
         return quantised and self.compression == "RICE_1" and int(self.parameter("BYTEPIX", 4)) == 4
 
     @cached_property
     def rice_fields(self) -> rice.Fields | None:
-        """Where `tiles.rice_numba` finds the tiles; None if they are described in a way that it does not know."""
+        """Where `rice.loops_numba` finds the tiles; None if they are described in a way that it does not know."""
         data, scale, zero = (self.column(name) for name in ("COMPRESSED_DATA", "ZSCALE", "ZZERO"))
         if not self.in_rice_loops or data is None or scale is None or zero is None or self.column("ZBLANK") is not None:
             return None

@@ -3,7 +3,7 @@
 The rules are those of section 10.2 of the FITS standard 4.0 (value = integer * ZSCALE + ZZERO, subtractive dithering
 and its random sequence); the choice of the zero point and of what is not quantised follows cfitsio's
 ``fits_quantize_float``, which astropy calls. KBMOD's own case, Rice tiles with an absolute step and without dithering,
-is compiled: `rice_numba.encode_floats` quantises and codes in one pass, and must agree with this module.
+is compiled: `rice.encode_numba.encode_floats` quantises and codes in one pass, and must agree with this module.
 """
 
 from __future__ import annotations

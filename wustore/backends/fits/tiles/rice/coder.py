@@ -1,6 +1,6 @@
 """Rice-coded tiles (RICE_1), guarded.
 
-Two coders give the same results: if there is much to do, the loops of `tiles.rice_numba`, which take many tiles a
+Two coders give the same results: if there is much to do, the loops of `rice.loops_numba`, which take many tiles a
 call and leave other threads alone; else the one of cfitsio as packaged by imagecodecs, a tile a call. That one trusts
 its input: it looks for the end of the code only once per coding block, and it scans a run of zero bits without any
 limit. So tiles are decoded from a copy that ends in bytes of ones, which stop such a scan at once, and their lengths
@@ -51,11 +51,11 @@ _SELECTOR_BITS = {1: 3, 2: 4, 4: 5}
 _WORTHWHILE = 1 << 23
 """Pixels that a process codes before it imports numba: about 0.1 s of work without it."""
 
-_loops = Loops("wustore.backends.fits.tiles.rice_numba", _WORTHWHILE)
+_loops = Loops("wustore.backends.fits.tiles.rice.loops_numba", _WORTHWHILE)
 
 
 def compiled_loops(n_pixels: int = 0) -> ModuleType | None:
-    """Return `wustore.backends.fits.tiles.rice_numba`, or None if so many pixels more are better coded without it.
+    """Return `rice.loops_numba`, or None if so many pixels more are better coded without it.
 
     Parameters
     ----------
@@ -292,7 +292,8 @@ def encode_floats(values: NDArray[np.floating[Any]], step: float, block_size: in
         return None
     out, sizes = _output(values, room_for(values.shape[1], 4, block_size))
     zero = np.empty(len(values))
-    end, has_blank = loops.encode_floats(values, step, block_size, out, sizes, zero)
+    bits = values.view(f"i{values.itemsize}")
+    end, has_blank = loops.encode_floats(values, bits, step, block_size, out, sizes, zero)
     return None if end < 0 else Encoded(out[:end], sizes, zero, has_blank)
 
 

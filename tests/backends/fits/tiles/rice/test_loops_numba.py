@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -17,15 +18,17 @@ from numpy.typing import NDArray
 
 from wustore.backends.compiling import Loops
 from wustore.backends.fits.tiles import decode, decode_plane, encode_plane, geometry, quantize, rice
+from wustore.backends.fits.tiles.rice import coder
 from wustore.errors import CorruptError
 
 
 def state() -> Loops:
     """Return the loops as a process has them that has coded nothing yet."""
-    return Loops("wustore.backends.fits.tiles.rice_numba", rice._WORTHWHILE)
+    return Loops("wustore.backends.fits.tiles.rice.loops_numba", coder._WORTHWHILE)
 
 
 loops: Any = state()._import()
+loops_of_encoder: Any = loops and importlib.import_module("wustore.backends.fits.tiles.rice.encode_numba")
 pytestmark = pytest.mark.skipif(loops is None, reason="there is no numba for this Python")
 quickly = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -110,7 +113,7 @@ def test_floats(shape: tuple[int, int], step: float, kind: str, seed: int) -> No
     expected = quantize.quantise(values, step, numbers)
     room = rice.room_for(shape[1], 4, 32)
     out, sizes, zero = np.empty(len(values) * room, np.uint8), np.empty(len(values), np.int64), np.empty(len(values))
-    end, has_blank = loops.encode_floats(values, step, 32, out, sizes, zero)
+    end, has_blank = loops.encode_floats(values, values.view(f"i{values.itemsize}"), step, 32, out, sizes, zero)
     if end < 0:  # left to numpy: something is far away
         largest = np.nanmax(np.abs(values.astype(np.float64)))
         assert largest / step > 2**30
@@ -125,7 +128,7 @@ def test_floats(shape: tuple[int, int], step: float, kind: str, seed: int) -> No
     for blank in (quantize.BLANK, None):
         decoded, wanted = np.empty_like(values), np.empty_like(values)
         limits = rice.size_limits(shape[1], 4, 32)
-        arguments = *fields, *limits, rice._NO_PIXEL if blank is None else blank
+        arguments = *fields, *limits, coder._NO_PIXEL if blank is None else blank
         assert loops.decode_floats(table, np.arange(len(tiles)), *arguments, decoded) == -1
         quantize.dequantise(numbers, expected.scale, zero, wanted, blank=blank)
         assert decoded.tobytes() == wanted.tobytes()
@@ -133,6 +136,58 @@ def test_floats(shape: tuple[int, int], step: float, kind: str, seed: int) -> No
         quantize.requantise(wanted, expected.scale, zero, again, blank=blank)
         end = loops.encode_floats_again(decoded, expected.scale, zero, quantize.BLANK, 32, out, sizes)
         assert out[:end].tobytes() == b"".join(rice.encode_rows(again, 32))
+
+
+@quickly
+@given(
+    n=st.integers(1, 40),
+    step=st.sampled_from([0.01, 1e-5, 3.0, 2.0**-20, 1e-299, 1e299]),
+    kind=st.sampled_from(["f4", "f8"]),
+    spread=st.integers(-3, 9),
+    seed=st.integers(0, 2**32),
+)
+def test_levels_that_multiplying_finds(n: int, step: float, kind: str, spread: int, seed: int) -> None:
+    """They are those of a division, or it says that they may not be: beside the middle between two, far away."""
+    rng = np.random.default_rng(seed)
+    origin = float(rng.integers(-(10**9), 10**9)) * step
+    with np.errstate(all="ignore"):
+        exact = origin + (rng.integers(0, 10 ** max(spread, 1), n) + 0.5) * step
+        exact += rng.choice([0, *(sign * 10.0**k for sign in (-1, 1) for k in range(-16, 1))], n) * step
+        values = exact.astype(kind)
+        values[rng.random(n) < 0.1] = np.nan
+        quotient = (values.astype(np.float64) - origin) / step
+        levels, halves = np.empty(n, np.int32), np.trunc(quotient + np.copysign(0.5, quotient))
+        is_sure = loops_of_encoder._is_rounded(values, origin, step, levels)
+    found = np.where(levels == quantize.BLANK, np.nan, levels.astype(np.float64))
+    if is_sure:
+        np.testing.assert_array_equal(found, halves)
+        np.testing.assert_array_equal(found, np.rint(quotient))
+
+
+@pytest.mark.parametrize("kind", ["f4", "f8"])
+def test_most_levels_are_found_by_multiplying(kind: str) -> None:
+    """Without them the loops would be right, and slow."""
+    values, levels = np.random.default_rng(5).normal(0, 5, (500, 300)).astype(kind), np.empty(300, np.int32)
+    values[:, 7] = np.nan
+    assert sum(loops_of_encoder._is_rounded(row, -20.0, 0.01, levels) for row in values) > 450
+    for odd in (np.inf, -np.inf, 1e30, 0.01 * 2**31):
+        values[0, 3] = odd
+        assert not loops_of_encoder._is_rounded(values[0], -20.0, 0.01, levels)
+    for step in (np.nan, np.inf, 0.0, -0.01, 1e-301, 1e301):
+        assert not loops_of_encoder._is_rounded(values[1], 0.0, step, levels)
+
+
+@quickly
+@given(n=st.integers(1, 70), kind=st.sampled_from(["f4", "f8"]), seed=st.integers(0, 2**32))
+def test_extremes(n: int, kind: str, seed: int) -> None:
+    values = floats((1, n), seed, kind)[0]
+    values[np.random.default_rng(seed).random(n) < 0.2] = np.nan
+    found = np.empty(2, kind)
+    bits = f"i{found.itemsize}"
+    loops_of_encoder._extremes(values.view(bits), np.array(np.inf, kind).view(bits)[()], found.view(bits))
+    with np.errstate(all="ignore"):
+        expected = (np.nanmin(values), np.nanmax(values)) if not np.isnan(values).all() else (0, 0)
+    assert tuple(found) == expected
 
 
 def test_large_blocks_with_a_rare_jump() -> None:
@@ -184,7 +239,7 @@ def test_damaged_tiles(seed: int, cut: int) -> None:
 def test_the_error_names_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = state()
     fresh.module = loops
-    monkeypatch.setattr(rice, "_loops", fresh)
+    monkeypatch.setattr(coder, "_loops", fresh)
     rows = np.arange(3000, dtype=np.int32).reshape(3, 1000) ** 2
     whole = placed(rice.encode_rows(rows, 32), 32)
     short = rice.Tiles(whole.heap, whole.starts, whole.ends - np.array([0, 9, 0]), whole.names + 40, 32)
@@ -196,7 +251,7 @@ def test_tiles_that_the_loops_leave_alone(monkeypatch: pytest.MonkeyPatch) -> No
     """What is damaged, or stored in another way, is for those who can say what it is."""
     fresh = state()
     fresh.module = loops
-    monkeypatch.setattr(rice, "_loops", fresh)
+    monkeypatch.setattr(coder, "_loops", fresh)
     rows = np.arange(3000, dtype=np.int32).reshape(3, 1000) ** 2
     tiles = rice.encode_rows(rows, 32)
     good, fields = table_of(tiles, np.ones(3), np.zeros(3), 32)
@@ -219,7 +274,7 @@ def test_tiles_that_the_loops_leave_alone(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_tile_for_the_long_way_takes_its_batch_along(monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = state()
     fresh.module = loops
-    monkeypatch.setattr(rice, "_loops", fresh)
+    monkeypatch.setattr(coder, "_loops", fresh)
     monkeypatch.setitem(geometry._LARGER, "RICE_1", 3 * 100)
     values = np.random.default_rng(1).normal(0, 1, (9, 100)).astype(np.float32)
     values[4, ::2] = 1e30  # cannot be quantised
@@ -243,7 +298,7 @@ def test_a_tile_for_the_long_way_takes_its_batch_along(monkeypatch: pytest.Monke
 def test_a_plane_for_several_threads(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = state()
     fresh.module = loops
-    monkeypatch.setattr(rice, "_loops", fresh)
+    monkeypatch.setattr(coder, "_loops", fresh)
     encoded = encode_plane(np.random.default_rng(1).normal(0, 1, (9, 100)).astype(np.float32), quantize_level=-0.01)
     whole = decode_plane(encoded.layout, encoded.data)
     monkeypatch.setattr(decode, "worker_count", lambda work: workers)
@@ -260,16 +315,16 @@ def test_a_plane_for_several_threads(workers: int, monkeypatch: pytest.MonkeyPat
 
 
 def test_small_work_is_left_to_cfitsio(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rice, "_loops", state())
+    monkeypatch.setattr(coder, "_loops", state())
     assert rice.compiled_loops(1000) is None
-    assert rice.compiled_loops(rice._WORTHWHILE) is loops
+    assert rice.compiled_loops(coder._WORTHWHILE) is loops
     assert rice.compiled_loops(1) is loops
 
 
 def test_pixels_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever way they are coded, and though the loops are asked for first."""
     fresh = state()
-    monkeypatch.setattr(rice, "_loops", fresh)
+    monkeypatch.setattr(coder, "_loops", fresh)
     encoded = encode_plane(floats((4, 1000), 1, "f4"))
     assert fresh.done == 4000
     decode_plane(encoded.layout, encoded.data)
@@ -278,11 +333,13 @@ def test_pixels_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("missing", ["numba", "llvmlite"])
 def test_without_numba(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rice, "_loops", state())
+    monkeypatch.setattr(coder, "_loops", state())
     monkeypatch.setitem(sys.modules, missing, None)
-    monkeypatch.delitem(sys.modules, "wustore.backends.fits.tiles.rice_numba")
-    monkeypatch.delattr("wustore.backends.fits.tiles.rice_numba")
-    assert rice.compiled_loops(rice._WORTHWHILE) is None
+    package = "wustore.backends.fits.tiles.rice"
+    for name in [name for name in sys.modules if name.startswith(package) and name.endswith("_numba")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(f"{package}.loops_numba")
+    assert rice.compiled_loops(coder._WORTHWHILE) is None
     rows = np.arange(64, dtype=np.int32).reshape(2, 32)
     assert len(rice.encode_rows(rows, 32)) == 2
 
@@ -293,18 +350,18 @@ def test_a_library_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> Non
             if name == "numba":
                 raise OSError("Could not find/load shared object file 'libllvmlite.so'")  # what llvmlite says
 
-    monkeypatch.setattr(rice, "_loops", state())
+    monkeypatch.setattr(coder, "_loops", state())
     monkeypatch.delitem(sys.modules, "numba")
     monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
-    assert rice.compiled_loops(rice._WORTHWHILE) is None
+    assert rice.compiled_loops(coder._WORTHWHILE) is None
 
 
 def test_jit_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     import numba
 
-    monkeypatch.setattr(rice, "_loops", state())
+    monkeypatch.setattr(coder, "_loops", state())
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
-    assert rice.compiled_loops(rice._WORTHWHILE) is None
+    assert rice.compiled_loops(coder._WORTHWHILE) is None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no limits of file sizes")
@@ -312,7 +369,7 @@ def test_machine_code_that_cannot_be_kept(tmp_path: Path) -> None:
     """A full disk or a spent quota, here a limit of the size of files: reading needs no room on a disk."""
     script = (
         "import resource, numpy as np\n"
-        "from wustore.backends.fits.tiles import rice_numba as loops\n"
+        "from wustore.backends.fits.tiles.rice import loops_numba as loops\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))\n"
         "out, sizes = np.empty(400, np.uint8), np.empty(1, np.int64)\n"
         "print(loops.encode_integers(np.zeros((1, 40), np.int32), 32, out, sizes))\n"
@@ -333,7 +390,7 @@ def test_without_a_directory_for_machine_code(tmp_path: Path) -> None:
         "        raise RuntimeError('no locator available')\n"  # what numba says then
         "    return compiler(*functions, **options)\n"
         "numba.njit = njit\n"
-        "from wustore.backends.fits.tiles import rice_numba as loops\n"
+        "from wustore.backends.fits.tiles.rice import loops_numba as loops\n"
         "out, sizes = np.empty(400, np.uint8), np.empty(1, np.int64)\n"
         "print(loops.encode_integers(np.zeros((1, 40), np.int32), 32, out, sizes))\n"
     )
