@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,6 +61,33 @@ def test_little_memory_is_kept(no_spare: dict[int, np.ndarray], monkeypatch: pyt
     assert [address(memory) for memory in no_spare.values()] == last
     buffers.empty((30 << 20,), "u1")
     assert [address(memory) for memory in no_spare.values()] == [], "more than all that is kept"
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux says what it may take")
+def test_the_system_may_take_what_is_kept() -> None:
+    """Kept memory is not held: it goes when another process needs it, and an array that is made of it is whole."""
+    code = (
+        "import numpy as np\n"
+        "from pathlib import Path\n"
+        "from wustore.storage import buffers\n"
+        "def lazy():\n"
+        "    lines = Path('/proc/self/smaps_rollup').read_text().splitlines()\n"
+        "    return next(int(line.split()[1]) >> 10 for line in lines if line.startswith('LazyFree'))\n"
+        "first = buffers.empty((4096, 4097), 'f4')\n"
+        "first[...], address = 3, first.ctypes.data\n"
+        "held = lazy()\n"
+        "del first\n"
+        "kept = lazy()\n"
+        "again = buffers.empty((4096, 4097), 'f4')\n"
+        "again[...] = 5\n"
+        "print(held, kept, lazy(), again.ctypes.data == address, (again == 5).all())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    held, kept, used, *same = done.stdout.split()
+    assert int(held) < 4, "in MB"
+    assert int(kept) > 60
+    assert int(used) < 4
+    assert same == ["True", "True"]
 
 
 def test_memory_of_another_size_is_left(no_spare: dict[int, np.ndarray]) -> None:

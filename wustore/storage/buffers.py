@@ -22,8 +22,8 @@ _PAGE = 1 << 21
 _SPOOLED_IN_MEMORY = 1 << 23
 """Bytes of a spool that need no file."""
 
-_KEPT = 1 << 27
-"""Bytes of memory that are kept for the next arrays: three images of 2048 x 2048 pixels with their masks."""
+_KEPT = 1 << 29
+"""Bytes of memory that are kept for the next arrays: 13 images of 2048 x 2048 pixels with their masks."""
 
 _SPARE: dict[int, NDArray[np.uint8]] = {}
 """Memory that no array uses, the oldest first."""
@@ -59,6 +59,7 @@ class _Lease:
         # Called at any time, also while another thread is here: each step by itself is atomic.
         if _SPARE is None:  # the interpreter ends
             return
+        _let_go(self._memory)  # before another thread can find it
         _SPARE[id(self._memory)] = self._memory
         if (excess := sum(map(len, _SPARE.values())) - _KEPT) > 0:
             for key, memory in list(_SPARE.items()):
@@ -75,6 +76,14 @@ def _spare(size: int) -> NDArray[np.uint8]:
     memory = np.empty(size + _PAGE, np.uint8)
     start = -memory.ctypes.data % _PAGE
     return memory[start : start + size]
+
+
+def _let_go(memory: NDArray[np.uint8]) -> None:
+    """Let the system take the pages when it needs some; until it does they are there, and what is written to stays."""
+    advice = getattr(mmap, "MADV_FREE", None)
+    size = len(memory) // mmap.PAGESIZE * mmap.PAGESIZE
+    if advice is not None and size:
+        _madvise()(memory.ctypes.data, size, advice)
 
 
 class Spool:
