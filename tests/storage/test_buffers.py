@@ -108,8 +108,15 @@ def test_spool_keeps_pieces_whatever_their_order_and_size(monkeypatch, tmp_path)
     spool.close()
 
 
-def test_planes_may_outlive_the_modules() -> None:
-    """When Python ends, a plane in a global variable may go after the modules have been cleared."""
-    code = "from wustore.storage import buffers; planes = [buffers.empty((2048, 2048), 'f4') for _ in range(9)]"
+@pytest.mark.parametrize(
+    "keeper", ["", "def late(): return planes", "import json; json.planes = planes", "buffers.planes = planes"]
+)
+def test_planes_may_outlive_the_modules(keeper: str) -> None:
+    """When Python ends, a plane may go after the modules have been cleared, when nothing can be imported any more."""
+    code = f"""
+from wustore.storage import buffers
+planes = [buffers.empty((2048, 2048), "f4") for _ in range(9)]
+{keeper}
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == ""

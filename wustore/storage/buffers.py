@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
+import sys
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -57,7 +58,7 @@ class _Lease:
 
     def __del__(self) -> None:
         # Called at any time, also while another thread is here: each step by itself is atomic.
-        if _SPARE is None:  # the interpreter ends
+        if _SPARE is None or sys.is_finalizing():
             return
         _let_go(self._memory)  # before another thread can find it
         _SPARE[id(self._memory)] = self._memory

@@ -6,7 +6,7 @@ An encoder needs no file, so it works in any thread and process. What it makes c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,7 +29,7 @@ __all__ = ["CanonicalEncoder", "CapsuleEncoder", "Hdus", "ImageEncoder", "Made"]
 class Hdus:
     """The HDUs of an image in KBMOD's layout, one behind the other in pieces, and what they lose."""
 
-    pieces: list[bytes]
+    pieces: list[bytes | memoryview]
     losses: list[str]
 
 
@@ -129,7 +129,7 @@ class CapsuleEncoder(ImageEncoder):
 _Arrays = Mapping[str, NDArray[Any]]
 
 
-def _bytes(pieces: list[bytes]) -> NDArray[np.uint8]:
+def _bytes(pieces: Sequence[bytes | memoryview]) -> NDArray[np.uint8]:
     return np.frombuffer(b"".join(pieces), np.uint8)
 
 

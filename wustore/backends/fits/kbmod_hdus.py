@@ -28,6 +28,7 @@ from wustore.compat.wcs import kbmod_header_cards
 from wustore.errors import UsageError
 from wustore.model.kbmod_rules import identity_psf, is_masked
 from wustore.model.meta import Column, ConstituentTable, Image, Meta, object_array
+from wustore.storage import buffers
 
 if TYPE_CHECKING:
     from astropy.io.fits import BinTableHDU
@@ -151,9 +152,11 @@ def _storable(plane: NDArray[Any]) -> NDArray[Any]:
     return plane
 
 
-def _plain_hdu(plane: NDArray[Any], name: str, cards: dict[str, str], *, primary: bool = False) -> Iterator[bytes]:
+def _plain_hdu(
+    plane: NDArray[Any], name: str, cards: dict[str, str], *, primary: bool = False
+) -> Iterator[bytes | memoryview]:
     stored, bitpix, bzero = to_stored(np.ascontiguousarray(plane))
-    data = big_endian(stored).tobytes()
+    data = big_endian(stored).reshape(-1).view(np.uint8).data
     header = HeaderText(
         [("SIMPLE", True, "conforms to FITS standard")] if primary else [("XTENSION", "IMAGE", "Image extension")]
     )
@@ -176,7 +179,7 @@ def _plain_hdu(plane: NDArray[Any], name: str, cards: dict[str, str], *, primary
     yield bytes(padding(len(data)))
 
 
-def _tiled_hdu(encoded: EncodedPlane, name: str, cards: dict[str, str]) -> Iterator[bytes]:
+def _tiled_hdu(encoded: EncodedPlane, name: str, cards: dict[str, str]) -> Iterator[bytes | memoryview]:
     layout = encoded.layout
     header = HeaderText(
         [
@@ -227,7 +230,7 @@ def kbmod_mask(image: Image) -> tuple[NDArray[np.int8], frozenset[str]]:
     Blocks of rows stay in the cache, and infinities are looked for among the pixels that are not finite.
     """
     height, width = image.science.shape
-    bad = np.empty((height, width), np.bool_)
+    bad = buffers.empty((height, width), np.bool_)
     infinite = set()
     step = max(1, _BLOCK // max(width, 1))
     for first in range(0, height, step):
@@ -256,7 +259,7 @@ def image_hdus(
     mask: NDArray[np.int8] | None = None,
     *,
     sharded: bool = False,
-) -> Iterator[bytes]:
+) -> Iterator[bytes | memoryview]:
     """Return the bytes of the four HDUs of image ``i``, in pieces.
 
     Parameters
@@ -291,7 +294,7 @@ def _image_hdus(
     index_cards: dict[str, str],
     *,
     sharded: bool,
-) -> Iterator[Iterator[bytes]]:
+) -> Iterator[Iterator[bytes | memoryview]]:
     """Yield the pieces of each HDU."""
     science, variance = (_storable(plane) for plane in (image.science, image.variance))
     settings = options.compression_type, options.quantize_level

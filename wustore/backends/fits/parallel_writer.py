@@ -115,7 +115,7 @@ class InOrder:
         self._waiting: dict[int, tuple[int, int]] = {}
         self._spool: IO[bytes] | None = None
 
-    def add(self, i: int, pieces: Sequence[bytes]) -> None:
+    def add(self, i: int, pieces: Sequence[bytes | memoryview]) -> None:
         """Append the parts of image ``i``, or keep them until its turn comes."""
         if i != self._next:
             if self._spool is None:

@@ -179,7 +179,7 @@ class Output:
         """Where the uncompressed (primary) file is being built."""
         return str(self._inner(0))
 
-    def write_at(self, number: int, offset: int, *pieces: bytes) -> int:
+    def write_at(self, number: int, offset: int, *pieces: bytes | memoryview) -> int:
         """Write pieces one after another from an offset of a file; return the offset behind them."""
         if self._file is not None:
             with self._lock:

@@ -50,13 +50,13 @@ class EncodedPlane:
 
     layout: TileLayout
     table: bytes
-    heap: bytes
+    heap: bytes | memoryview
     column_formats: tuple[tuple[str, str], ...]
 
     @property
     def data(self) -> bytes:
         """The whole data of the HDU, without padding."""
-        return self.table + self.heap
+        return b"".join((self.table, self.heap))
 
     @property
     def pcount(self) -> int:
@@ -180,7 +180,7 @@ def _step(quantize_level: float) -> float:
     return float(-np.float32(quantize_level))
 
 
-def _encoded(layout: TileLayout, main: bytes, heap: bytes, *, has_blank: bool) -> EncodedPlane:
+def _encoded(layout: TileLayout, main: bytes, heap: bytes | memoryview, *, has_blank: bool) -> EncodedPlane:
     layout = replace(layout, heap_size=len(heap), zblank=BLANK if has_blank else None)
     return EncodedPlane(layout, main, heap, _column_formats(layout, main))
 
@@ -203,7 +203,7 @@ def _encode_rice_floats(raw: Array, layout: TileLayout, step: float) -> EncodedP
         return None
     kinds, scale = np.zeros(layout.n_tiles, np.uint8), np.full(layout.n_tiles, step)
     main = main_table(layout, found.sizes, kinds, scale, found.zero)
-    return _encoded(layout, main, found.tiles.tobytes(), has_blank=found.has_blank)
+    return _encoded(layout, main, found.tiles.data, has_blank=found.has_blank)
 
 
 def _is_known(array: Array, options: _Options) -> bool:
