@@ -6,7 +6,7 @@ Chunks end in their CRC-32C, so that the checksum over all of a chunk is always 
 from __future__ import annotations
 
 import numpy as np
-from numba import intp, uint8, uint32
+from numba import intp, uint8, uint32, uint64
 from numpy.typing import NDArray
 
 from wustore.backends.bytes_numba import LINE, call, copy, fence, first_word, move, stream
@@ -228,16 +228,19 @@ def split(
     length, last, found = head.size - 4, joined.size - 1, 0
     a, b, c, d = head[length], head[length + 1], head[length + 2], head[length + 3]
     starts = np.empty(lengths.size + 1, np.int64)
-    for x in range(start, last - 3, 256):
-        size, hits = min(256, last - 3 - x), uint8(0)
-        p, q, r, s = joined[x : x + size], joined[x + 1 :], joined[x + 2 :], joined[x + 3 :]
-        for y in range(p.size):  # without branches: many bytes at a time
-            hits |= uint8((p[y] == a) & (q[y] == b) & (r[y] == c) & (s[y] == d))
-        for y in range(p.size if hits else 0):
-            if p[y] == a and q[y] == b and r[y] == c and s[y] == d:
+    one, two, three = uint64(1), uint64(2), uint64(3)
+    step, stop = uint64(256), uint64(max(last - 3, start))
+    for x in range(uint64(start), stop, step):
+        low, end = uint8(255), min(x + step, stop)
+        for y in range(x, end):  # without branches and in bytes alone: many at a time
+            first, second = uint8(joined[y] ^ a), uint8(joined[y + one] ^ b)
+            third, fourth = uint8(joined[y + two] ^ c), uint8(joined[y + three] ^ d)
+            low = min(low, uint8(first | second | third | fourth))
+        for y in range(x, end if low == uint8(0) else x):
+            if joined[y] == a and joined[y + one] == b and joined[y + two] == c and joined[y + three] == d:
                 if found == lengths.size:
                     return -1
-                starts[found] = x + y
+                starts[found] = y
                 found += 1
     if found != lengths.size or starts[0] != start or joined[last] != 0:
         return -1
