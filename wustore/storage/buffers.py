@@ -81,10 +81,7 @@ def _spare(size: int) -> NDArray[np.uint8]:
 
 def _let_go(memory: NDArray[np.uint8]) -> None:
     """Let the system take the pages when it needs some; until it does they are there, and what is written to stays."""
-    advice = getattr(mmap, "MADV_FREE", None)
-    size = len(memory) // mmap.PAGESIZE * mmap.PAGESIZE
-    if advice is not None and size:
-        _madvise()(memory.ctypes.data, size, advice)
+    _advise("MADV_FREE", memory, len(memory) // mmap.PAGESIZE * mmap.PAGESIZE)
 
 
 class Spool:
@@ -144,14 +141,19 @@ def release(data: object, start: int = 0, stop: int | None = None) -> None:
     The pages of a mapped file count as this process's memory as long as nobody needs them, so that a conversion
     would seem to hold the whole file.
     """
-    advice = getattr(mmap, "MADV_DONTNEED", None)
-    if advice is None or not isinstance(data, mmap.mmap):
+    if not isinstance(data, mmap.mmap):
         return
     stop = len(data) if stop is None else min(stop + _AROUND, len(data))
     first = max(start - _AROUND, 0) // mmap.PAGESIZE * mmap.PAGESIZE
     if stop > first:
-        address = np.frombuffer(data, np.uint8, 1, first).__array_interface__["data"][0]
-        _madvise()(address, stop - first, advice)
+        _advise("MADV_DONTNEED", np.frombuffer(data, np.uint8, 1, first), stop - first)
+
+
+def _advise(name: str, memory: NDArray[np.uint8], size: int) -> None:
+    """Tell the system what will become of pages, the first of which begins where the array does, if it knows that."""
+    advice = getattr(mmap, name, None)
+    if advice is not None and size:
+        _madvise()(memory.__array_interface__["data"][0], size, advice)
 
 
 @cache
