@@ -12,7 +12,7 @@ from hypothesis import settings
 from kbmod_stand_in import kbmod_stand_in  # noqa: F401 - a fixture
 
 from wustore.backends.compiling import Loops
-from wustore.backends.fits.tiles.rice import coder as rice_coder
+from wustore.backends.fits.tiles.rice import coder as rice
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -65,5 +65,5 @@ def coder(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "compiled" and loops.get() is None:
         pytest.skip("there is no numba for this Python")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rice_coder, "_loops", loops)
+        patch.setattr(rice, "_loops", loops)
         yield request.param

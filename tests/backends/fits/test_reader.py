@@ -21,7 +21,7 @@ from wustore.backends.fits.backend import FitsBackend
 from wustore.backends.fits.hdu.image import Plane
 from wustore.backends.fits.hdu.scan import scan
 from wustore.backends.fits.reader import FitsReader
-from wustore.backends.fits.tiles.rice import coder
+from wustore.backends.fits.tiles.rice import coder as rice
 from wustore.backends.registry import open_reader
 from wustore.errors import FormatError, UsageError, WuStoreError
 from wustore.model.meta import LAYERS, Image
@@ -244,9 +244,9 @@ def python_calls(path: Path, shape: tuple[int, int]) -> int:
 
 def test_python_per_plane_and_not_per_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work that only one thread at a time can do bounds how reading scales: counted, so the same on any machine."""
-    if (loops := coder.compiled_loops(1 << 40)) is None:
+    if (loops := rice.compiled_loops(1 << 40)) is None:
         pytest.skip("there is no numba for this Python")
-    monkeypatch.setattr(coder._loops, "module", loops)
+    monkeypatch.setattr(rice._loops, "module", loops)
     few, many = (python_calls(tmp_path / f"{n}.fits", (n, 150)) for n in (100, 4000))
     assert many - few < 10, "large planes are in memory of their own"
     assert few <= 330

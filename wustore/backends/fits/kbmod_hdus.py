@@ -21,7 +21,7 @@ from wustore.backends.fits.hdu.checksum import with_sums
 from wustore.backends.fits.hdu.header import BLOCK
 from wustore.backends.fits.hdu.header_writer import HeaderText, card, padding
 from wustore.backends.fits.tiles import EncodedPlane, encode_plane
-from wustore.backends.fits.tiles.dtypes import big_endian, to_stored
+from wustore.backends.fits.tiles.dtypes import big_endian_bytes, to_stored
 from wustore.compat.configuration import cells_to_hdu, configuration_cells
 from wustore.compat.image_metadata import constituents_to_hdu
 from wustore.compat.wcs import kbmod_header_cards
@@ -156,7 +156,7 @@ def _plain_hdu(
     plane: NDArray[Any], name: str, cards: dict[str, str], *, primary: bool = False
 ) -> Iterator[bytes | memoryview]:
     stored, bitpix, bzero = to_stored(np.ascontiguousarray(plane))
-    data = big_endian(stored).reshape(-1).view(np.uint8).data
+    data = big_endian_bytes(stored)
     header = HeaderText(
         [("SIMPLE", True, "conforms to FITS standard")] if primary else [("XTENSION", "IMAGE", "Image extension")]
     )

@@ -12,7 +12,7 @@ from wustore.backends.fits.hdu.compressed_table import unpacked_table
 from wustore.backends.fits.hdu.header import Header
 from wustore.backends.fits.hdu.header_writer import card
 from wustore.backends.fits.hdu.table import read_table
-from wustore.backends.fits.tiles import rice
+from wustore.backends.fits.tiles.rice import coder as rice
 from wustore.errors import CorruptError, FormatError
 
 N = 5

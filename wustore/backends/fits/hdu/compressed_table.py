@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from wustore.backends.fits.hdu.header import CARD, Header
 from wustore.backends.fits.hdu.header_writer import card
 from wustore.backends.fits.hdu.table import LONGEST_ROW, Field, fields_of
-from wustore.backends.fits.tiles import rice
 from wustore.backends.fits.tiles.gzip import MAXIMUM_RATIO, gunzip
+from wustore.backends.fits.tiles.rice import coder as rice
 from wustore.errors import CorruptError, FormatError
 
 __all__ = ["unpacked_table"]

@@ -23,7 +23,7 @@ from wustore.backends.fits.tiles import (
     differing_tiles,
     reencode_plane,
 )
-from wustore.backends.fits.tiles.dtypes import PIXEL_TYPES, big_endian, to_stored
+from wustore.backends.fits.tiles.dtypes import PIXEL_TYPES, big_endian_bytes, to_stored
 from wustore.backends.fits.tiles.gzip import GzipParameters, recognise_gzip
 from wustore.errors import CorruptError, WuStoreError
 
@@ -295,7 +295,7 @@ def _plain_data(header: Header, plane: Array) -> Buffer:
     if plane.dtype.kind != "f" or (scale, zero) == (1, 0):
         pixels, stored, offset = to_stored(np.ascontiguousarray(plane))
         if stored == bitpix and scale == 1 and zero == offset:
-            return big_endian(pixels).reshape(-1).view(np.uint8).data
+            return big_endian_bytes(pixels)
     # BSCALE, BZERO and BLANK were applied: undo them; what rounds to another number is patched afterwards.
     kind = np.dtype(PIXEL_TYPES[bitpix])
     with np.errstate(all="ignore"):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.fits.tiles import quantize, rice
+from wustore.backends.fits.tiles import quantize
 from wustore.backends.fits.tiles.dtypes import COLUMN_TYPES, NUMBERS
 from wustore.backends.fits.tiles.geometry import (
     Window,
@@ -38,6 +38,7 @@ from wustore.backends.fits.tiles.layout import (
 )
 from wustore.backends.fits.tiles.plio import decode_plio
 from wustore.backends.fits.tiles.quantize import NO_DITHER
+from wustore.backends.fits.tiles.rice import coder as rice
 from wustore.errors import CorruptError, FormatError, UsageError
 from wustore.storage import buffers
 from wustore.storage.threads import in_threads, worker_count

@@ -20,6 +20,7 @@ __all__ = [
     "UNSIGNED",
     "ColumnFormat",
     "big_endian",
+    "big_endian_bytes",
     "column_format",
     "flipped",
     "to_stored",
@@ -123,3 +124,8 @@ def to_stored(array: NDArray[Any]) -> tuple[NDArray[Any], int, int]:
 def big_endian(pixels: NDArray[Any]) -> NDArray[Any]:
     """Return stored pixels in the byte order of FITS, in C order; the same array if it is that already."""
     return np.ascontiguousarray(pixels.astype(pixels.dtype.newbyteorder(">"), copy=False))
+
+
+def big_endian_bytes(pixels: NDArray[Any]) -> memoryview:
+    """Return stored pixels as the bytes of FITS; the memory of the array if they are that already."""
+    return big_endian(pixels).reshape(-1).view(np.uint8).data

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.fits.tiles import quantize, rice
+from wustore.backends.fits.tiles import quantize
 from wustore.backends.fits.tiles.dtypes import COLUMN_TYPES, big_endian, to_stored
 from wustore.backends.fits.tiles.geometry import batches, blocks, follow, gather, window_of
 from wustore.backends.fits.tiles.gzip import gzip_like_astropy
@@ -30,6 +30,7 @@ from wustore.backends.fits.tiles.quantize import (
     SUBTRACTIVE_DITHER_2,
     relative_steps,
 )
+from wustore.backends.fits.tiles.rice import coder as rice
 
 __all__ = ["EncodedPlane", "encode_plane"]
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.fits.tiles import rice
 from wustore.backends.fits.tiles.dtypes import COLUMN_TYPES, NUMBERS, PIXEL_TYPES, UNSIGNED, column_format
 from wustore.backends.fits.tiles.quantize import NO_DITHER, SUBTRACTIVE_DITHER_1, SUBTRACTIVE_DITHER_2
+from wustore.backends.fits.tiles.rice import coder as rice
 from wustore.errors import CorruptError, FormatError
 
 __all__ = ["ALIASES", "COMPRESSED", "LOSSLESS", "UNCOMPRESSED", "Array", "Buffer", "Column", "Table", "TileLayout"]

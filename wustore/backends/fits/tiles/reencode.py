@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from wustore.backends.fits.tiles import quantize, rice
+from wustore.backends.fits.tiles import quantize
 from wustore.backends.fits.tiles.decode import Decoder
 from wustore.backends.fits.tiles.dtypes import big_endian, to_stored
 from wustore.backends.fits.tiles.encode import (
@@ -39,6 +39,7 @@ from wustore.backends.fits.tiles.layout import (
 from wustore.backends.fits.tiles.quantize import (
     NO_DITHER,
 )
+from wustore.backends.fits.tiles.rice import coder as rice
 from wustore.errors import UsageError
 
 __all__ = ["Integers", "decode_integers", "differing_tiles", "reencode_plane", "stored_tile", "tile_bytes"]

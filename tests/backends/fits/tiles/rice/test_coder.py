@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from wustore.backends.fits.tiles import rice
+from wustore.backends.fits.tiles.rice import coder as rice
 from wustore.errors import CorruptError
 
 RNG = np.random.default_rng(4)

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from wustore.backends.compiling import Loops
-from wustore.backends.fits.tiles import decode, decode_plane, encode_plane, geometry, quantize, rice
-from wustore.backends.fits.tiles.rice import coder
+from wustore.backends.fits.tiles import decode, decode_plane, encode_plane, geometry, quantize
+from wustore.backends.fits.tiles.rice import coder as rice
 from wustore.errors import CorruptError
 
 
 def state() -> Loops:
     """Return the loops as a process has them that has coded nothing yet."""
-    return Loops("wustore.backends.fits.tiles.rice.loops_numba", coder._WORTHWHILE)
+    return Loops("wustore.backends.fits.tiles.rice.loops_numba", rice._WORTHWHILE)
 
 
 loops: Any = state()._import()
@@ -128,7 +128,7 @@ def test_floats(shape: tuple[int, int], step: float, kind: str, seed: int) -> No
     for blank in (quantize.BLANK, None):
         decoded, wanted = np.empty_like(values), np.empty_like(values)
         limits = rice.size_limits(shape[1], 4, 32)
-        arguments = *fields, *limits, coder._NO_PIXEL if blank is None else blank
+        arguments = *fields, *limits, rice._NO_PIXEL if blank is None else blank
         assert loops.decode_floats(table, np.arange(len(tiles)), *arguments, decoded) == -1
         quantize.dequantise(numbers, expected.scale, zero, wanted, blank=blank)
         assert decoded.tobytes() == wanted.tobytes()
@@ -239,7 +239,7 @@ def test_damaged_tiles(seed: int, cut: int) -> None:
 def test_the_error_names_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = state()
     fresh.module = loops
-    monkeypatch.setattr(coder, "_loops", fresh)
+    monkeypatch.setattr(rice, "_loops", fresh)
     rows = np.arange(3000, dtype=np.int32).reshape(3, 1000) ** 2
     whole = placed(rice.encode_rows(rows, 32), 32)
     short = rice.Tiles(whole.heap, whole.starts, whole.ends - np.array([0, 9, 0]), whole.names + 40, 32)
@@ -251,7 +251,7 @@ def test_tiles_that_the_loops_leave_alone(monkeypatch: pytest.MonkeyPatch) -> No
     """What is damaged, or stored in another way, is for those who can say what it is."""
     fresh = state()
     fresh.module = loops
-    monkeypatch.setattr(coder, "_loops", fresh)
+    monkeypatch.setattr(rice, "_loops", fresh)
     rows = np.arange(3000, dtype=np.int32).reshape(3, 1000) ** 2
     tiles = rice.encode_rows(rows, 32)
     good, fields = table_of(tiles, np.ones(3), np.zeros(3), 32)
@@ -274,7 +274,7 @@ def test_tiles_that_the_loops_leave_alone(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_tile_for_the_long_way_takes_its_batch_along(monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = state()
     fresh.module = loops
-    monkeypatch.setattr(coder, "_loops", fresh)
+    monkeypatch.setattr(rice, "_loops", fresh)
     monkeypatch.setitem(geometry._LARGER, "RICE_1", 3 * 100)
     values = np.random.default_rng(1).normal(0, 1, (9, 100)).astype(np.float32)
     values[4, ::2] = 1e30  # cannot be quantised
@@ -298,7 +298,7 @@ def test_a_tile_for_the_long_way_takes_its_batch_along(monkeypatch: pytest.Monke
 def test_a_plane_for_several_threads(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = state()
     fresh.module = loops
-    monkeypatch.setattr(coder, "_loops", fresh)
+    monkeypatch.setattr(rice, "_loops", fresh)
     encoded = encode_plane(np.random.default_rng(1).normal(0, 1, (9, 100)).astype(np.float32), quantize_level=-0.01)
     whole = decode_plane(encoded.layout, encoded.data)
     monkeypatch.setattr(decode, "worker_count", lambda work: workers)
@@ -315,16 +315,16 @@ def test_a_plane_for_several_threads(workers: int, monkeypatch: pytest.MonkeyPat
 
 
 def test_small_work_is_left_to_cfitsio(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coder, "_loops", state())
+    monkeypatch.setattr(rice, "_loops", state())
     assert rice.compiled_loops(1000) is None
-    assert rice.compiled_loops(coder._WORTHWHILE) is loops
+    assert rice.compiled_loops(rice._WORTHWHILE) is loops
     assert rice.compiled_loops(1) is loops
 
 
 def test_pixels_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever way they are coded, and though the loops are asked for first."""
     fresh = state()
-    monkeypatch.setattr(coder, "_loops", fresh)
+    monkeypatch.setattr(rice, "_loops", fresh)
     encoded = encode_plane(floats((4, 1000), 1, "f4"))
     assert fresh.done == 4000
     decode_plane(encoded.layout, encoded.data)
@@ -333,13 +333,13 @@ def test_pixels_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("missing", ["numba", "llvmlite"])
 def test_without_numba(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coder, "_loops", state())
+    monkeypatch.setattr(rice, "_loops", state())
     monkeypatch.setitem(sys.modules, missing, None)
     package = "wustore.backends.fits.tiles.rice"
     for name in [name for name in sys.modules if name.startswith(package) and name.endswith("_numba")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(f"{package}.loops_numba")
-    assert rice.compiled_loops(coder._WORTHWHILE) is None
+    assert rice.compiled_loops(rice._WORTHWHILE) is None
     rows = np.arange(64, dtype=np.int32).reshape(2, 32)
     assert len(rice.encode_rows(rows, 32)) == 2
 
@@ -350,18 +350,18 @@ def test_a_library_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> Non
             if name == "numba":
                 raise OSError("Could not find/load shared object file 'libllvmlite.so'")  # what llvmlite says
 
-    monkeypatch.setattr(coder, "_loops", state())
+    monkeypatch.setattr(rice, "_loops", state())
     monkeypatch.delitem(sys.modules, "numba")
     monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
-    assert rice.compiled_loops(coder._WORTHWHILE) is None
+    assert rice.compiled_loops(rice._WORTHWHILE) is None
 
 
 def test_jit_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     import numba
 
-    monkeypatch.setattr(coder, "_loops", state())
+    monkeypatch.setattr(rice, "_loops", state())
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
-    assert rice.compiled_loops(coder._WORTHWHILE) is None
+    assert rice.compiled_loops(rice._WORTHWHILE) is None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no limits of file sizes")

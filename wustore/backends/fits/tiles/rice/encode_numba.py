@@ -77,18 +77,9 @@ def _code(row: NDArray[np.int32], block_size: int, codes: NDArray[np.uint32], se
 
 
 @compiled()
-def _join(
-    codes: NDArray[np.uint32],
-    selectors: NDArray[np.uint64],
-    block_size: int,
-    ones: NDArray[np.uint32],
-    one_sizes: NDArray[np.uint32],
-    twos: NDArray[np.uint64],
-    two_sizes: NDArray[np.uint32],
-    fours: NDArray[np.uint64],
-    four_sizes: NDArray[np.uint32],
-) -> None:
+def _join(block_size: int, space: Any) -> None:
     """Join the bits of four pixels each, where they are few enough; sizes tell."""
+    codes, selectors, ones, one_sizes, twos, two_sizes, fours, four_sizes = space
     n_pixels, size = uint64(codes.size), uint64(block_size)
     for block in range(uint64(selectors.size)):
         first = block * size
@@ -139,9 +130,9 @@ def _written_with_code(
 @compiled()
 def _encode_tile(row: NDArray[np.int32], block_size: int, out: NDArray[np.uint8], p: int, space: Any) -> int:
     """Encode one tile from ``out[p]`` on; return where it ends. ``space`` is what `_working_space` gave."""
-    codes, selectors, ones, one_sizes, twos, two_sizes, fours, four_sizes = space
+    codes, selectors, _, _, _, _, fours, four_sizes = space
     _code(row, block_size, codes, selectors)
-    _join(codes, selectors, block_size, ones, one_sizes, twos, two_sizes, fours, four_sizes)
+    _join(block_size, space)
     n_pixels, size = uint64(row.size), uint64(block_size)
     bits = uint64(uint32(row[uint64(0)])) << uint64(32)
     n = uint64(32)
@@ -189,7 +180,7 @@ def encode_integers(rows: NDArray[np.int32], block_size: int, out: NDArray[np.ui
         Pixels per coding block. Up to 64 the bytes are cfitsio's; above, cfitsio writes differences of 2**30 and
         more so that nothing decodes them if they are rare, and these loops so that they decode.
     out
-        Gets the tiles one after another; it has `wustore.backends.fits.tiles.rice.room_for` each.
+        Gets the tiles one after another; it has `rice.coder.room_for` each.
     sizes
         Gets the bytes of each.
 
