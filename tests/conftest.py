@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from kbmod_stand_in import kbmod_stand_in  # noqa: F401 - a fixture
 
 from wustore.backends.compiling import Loops
@@ -16,8 +16,11 @@ from wustore.backends.fits.tiles.rice import coder as rice
 
 ROOT = Path(__file__).resolve().parents[1]
 
-settings.register_profile("random", derandomize=False)
-settings.register_profile("fixed", derandomize=True)
+# No test fails because its machine is slow; and where a fixture is shared by all examples, that is meant.
+settings.register_profile(
+    "random", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.register_profile("fixed", settings.get_profile("random"), derandomize=True)
 settings.load_profile("fixed")  # what fails, fails again; --hypothesis-profile=random looks further
 
 LIMIT = 300

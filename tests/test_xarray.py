@@ -112,7 +112,7 @@ def part(n):
     )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.tuples(*(part(n) for n in ARRAY.shape)), st.booleans())
 def test_indexing_as_xarray(key, twice):
     dims = ("time", "y", "x")

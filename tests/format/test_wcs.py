@@ -83,7 +83,7 @@ def test_without_a_size() -> None:
     assert back.pixel_shape is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     crval=st.tuples(st.floats(0, 359.9), st.floats(-89, 89)),
     crpix=st.tuples(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4)),

@@ -51,7 +51,7 @@ def test_the_check_value_of_the_standard_for_arrays(way: str) -> None:
     assert large_crc32c(np.frombuffer(b"123456789", np.uint8)) == 0xE3069283
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(start=st.integers(0, 70), size=st.integers(0, NOISE.size - 70))
 def test_any_start_and_length(start: int, size: int) -> None:
     part = NOISE[start : start + size]

@@ -18,7 +18,7 @@ import pytest
 from astropy.table import MaskedColumn, QTable, Table
 from astropy.time import Time
 from chunked import Chunked
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import traced
 
@@ -74,7 +74,7 @@ motion = st.tuples(coordinate, coordinate, speed, speed)
 
 
 @pytest.mark.usefixtures("cutting")
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(
     st.sampled_from(["simple", "ragged", "missing", "flags", "dtypes"]),
     st.lists(motion, max_size=4),

@@ -38,7 +38,7 @@ def in_memory(view):
     return MemoryBackend().open(path)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.sampled_from(["simple", "ragged", "missing", "dtypes", "rich", "chunked"]),
     st.data(),

@@ -15,7 +15,7 @@ import pytest
 from astropy.io import fits
 from fits_roundtrip import again, methods
 from fits_samples import COMPRESSIONS, NOISE, compressed, image_hdus, primary_hdu, small, table_hdu, write
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_memory import in_memory
 
@@ -158,7 +158,7 @@ def test_shards_with_extras(tmp_path: Path) -> None:
     again(tmp_path / "wu.fits", tmp_path, sharded=True)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15)
 @given(
     bits=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=60),
     width=st.integers(2, 12),
@@ -344,7 +344,7 @@ def _export(store: MemoryReader, piece: bytes | None, capsule: Capsule, target: 
     return target.read_bytes()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(data=st.data())
 def test_damaged_capsule(store: MemoryReader, data: st.DataObject, tmp_path: Path) -> None:
     """A flipped bit gives a typed error or the right file, never another file."""

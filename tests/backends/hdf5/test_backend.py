@@ -11,7 +11,7 @@ from typing import ClassVar
 import h5py
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from in_memory import in_memory
@@ -88,7 +88,7 @@ def images(draw):
     return Image(draw(planes(FLOATS, shape)), draw(planes(FLOATS, shape)), mask, psf)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(stack_=st.lists(images(), min_size=1, max_size=4), profile=st.sampled_from(PROFILES), side=st.integers(1, 5))
 def test_any_bits_come_back(tmp_path, stack_, profile, side):
     source = stack(stack_)
@@ -97,7 +97,7 @@ def test_any_bits_come_back(tmp_path, stack_, profile, side):
         assert_same(source, reader)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(texts=st.lists(st.text(st.characters()), min_size=1, max_size=5))
 def test_any_text_comes_back(tmp_path, texts):
     """Zero characters and lone surrogates too, which HDF5 text cannot hold."""

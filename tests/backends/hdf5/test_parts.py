@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from wustore.backends.hdf5.parts import parts_of
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=3, max_size=3), min_size=1, max_size=5

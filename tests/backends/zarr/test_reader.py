@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from digests import digest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -122,7 +122,7 @@ class TestEveryBit:
         for layer in ("mask", "science"):
             assert same_bits(through_a_shard(tmp_path, plane, profile, layer, (16, 32)), plane)
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=60)
     @given(
         bits=hnp.arrays(np.uint32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=24)),
         chunks=st.tuples(st.integers(1, 30), st.integers(1, 30)),

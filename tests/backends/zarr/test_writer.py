@@ -168,6 +168,20 @@ def test_killed_writer(tmp_path: Path, existing: bool) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.zarr"]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [[".c.0.0.0~host-1-0"], [".c.1.0.0~host-1-3", "c.0.0.0"], ["c.0.0.0"], ["c/0/0/0"], ["zarr.json", "c.0.0.0"]],
+)
+def test_what_a_killed_writer_leaves_is_no_other_format(tmp_path: Path, names: list[str]) -> None:
+    """Whatever the first file is that the system lists: a whole chunk, or a half that was being written."""
+    for name in names:
+        file = tmp_path / "x.zarr" / "science" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"")
+    with pytest.raises(IncompleteError, match="no root document"):
+        ZarrBackend().open(str(tmp_path / "x.zarr"))
+
+
 class TestStoreObjects:
     """Any zarr Store: written with the root document last, read by ranges."""
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from wustore.stamps.cutting import masking
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(
     arrays.arrays(np.int8, arrays.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=40), fill=st.just(0)),
     st.sampled_from(["f4", "f8"]),

@@ -54,7 +54,7 @@ from wustore.storage.locks import CLAIM
 from wustore.storage.stores import open_keys
 from wustore.storage.threads import in_threads, worker_count, worth
 from wustore.storage.url_requests import CONCURRENCY
-from wustore.storage.zarr_store import Keys
+from wustore.storage.zarr_store import Keys, is_half_written
 
 __all__ = ["ZarrReader", "open_reader"]
 
@@ -475,7 +475,10 @@ def _without_root(keys: Keys) -> WuStoreError:
             found=f"{done} images written",
             hint="Run the same conversion again with --resume; wustore info says what is left of one in parts.",
         )
-    if next(_listed(keys, "science/"), "").startswith("science/c") or keys.size(CLAIM) is not None:
+    chunks = any(
+        key.startswith("science/c") or is_half_written(key.rpartition("/")[2]) for key in _listed(keys, "science/")
+    )
+    if chunks or keys.size(CLAIM) is not None:
         return IncompleteError(
             "the store is not whole: it has no root document",
             path=keys.name,

@@ -30,7 +30,7 @@ VALUES = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     VALUES,
     st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30),
@@ -51,7 +51,7 @@ def test_cards_that_astropy_writes(value: object, comment: str, keyword: str) ->
     assert repr([tuple(card) for card in Header(image).cards()]) == repr(expected)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     st.text(st.sampled_from("'/ =&()TF0123456789.+-eEdD,ab\x7f\xe9"), max_size=70),
     st.sampled_from(["KEY     = ", "KEY     =", "KEY= ", "key     = ", "HIERARCH a b = ", "COMMENT ", "        "]),
@@ -89,7 +89,7 @@ PIECES = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.sampled_from(["KEY     = ", "KEY= ", "HIERARCH a= ", "HIERARCH = ", "COMMENT ", "HISTORY=", "A-B_C   = "]),
     PIECES,

@@ -199,7 +199,7 @@ def test_truncation_is_found_or_leaves_whole_hdus(golden: Path) -> None:
         assert [hdu.name for hdu in found] == [hdu.name for hdu in whole[: len(found)]]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_random_cards_never_break_the_scan(data: st.DataObject) -> None:
     cards = data.draw(st.lists(st.text(st.characters(min_codepoint=0, max_codepoint=255), max_size=80), max_size=12))

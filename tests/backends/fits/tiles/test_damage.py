@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import traced
 from tile_reference import tables
@@ -34,7 +34,7 @@ def attempt(cards: dict[str, Any], data: bytes) -> None:
         pass
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250)
 @given(data=st.data(), sample=st.integers(0, len(SAMPLES) - 1), seed=st.integers(0, 2**32))
 def test_fuzzed_bytes(data: st.DataObject, sample: int, seed: int) -> None:
     cards, table = SAMPLES[sample]
@@ -56,7 +56,7 @@ def test_fuzzed_bytes(data: st.DataObject, sample: int, seed: int) -> None:
     attempt(cards, bytes(changed))
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250)
 @given(data=st.data(), sample=st.integers(0, len(SAMPLES) - 1))
 def test_fuzzed_cards(data: st.DataObject, sample: int) -> None:
     cards, table = SAMPLES[sample]

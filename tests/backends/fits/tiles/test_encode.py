@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tile_reference import ASTROPY_8, CLOCK, assert_same, by_astropy, needs_astropy_8, plane, stopped
@@ -25,7 +25,7 @@ from wustore.errors import UsageError
 pytestmark = pytest.mark.usefixtures("coder")
 
 FLOAT_TYPES = ["RICE_1", "GZIP_1", "GZIP_2", "NOCOMPRESS", "HCOMPRESS_1"]
-quickly = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+quickly = settings(max_examples=60)
 
 
 def check(array: NDArray[Any], **options: Any) -> None:

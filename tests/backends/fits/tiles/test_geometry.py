@@ -37,7 +37,7 @@ def bounds(size: int) -> st.SearchStrategy[slice]:
     return st.tuples(st.integers(0, size), st.integers(0, size)).map(lambda pair: slice(min(pair), max(pair)))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.sampled_from(sorted(LAYOUTS)), bounds(11), bounds(17), st.integers(1, 60))
 def test_the_tiles_of_a_window_make_it_up(shape: tuple[int, int], rows: slice, columns: slice, limit: int) -> None:
     """Each tile comes once, in batches of one shape that keep the limit, and no tile comes that is not needed."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tile_reference import assert_same, by_astropy
@@ -23,7 +23,7 @@ from wustore.errors import CorruptError, UsageError
 pytestmark = pytest.mark.usefixtures("coder")
 
 
-quickly = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+quickly = settings(max_examples=60)
 
 
 @quickly

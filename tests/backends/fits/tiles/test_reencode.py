@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tile_reference import CLOCK, assert_same, by_astropy, plane, stopped
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("coder")
 FLOAT_TYPES = ["RICE_1", "GZIP_1", "GZIP_2", "NOCOMPRESS", "HCOMPRESS_1"]
 
 
-quickly = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+quickly = settings(max_examples=60)
 
 
 KINDS = ["noise", "bits", "constant", "huge", "wide", "denormal", "zeros", "infinite", "rows"]

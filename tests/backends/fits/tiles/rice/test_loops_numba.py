@@ -12,7 +12,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -30,7 +30,7 @@ def state() -> Loops:
 loops: Any = state()._import()
 loops_of_encoder: Any = loops and importlib.import_module("wustore.backends.fits.tiles.rice.encode_numba")
 pytestmark = pytest.mark.skipif(loops is None, reason="there is no numba for this Python")
-quickly = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+quickly = settings(max_examples=150)
 
 
 def integers(kind: str, shape: tuple[int, int], seed: int) -> NDArray[np.int32]:
