@@ -7,10 +7,10 @@ import pickle
 import random
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from handles import open_below
 from in_memory import in_memory
 
 import wustore
@@ -164,17 +164,17 @@ def test_what_an_ordinary_writer_refuses_is_refused_at_once(tmp_path):
 @pytest.mark.parametrize("changed", [False, True])
 def test_nothing_stays_open(tmp_path, changed):
     """Images that wait for the first one are in a file without a name, which is closed whatever happens."""
-    handles = Path("/proc/self/fd")
     wustore.convert(save(sample("simple"), tmp_path / "a.h5"), tmp_path / "b.fits", format="sharded-fits")
     wustore.convert(tmp_path / "b.fits", tmp_path / "c.h5", source_format="sharded-fits")
     with wustore.open_reader(tmp_path / "c.h5") as reader:
         images = [reader.image(i) for i in range(3)]
         pieces = [reader.image_capsule(i) for i in range(3)]
-        before = len(list(handles.iterdir()))
+        before = open_below(tmp_path)
         writer = backend_for_writing("x.fits", "fits").create(
             str(tmp_path / "x.fits"), reader.meta, capsule=reader.capsule(), workers=1
         )
         writer.write(2, images[2], pieces[2])
+        assert [name for name in open_below(tmp_path) if name not in before]
         if changed:
             images[1] = replace(images[1], science=images[0].science)
 
@@ -191,4 +191,4 @@ def test_nothing_stays_open(tmp_path, changed):
         else:
             writer.write(1, images[1], pieces[1])
             writer.abort()
-        assert len(list(handles.iterdir())) == before
+        assert open_below(tmp_path) == before

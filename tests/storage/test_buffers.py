@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ def test_empty(shape: tuple[int, int], kind: str) -> None:
 
 @pytest.fixture
 def no_spare(monkeypatch: pytest.MonkeyPatch) -> dict[int, np.ndarray]:
+    gc.collect()  # planes that other tests left would come here
     spare: dict[int, np.ndarray] = {}
     monkeypatch.setattr(buffers, "_SPARE", spare)
     return spare
