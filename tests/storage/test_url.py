@@ -761,12 +761,12 @@ def test_web_connections_are_tried_again(web, tmp_path):
 
 
 def test_nobody_listens():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    for name in ("x.zarr", "x.h5", "x.fits"):
-        url = f"http://user:very-secret@127.0.0.1:{port}/{name}?key=very-secret"
-        with pytest.raises(ConnectionError, match="connection"):
-            wustore.open_reader(url, storage_options={"max_retries": 1})
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        for name in ("x.zarr", "x.h5", "x.fits"):
+            url = f"http://user:very-secret@127.0.0.1:{unused.getsockname()[1]}/{name}?key=very-secret"
+            with pytest.raises(ConnectionError, match="connection"):
+                wustore.open_reader(url, storage_options={"max_retries": 1})
 
 
 # --- names and numbers --------------------------------------------------------------------------------
