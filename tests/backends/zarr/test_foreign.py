@@ -71,21 +71,37 @@ def test_a_damaged_index(tmp_path: Path, change: Any) -> None:
         array.read(WHOLE)
 
 
-def test_an_index_that_cannot_be_checked(tmp_path: Path) -> None:
-    from zarr.codecs import ShardingCodec
+@pytest.mark.filterwarnings("ignore:Combining a `sharding_indexed` codec")
+@pytest.mark.parametrize("form", ["index at the start", "index without a checksum", "behind a filter", "in shards"])
+def test_shards_in_which_a_missing_chunk_is_not_found(tmp_path: Path, form: str) -> None:
+    """zarr-python reads them all, and gives fill values for what is missing."""
+    from zarr.codecs import BytesCodec, ShardingCodec, TransposeCodec
 
-    codec = ShardingCodec(chunk_shape=(1, 5, 6), index_location="start")
-    zarr.create(
+    codecs: list[Any] = [
+        ShardingCodec(
+            chunk_shape=(1, 5, 6),
+            index_location="start" if form == "index at the start" else "end",
+            **({"index_codecs": [BytesCodec()]} if form == "index without a checksum" else {}),
+        )
+    ]
+    if form == "behind a filter":
+        codecs = [TransposeCodec(order=(0, 1, 2)), *codecs]
+    elif form == "in shards":
+        codecs = [ShardingCodec(chunk_shape=(1, 10, 6), codecs=codecs)]
+    array = zarr.create(
         shape=DATA.shape,
         chunks=(1, 10, 12),
         dtype="f4",
-        codecs=[codec],
+        codecs=codecs,
         store=tmp_path / "a.zarr",
         path="x",
         zarr_format=3,
-    )[...] = DATA
-    with pytest.raises(FormatError, match="cannot be checked"):
-        ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x", DATA.shape).read(WHOLE)
+        fill_value=7,
+    )
+    array[...] = np.where(np.arange(12) < 6, 7, DATA)
+    assert array[:, :, 6:].tolist() == DATA[:, :, 6:].tolist()
+    with pytest.raises(FormatError, match="a missing chunk cannot be found"):
+        ForeignArray(DirectoryKeys(tmp_path / "a.zarr"), "x", DATA.shape)
 
 
 def test_what_is_no_array(tmp_path: Path) -> None:

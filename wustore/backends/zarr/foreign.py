@@ -65,6 +65,8 @@ class ForeignArray:
     ------
     CorruptError
         If the array cannot be opened, or is another one.
+    FormatError
+        If it has shards in which a missing chunk could not be found.
     """
 
     def __init__(self, keys: Keys, name: str, shape: Sequence[int], dtype: np.dtype[Any] | None = None) -> None:
@@ -89,6 +91,13 @@ class ForeignArray:
             raise self._corrupt("an array cannot be opened", f"chunks of {chunks}, shards of {shards}")
         if dtype is not None and array.dtype.newbyteorder("=") != dtype:
             raise self._corrupt("an array has another dtype", array.dtype, expected=dtype)
+        if not _is_each_shard_checked(array.metadata.codecs):
+            raise FormatError(
+                "shards of a form in which a missing chunk cannot be found",
+                path=keys.name,
+                where=f"array {name}",
+                expected="shards of chunks, with a checksummed index at the end",
+            )
         self.array: Any = array
         self._shape = shape
 
@@ -155,13 +164,6 @@ class ForeignArray:
             check_size(values * getattr(self.array.dtype, "itemsize", 1), stored)
 
     def _check_shard(self, key: str, place: tuple[int, ...], index: tuple[slice, ...]) -> None:
-        codec = self.array.metadata.codecs[0]
-        names = [type(one).__name__ for one in codec.index_codecs]
-        location = getattr(codec.index_location, "value", codec.index_location)  # an enumeration up to zarr 3.3
-        if names != ["BytesCodec", "Crc32cCodec"] or location != "end":
-            raise FormatError(
-                "a shard index of a form that cannot be checked", path=self._keys.name, where=f"array {self._name}"
-            )
         counts = tuple(s // c for s, c in zip(self.array.shards, self.array.chunks, strict=True))
         size = 16 * int(np.prod(counts)) + 4
         tail = self._keys.get_tail(key, size)
@@ -179,6 +181,22 @@ class ForeignArray:
         missing = (entries[tuple(inside)] == np.uint64(2**64 - 1)).all(axis=-1)
         if missing.any():
             raise self._corrupt("a chunk is missing in its shard", f"{int(missing.sum())} missing", f", shard {place}")
+
+
+def _is_sharding(codec: Any) -> bool:
+    return hasattr(codec, "index_codecs")
+
+
+def _is_each_shard_checked(codecs: Sequence[Any]) -> bool:
+    """Return whether there are no shards, or only those of which `ForeignArray` reads the index."""
+    if not any(map(_is_sharding, codecs)):
+        return True
+    codec = codecs[0]
+    if len(codecs) > 1 or any(map(_is_sharding, codec.codecs)):  # behind another codec, or shards in shards
+        return False
+    names = [type(one).__name__ for one in codec.index_codecs]
+    location = getattr(codec.index_location, "value", codec.index_location)  # an enumeration up to zarr 3.3
+    return names == ["BytesCodec", "Crc32cCodec"] and location == "end"
 
 
 def _places(spans: Sequence[range]) -> Iterator[tuple[int, ...]]:
