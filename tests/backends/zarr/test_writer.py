@@ -238,10 +238,10 @@ class TestStoreObjects:
         writer.abort()
         assert not store._store_dict
 
-    def test_url(self) -> None:
+    def test_url(self, tmp_path: Path) -> None:
         pytest.importorskip("fsspec")
         source = sample("ragged")
-        url = f"memory://wustore-{os.getpid()}/x.zarr"
+        url = f"memory://{tmp_path.name}/x.zarr"
         copy(source, ZarrBackend().create(url, source.meta))
         with ZarrBackend().open(url) as reader:
             assert_same(source, pickle.loads(pickle.dumps(reader)))
