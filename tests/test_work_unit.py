@@ -861,7 +861,7 @@ def test_the_first_hdu_of_a_file_can_be_an_image(tmp_path: Path) -> None:
 # --- what is shown ---
 
 
-def test_repr_reads_no_pixel_and_fits_on_a_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repr_reads_no_pixel_and_fits_on_a_screen(tmp_path: Path) -> None:
     wustore.save(made(), tmp_path / "a.zarr")
     lazy = wustore.open(tmp_path / "a.zarr")
     text, page = repr(lazy), lazy._repr_html_()
@@ -871,7 +871,7 @@ def test_repr_reads_no_pixel_and_fits_on_a_screen(tmp_path: Path, monkeypatch: p
     assert "a.zarr (zarr)" in text
     assert "one for all images" in text
     assert len(text.splitlines()) <= 12
-    assert max(map(len, text.splitlines())) <= 140
+    assert max(map(len, text.replace(str(tmp_path), "").splitlines())) <= 140
     for name, value in store_view.summary_of(lazy):
         assert f">{name}</th>" in page
         assert value in text
