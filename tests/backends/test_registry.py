@@ -248,6 +248,9 @@ def test_what_writers_leave_is_unfinished_whatever_is_in_it(tmp_path: Path, name
         for content in (None, b"", b"SIMPLE  =", b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"other"):
             if content is None:
                 partial.mkdir()
+                (partial / "0_x.fits").touch()  # of a sharded set
+                with pytest.raises(IncompleteError, match="clean"):
+                    open_reader(partial / "0_x.fits")
             else:
                 partial.write_bytes(content)
             with pytest.raises(IncompleteError, match="clean"):

@@ -115,16 +115,15 @@ COMPRESSIONS: dict[str, dict[str, Any]] = {
 
 # --- images and metadata of KBMOD's layout ----------------------------------------------------------------
 
-RNG = np.random.default_rng(11)
-
 
 def image(shape: tuple[int, int] = (20, 30), scale: float = 5) -> Image:
-    """Return an image of noise as KBMOD holds it, each time another one."""
-    science = RNG.normal(0, scale, shape).astype(np.float32)
-    variance = RNG.normal(25 * scale, scale, shape).astype(np.float32)
-    mask = (RNG.random(shape) < 0.05).astype(np.float32)
+    """Return an image of noise as KBMOD holds it; of each shape another one."""
+    rng = np.random.default_rng([11, *shape])
+    science = rng.normal(0, scale, shape).astype(np.float32)
+    variance = rng.normal(25 * scale, scale, shape).astype(np.float32)
+    mask = (rng.random(shape) < 0.05).astype(np.float32)
     science[mask > 0] = variance[mask > 0] = np.nan
-    return Image(science, variance, mask, RNG.random((5, 3)).astype(np.float32))
+    return Image(science, variance, mask, rng.random((5, 3)).astype(np.float32))
 
 
 def meta_of(images: list[Image], **fields: Any) -> Meta:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+
 from moto.server import ThreadedMotoServer
 
 
 class Server:
-    """moto's S3 server, its requests in a list: method, path, bytes sent; paths that hold ``refuses`` are forbidden."""
+    """moto's S3 server, its requests in a list: method, path, bytes sent; paths that hold ``refuses`` are forbidden.
+
+    A request is answered when the one before it is over: moto compares the condition of a write and then writes, as if
+    nobody could write between the two.
+    """
 
     def __init__(self):
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -16,6 +22,7 @@ class Server:
         self.calls = []
         self.on_request = lambda: None
         self.refuses = None
+        self._alone = threading.Lock()
         self._application = self._server._server.app
         self._server._server.app = self._counted
 
@@ -29,7 +36,8 @@ class Server:
             start("403 Forbidden", [("Content-Length", "0")])
             return [b""]
         self.on_request()
-        return self._application(environ, noted)
+        with self._alone:
+            return self._application(environ, noted)
 
     def bytes_sent(self):
         return sum(length for method, _, length in self.calls if method == "GET")

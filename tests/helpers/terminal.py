@@ -150,7 +150,7 @@ class Terminal:
         until = time.monotonic() + seconds
         while self._read(max(until - time.monotonic(), 0)):
             pass
-        return self.process.wait(timeout=10)
+        return self.process.wait(timeout=60)
 
     @property
     def screen(self):

@@ -33,7 +33,7 @@ def serving(reader):
 
 
 def ask(viewer, path, host=None):
-    connection = http.client.HTTPConnection("127.0.0.1", viewer.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", viewer.port, timeout=60)
     try:
         connection.request("GET", path, headers={} if host is None else {"Host": host})
         answer = connection.getresponse()
@@ -120,11 +120,11 @@ def test_the_command_ends_when_it_is_interrupted(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         address = process.stdout.readline()
         port = int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/\S+/\n", address)[1])
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         connection.request("GET", "/" + address.split("/", 3)[3].strip())
         assert connection.getresponse().status == 200
         connection.close()
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import cProfile
-import pstats
-import sys
-import threading
 import warnings
 from collections import Counter
 from dataclasses import replace
@@ -17,21 +13,26 @@ import numpy as np
 import pytest
 from astropy.table import MaskedColumn, QTable, Table
 from astropy.time import Time
+from calls import calls_of, loops_of
 from chunked import Chunked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import traced
 
 import wustore
+from wustore.backends.hdf5.filters import pipeline
 from wustore.backends.memory import MemoryReader
 from wustore.backends.registry import backend_for_writing, open_reader
+from wustore.backends.zarr.filters import blocks
 from wustore.compat.wcs import make_fake_wcs
 from wustore.errors import FormatError, StoreNotFoundError, UsageError
 from wustore.format.wcs import wcs_to_text
 from wustore.ops.copy import copy
 from wustore.stamps.coadd import KINDS, coadd
+from wustore.stamps.cutting import gather, masking
 from wustore.stamps.trajectories import NOWHERE, Trajectories, nearest_pixel, trajectories_from
 from wustore.stamps.trajectory_stamps import stamp_batches, stamps, trajectory_coadds, trajectory_stamps
+from wustore.storage import threads
 from wustore.testing import sample
 
 MOTIONS = [(100, 200, 30, 4), (0, 0, -1, 1), (528.6, 599, 0, 0), (-50, 5, 0, 0), (265, 300, 5, -5)]
@@ -146,26 +147,14 @@ def test_images_that_do_not_fit_are_read_in_pieces():
     assert 64 * 64 * 4 <= max(sizes) <= 300_000
 
 
-def test_the_work_of_python_does_not_grow_with_the_stamps():
+@pytest.mark.usefixtures("cutting")
+def test_the_work_of_python_does_not_grow_with_the_stamps(monkeypatch):
     reader = sample("chunked")
+    monkeypatch.setattr(threads, "available_cores", lambda: 1)  # all in this thread, so that it is counted
 
     def calls(n):
-        count = 0
-
-        def note(frame, event, argument):
-            nonlocal count
-            count += event in {"call", "c_call"}
-
-        motions = many_motions(n)
-        found = Trajectories(*motions.T)
-        sys.setprofile(note)
-        threading.setprofile(note)
-        try:
-            trajectory_stamps(reader, found, 3)
-        finally:
-            sys.setprofile(None)
-            threading.setprofile(None)
-        return count
+        found = Trajectories(*many_motions(n).T)
+        return calls_of(lambda: trajectory_stamps(reader, found, 3))
 
     calls(10)
     few, many = calls(100), calls(1000)
@@ -378,8 +367,9 @@ def test_every_format_gives_the_same(stores):
             assert getattr(got, name).tobytes() == getattr(expected, name).tobytes(), (path, name)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("suffix", [".zarr", ".h5"])
-def test_one_stamp_takes_little_python(tmp_path, suffix):
+def test_one_stamp_takes_little_python(tmp_path, suffix, compiled, monkeypatch):
     """Planned once for all images, not for each: of one stamp, what many would share is most of the work."""
     planes = [np.random.default_rng(k).uniform(1, 2, (300, 300)).astype(np.float32) for k in range(10)]
     path = str(tmp_path / f"wu{suffix}")
@@ -387,17 +377,23 @@ def test_one_stamp_takes_little_python(tmp_path, suffix):
         work_unit = wustore.WorkUnit(wustore.ImageStack(times=range(10), sci=planes, var=planes), None)
     wustore.save(work_unit, path)
 
-    def calls(n_images):
-        profile = cProfile.Profile()
-        with open_reader(path, workers=1) as reader:  # all in this thread, so that it is counted
-            profile.enable()
-            got = stamps(reader, 150.0, 200.0, 10, images=range(n_images))
-            profile.disable()
-        assert np.array_equal(got.science, np.stack(planes[:n_images])[:, 190:211, 140:161])
-        return pstats.Stats(profile).total_calls
+    for module, name, where in (
+        (blocks, "LOOPS", "backends.zarr.filters"),
+        (pipeline, "_LOOPS", "backends.hdf5.filters"),
+        (gather, "_LOOPS", "stamps.cutting"),
+        (masking, "_LOOPS", "stamps.cutting"),
+    ):
+        monkeypatch.setattr(module, name, loops_of(f"{where}.loops_numba", compiled=compiled))
 
-    # What is imported on the way counts once.
-    of_ten, of_five = (min(calls(n) for _ in range(3)) for n in (10, 5))
+    def calls(n_images):
+        got = []
+        with open_reader(path, workers=1) as reader:  # all in this thread, so that it is counted
+            found = calls_of(lambda: got.append(stamps(reader, 150.0, 200.0, 10, images=range(n_images))))
+        assert np.array_equal(got[0].science, np.stack(planes[:n_images])[:, 190:211, 140:161])
+        return found
+
+    calls(10)  # what is imported on the way counts once
+    of_ten, of_five = calls(10), calls(5)
     assert of_ten < 3600
     assert of_ten - of_five < 5 * 180
 

@@ -90,7 +90,7 @@ def memory_store(tmp_path: Path) -> Any:
 
 def fsspec_store(tmp_path: Path) -> Any:
     pytest.importorskip("fsspec", reason="FsspecStore needs fsspec")
-    return FsspecStore.from_url("memory://stores/night.zarr")
+    return FsspecStore.from_url(f"memory://{tmp_path.name}/night.zarr")  # one memory for the whole process
 
 
 def object_store(tmp_path: Path) -> Any:
@@ -186,9 +186,8 @@ GROUP = b'{"zarr_format": 3, "node_type": "group", "attributes": {}}'
 def test_what_is_somebody_elses_is_not_overwritten(root: str, tmp_path: Path) -> None:
     fsspec = pytest.importorskip("fsspec", reason="URLs need the extra cloud")
     if root == "url":
-        place = "memory://overwritten"
+        place, base = f"memory://{tmp_path.name}", f"/{tmp_path.name}"  # one memory for the whole process
         write = fsspec.filesystem("memory").pipe_file
-        base = "/overwritten"
     else:
         place = base = str(tmp_path)
 

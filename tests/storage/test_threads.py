@@ -241,7 +241,11 @@ def test_a_forked_process_has_threads_of_its_own():
     in_threads(abs, range(8), 4)
     child = os.fork()
     if child == 0:
-        os._exit(in_threads(abs, range(8), 4) != [*range(8)])
+        wrong = 1
+        try:  # whatever happens, this process does not go on with the other tests
+            wrong = in_threads(abs, range(8), 4) != [*range(8)]
+        finally:
+            os._exit(wrong)
     assert os.waitpid(child, 0)[1] == 0
 
 

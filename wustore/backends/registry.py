@@ -216,7 +216,8 @@ def _unfinished(address: str) -> Iterator[None]:
     try:
         yield
     except (FormatError, UnknownFormatError) as error:
-        if isinstance(error, IncompleteError) or is_remote(address) or not is_partial(address):
+        partial = not is_remote(address) and (is_partial(address) or is_partial(Path(address).parent))
+        if isinstance(error, IncompleteError) or not partial:
             raise
         raise IncompleteError(
             "this is being written, or was left by a writer that was stopped",

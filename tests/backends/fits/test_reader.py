@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import cProfile
 import os
 import pickle
-import pstats
 import random
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +12,7 @@ import fits_samples as samples
 import numpy as np
 import pytest
 from astropy.io import fits
+from calls import calls_of, loops_of
 
 from wustore import ImageStack, SearchConfiguration, WorkUnit
 from wustore.backends.fits import reader as reader_module
@@ -235,18 +234,12 @@ def python_calls(path: Path, shape: tuple[int, int]) -> int:
     unit.to_fits(path)
     reader = FitsBackend().open(str(path))
     reader.image(1)
-    profile = cProfile.Profile()
-    profile.enable()
-    reader.image(1)
-    profile.disable()
-    return int(pstats.Stats(profile).total_calls)
+    return calls_of(lambda: reader.image(1))
 
 
 def test_python_per_plane_and_not_per_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work that only one thread at a time can do bounds how reading scales: counted, so the same on any machine."""
-    if (loops := rice.compiled_loops(1 << 40)) is None:
-        pytest.skip("there is no numba for this Python")
-    monkeypatch.setattr(rice._loops, "module", loops)
+    monkeypatch.setattr(rice, "_loops", loops_of("backends.fits.tiles.rice.loops_numba", compiled=True))
     few, many = (python_calls(tmp_path / f"{n}.fits", (n, 150)) for n in (100, 4000))
     assert many - few < 10, "large planes are in memory of their own"
     assert few <= 330

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import cProfile
 import os
-import pstats
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,9 @@ import h5py
 import imagecodecs
 import numpy as np
 import pytest
+from calls import calls_of, loops_of
 from numpy.typing import NDArray
 
-from wustore.backends.compiling import Loops
 from wustore.backends.hdf5 import chunks as h5chunks
 from wustore.backends.hdf5.append import append_images
 from wustore.backends.hdf5.backend import Hdf5Backend
@@ -68,14 +66,12 @@ def test_opening_reads_no_chunk_and_a_box_its_own_only(tmp_path: Path, monkeypat
 def calls(path: str) -> int:
     """Return how many calls from Python, in this thread, reading an image takes."""
     with Hdf5Backend().open(path, workers=1) as reader:
-        reader.image(0)
-        profile = cProfile.Profile()
-        profile.enable()
-        reader.image(1)
-        profile.disable()
-        return pstats.Stats(profile).total_calls
+        for i in (0, 1):
+            reader.image(i)
+        return calls_of(lambda: reader.image(1))
 
 
+@pytest.mark.usefixtures("loops")
 def test_calls_are_few_for_an_image_and_fewer_for_a_chunk(tmp_path: Path) -> None:
     few = calls(save(tmp_path / "a.h5", chunks=(600, 530)))
     many = calls(save(tmp_path / "b.h5", chunks=(20, 53)))
@@ -230,9 +226,7 @@ def foreign(path: Path, dtype: str, **options: object) -> NDArray[Any]:
 
 @pytest.fixture(params=["compiled", "python"])
 def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    found = Loops("wustore.backends.hdf5.filters.loops_numba", 0 if request.param == "compiled" else 1 << 60)
-    if request.param == "compiled" and found.get(1) is None:
-        pytest.skip("there is no numba for this Python")
+    found = loops_of("backends.hdf5.filters.loops_numba", compiled=request.param == "compiled")
     monkeypatch.setattr(pipeline, "_LOOPS", found)
     return str(request.param)
 

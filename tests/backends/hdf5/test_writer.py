@@ -69,7 +69,7 @@ for limit in map(int, sys.argv[2:]):
 def test_the_library_ends_without_a_crash(tmp_path: Path) -> None:
     limits = [0, 1, 100, 4096, 9000, 30_000]
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(tmp_path / "a.h5"), *map(str, limits)],
+        [sys.executable, "-B", "-c", LIMITED, str(tmp_path / "a.h5"), *map(str, limits)],
         capture_output=True,
         text=True,
         check=False,

@@ -333,7 +333,7 @@ class TestDamage:
         assert keys.get_tail("zarr.json", 1000) == text
         assert keys.get_tail("zarr.json", 3) == text[-3:]
         assert keys.get_ranges("zarr.json", [(0, 5), (50, 1000), (1000, 5)]) == [text[:5], text[50:], b""]
-        assert capfd.readouterr().err == ""
+        assert "panicked" not in capfd.readouterr().err
 
     def test_keys_that_icechunk_does_not_know(self) -> None:
         keys = IcechunkKeys(repository().writable_session("main").store)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import cProfile
-import pstats
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from calls import calls_of, loops_of
 from unbound import unbind
 
 import wustore
-from wustore.backends.compiling import Loops
 from wustore.backends.memory import MemoryReader
 from wustore.backends.zarr import shards
 from wustore.backends.zarr.backend import ZarrBackend
@@ -41,17 +39,12 @@ def night(seed: int = 2) -> MemoryReader:
 
 def calls(path: Path) -> int:
     """Return the Python-level calls of reading an image when everything is imported."""
-    return min(calls_once(path) for _ in range(2))
-
-
-def calls_once(path: Path) -> int:
+    with ZarrBackend().open(str(path), workers=1) as reader:
+        for i in (0, 1):
+            reader.image(i)
     with ZarrBackend().open(str(path), workers=1) as reader:
         reader.image(0)
-        profile = cProfile.Profile()
-        profile.enable()
-        reader.image(1)
-        profile.disable()
-    return int(pstats.Stats(profile).total_calls)
+        return calls_of(lambda: reader.image(1))
 
 
 def write(path: Path, seed: int = 2, **options: object) -> Path:
@@ -66,10 +59,7 @@ def test_python_per_plane_and_not_per_chunk(
     tmp_path: Path, profile: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Work that only one thread at a time can do bounds how reading scales: counted, so the same on any machine."""
-    loops = Loops("wustore.backends.zarr.filters.loops_numba", 0 if compiled else 1 << 60)
-    if compiled and loops.get(1) is None:
-        pytest.skip("there is no numba for this Python")
-    monkeypatch.setattr(blocks, "LOOPS", loops)
+    monkeypatch.setattr(blocks, "LOOPS", loops_of("backends.zarr.filters.loops_numba", compiled=compiled))
     few = calls(write(tmp_path / "few.zarr", profile=profile, chunks=[64, 64]))
     many = calls(write(tmp_path / "many.zarr", profile=profile, chunks=[32, 32]))
     own = (

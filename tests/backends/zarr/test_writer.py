@@ -17,7 +17,7 @@ from digests import digest
 from endless_writer import write_without_end
 from zarr.storage import MemoryStore
 
-from wustore.backends.zarr import writer
+from wustore.backends.zarr import writer as zarr_writer
 from wustore.backends.zarr.append import append_images
 from wustore.backends.zarr.backend import ZarrBackend, ZarrZipBackend
 from wustore.errors import (
@@ -245,10 +245,10 @@ class TestStoreObjects:
         writer.abort()
         assert not store._store_dict
 
-    def test_url(self) -> None:
+    def test_url(self, tmp_path: Path) -> None:
         pytest.importorskip("fsspec")
         source = sample("ragged")
-        url = f"memory://wustore-{os.getpid()}/x.zarr"
+        url = f"memory://{tmp_path.name}/x.zarr"
         copy(source, ZarrBackend().create(url, source.meta))
         with ZarrBackend().open(url) as reader:
             assert_same(source, pickle.loads(pickle.dumps(reader)))
@@ -338,7 +338,7 @@ def test_a_store_without_renames_is_old_or_new_after_each_change(killed: bool) -
 def test_what_is_sealed_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A resume does not look at it again: a power failure right after the seal must not find it empty."""
     order: list[str] = []
-    monkeypatch.setattr(writer, "sync_tree", lambda path: order.append(f"sync {len(list(path.rglob('c*')))}"))
+    monkeypatch.setattr(zarr_writer, "sync_tree", lambda path: order.append(f"sync {len(list(path.rglob('c*')))}"))
     monkeypatch.setattr(Journal, "seal", lambda journal: order.append("seal"))
     source = sample("simple")
     copy(source, ZarrBackend().create(str(tmp_path / "x.zarr"), source.meta, resume=True, fingerprint="f"))

@@ -91,7 +91,7 @@ class ForeignArray:
             raise self._corrupt("an array cannot be opened", f"chunks of {chunks}, shards of {shards}")
         if dtype is not None and array.dtype.newbyteorder("=") != dtype:
             raise self._corrupt("an array has another dtype", array.dtype, expected=dtype)
-        if not _is_each_shard_checked(array.metadata.codecs):
+        if not _is_each_shard_checked(array.metadata.codecs):  # type: ignore[union-attr]
             raise FormatError(
                 "shards of a form in which a missing chunk cannot be found",
                 path=keys.name,

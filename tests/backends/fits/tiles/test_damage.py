@@ -132,7 +132,7 @@ for _ in range(1500):
         [sys.executable, "-c", code],
         env=environment,
         capture_output=True,
-        timeout=300,
+        timeout=1000,
         check=False,
         cwd=Path(__file__).parent,
     )

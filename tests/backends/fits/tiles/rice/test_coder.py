@@ -9,19 +9,18 @@ from numpy.typing import NDArray
 from wustore.backends.fits.tiles.rice import coder as rice
 from wustore.errors import CorruptError
 
-RNG = np.random.default_rng(4)
 BLOCK = 32
 
 
 def rows(kind: str, n: int = 100) -> NDArray[np.integer]:
-    limits = np.iinfo(kind)
+    limits, rng = np.iinfo(kind), np.random.default_rng(4)
     return np.stack(
         [
             np.zeros(n, kind),
             np.full(n, limits.max, kind),
             np.resize(np.array([limits.min, limits.max], kind), n),
-            RNG.integers(limits.min, limits.max, n, kind, endpoint=True),
-            RNG.normal(100, 3, n).astype(kind),
+            rng.integers(limits.min, limits.max, n, kind, endpoint=True),
+            rng.normal(100, 3, n).astype(kind),
         ]
     )
 

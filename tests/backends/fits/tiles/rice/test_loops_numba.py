@@ -375,7 +375,7 @@ def test_machine_code_that_cannot_be_kept(tmp_path: Path) -> None:
         "print(loops.encode_integers(np.zeros((1, 40), np.int32), 32, out, sizes))\n"
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", script]
+    command = [sys.executable, "-B", "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.stdout == "6\n", done.stderr
 
