@@ -18,9 +18,17 @@ from wustore.backends.fits.files import input as fits_input
 from wustore.backends.fits.files import open_files
 from wustore.backends.memory import MemoryBackend
 from wustore.backends.registry import backend_named, open_reader
-from wustore.errors import FormatError, OtherFormatError, UnknownFormatError, UsageError
+from wustore.errors import (
+    FormatError,
+    IncompleteError,
+    OtherFormatError,
+    StoreNotFoundError,
+    UnknownFormatError,
+    UsageError,
+)
 from wustore.ops.copy import copy
 from wustore.storage import files
+from wustore.storage.staging import Staging, partial_path, remove
 
 HERE = Path(__file__).parents[1] / "plugin"
 sys.path.insert(0, str(HERE))
@@ -232,3 +240,29 @@ def test_pipes_inside_of_a_store_are_not_opened(stores, tmp_path, name):
 def test_what_is_no_number_of_workers_is_refused_before_anything_is_opened(tmp_path: Path, workers: object) -> None:
     with pytest.raises(UsageError, match="workers"):
         open_reader(tmp_path / "nothing", workers=workers)
+
+
+@pytest.mark.parametrize("name", ["x.zarr", "x.zarr.zip", "x.h5", "x.fits", "x.fits.gz"])
+def test_what_writers_leave_is_unfinished_whatever_is_in_it(tmp_path: Path, name: str) -> None:
+    for partial in (partial_path(tmp_path / name), Staging(tmp_path / name).path):
+        for content in (None, b"", b"SIMPLE  =", b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"other"):
+            if content is None:
+                partial.mkdir()
+                (partial / "0_x.fits").touch()  # of a sharded set
+                with pytest.raises(IncompleteError, match="clean"):
+                    open_reader(partial / "0_x.fits")
+            else:
+                partial.write_bytes(content)
+            with pytest.raises(IncompleteError, match="clean"):
+                open_reader(partial)
+            remove(partial)
+
+
+def test_a_store_that_is_set_aside_is_named(tmp_path: Path) -> None:
+    aside = tmp_path / ".x.zarr~host~1-0123abcd.wustore-partial-old"
+    aside.mkdir()
+    with pytest.raises(StoreNotFoundError):
+        open_reader(tmp_path / "x.zarr")  # nothing is known of its process
+    (tmp_path / ".x.zarr~host~1-0123abcd.wustore-partial-lock").touch()
+    with pytest.raises(IncompleteError, match=aside.name):
+        open_reader(tmp_path / "x.zarr")

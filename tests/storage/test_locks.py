@@ -115,3 +115,29 @@ def test_who_has_lost_a_claim_stops(claimed):
         claim.renew(now=True)
     claim.release()
     assert keys.get(locks.CLAIM) is not None  # that of the other one
+
+
+def test_a_claim_that_cannot_be_keeps_nobody_away(claimed):
+    """Times far ahead, as of a clock that jumped, and values of other kinds."""
+    keys, by = claimed
+    by(1, "elsewhere", silent=-locks._STALE - 10)
+    locks.Claim(keys).take()
+    by(10**30)
+    locks.Claim(keys).take()
+    good = {"machine": "m", "process": 1, "when": time.time()}
+    for wrong in ({"machine": 5}, {"process": "1"}, {"when": float("nan")}, {"when": 10**400}, {"when": "x"}):
+        keys.set(locks.CLAIM, json.dumps(good | wrong).encode())
+        locks.Claim(keys).take()
+    keys.set(locks.CLAIM, b"[" * 100_000)
+    locks.Claim(keys).take()
+
+
+def test_a_claim_that_is_left_is_free_and_says_so(claimed):
+    keys, _ = claimed
+    first, second = locks.Claim(keys), locks.Claim(keys)
+    first.take()
+    first.leave()
+    assert not first.is_held()
+    assert keys.get(locks.CLAIM) is not None
+    second.take()
+    assert (first.was_left, second.was_left) == (False, True)

@@ -344,3 +344,46 @@ def test_what_cannot_be_removed_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(PermissionError):
         atomic.remove(tmp_path)
     assert (tmp_path / "7").exists()
+
+
+def test_all_that_a_process_of_another_container_left_goes(tmp_path):
+    """What has the name of a staging is its process's, too, as long as its lock says that it is gone."""
+    name = "a~b.fits.gz"
+    staging = tmp_path / f".{name}~another.host~1-0123abcd.wustore-partial"
+    for end in ("", "-inner", "-lock"):
+        staging.with_name(staging.name + end).touch()
+    Staging(tmp_path / name).abort()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_lock_of_what_is_set_aside_stays(tmp_path):
+    staging = tmp_path / ".x.zarr~another.host~1-0123abcd.wustore-partial"
+    aside, lock = (staging.with_name(staging.name + end) for end in ("-old", "-lock"))
+    aside.mkdir()
+    lock.touch()
+    Staging(tmp_path / "x.zarr").abort()
+    assert {left.path: left.kind for left in atomic.leftovers(tmp_path / "x.zarr")} == {aside: "set aside"}
+    assert lock.exists()
+
+
+def test_what_is_being_removed_is_locked(tmp_path, monkeypatch):
+    """A process that is killed meanwhile leaves a lock that is free, also for other containers."""
+    (tmp_path / "old").mkdir()
+    seen = []
+
+    def die(path):
+        seen.extend(left.kind for left in atomic.leftovers(tmp_path / "x"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(atomic, "remove", die)
+    with pytest.raises(KeyboardInterrupt):
+        atomic.retire(tmp_path / "old", tmp_path / "x")
+    assert seen == ["in use", "in use"]
+
+
+def test_names_that_are_no_stagings(tmp_path):
+    here = locks.machine()
+    for process in ("²", "9" * 60):
+        (tmp_path / f".x~{here}~{process}-0.wustore-partial").touch()
+    Staging(tmp_path / "x").abort()
+    assert [entry.name for entry in tmp_path.iterdir()] == [f".x~{here}~²-0.wustore-partial"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -18,9 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from wustore.backends.base import RECOGNISED, Backend, Reader
-from wustore.errors import IncompleteError, StoreNotFoundError, UnknownFormatError, UsageError, WuStoreError
+from wustore.errors import (
+    FormatError,
+    IncompleteError,
+    StoreNotFoundError,
+    UnknownFormatError,
+    UsageError,
+    WuStoreError,
+)
 from wustore.storage.files import check_regular, open_regular
-from wustore.storage.staging import partial_path
+from wustore.storage.staging import Leftover, is_partial, leftovers, partial_path
 from wustore.storage.stores import address_of
 from wustore.storage.threads import worker_count
 from wustore.storage.url import is_remote, redact
@@ -108,6 +115,13 @@ def _by_suffix(path: str) -> Iterator[Backend]:
         yield backend
 
 
+def _left_next_to(path: str) -> list[Leftover]:
+    try:
+        return [*leftovers(Path(path))]
+    except OSError:  # a folder that cannot be listed, or is not there
+        return []
+
+
 def _check_exists(path: str) -> None:
     """Refuse a path with nothing there, and one that leads to a named pipe or a device, before it is opened."""
     if os.path.lexists(path):
@@ -115,6 +129,14 @@ def _check_exists(path: str) -> None:
             check_regular(path)
         return
     partial = partial_path(path)
+    aside = next((left.path for left in _left_next_to(path) if left.kind == "set aside"), None)
+    if aside is not None:
+        raise IncompleteError(
+            "the store was about to be replaced when its writer was stopped; the old one is set aside",
+            path=path,
+            found=aside.name,
+            hint="Write the new one again; or move back what is set aside.",
+        )
     if partial.exists():
         raise IncompleteError(
             "the conversion to this store has not finished",
@@ -170,8 +192,13 @@ def open_reader(
     if not is_remote(address):
         _check_exists(address)
         address = os.path.abspath(address)  # noqa: PTH100 - links stay links
-    if format is not None:
-        return backend_named(format).open(address, **options)
+    with _unfinished(address):
+        return _opened(address, format, options)
+
+
+def _opened(address: str, form: str | None, options: dict[str, Any]) -> Reader:
+    if form is not None:
+        return backend_named(form).open(address, **options)
     named = list(_by_suffix(address))
     for backend in named:
         reader = backend.try_open(address, **options)
@@ -181,6 +208,23 @@ def open_reader(
             break  # at a URL each look is a request
     others = [] if named and is_remote(address) else _by_content(address, named)
     return _only_one(address, others, named, options)
+
+
+@contextmanager
+def _unfinished(address: str) -> Iterator[None]:
+    """Say of what is being written, or was left by a writer, that it is not whole, whatever it looks like so far."""
+    try:
+        yield
+    except (FormatError, UnknownFormatError) as error:
+        partial = not is_remote(address) and (is_partial(address) or is_partial(Path(address).parent))
+        if isinstance(error, IncompleteError) or not partial:
+            raise
+        raise IncompleteError(
+            "this is being written, or was left by a writer that was stopped",
+            path=address,
+            found=error.what,
+            hint="Open the store that it belongs to; 'wustore clean' removes what nobody writes to any more.",
+        ) from error
 
 
 def _by_content(path: str, asked: list[Backend]) -> list[Backend]:

@@ -202,7 +202,7 @@ def clean(path: Any, *, unfinished: bool = False, dry_run: bool = False) -> list
     if not is_local(address):
         raise UsageError("only local directories are cleaned", path=str(address), hint="Use the tools of the store.")
     done = []
-    for leftover in leftovers(Path(address)):
+    for leftover in [*leftovers(Path(address))]:  # all are looked at before any goes: a lock says whose the others are
         removes = leftover.kind == "abandoned" or (unfinished and leftover.kind == "unfinished")
         if removes and not dry_run:
             remove(leftover.path)

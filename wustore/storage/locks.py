@@ -10,6 +10,7 @@ import contextlib
 import errno
 import functools
 import json
+import math
 import os
 import socket
 import stat
@@ -169,9 +170,15 @@ class Claim:
 
     It is taken with a conditional write, so of two at a time one has it. Who writes says so again every minute; after
     ten minutes of silence, or if the process is gone from this machine, another one may take it.
+
+    Attributes
+    ----------
+    was_left
+        Whether the one before was killed, or had errors, before it had tidied up.
     """
 
     def __init__(self, keys: Keys) -> None:
+        self.was_left = False
         self._keys = keys
         self._mine = {"id": uuid.uuid4().hex, "machine": machine(), "process": os.getpid()}
         self._text = b""
@@ -183,14 +190,13 @@ class Claim:
         found = self._keys.versioned(CLAIM)
         if found is None:
             return None
-        try:
-            other = json.loads(found[0])
-            silent = time.time() - other["when"]
-            left = silent > _STALE or not _may_run(other["machine"], other["process"])
-        except (ValueError, KeyError, TypeError):
+        holder = _holder(found[0])
+        if holder is None:
             return found[1]
-        if not left:
-            raise self._busy(f"process {other['process']} on {other['machine'].partition('.')[0]}, {silent:.0f} s ago")
+        where, process, silent = holder
+        # A time far ahead is no better than one long ago: it would keep everybody away until then.
+        if abs(silent) <= _STALE and _may_run(where, process):
+            raise self._busy(f"process {process} on {where.partition('.')[0]}, {silent:.0f} s ago")
         return found[1]
 
     def take(self) -> None:
@@ -202,6 +208,7 @@ class Claim:
             If another process has it.
         """
         version = self.refuse_others()
+        self.was_left = version is not None
         if not self._write(version):
             raise self._busy("one that began at the same time")
 
@@ -231,6 +238,13 @@ class Claim:
         """Return whether the claim is still this one."""
         return bool(self._text) and self._keys.get(CLAIM) == self._text
 
+    def leave(self) -> None:
+        """Let others take the claim at once; that it is there says that this process has not tidied up."""
+        found = self._keys.versioned(CLAIM)
+        if found is not None and found[0] == self._text:
+            self._keys.set_if(CLAIM, b"{}", found[1])
+        self._text = b""
+
     def release(self) -> None:
         """Give the claim back."""
         if self.is_held():
@@ -246,13 +260,25 @@ class Claim:
         )
 
 
+def _holder(claim: bytes) -> tuple[str, int, float] | None:
+    """Return who wrote a claim, its machine and process, and how long ago [s]; None if it is no claim."""
+    try:
+        other = json.loads(claim)
+        where, process, when = other["machine"], other["process"], other["when"]
+        silent = time.time() - when
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
+    is_claim = isinstance(where, str) and isinstance(process, int) and math.isfinite(silent)
+    return (where, process, silent) if is_claim else None
+
+
 def _may_run(where: str, process: int) -> bool:
     """Return whether a process of a `machine` runs, or nothing is known of it."""
     if where != machine() or process == os.getpid() or os.name != "posix":
         return True  # on Windows `os.kill` sends Ctrl-C to the process instead of asking for it
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         return True

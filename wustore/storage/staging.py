@@ -30,9 +30,11 @@ from wustore.storage.threads import in_threads
 
 __all__ = [
     "ASIDE",
+    "INNER",
     "Leftover",
     "Staging",
     "check_target",
+    "is_partial",
     "leftovers",
     "partial_path",
     "remove",
@@ -47,6 +49,8 @@ ASIDE = "-old"
 """What is added to the name of a private staging, for what it is about to replace."""
 _LOCK = "-lock"
 """What the lock of a private staging adds to its name."""
+INNER = "-inner"
+"""What is added to the name of a private staging, for the content of a file before it is compressed."""
 _SYNC_WHOLE_FILE_SYSTEM = 64
 """Above this many files one ``syncfs`` is cheaper than an ``fsync`` each (about 1 ms a file on ext4)."""
 _TOGETHER = 8
@@ -72,6 +76,12 @@ def partial_path(target: str | os.PathLike[str]) -> Path:
     for place in (partial, partial / JOURNAL, partial / JOURNAL / "lock"):
         refuse_link(place)
     return partial
+
+
+def is_partial(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path has the name of what is being written, or was left, next to a target."""
+    name = os.path.basename(os.path.abspath(path))  # noqa: PTH100, PTH119
+    return name.startswith(".") and _MARK in name
 
 
 @functools.cache
@@ -198,13 +208,19 @@ def _give_back(lock: Path, handle: int) -> None:
 
 
 def _is_stale(path: Path) -> bool:
-    """Return whether a private staging, or its lock, belongs to a process that is gone."""
-    name = path.name.removesuffix(_LOCK)
+    """Return whether a private staging, its lock or what else has its name, belongs to a process that is gone."""
+    name = path.name.removesuffix(_LOCK).removesuffix(INNER)
     parts = name.removesuffix(_MARK).rsplit("~", 2)
     process = parts[-1].partition("-")[0]
-    if not name.endswith(_MARK) or len(parts) != 3 or not process.isdigit():
+    if not name.endswith(_MARK) or len(parts) != 3 or not (process.isascii() and process.isdigit()):
         return False
     return not is_alive(_lock_name(path.with_name(name)), parts[1], int(process))
+
+
+def _is_needed(lock: Path) -> bool:
+    """Return whether a lock says whose the files are that are set aside."""
+    name = lock.name
+    return name.endswith(_LOCK) and os.path.lexists(lock.with_name(name.removesuffix(_LOCK) + ASIDE))
 
 
 def take_mode(path: Path, old: Path) -> None:
@@ -255,12 +271,14 @@ def retire(path: Path, target: Path) -> None:
 
     What a process leaves that is killed meanwhile is removed by the next one that writes to this target.
     """
-    aside = _private(target)
+    aside, give_back = _locked_private(target)
     try:
         path.rename(aside)
+        remove(aside)
     except FileNotFoundError:
-        return  # another process was faster
-    remove(aside)
+        pass  # another process was faster
+    finally:
+        give_back()
 
 
 def _exists(target: Path) -> StoreExistsError:
@@ -350,11 +368,10 @@ class Staging:
     def _remove_stale(self) -> None:
         with contextlib.suppress(OSError):
             entries = [e for e in self.target.parent.iterdir() if e.name.startswith(f".{self.target.name}~")]
-            # Longer names last: a lock goes after what it belongs to.
-            for entry in sorted(entries, key=lambda entry: len(entry.name)):
-                if _is_stale(entry):
-                    remove(entry)
-                    _lock_name(entry.with_name(entry.name.removesuffix(_LOCK))).unlink(missing_ok=True)
+            # All are asked for before any goes, and a lock goes last: it says whose the others are.
+            stale = [entry for entry in entries if _is_stale(entry) and not _is_needed(entry)]
+            for entry in sorted(stale, key=lambda entry: entry.name.endswith(_LOCK)):
+                remove(entry)
 
     def commit(self) -> None:
         """Make what is at `path` durable and let it take the target's place in one step, with its permissions."""
@@ -422,7 +439,9 @@ def stores_of(path: Path) -> list[Path]:
     """Return a directory that is a store, or the directories directly in it that are; nothing for a file."""
     if not path.is_dir():
         return []
-    return [path] if _is_store(path) else [entry for entry in sorted(path.iterdir()) if _is_store(entry)]
+    if _is_store(path):
+        return [path]
+    return [entry for entry in sorted(path.iterdir()) if _is_store(entry) and not is_partial(entry)]
 
 
 def leftovers(path: Path) -> Iterator[Leftover]:
@@ -437,7 +456,7 @@ def leftovers(path: Path) -> Iterator[Leftover]:
         known = (
             entry.name.startswith(f".{name}") if several else entry.name.startswith((f".{name}~", f".{name}{_MARK}"))
         )
-        if not known or _MARK not in entry.name or entry.is_symlink():
+        if not known or _MARK not in entry.name or entry.is_symlink() or _is_needed(entry):
             continue
         if entry.name.endswith(ASIDE):
             owner = entry.with_name(entry.name.removesuffix(ASIDE))

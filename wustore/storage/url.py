@@ -302,7 +302,7 @@ def _from_profile(root: str, config: dict[str, str], profile: str | None) -> Any
     if profile is None:
         if {"skip_signature", "access_key_id"} & config.keys() or any(map(os.environ.get, _KEYS)):
             return None
-        home = Path("~/.aws").expanduser()
+        home = Path(os.path.expanduser("~/.aws"))  # noqa: PTH111 - without a home, `Path.expanduser` fails
         files = ("AWS_SHARED_CREDENTIALS_FILE", home / "credentials"), ("AWS_CONFIG_FILE", home / "config")
         if not any(Path(os.environ.get(name, default)).is_file() for name, default in files):
             return None

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import pickle
 import signal
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from digests import digest
 from endless_writer import write_without_end
+from zarr.storage import MemoryStore
 
+from wustore.backends.zarr import writer as zarr_writer
+from wustore.backends.zarr.append import append_images
 from wustore.backends.zarr.backend import ZarrBackend, ZarrZipBackend
 from wustore.errors import (
     CorruptError,
@@ -24,7 +30,8 @@ from wustore.errors import (
 )
 from wustore.model.meta import LAYERS
 from wustore.ops.copy import copy
-from wustore.storage.journal import JOURNAL
+from wustore.storage.journal import JOURNAL, Journal
+from wustore.storage.locks import CLAIM
 from wustore.storage.staging import partial_path
 from wustore.storage.zarr_store import DirectoryKeys
 from wustore.testing import assert_same, sample, with_capsule
@@ -267,3 +274,74 @@ class TestStoreObjects:
         with ZarrBackend().open(counted) as reader:
             assert reader.meta.n_images == 4
         assert {name: count for name, count in counted.counter.items() if name != "_ensure_open"} == {"get": 2}
+
+
+class _Stopped(MemoryStore):
+    """A store in which one change fails, or (killed) that one and all that follow."""
+
+    def __init__(self, held: dict[str, Any], at: int = 1 << 60, *, killed: bool = False) -> None:
+        super().__init__(held)
+        self.at, self.killed, self.changes = at, killed, 0
+
+    def _change(self) -> None:
+        self.changes += 1
+        if self.changes == self.at or (self.killed and self.changes > self.at):
+            raise OSError(errno.EIO, "the store does not answer")
+
+    async def set(self, *args: Any, **options: Any) -> None:
+        self._change()
+        await super().set(*args, **options)
+
+    async def delete(self, *args: Any, **options: Any) -> None:
+        self._change()
+        await super().delete(*args, **options)
+
+
+def _replace(store: MemoryStore) -> None:
+    """Let a store with fewer layers take the place of what is there."""
+    copy(sample("bare"), ZarrBackend().create(store, sample("bare").meta, overwrite=True, workers=1), workers=1)
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["one error", "killed"])
+def test_a_store_without_renames_is_old_or_new_after_each_change(killed: bool) -> None:
+    """An error after the root was replaced took the new chunks away; a kill left arrays that counted as others'."""
+    first: dict[str, Any] = {}
+    old, new = sample("simple"), sample("bare")
+    copy(old, ZarrBackend().create(MemoryStore(first), old.meta), workers=1)
+    counted = _Stopped(dict(first))
+    _replace(counted)
+    ends = Counter[str]()
+    for at in range(1, counted.changes + 1):
+        held = dict(first)
+        with pytest.raises(OSError, match="does not answer"):
+            _replace(_Stopped(held, at, killed=killed))
+        if killed and CLAIM in held:  # this process lives, but the one that wrote does not
+            held[CLAIM] = type(held[CLAIM]).from_bytes(b"{}")
+        with ZarrBackend().open(MemoryStore(held)) as reader:
+            ends["old" if reader.meta.n_images == old.meta.n_images else "new"] += 1
+            assert_same(old if reader.meta.n_images == old.meta.n_images else new, reader)
+            assert not list(reader.foreign()), at
+        if reader.meta.n_images != old.meta.n_images:
+            again = dict(held)
+            append_images(MemoryStore(again), [new], lambda count: {"action": "append", "images": count})
+            with ZarrBackend().open(MemoryStore(again)) as reader:
+                assert not list(reader.foreign()), at
+                assert not list(reader.audit()), at
+        _replace(MemoryStore(held))
+        with ZarrBackend().open(MemoryStore(held)) as reader:
+            assert_same(new, reader)
+            assert not list(reader.audit())
+        assert CLAIM not in held
+    assert min(ends["old"], ends["new"]) > 10
+
+
+def test_what_is_sealed_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resume does not look at it again: a power failure right after the seal must not find it empty."""
+    order: list[str] = []
+    monkeypatch.setattr(zarr_writer, "sync_tree", lambda path: order.append(f"sync {len(list(path.rglob('c*')))}"))
+    monkeypatch.setattr(Journal, "seal", lambda journal: order.append("seal"))
+    source = sample("simple")
+    copy(source, ZarrBackend().create(str(tmp_path / "x.zarr"), source.meta, resume=True, fingerprint="f"))
+    chunks = len(list((tmp_path / "x.zarr").rglob("c*")))
+    assert order == [f"sync {chunks}", "seal"]
+    assert chunks > source.meta.n_images

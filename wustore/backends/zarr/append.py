@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from wustore.backends.appending import cannot_take, continued, new_images, storage_of
 from wustore.backends.base import Progress, Reader
 from wustore.backends.state import replaced
+from wustore.backends.zarr.audit import is_remainder
 from wustore.backends.zarr.encoder import Structure
 from wustore.backends.zarr.metadata import to_json
 from wustore.backends.zarr.reader import ZarrReader
@@ -50,9 +51,18 @@ def _alone(path: Any) -> Iterator[Callable[[], None]]:
     claim = Claim(keys)
     claim.take()
     try:
+        if claim.was_left:
+            _tidy(keys, path)
         yield claim.renew
     finally:
         claim.release()
+
+
+def _tidy(keys: Keys, path: Any) -> None:
+    """Remove what a writer that was stopped left of the store before."""
+    with ZarrReader(_keys(path), path, "zarr") as reader:
+        nodes = reader.nodes()
+    keys.delete_all([key for key in keys.list("") if is_remainder(key, nodes)])
 
 
 def _structure_of(
@@ -116,9 +126,11 @@ def finish_append(path: Any, *, dry_run: bool = False) -> list[str]:
     dry_run
         Write nothing.
     """
-    with _alone(path), ZarrReader(_keys(path), path, "zarr") as reader:
+    with ZarrReader(_keys(path), path, "zarr") as reader:
         nodes = reader.outdated()
-        if not dry_run:
+    if nodes and not dry_run:  # in a store that needs nothing, or that nobody may change, nothing is locked
+        with _alone(path), ZarrReader(_keys(path), path, "zarr") as reader:
+            nodes = reader.outdated()
             _write_nodes(_keys(path), nodes, durably=True)
     return list(map(_document_key, nodes))
 

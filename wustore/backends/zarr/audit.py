@@ -12,14 +12,15 @@ from wustore.backends.zarr.metadata import CONSOLIDATED
 from wustore.errors import CorruptError, WuStoreError
 from wustore.format.arrays import ESCAPED
 from wustore.format.content import foreign_content, own_content
-from wustore.format.document import CONVENTIONS
+from wustore.format.document import CONVENTIONS, NAMES
 from wustore.format.tagged_json import parse
 from wustore.model.compare import same_bits
 from wustore.model.meta import Meta
-from wustore.storage.zarr_store import Keys
+from wustore.storage.locks import CLAIM
+from wustore.storage.zarr_store import DirectoryKeys, Keys
 from wustore.storage.zip import ZipKeys, audit_zip
 
-__all__ = ["audit", "foreign", "outdated"]
+__all__ = ["audit", "foreign", "is_remainder", "outdated"]
 
 _ROOT_ATTRIBUTES = {"Conventions", "zarr_conventions", "wustore"}
 _ROOT_MEMBERS = {"zarr_format", "node_type", "attributes", "consolidated_metadata"}
@@ -27,8 +28,9 @@ _OF_A_GENERATION = {"shape", "chunk_grid", "chunk_key_encoding"}
 """Members of an array's metadata that an append changes."""
 _OUTDATED = (
     "the metadata document is of the state before the last append, which was interrupted. Readers that use the root's"
-    " consolidated metadata are not concerned; 'wustore clean' of the store writes it"
+    " consolidated metadata are not concerned; "
 )
+_BY_CLEAN, _BY_EDIT = "'wustore clean' of the store writes it", "the next append, or writing the store again, writes it"
 _CHUNK = re.compile(r"c(?:[./]\d+)*")
 """The key of a chunk below its array."""
 _OF_THE_SYSTEM = (".nfs", ".DS_Store", ".wustore-")
@@ -64,7 +66,7 @@ def audit(
             yield where, str(error)
             continue
         if _is_outdated(document, node):
-            yield where, _OUTDATED
+            yield where, _OUTDATED + (_BY_CLEAN if isinstance(keys, DirectoryKeys | ZipKeys) else _BY_EDIT)
         elif document != node:
             yield where, "the metadata document differs from the consolidated metadata of the root"
     for name, data in arrays.items():
@@ -124,9 +126,12 @@ def _root_problems(root: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def foreign(keys: Keys, nodes: Mapping[str, Any], meta: Meta) -> Iterator[str]:
     """Yield in words what others added to a store; at a URL, where listing is slow, what its metadata name."""
     own = own_content(meta)
+    left = not keys.by_url and keys.size(CLAIM) is not None
     root = _document(keys, "zarr.json")
     yield from (f"root attribute {name}" for name in sorted(set(_attributes(root)) - _ROOT_ATTRIBUTES))
     listed = [] if keys.by_url else sorted(keys.list(""))
+    if left:  # a writer that was stopped has not removed all of the store before
+        listed = [key for key in listed if not is_remainder(key, nodes)]
     names = {key.removesuffix("/zarr.json") for key in listed if key.endswith("/zarr.json")} | nodes.keys()
     stored = []
     for name in names:
@@ -142,6 +147,19 @@ def foreign(keys: Keys, nodes: Mapping[str, Any], meta: Meta) -> Iterator[str]:
             continue
         if not name or name in own:
             yield f"file {key}"
+
+
+def is_remainder(key: str, nodes: Mapping[str, Any]) -> bool:
+    """Return whether a key is of an array that wustore writes, but that this store does not have.
+
+    Parameters
+    ----------
+    nodes
+        Its consolidated metadata.
+    """
+    if not nodes or key.partition("/")[0] not in NAMES:
+        return False
+    return not any(name in nodes for name in (key.removesuffix("/zarr.json"), *_parents(key)))
 
 
 def _parents(key: str) -> Iterator[str]:

@@ -384,6 +384,10 @@ class ZarrReader(Reader):
         """Return the metadata documents, by name, that an interrupted append has not written to their own places."""
         return {name: self._nodes[name] for name in outdated(self._keys, self._nodes)}
 
+    def nodes(self) -> Mapping[str, Any]:
+        """Return the consolidated metadata of the arrays and groups."""
+        return self._nodes
+
     def foreign(self) -> Iterator[str]:
         """Yield in words what others added; see `wustore.backends.base.Reader.foreign`."""
         return foreign(self._keys, self._nodes, self._meta)
@@ -468,7 +472,7 @@ def _listed(keys: Keys, prefix: str) -> Iterator[str]:
 
 def _without_root(keys: Keys) -> WuStoreError:
     if keys.get(f"{JOURNAL}plan.json") is not None:
-        done = sum(key.endswith(".json") for key in keys.list(f"{JOURNAL}images/"))
+        done = sum(key.endswith(".json") for key in _listed(keys, f"{JOURNAL}images/"))
         return IncompleteError(
             "the conversion to this store has not finished",
             path=keys.name,

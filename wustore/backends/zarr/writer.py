@@ -30,7 +30,7 @@ from wustore.model.meta import LAYERS, Capsule, Image
 from wustore.storage.buffers import Spool
 from wustore.storage.journal import JOURNAL, REPLACES, Entry, Journal, check_complete
 from wustore.storage.locks import Claim
-from wustore.storage.staging import Staging, retire
+from wustore.storage.staging import Staging, retire, sync_tree
 from wustore.storage.stores import exists
 from wustore.storage.threads import worker_count
 from wustore.storage.zarr_store import DirectoryKeys, Keys
@@ -133,6 +133,8 @@ class DirectoryTarget(Target):
         self._directory.settle()
         self._directory.sweep()
         if journal is not None:
+            if not journal.is_sealed():
+                sync_tree(staging.path)  # what is sealed is not looked at again, not even after a power failure
             journal.seal()
         staging.commit()
         if journal is not None:
@@ -254,6 +256,12 @@ class StoreTarget(Target):
     def discard(self) -> None:
         """Remove what was written, unless it is kept for a resume, or another process has taken over."""
         if self._keep or not self._claim.is_held():
+            return
+        found = self.keys.versioned("zarr.json")
+        if (None if found is None else found[1]) != self._version:
+            # The new store stands, though an error came after that: nothing of it may go, and the next writer removes
+            # what is left of the old one.
+            self._claim.leave()
             return
         try:
             self.keys.delete_all(self._all() if self.replaces is None else self._remains())

@@ -20,7 +20,7 @@ from wustore.backends.fits.files.container import repack_outer
 from wustore.backends.fits.files.open_files import shard_name
 from wustore.errors import StoreExistsError
 from wustore.storage.files import sync
-from wustore.storage.staging import ASIDE, Staging, leftovers, remove, sync_tree, take_mode
+from wustore.storage.staging import ASIDE, INNER, Staging, leftovers, remove, sync_tree, take_mode
 
 __all__ = ["Output"]
 
@@ -172,7 +172,7 @@ class Output:
         if self.sharded:
             return self._staging.path / self.name(number)
         path = self._staging.path
-        return path if self._packing(0) is None else path.with_name(path.name.replace("~", "~inner~", 1))
+        return path if self._packing(0) is None else path.with_name(path.name + INNER)
 
     @property
     def path(self) -> str:
