@@ -382,7 +382,7 @@ def test_two_writers_at_one_url(s3, monkeypatch):
         return version
 
     monkeypatch.setattr(locks.Claim, "refuse_others", both)
-    for _ in range(20):
+    for _ in range(8):
         errors = [None, None]
 
         def write(k, errors=errors):
