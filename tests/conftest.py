@@ -30,8 +30,12 @@ _ERRORS = pytest.StashKey[int]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Remember where errors go: pytest keeps what a test prints, which would be lost."""
+    """Remember where errors go, as pytest keeps what a test prints, and ask servers of this machine only."""
     config.stash[_ERRORS] = os.dup(2)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]  # whoever runs the tests may have an account, and a proxy
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -11,8 +11,8 @@ from terminal import Screen, in_terminal
 
 from wustore.cli import COMMANDS
 
-WIDE = 200
-"""Columns: lines that a page shows are compared, so they must not be wrapped."""
+WIDE = 500
+"""Columns: lines that a page shows are compared, so they must not be wrapped, wherever the files are."""
 
 
 @pytest.mark.slow

@@ -196,8 +196,9 @@ def test_batches_of_trajectories_where_one_image_is_too_much():
 
 
 @pytest.mark.slow
-def test_many_trajectories_stream_through_bounded_memory():
+def test_many_trajectories_stream_through_bounded_memory(monkeypatch):
     """100,000 trajectories through 100 images: 10 million stamps, 18 GB, never held together."""
+    monkeypatch.setattr(threads, "available_cores", lambda: 2)  # each thread has memory of its own
     side, n, n_images = 512, 100_000, 100
     rng = np.random.default_rng(5)
     planes = [rng.normal(0, 1, (side, side)).astype(np.float32) for _ in range(2)]

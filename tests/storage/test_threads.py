@@ -158,7 +158,7 @@ def test_threads_without_an_item_help_with_the_last_ones(workers, n):
     def work(k: int) -> int:
         seen.add(threading.get_ident())
         if len(seen) < workers:
-            threading.Event().wait(0.01)
+            threading.Event().wait(0.06)
         return meeting(k)
 
     def fetch(i: int) -> list[int]:

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from wustore.errors import (
     StoreNotFoundError,
     StoreReplacedError,
     UsageError,
+    WuStoreError,
 )
 from wustore.ops import edit, plans, run_parts
 from wustore.ops.copy import copy
@@ -371,54 +373,74 @@ def is_second(reader):
     return reader.meta.layer_shape("science") == sample("chunked").meta.layer_shape("science")
 
 
-def test_two_writers_at_one_url(s3, monkeypatch):
-    """One of the two wins each time, and the other one gets an error of ours."""
-    url, sources = "s3://bucket/two.zarr", [sample("simple"), sample("chunked")]
+def let_both_look(monkeypatch):
+    """From here on, two that want to write have looked, and seen nobody who writes, before one of them begins."""
     refuse_others, met = locks.Claim.refuse_others, threading.Barrier(2)
 
-    def both(claim):  # none of the two has the right to write when the other one looks
+    def both(claim):
         version = refuse_others(claim)
         met.wait(60)
         return version
 
     monkeypatch.setattr(locks.Claim, "refuse_others", both)
-    for _ in range(20):
-        errors = [None, None]
-
-        def write(k, errors=errors):
-            try:
-                wustore.save(work_unit_from(sources[k], lazy=True), url, overwrite=True)
-            except UsageError as failed:
-                errors[k] = failed
-
-        threads = [threading.Thread(target=write, args=(k,)) for k in (0, 1)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert sum(error is None for error in errors) == 1, errors
-        with wustore.open_reader(url) as reader:
-            assert_same(sources[errors.index(None)], reader)
 
 
-def test_two_appends_at_one_url(s3):
-    url = save(sample("simple"), "s3://bucket/appended.zarr")
-    start, errors = threading.Barrier(2), []
+def at_once(*acts):
+    """Do several things in threads; return the error of ours that each had, or None."""
+    errors = [None] * len(acts)
 
-    def append():
-        start.wait()
+    def run(k):
         try:
-            edit.append(url, url, duplicates=True)
-        except (UsageError, StoreReplacedError) as error:
-            errors.append(error)
+            acts[k]()
+        except WuStoreError as error:
+            errors[k] = error
 
-    threads = [threading.Thread(target=append) for _ in range(2)]
+    threads = [threading.Thread(target=run, args=(k,)) for k in range(len(acts))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    return errors
+
+
+def test_two_writers_at_one_url(s3, monkeypatch):
+    """One of the two wins each time, and the other one gets an error of ours."""
+    url, sources = "s3://bucket/two.zarr", [sample("simple"), sample("chunked")]
+    units = [work_unit_from(source, lazy=True) for source in sources]
+    let_both_look(monkeypatch)
+    for _ in range(8):
+        errors = at_once(*(partial(wustore.save, unit, url, overwrite=True) for unit in units))
+        (won,) = [k for k in (0, 1) if errors[k] is None]
+        assert isinstance(errors[1 - won], UsageError)
+        with wustore.open_reader(url) as reader:
+            assert_same(sources[won], reader)
+
+
+def test_two_appends_at_one_url(s3, monkeypatch):
+    url = save(sample("simple"), "s3://bucket/appended.zarr")
+    let_both_look(monkeypatch)
+    errors = at_once(*[partial(edit.append, url, url, duplicates=True)] * 2)
+    assert [type(error) for error in errors if error is not None] == [UsageError]
     with wustore.open_reader(url) as reader:
-        assert reader.meta.n_images == {0: 12, 1: 6}[len(errors)]
+        assert reader.meta.n_images == 6
+    assert wustore.verify(url) == []
+
+
+def test_an_append_whose_source_grows_before_it_begins(s3, monkeypatch):
+    """It appends what the source held when it was opened, to what the store holds when its turn comes."""
+    url, take = save(sample("simple"), "s3://bucket/grown.zarr"), locks.Claim.take
+
+    def late(claim):
+        monkeypatch.undo()
+        assert edit.append(url, url, duplicates=True) == 3
+        take(claim)
+
+    monkeypatch.setattr(locks.Claim, "take", late)
+    assert edit.append(url, url, duplicates=True) == 3
+    with wustore.open_reader(url) as reader:
+        for i in range(9):
+            assert reader.image(i).science.tobytes() == sample("simple").image(i % 3).science.tobytes()
+        assert reader.meta.n_images == 9
     assert wustore.verify(url) == []
 
 
