@@ -146,14 +146,14 @@ class Keys(ABC):
         return None if value is None else (value, hashlib.sha256(value).hexdigest())
 
     def set_if(self, key: str, value: bytes, version: str | None) -> bool:
-        """Write a value if the one there is of this version (None: if there is none); return whether it stands there.
+        """Write a value durably if the one there is of this version (None: if none is); return whether it stands there.
 
         In one step if the store has conditional writes; else between looking and writing another may write.
         """
         found = self.versioned(key)
         if (None if found is None else found[1]) != version:
             return found is not None and found[0] == value
-        self.set(key, value)
+        self.set_durably(key, value)
         return True
 
     def check_pickles(self) -> None:  # noqa: B027 - most do
