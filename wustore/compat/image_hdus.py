@@ -5,7 +5,6 @@ Whole files go through `wustore.backends.fits`, which is faster and exact. Masks
 
 from __future__ import annotations
 
-import warnings
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from wustore.compat.layered_image import LayeredImage
 from wustore.compat.wcs import append_wcs_to_hdu_header, extract_wcs_from_hdu_header
 from wustore.errors import CorruptError, FormatError, StoreNotFoundError
 from wustore.model.kbmod_rules import hide_pixels, identity_psf, is_masked
+from wustore.model.quiet import quiet
 
 if TYPE_CHECKING:
     from astropy.io.fits import HDUList
@@ -48,8 +48,7 @@ def load_layered_image_from_shard(file_path: str | PathLike[str]) -> LayeredImag
     number = path.name.split("_")[0]
     if not number.isdecimal():
         raise FormatError("a shard's name starts with its image's number", path=path, expected="<i>_<name>")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         try:
             with fits.open(path) as hdul:
                 sci, var, mask, obstime, psf, _ = read_image_data_from_hdul(hdul, int(number))

@@ -19,6 +19,7 @@ from wustore.errors import FormatError
 from wustore.format import tagged_json
 from wustore.format.wcs import text_to_wcs, wcs_to_text
 from wustore.model.meta import Column, ConstituentTable, object_array
+from wustore.model.quiet import quiet
 
 if TYPE_CHECKING:
     from astropy.io.fits import BinTableHDU
@@ -292,8 +293,7 @@ def constituents_to_hdu(constituents: ConstituentTable, layer_name: str | None =
             saved[name] = values
             if column.unit is not None:
                 saved[name].unit = column.unit
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # astropy: column names differing only in case; units outside the standard
+    with quiet():  # astropy: column names differing only in case; units outside the standard
         hdu = fits.BinTableHDU(saved)
     if layer_name is not None:
         hdu.name = layer_name

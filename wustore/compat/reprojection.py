@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from wustore.compat.wcs import each_sky_to_pixel
 from wustore.errors import UsageError
+from wustore.model.quiet import quiet
 
 if TYPE_CHECKING:
     from astropy.coordinates import EarthLocation, SkyCoord
@@ -38,13 +39,14 @@ def offline() -> Iterator[None]:
     from astropy.coordinates import solar_system_ephemeris
     from astropy.utils import iers
 
+    # One thread at a time: these settings belong to the process. Said are "dubious year", stale tables: neither enters
+    # the result.
     with (
+        quiet(),
         iers.conf.set_temp("auto_download", False),
         iers.conf.set_temp("iers_degraded_accuracy", "ignore"),
         solar_system_ephemeris.set("builtin"),
-        warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore")  # "dubious year", stale tables: neither enters the result
         yield
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.errors import UsageError
+from wustore.model.quiet import quiet
 from wustore.stamps.picture import png
 from wustore.stamps.results import Coadds, Stamps
 from wustore.storage.staging import Staging
@@ -163,8 +163,7 @@ def _write_zarr(arrays: Arrays, facts: Mapping[str, Any], path: Path) -> None:
             compressors=BloscCodec(cname="zstd", clevel=5, typesize=max(values.dtype.itemsize, 1)),
         )
         array[...] = values
-    with warnings.catch_warnings():  # consolidated metadata is no part of the Zarr v3 specification yet
-        warnings.simplefilter("ignore", UserWarning)
+    with quiet():  # consolidated metadata is no part of the Zarr v3 specification yet
         zarr.consolidate_metadata(path)
 
 

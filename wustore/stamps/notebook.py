@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from html import escape
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wustore.backends.base import Progress
+from wustore.model.quiet import quiet
 from wustore.stamps.picture import data_url
 
 __all__ = ["facts_html", "facts_text", "is_interactive", "shown_progress", "span_of", "text_of_bytes", "with_bar"]
@@ -89,8 +89,7 @@ def shown_progress(label: str, *, leave: bool = False, delay: float = 0) -> Iter
     delay
         Seconds after which it appears.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # without ipywidgets the bar is text, which tqdm warns of
+    with quiet():  # without ipywidgets the bar is text, which tqdm warns of
         from tqdm.auto import tqdm
 
     with tqdm(desc=label, unit="image", leave=leave, delay=delay, dynamic_ncols=True) as bar:

@@ -6,11 +6,9 @@ import gzip
 import lzma
 import math
 import struct
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,15 +16,12 @@ from numpy.typing import NDArray
 
 from wustore.backends.zarr.filters.decode import DamagedChunk, strip_crc
 from wustore.errors import CorruptError, FormatError, located
+from wustore.model.quiet import quiet
 from wustore.model.sizes import check_size
 from wustore.storage.stores import ObjectKeys
 from wustore.storage.zarr_store import DirectoryKeys, Keys, StoreKeys
 
 __all__ = ["ForeignArray"]
-
-_FILTERS = Lock()
-"""Warning filters and zarr's configuration belong to the process: threads that set and restore them undo each other."""
-
 
 _RAISED = (
     *(ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, EOFError),
@@ -77,8 +72,9 @@ class ForeignArray:
         self._keys = keys
         self._name = name
         try:
-            with _FILTERS, warnings.catch_warnings(), checked_codecs():
-                warnings.simplefilter("ignore")  # codecs outside the core are said so on every open
+            # One thread at a time: zarr's configuration belongs to the process. Codecs outside the core are said so on
+            # every open.
+            with quiet(), checked_codecs():
                 store, base = _store_of(keys)
                 array = zarr.open_array(store, path=f"{base}/{name}".strip("/"), mode="r", zarr_format=3)
                 chunks, shards = array.chunks, array.shards

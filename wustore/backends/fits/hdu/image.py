@@ -8,7 +8,6 @@ astropy gives as ``.data``, in native byte order.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +20,7 @@ from wustore.backends.fits.hdu.header import BLOCK, CARD, Header
 from wustore.backends.fits.hdu.scan import Buffer, Hdu
 from wustore.backends.fits.tiles.dtypes import PIXEL_TYPES, UNSIGNED, flipped
 from wustore.errors import CorruptError, FormatError, WuStoreError
+from wustore.model.quiet import quiet
 from wustore.storage import buffers
 
 __all__ = ["Fetch", "Plane"]
@@ -263,8 +263,7 @@ class Plane:
         body = bytes(memoryview(data)[hdu.data_start : hdu.data_start + hdu.data_length])
         kind = fits.PrimaryHDU if hdu.kind == "PRIMARY" else fits.ImageHDU
         try:
-            with warnings.catch_warnings(), np.errstate(all="ignore"):
-                warnings.simplefilter("ignore")
+            with quiet(), np.errstate(all="ignore"):
                 image = kind.fromstring(block + body + bytes(-len(body) % BLOCK))
                 values: NDArray[Any] = np.asarray(image.data).astype(self.dtype)
         except Exception as error:  # whatever astropy stumbles over in a damaged header

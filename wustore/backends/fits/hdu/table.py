@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from wustore.backends.fits.hdu.header import CARD, Header
 from wustore.backends.fits.tiles.dtypes import COLUMN_TYPES, UNSIGNED, column_format, flipped
 from wustore.errors import CorruptError
+from wustore.model.quiet import quiet
 
 __all__ = ["LONGEST_ROW", "Field", "TableColumn", "fields_of", "read_table"]
 
@@ -185,8 +185,7 @@ def _by_astropy(header: Header, data: bytes | memoryview, path: str, where: str)
     text = header.text + "END".ljust(CARD)
     block = text.ljust(-(-len(text) // 2880) * 2880).encode("latin-1")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             hdu = fits.BinTableHDU.fromstring(block + bytes(data) + bytes(-len(data) % 2880))
             table = Table(hdu.data)
             units = {column.name: column.unit for column in hdu.columns}
