@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 import wustore
-from wustore.errors import UsageError
+from wustore.backends.registry import backend_named
+from wustore.errors import CorruptError, UsageError
+from wustore.ops.copy import copy
+from wustore.storage.zarr_store import DirectoryKeys
+from wustore.testing import sample, with_capsule
 
 
 @pytest.mark.parametrize(
@@ -27,3 +31,32 @@ def test_no_plan_stores_a_secret(url: str, tmp_path: Path) -> None:
             begin()
         assert "very-secret" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_is_on_disk_before_anything_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power failure an empty file would keep the conversion from going on."""
+    durable = []
+    monkeypatch.setattr(
+        DirectoryKeys,
+        "set_durably",
+        lambda keys, key, value: (durable.append(key.rpartition("/")[2]), keys.set(key, value)),
+    )
+    source = with_capsule(sample("simple"))
+    copy(source, backend_named("zarr").create(str(tmp_path / "a.zarr"), source.meta, capsule=source.capsule()))
+    for target in ("x.zarr", "x.h5"):
+        durable.clear()
+        wustore.plan(tmp_path / "a.zarr", tmp_path / target)
+        assert durable == ["plan.json", "capsule.bin", "job.json"]
+
+
+@pytest.mark.parametrize("name", ["plan.json", "job.json", "capsule.bin"])
+def test_a_damaged_plan_says_how_to_begin_again(tmp_path: Path, name: str) -> None:
+    source = with_capsule(sample("simple"))
+    copy(source, backend_named("zarr").create(str(tmp_path / "a.zarr"), source.meta, capsule=source.capsule()))
+    wustore.plan(tmp_path / "a.zarr", tmp_path / "x.zarr")
+    (tmp_path / ".x.zarr.wustore-partial" / ".wustore-journal" / name).write_bytes(b"")
+    with pytest.raises((CorruptError, UsageError), match="clean --unfinished"):
+        wustore.convert(tmp_path / "a.zarr", tmp_path / "x.zarr", resume=True)
+    wustore.clean(tmp_path / "x.zarr", unfinished=True)
+    wustore.convert(tmp_path / "a.zarr", tmp_path / "x.zarr", resume=True)
+    assert not wustore.verify(tmp_path / "x.zarr")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import warnings
@@ -18,8 +20,12 @@ from wustore.backends.registry import backend_named
 from wustore.errors import StoreExistsError, StoreReplacedError, UsageError
 from wustore.ops import edit
 from wustore.ops.copy import copy
+from wustore.storage import files, zarr_store
+from wustore.storage.files import pread
 from wustore.storage.locks import CLAIM
-from wustore.storage.stores import address_of, name_of, writable_keys
+from wustore.storage.stores import address_of, name_of, open_keys, writable_keys
+from wustore.storage.zarr_store import DirectoryKeys
+from wustore.storage.zip import pack_directory
 from wustore.testing import assert_same, sample
 from wustore.work_unit import work_unit_from
 
@@ -226,3 +232,50 @@ def test_threads_of_others_finish_before_the_program_ends() -> None:
     """They wake the caller before they are done, and are aborted, the process with them, if it ends then."""
     done = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True, check=True)
     assert done.stdout == "ends\nwaits 0.1\n"
+
+
+@pytest.mark.parametrize("kind", ["directory", "zip"])
+def test_closing_does_not_change_what_another_thread_reads(tmp_path, monkeypatch, kind):
+    """The number of the descriptor that one thread closes is that of the next file that any thread opens."""
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "key").write_text(name * 5)
+        pack_directory(folder, tmp_path / f"{name}.zip", without=".")
+    if kind == "zip":
+        keys = open_keys(str(tmp_path / "a.zip"))
+        with keys.open("key") as value:
+            keys.close()
+            others = [open_keys(str(tmp_path / "b.zip")) for _ in range(3)]
+            assert pread(value.handle, value.size, value.start) == b"aaaaa"
+    else:
+        keys = open_keys(str(tmp_path / "a"))
+        others = []
+
+        def meanwhile(path, folder=None):
+            keys.close()
+            others.extend(open_keys(str(tmp_path / "b")) for _ in range(3))
+            return files.open_handle(path, folder)
+
+        monkeypatch.setattr(zarr_store, "open_handle", meanwhile)
+        assert keys.get("key") == b"aaaaa"
+        monkeypatch.undo()
+    with pytest.raises(OSError, match="descriptor"):
+        keys.get("key")
+    for other in others:
+        other.close()
+
+
+def test_what_cannot_be_listed_is_an_error_and_what_is_gone_is_not(tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    assert list(DirectoryKeys(tmp_path / "a").list("none/")) == []
+    true = os.scandir
+
+    def refused(path):
+        if os.fspath(path).endswith("b"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return true(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(PermissionError):
+        list(DirectoryKeys(tmp_path / "a").list(""))

@@ -154,13 +154,23 @@ def load_plan(target: str) -> tuple[Job, Capsule | None]:
         job = Job(target=absolute(target), **_checked(unsealed(text)))
         job = replace(job, source=with_options_of(job.source, target))  # options are not stored
     except (ValueError, TypeError) as error:
-        raise CorruptError("the plan of a conversion is damaged", path=target, where=_JOB, found=error) from error
+        raise CorruptError(
+            "the plan of a conversion is damaged", path=target, where=_JOB, found=error, hint=_again(target)
+        ) from error
     if job.capsule is None:
         return job, None
     head = keys.get(_CAPSULE)
     if head is None:
-        raise CorruptError("the plan of a conversion lacks its capsule", path=target, where=_CAPSULE)
+        raise CorruptError(
+            "the plan of a conversion lacks its capsule", path=target, where=_CAPSULE, hint=_again(target)
+        )
     return job, Capsule(job.capsule, head)
+
+
+def _again(target: str) -> str:
+    if is_local(target):
+        return "Remove it (wustore clean --unfinished), and convert again."
+    return f"Remove what is below {JOURNAL} there, and convert again."
 
 
 def check_same(found: Job, wanted: Job, target: str) -> None:
@@ -197,10 +207,10 @@ def save_plan(job: Job, capsule: Capsule | None = None) -> None:
     """
     keys = keys_of(job.target, must_exist=False)
     if capsule is not None:
-        keys.set(_CAPSULE, capsule.head)
+        keys.set_durably(_CAPSULE, capsule.head)
     # Keys in their order: HDF5 keeps that of the capsule's document.
     members = {name: value for name, value in asdict(job).items() if name != "target"}
-    keys.set(_JOB, sealed_text(members))  # last: this file makes the plan
+    keys.set_durably(_JOB, sealed_text(members))  # last: this file makes the plan
 
 
 _KINDS: dict[str, type | UnionType] = {

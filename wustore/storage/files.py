@@ -8,7 +8,7 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from wustore.errors import FormatError, OtherFormatError, StoreNotFoundError
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 __all__ = [
+    "CLOSED",
+    "Descriptor",
     "RemoteFile",
     "check_regular",
     "fill_from",
@@ -28,6 +30,7 @@ __all__ = [
     "pread_into",
     "room",
     "sync",
+    "walk",
     "write_all",
 ]
 
@@ -54,6 +57,32 @@ def check_regular(path: str | os.PathLike[str], folder: int | None = None) -> No
         kinds = ((stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
         found = next((name for is_kind, name in kinds if is_kind(mode)), "a device")
         raise FormatError("not a regular file", path=path, found=found)
+
+
+class Descriptor:
+    """An open file or directory, closed when the last one who uses it lets it go.
+
+    Who reads keeps a reference meanwhile. So closing in one thread does not make the number free, and that of another
+    file, while another thread reads.
+
+    Attributes
+    ----------
+    number
+        Of the open file; -1 if it has been closed.
+    """
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        if self.number >= 0 and os is not None:  # None when the interpreter ends: the system closes what is open
+            os.close(self.number)
+
+
+CLOSED = Descriptor(-1)
+"""In the place of a descriptor that was given back: reading from it is an `OSError`."""
 
 
 def open_handle(path: str | os.PathLike[str], folder: int | None = None) -> int:
@@ -175,6 +204,16 @@ def write_all(handle: int, pieces: Sequence[bytes | memoryview], offset: int | N
                 done += os.write(handle, part) if offset is None else os.pwrite(handle, part, offset + done)
         if offset is not None:
             offset += size
+
+
+def walk(path: str | os.PathLike[str]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield what `os.walk` does; an `OSError` if a directory cannot be listed, which that leaves out."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):  # removed meanwhile
+            raise error
+
+    return os.walk(path, onerror=refuse)
 
 
 def sync(path: str | os.PathLike[str]) -> None:

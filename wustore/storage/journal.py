@@ -110,7 +110,8 @@ class Journal:
                 "an unfinished conversion of something else, or with other options, stands here",
                 path=self._keys.name,
                 found=_difference(found, plan),
-                hint="Finish it with the options it was started with, or remove it and start again.",
+                hint="Finish it with the options it was started with, or remove it (wustore clean --unfinished) "
+                "and start again.",
             )
 
     def capsule_key(self, i: int) -> str:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
 from wustore.errors import StoreExistsError, StoreNotFoundError, UsageError
-from wustore.storage.files import sync
+from wustore.storage.files import sync, walk
 from wustore.storage.journal import JOURNAL
 from wustore.storage.locks import is_alive, is_open_file, machine, open_lock, refuse_link
 from wustore.storage.threads import in_threads
@@ -125,7 +125,7 @@ def sync_tree(path: Path) -> None:
     if not path.is_dir():
         sync(path)
         return
-    entries = [Path(root) / name for root, _, names in os.walk(path) for name in names]
+    entries = [Path(root) / name for root, _, names in walk(path) for name in names]
     if len(entries) > _SYNC_WHOLE_FILE_SYSTEM and sys.platform == "linux":
         libc = _libc()
         handle = os.open(path, os.O_RDONLY)
@@ -420,7 +420,7 @@ def _nothing() -> None:
 
 def _refuse_links_below(path: Path) -> None:
     """Refuse a staging that others could have prepared: what is written below a link goes elsewhere."""
-    for folder, folders, names in os.walk(path):
+    for folder, folders, names in walk(path):
         for name in (*folders, *names):
             refuse_link(Path(folder, name))
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from wustore.errors import CorruptError
-from wustore.storage.files import open_handle, pread, sync, write_all
+from wustore.storage.files import CLOSED, Descriptor, open_handle, pread, sync, walk, write_all
 from wustore.storage.threads import Background
 from wustore.storage.url import errors_of, redact
 from wustore.storage.url_requests import CONCURRENCY, gather
@@ -44,21 +44,26 @@ _FINISHING = 0.1
 class OpenValue:
     """A value that lies in an open file, for several reads by `pread`.
 
+    Parameters
+    ----------
+    of
+        Whose file it is; by default that of this value, which closes it.
+
     Attributes
     ----------
     handle, start, size
         The file, and where in it the value is.
     """
 
-    def __init__(self, handle: int, start: int, size: int, *, close: bool) -> None:
+    def __init__(self, handle: int, start: int, size: int, of: Descriptor | None = None) -> None:
         self.handle, self.start, self.size = handle, start, size
-        self._close = close
+        self._of = of
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._close:
+        if self._of is None:
             os.close(self.handle)
 
 
@@ -141,14 +146,14 @@ class Keys(ABC):
         return None if value is None else (value, hashlib.sha256(value).hexdigest())
 
     def set_if(self, key: str, value: bytes, version: str | None) -> bool:
-        """Write a value if the one there is of this version (None: if there is none); return whether it stands there.
+        """Write a value durably if the one there is of this version (None: if none is); return whether it stands there.
 
         In one step if the store has conditional writes; else between looking and writing another may write.
         """
         found = self.versioned(key)
         if (None if found is None else found[1]) != version:
             return found is not None and found[0] == value
-        self.set(key, value)
+        self.set_durably(key, value)
         return True
 
     def check_pickles(self) -> None:  # noqa: B027 - most do
@@ -203,12 +208,12 @@ class DirectoryKeys(Keys):
     in_files = True
 
     def __init__(self, root: str | os.PathLike[str], name: str | None = None, *, hold: bool = False) -> None:
-        self._held: int | None = None
+        self._held: Descriptor | None = None
         self.root = os.fspath(root)
         self.name = name or self.root
         self._base = f"{self.root}/"
         if hold and os.open in os.supports_dir_fd and os.stat in os.supports_dir_fd:
-            self._held = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+            self._held = Descriptor(os.open(self.root, os.O_RDONLY | os.O_DIRECTORY))
             self._base = ""
         self._token = uuid.uuid4().hex[:12]
         self._serial = itertools.count()
@@ -217,15 +222,16 @@ class DirectoryKeys(Keys):
 
     def open(self, key: str) -> OpenValue | None:
         """Return the value to be read in parts; see `Keys.open`."""
+        held = self._held
         try:
-            handle = open_handle(self._base + key, self._held)
+            handle = open_handle(self._base + key, None if held is None else held.number)
         except (FileNotFoundError, NotADirectoryError):
             return None
         status = os.fstat(handle)
         if stat.S_ISDIR(status.st_mode):
             os.close(handle)
             raise CorruptError("a directory where a file belongs", path=self.name, where=key)
-        return OpenValue(handle, 0, status.st_size, close=True)
+        return OpenValue(handle, 0, status.st_size)
 
     def _path(self, key: str) -> str:
         return f"{self.root}/{key}"
@@ -258,16 +264,17 @@ class DirectoryKeys(Keys):
 
     def size(self, key: str) -> int | None:
         """Return the length, or None; see `Keys.size`."""
+        held = self._held
         try:
             # A Path object a key costs more than the call.
-            return os.stat(self._base + key, dir_fd=self._held).st_size
+            return os.stat(self._base + key, dir_fd=None if held is None else held.number).st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def list(self, prefix: str) -> Iterator[str]:
         """Yield the keys below; see `Keys.list`."""
         top = Path(self.root, prefix)
-        for folder, _, names in os.walk(top):
+        for folder, _, names in walk(top):
             for name in names:
                 yield Path(folder, name).relative_to(self.root).as_posix()
 
@@ -307,7 +314,7 @@ class DirectoryKeys(Keys):
 
     def sweep(self) -> None:
         """Remove the halves of values that killed processes left; nobody else may be writing."""
-        for folder, _, names in os.walk(self.root):
+        for folder, _, names in walk(self.root):
             for name in names:
                 if is_half_written(name):
                     os.unlink(f"{folder}/{name}")  # noqa: PTH108
@@ -324,22 +331,18 @@ class DirectoryKeys(Keys):
 
     def is_same(self) -> bool | None:
         """Return whether the path still leads to the directory that is held; see `Keys.is_same`."""
-        if self._held is None:
+        held = self._held
+        if held is None:
             return None
         try:
-            return os.path.samestat(os.stat(self.root), os.fstat(self._held))  # noqa: PTH116
+            return os.path.samestat(os.stat(self.root), os.fstat(held.number))  # noqa: PTH116
         except (FileNotFoundError, NotADirectoryError):
             return False
 
     def close(self) -> None:
         """Release the directory; see `Keys.close`."""
-        held, self._held = self._held, None if self._held is None else -1
-        if held is not None and held >= 0:
-            os.close(held)
-
-    def __del__(self) -> None:
-        if os is not None:  # None when the interpreter ends: the system closes what is open
-            self.close()
+        if self._held is not None:
+            self._held = CLOSED
 
     def delete(self, key: str) -> None:
         """Remove the key; see `Keys.delete`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import struct
-import weakref
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +13,7 @@ from typing import IO, NamedTuple, NoReturn, cast
 
 from wustore.errors import CorruptError, FormatError, StoreNotFoundError, located
 from wustore.model.sizes import check_size
-from wustore.storage.files import open_handle, pread
+from wustore.storage.files import CLOSED, Descriptor, open_handle, pread
 from wustore.storage.zarr_store import Keys, OpenValue
 
 __all__ = ["ZipKeys", "audit_zip", "pack_directory"]
@@ -56,14 +55,8 @@ class ZipKeys(Keys):
             handle = open_handle(self.name)
         except FileNotFoundError as error:
             raise StoreNotFoundError("there is nothing at this path", path=self.name, hint="Check the name.") from error
-        # Closed when this object goes, too.
-        self._close = weakref.finalize(self, os.close, handle)
-        self._handle = handle
-        try:
-            self._members = self._read_directory()
-        except BaseException:
-            self._close()
-            raise
+        self._file = Descriptor(handle)
+        self._members = self._read_directory()
         self._starts: dict[str, int] = {}
         self.in_files = all(
             member.method == _STORED and not member.flags & _ENCRYPTED and member.size == member.packed
@@ -73,14 +66,15 @@ class ZipKeys(Keys):
     def open(self, key: str) -> OpenValue | None:
         """Return the value to be read in parts; see `Keys.open`."""
         size = self.size(key)
-        return None if size is None else OpenValue(self._handle, self._start(key), size, close=False)
+        file = self._file
+        return None if size is None else OpenValue(file.number, self._start(key), size, file)
 
     def _read_directory(self) -> dict[str, _Member]:
         import zipfile
 
-        status = os.fstat(self._handle)
+        status = os.fstat(self._file.number)
         try:
-            with open(self._handle, "rb", closefd=False) as file, zipfile.ZipFile(file) as archive:
+            with open(self._file.number, "rb", closefd=False) as file, zipfile.ZipFile(file) as archive:
                 infos = archive.infolist()
         except (zipfile.BadZipFile, ValueError, ArithmeticError, LookupError, EOFError, NotImplementedError) as error:
             raise CorruptError("the zip file cannot be read", path=self.name, found=error) from error
@@ -116,7 +110,8 @@ class ZipKeys(Keys):
             return start
         member = self._members[key]
         length = _LOCAL_HEADER.size + len(member.raw_name)
-        header = pread(self._handle, length, member.at)
+        file = self._file
+        header = pread(file.number, length, member.at)
         if len(header) < length:
             self._damaged("a member of the zip file is not where it should be", key)
         magic, _, flags, method, _, _, crc, packed, size, name_length, extra = _LOCAL_HEADER.unpack_from(header)
@@ -144,8 +139,9 @@ class ZipKeys(Keys):
         with located(self.name, key):
             check_size(member.size, member.packed)
         engine = zlib.decompressobj(-zlib.MAX_WBITS)
+        file = self._file
         try:
-            value = engine.decompress(pread(self._handle, member.packed, self._start(key)), member.size + 1)
+            value = engine.decompress(pread(file.number, member.packed, self._start(key)), member.size + 1)
         except zlib.error as error:
             raise CorruptError("a member of the zip file cannot be read", path=self.name, where=key) from error
         if not engine.eof or len(value) != member.size or zlib.crc32(value) != member.crc:
@@ -171,8 +167,8 @@ class ZipKeys(Keys):
         unpacked = self._unpacked(key)
         if unpacked is not None:
             return [unpacked[start : start + length] for start, length in ranges]
-        base = self._start(key)
-        return [pread(self._handle, max(min(length, size - start), 0), base + start) for start, length in ranges]
+        base, file = self._start(key), self._file
+        return [pread(file.number, max(min(length, size - start), 0), base + start) for start, length in ranges]
 
     def size(self, key: str) -> int | None:
         """Return the length, or None; see `Keys.size`."""
@@ -193,15 +189,15 @@ class ZipKeys(Keys):
 
     def is_same(self) -> bool | None:
         """Return whether the path still leads to the file that is open; see `Keys.is_same`."""
+        file = self._file
         try:
-            return os.path.samestat(os.stat(self.name), os.fstat(self._handle))  # noqa: PTH116
+            return os.path.samestat(os.stat(self.name), os.fstat(file.number))  # noqa: PTH116
         except (FileNotFoundError, NotADirectoryError):
             return False
 
     def close(self) -> None:
         """Release files; see `Keys.close`."""
-        self._close()
-        self._handle = -1
+        self._file = CLOSED
 
 
 def _raw_name(name: str, flags: int) -> bytes:
