@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,12 +36,14 @@ def test_no_plan_stores_a_secret(url: str, tmp_path: Path) -> None:
 
 def test_a_plan_is_on_disk_before_anything_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a power failure an empty file would keep the conversion from going on."""
-    durable = []
-    monkeypatch.setattr(
-        DirectoryKeys,
-        "set_durably",
-        lambda keys, key, value: (durable.append(key.rpartition("/")[2]), keys.set(key, value)),
-    )
+    durable, written = [], DirectoryKeys._written
+
+    def note(keys: DirectoryKeys, key: str, pieces: Any, **options: Any) -> str:
+        if options["durable"]:
+            durable.append(key.rpartition("/")[2])
+        return written(keys, key, pieces, **options)
+
+    monkeypatch.setattr(DirectoryKeys, "_written", note)
     source = with_capsule(sample("simple"))
     copy(source, backend_named("zarr").create(str(tmp_path / "a.zarr"), source.meta, capsule=source.capsule()))
     for target in ("x.zarr", "x.h5"):

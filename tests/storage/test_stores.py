@@ -9,6 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import zarr
@@ -279,3 +280,30 @@ def test_what_cannot_be_listed_is_an_error_and_what_is_gone_is_not(tmp_path, mon
     monkeypatch.setattr(os, "scandir", refused)
     with pytest.raises(PermissionError):
         list(DirectoryKeys(tmp_path / "a").list(""))
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_value_is_written_if_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    """Also on file systems without hard links."""
+    if not links:
+        monkeypatch.setattr(os, "link", Mock(side_effect=OSError(errno.EPERM, "no links")))
+    keys = DirectoryKeys(tmp_path)
+    assert keys.set_if("a/plan", b"one", None)
+    assert keys.set_if("a/plan", b"one", None), "it stands there"
+    assert not keys.set_if("a/plan", b"two", None)
+    found = keys.versioned("a/plan")
+    assert found is not None
+    assert not keys.set_if("a/plan", b"two", "another version")
+    assert keys.set_if("a/plan", b"two", found[1])
+    assert keys.get("a/plan") == b"two"
+    assert list(keys.list("")) == ["a/plan"]
+
+
+def test_two_that_begin_at_the_same_time_do_not_replace_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have looked before either writes."""
+    monkeypatch.setattr(DirectoryKeys, "versioned", lambda self, key: None)
+    assert DirectoryKeys(tmp_path).set_if("plan", b"one", None)
+    assert not DirectoryKeys(tmp_path).set_if("plan", b"two", None)
+    assert DirectoryKeys(tmp_path).get("plan") == b"one"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import hashlib
 import itertools
 import os
@@ -36,6 +37,9 @@ _FLUSHED_BYTES = 1 << 18
 _FLUSHERS = 4
 """Threads that flush: they wait for the disk, which takes several files at a time faster than one by one."""
 
+
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
+"""What a file system says that has no hard links."""
 
 _FINISHING = 0.1
 """How long a program that used a zarr Store object waits for the threads of others when it ends [s]."""
@@ -292,7 +296,21 @@ class DirectoryKeys(Keys):
         """Write the value, and make it and its name durable; see `Keys.set_durably`."""
         _flush(str(Path(self._written(key, [value], durable=True)).parent))
 
-    def _written(self, key: str, pieces: Sequence[bytes | memoryview], *, durable: bool) -> str:
+    def set_if(self, key: str, value: bytes, version: str | None) -> bool:
+        """Write the value on a condition, in one step if there is to be none; see `Keys.set_if`."""
+        if version is None:
+            try:
+                _flush(str(Path(self._written(key, [value], durable=True, new=True)).parent))
+            except FileExistsError:
+                return self.get(key) == value
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+            else:
+                return True
+        return super().set_if(key, value, version)
+
+    def _written(self, key: str, pieces: Sequence[bytes | memoryview], *, durable: bool, new: bool = False) -> str:
         path = self._path(key)
         folder, _, leaf = path.rpartition("/")
         if folder not in self._made:
@@ -305,7 +323,11 @@ class DirectoryKeys(Keys):
                 write_all(file.fileno(), pieces)
                 if durable:
                     os.fsync(file.fileno())
-            os.replace(beside, path)  # noqa: PTH105
+            if new:
+                os.link(beside, path)
+                os.unlink(beside)  # noqa: PTH108
+            else:
+                os.replace(beside, path)  # noqa: PTH105
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(beside)  # noqa: PTH108
