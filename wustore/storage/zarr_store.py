@@ -294,13 +294,13 @@ class DirectoryKeys(Keys):
 
     def set_durably(self, key: str, value: bytes) -> None:
         """Write the value, and make it and its name durable; see `Keys.set_durably`."""
-        _flush(str(Path(self._written(key, [value], durable=True)).parent))
+        self._written(key, [value], durable=True)
 
     def set_if(self, key: str, value: bytes, version: str | None) -> bool:
         """Write the value on a condition, in one step if there is to be none; see `Keys.set_if`."""
         if version is None:
             try:
-                _flush(str(Path(self._written(key, [value], durable=True, new=True)).parent))
+                self._written(key, [value], durable=True, new=True)
             except FileExistsError:
                 return self.get(key) == value
             except OSError as error:
@@ -332,6 +332,8 @@ class DirectoryKeys(Keys):
             with contextlib.suppress(OSError):
                 os.unlink(beside)  # noqa: PTH108
             raise
+        if durable:
+            _flush(folder)
         return path
 
     def sweep(self) -> None:
